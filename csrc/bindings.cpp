@@ -1,0 +1,152 @@
+// The module colbert_fast._C. Pointers and shapes come in, nothing is owned; the GIL is released while
+// scoring. Everything that could make a kernel leave its buffers is checked here: this is the only file that
+// throws.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "dispatch.h"
+#include "maxsim.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace colbert_fast {
+namespace {
+
+// (data, row stride in elements, rows, starts, lengths, items)
+using Side = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, int64_t>;
+
+const Tier& tier_named(const std::string& name) {
+  std::string known;
+  for (const Tier* const* t = kTiers; *t != nullptr; ++t) {
+    if (name == (*t)->name) {
+      if (const char* reason = (*t)->unsupported())
+        throw std::runtime_error("tier '" + name + "': " + reason);
+      return **t;
+    }
+    known += std::string(known.empty() ? "" : ", ") + (*t)->name;
+  }
+  throw std::invalid_argument("no CPU tier '" + name + "'; there are " + known);
+}
+
+Tokens tokens_of(const Side& side, const char* which) {
+  const auto& [data, row_stride, rows, starts, lengths, count] = side;
+  Tokens tokens = {
+      reinterpret_cast<const void*>(data),       row_stride, rows, reinterpret_cast<const int64_t*>(starts),
+      reinterpret_cast<const int64_t*>(lengths), count};
+  if (row_stride < 0 || rows < 0 || count < 0) {
+    throw std::invalid_argument(std::string(which) + " needs a stride, rows and items of 0 or more");
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t start = tokens.starts[i];
+    const int64_t length = tokens.lengths[i];
+    // start > rows - length and not start + length > rows: the sum could overflow.
+    if (start < 0 || length < 0 || length > rows || start > rows - length) {
+      throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " is the rows [" +
+                                  std::to_string(start) + ", +" + std::to_string(length) + ") of " +
+                                  std::to_string(rows));
+    }
+    if (length > std::numeric_limits<int32_t>::max()) {
+      throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " has " +
+                                  std::to_string(length) + " tokens; 2147483647 is the most");
+    }
+  }
+  return tokens;
+}
+
+// num_pairs -1: all pairs. (The address of an empty list of pairs is 0.)
+Problem problem_of(const Side& q, const Side& d, int64_t dim, int dtype, uintptr_t pairs, int64_t num_pairs,
+                   int64_t max_lq, bool skip_zero_q, bool skip_zero_d) {
+  if (dtype < 0 || dtype > 2)
+    throw std::invalid_argument("dtype must be 0, 1 or 2; got " + std::to_string(dtype));
+  if (dim < 0 || num_pairs < -1) throw std::invalid_argument("dim needs 0 or more, num_pairs -1 or more");
+  Problem p = {};
+  p.q = tokens_of(q, "q");
+  p.d = tokens_of(d, "d");
+  p.dim = dim;
+  p.dtype = static_cast<DType>(dtype);
+  p.all_pairs = num_pairs == -1;
+  p.pairs = reinterpret_cast<const int64_t*>(pairs);
+  p.num_pairs = num_pairs;
+  p.max_lq = max_lq;
+  p.skip_zero_q = skip_zero_q;
+  p.skip_zero_d = skip_zero_d;
+  for (int64_t i = 0; i < p.q.count; ++i) {
+    if (p.q.lengths[i] > max_lq) {
+      throw std::invalid_argument("query " + std::to_string(i) + " has " + std::to_string(p.q.lengths[i]) +
+                                  " tokens; max_lq says " + std::to_string(max_lq));
+    }
+  }
+  for (int64_t i = 0; !p.all_pairs && i < num_pairs; ++i) {
+    const int64_t query = p.pairs[2 * i];
+    const int64_t document = p.pairs[2 * i + 1];
+    if (query < 0 || query >= p.q.count || document < 0 || document >= p.d.count) {
+      throw std::invalid_argument("pairs[" + std::to_string(i) + "] is (" + std::to_string(query) + ", " +
+                                  std::to_string(document) + "); there are " + std::to_string(p.q.count) +
+                                  " queries and " + std::to_string(p.d.count) + " documents");
+    }
+  }
+  return p;
+}
+
+int checked_threads(int threads) {
+  if (threads < 1) throw std::invalid_argument("threads must be 1 or more; got " + std::to_string(threads));
+  return threads;
+}
+
+bool py_score(const std::string& tier, const Side& q, const Side& d, int64_t dim, int dtype, uintptr_t pairs,
+              int64_t num_pairs, int64_t max_lq, bool skip_zero_q, bool skip_zero_d, int threads,
+              uintptr_t scores, uintptr_t argmax) {
+  const Tier& t = tier_named(tier);
+  const Problem p = problem_of(q, d, dim, dtype, pairs, num_pairs, max_lq, skip_zero_q, skip_zero_d);
+  threads = checked_threads(threads);
+  const py::gil_scoped_release release;
+  return score(t, p, threads, reinterpret_cast<float*>(scores), reinterpret_cast<int32_t*>(argmax));
+}
+
+void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t dim, int dtype,
+                 uintptr_t pairs, int64_t num_pairs, int64_t max_lq, int threads, bool to_queries,
+                 uintptr_t grad_scores, uintptr_t argmax, uintptr_t grad) {
+  const Tier& t = tier_named(tier);
+  const Problem p = problem_of(q, d, dim, dtype, pairs, num_pairs, max_lq, false, false);
+  threads = checked_threads(threads);
+  const py::gil_scoped_release release;
+  backward(t, p, threads, to_queries, reinterpret_cast<const float*>(grad_scores),
+           reinterpret_cast<const int32_t*>(argmax), reinterpret_cast<float*>(grad));
+}
+
+}  // namespace
+}  // namespace colbert_fast
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  using namespace colbert_fast;
+  m.doc() = "CPU kernels of colbert_fast. Private: colbert_fast/_backends/cpu.py is the only caller.";
+  m.def(
+      "tiers",
+      [] {
+        py::list result;
+        for (const Tier* const* t = kTiers; *t != nullptr; ++t) {
+          const char* reason = (*t)->unsupported();
+          result.append(
+              py::make_tuple((*t)->name, reason == nullptr ? py::object(py::none()) : py::str(reason)));
+        }
+        return result;
+      },
+      "[(name, None or the reason why it cannot run here)], best first.");
+  m.def(
+      "calls",
+      [] {
+        py::dict result;
+        for (const Tier* const* t = kTiers; *t != nullptr; ++t) result[(*t)->name] = calls(**t);
+        return result;
+      },
+      "{name: how often the tier has run in this process}.");
+  m.def("pool_size", &pool_size, "Threads started so far.");
+  m.def("score", &py_score, "Fills scores and, unless it is 0, argmax. True if a document had no token.");
+  m.def("backward", &py_backward, "Adds one side's gradient to grad.");
+}

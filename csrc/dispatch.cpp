@@ -1,0 +1,275 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <numeric>
+#include <vector>
+
+#include "threads.h"
+
+namespace colbert_fast {
+
+const Tier* const kTiers[] = {&kAvx512, &kAvx2, &kPortable, nullptr};
+
+namespace {
+
+std::atomic<int64_t> g_calls[sizeof(kTiers) / sizeof(kTiers[0])];
+
+std::atomic<int64_t>& counter(const Tier& tier) {
+  int index = 0;
+  while (kTiers[index] != nullptr && kTiers[index] != &tier) ++index;
+  return g_calls[index];
+}
+
+// A block of queries is packed once and meets every document of a unit: 256 KiB leaves most of an L2 cache of
+// 1 MiB to the documents.
+constexpr int64_t kPackedBytes = 256 * 1024;
+// Document rows that meet all panels of a block before the next rows are read: with one panel of 16 KiB they
+// fit an L1 cache of 48 KiB.
+constexpr int64_t kRowBytes = 18 * 1024;
+// Units per thread: enough that a thread held up by the system costs the others a tenth of the work or less.
+constexpr int64_t kUnitsPerThread = 8;
+// Less work than this is not worth waking a thread for: about 20 us of one core at 100 GFLOP/s.
+constexpr double kSerialFlops = 2e6;
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// The memory of all threads, allocated before any of them starts.
+class Workspace {
+ public:
+  Workspace(const Problem& p, const Tier& tier, int64_t lanes, int64_t queries, int threads) {
+    lanes = round_up(std::max<int64_t>(lanes, 1), tier.panel_lanes);
+    const int64_t by_cache = kRowBytes / std::max<int64_t>(1, p.dim * static_cast<int64_t>(sizeof(float)));
+    const int64_t block_rows = std::max<int64_t>(1, by_cache / tier.panel_rows) * tier.panel_rows;
+    const int64_t row_values = block_rows * std::max<int64_t>(p.dim, 1);
+    // 64 floats between the arrays of one thread and those of the next: no cache line is shared.
+    const int64_t floats = round_up(lanes * p.dim, 64) + round_up(lanes, 64) + round_up(row_values, 64) + 64;
+    const int64_t ints = round_up(2 * lanes, 64) + 64;
+    const int64_t longs = round_up(queries + 1, 64) + 64;
+    floats_.resize(static_cast<size_t>(floats * threads));
+    ints_.resize(static_cast<size_t>(ints * threads));
+    longs_.resize(static_cast<size_t>(longs * threads));
+    scratch_.resize(static_cast<size_t>(threads));
+    for (int64_t t = 0; t < threads; ++t) {
+      Scratch& s = scratch_[static_cast<size_t>(t)];
+      s.packed = floats_.data() + t * floats;
+      s.best = s.packed + round_up(lanes * p.dim, 64);
+      s.rows = s.best + round_up(lanes, 64);
+      s.arg = ints_.data() + t * ints;
+      s.token = s.arg + lanes;
+      s.segment = longs_.data() + t * longs;
+      s.block_rows = block_rows;
+      s.packed_begin = s.packed_end = 0;
+      s.saw_empty_document = false;
+    }
+  }
+
+  Scratch& operator[](int thread) { return scratch_[static_cast<size_t>(thread)]; }
+  bool saw_empty_document() const {
+    return std::any_of(scratch_.begin(), scratch_.end(),
+                       [](const Scratch& s) { return s.saw_empty_document; });
+  }
+
+ private:
+  std::vector<float> floats_;
+  std::vector<int32_t> ints_;
+  std::vector<int64_t> longs_;
+  std::vector<Scratch> scratch_;
+};
+
+// The numbers 0 .. count-1 sorted by key, those of one key in ascending order.
+struct Grouped {
+  std::vector<int64_t> order;
+  std::vector<int64_t> first;  // group g is order[first[g] .. first[g + 1])
+};
+
+template <typename Key>
+Grouped group_by(int64_t count, int64_t groups, Key key) {
+  Grouped result;
+  result.order.resize(static_cast<size_t>(count));
+  result.first.assign(static_cast<size_t>(groups + 1), 0);
+  for (int64_t i = 0; i < count; ++i) ++result.first[static_cast<size_t>(key(i) + 1)];
+  std::partial_sum(result.first.begin(), result.first.end(), result.first.begin());
+  std::vector<int64_t> next(result.first.begin(), result.first.end() - 1);
+  for (int64_t i = 0; i < count; ++i) {
+    result.order[static_cast<size_t>(next[static_cast<size_t>(key(i))]++)] = i;
+  }
+  return result;
+}
+
+double total_length(const Tokens& tokens) {
+  double total = 0.0;
+  for (int64_t i = 0; i < tokens.count; ++i) total += static_cast<double>(tokens.lengths[i]);
+  return total;
+}
+
+double flops(const Problem& p) {
+  double products = 0.0;
+  if (p.all_pairs) {
+    products = total_length(p.q) * total_length(p.d);
+  } else {
+    for (int64_t i = 0; i < p.num_pairs; ++i) {
+      products += static_cast<double>(p.q.lengths[p.pairs[2 * i]]) *
+                  static_cast<double>(p.d.lengths[p.pairs[2 * i + 1]]);
+    }
+  }
+  return 2.0 * products * static_cast<double>(p.dim);
+}
+
+struct Plan {
+  std::vector<Unit> units;
+  std::vector<int64_t> order;
+  int64_t lanes = 0;    // the most query tokens packed together
+  int64_t queries = 0;  // and of how many queries
+};
+
+// Blocks of whole queries, and ranges of documents. Units of one block follow one another, so that a thread
+// keeps what it has packed. How it is cut does not change any score.
+void plan_all_pairs(const Problem& p, int64_t wanted_units, Plan& plan) {
+  const int64_t lane_bytes = std::max<int64_t>(1, p.dim * static_cast<int64_t>(sizeof(float)));
+  const int64_t lane_budget = std::max<int64_t>(1, kPackedBytes / lane_bytes);
+  std::vector<int64_t> cuts = {0};
+  int64_t lanes = 0;
+  for (int64_t q = 0; q < p.q.count; ++q) {
+    if (lanes > 0 && lanes + p.q.lengths[q] > lane_budget) {
+      cuts.push_back(q);
+      lanes = 0;
+    }
+    lanes += p.q.lengths[q];
+    plan.lanes = std::max(plan.lanes, lanes);
+    plan.queries = std::max(plan.queries, q + 1 - cuts.back());
+  }
+  cuts.push_back(p.q.count);
+  const int64_t blocks = static_cast<int64_t>(cuts.size()) - 1;
+  const int64_t ranges = std::min(p.d.count, std::max<int64_t>(1, wanted_units / blocks));
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t r = 0; r < ranges; ++r) {
+      plan.units.push_back({cuts[static_cast<size_t>(b)], cuts[static_cast<size_t>(b + 1)],
+                            p.d.count * r / ranges, p.d.count * (r + 1) / ranges});
+    }
+  }
+}
+
+// Pairs sorted by query: a query is packed once for all of its documents in a unit.
+void plan_pair_list(const Problem& p, int64_t wanted_units, Plan& plan) {
+  plan.order = group_by(p.num_pairs, p.q.count, [&](int64_t i) { return p.pairs[2 * i]; }).order;
+  plan.lanes = p.max_lq;
+  plan.queries = 1;
+  const int64_t units = std::min(p.num_pairs, wanted_units);
+  for (int64_t u = 0; u < units; ++u) {
+    plan.units.push_back({0, 0, p.num_pairs * u / units, p.num_pairs * (u + 1) / units});
+  }
+}
+
+// True if two items of a side share a row, as they may in a PackedTokens made by hand.
+bool overlapping(const Tokens& tokens) {
+  bool sorted = true;
+  for (int64_t i = 1; i < tokens.count && sorted; ++i) {
+    sorted = tokens.starts[i] >= tokens.starts[i - 1] + tokens.lengths[i - 1];
+  }
+  if (sorted) return false;
+  std::vector<int64_t> by_start;
+  for (int64_t i = 0; i < tokens.count; ++i) {
+    if (tokens.lengths[i] > 0) by_start.push_back(i);
+  }
+  std::sort(by_start.begin(), by_start.end(),
+            [&](int64_t a, int64_t b) { return tokens.starts[a] < tokens.starts[b]; });
+  for (size_t i = 1; i < by_start.size(); ++i) {
+    const int64_t before = by_start[i - 1];
+    if (tokens.starts[before] + tokens.lengths[before] > tokens.starts[by_start[i]]) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+int64_t calls(const Tier& tier) { return counter(tier).load(); }
+
+bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax) {
+  counter(tier).fetch_add(1);
+  const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
+  if (pairs == 0) return false;
+  if (flops(p) < kSerialFlops) threads = 1;
+  Plan plan;
+  const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
+  if (p.all_pairs) {
+    plan_all_pairs(p, wanted_units, plan);
+  } else {
+    plan_pair_list(p, wanted_units, plan);
+  }
+  threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(plan.units.size())));
+  Workspace workspace(p, tier, plan.lanes, plan.queries, threads);
+
+  struct Context {
+    ScoreJob job;
+    const Plan* plan;
+    Workspace* workspace;
+    void (*run)(const ScoreJob&, const Unit&, Scratch&);
+  } context = {{&p, p.all_pairs ? nullptr : plan.order.data(), scores, argmax},
+               &plan,
+               &workspace,
+               argmax != nullptr ? tier.score_argmax : tier.score};
+  const auto run = [](void* opaque, int64_t unit, int worker) {
+    const Context& c = *static_cast<Context*>(opaque);
+    c.run(c.job, c.plan->units[static_cast<size_t>(unit)], (*c.workspace)[worker]);
+  };
+  parallel_for(static_cast<int64_t>(plan.units.size()), threads, run, &context);
+  return workspace.saw_empty_document();
+}
+
+void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, const float* grad_scores,
+              const int32_t* argmax, float* grad) {
+  counter(tier).fetch_add(1);
+  const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
+  if (pairs == 0 || p.dim == 0) return;
+  const Tokens& side = to_queries ? p.q : p.d;
+  const int64_t nd = p.d.count;
+  const int column = to_queries ? 0 : 1;
+  const auto owner = [&](int64_t pair) {
+    if (!p.all_pairs) return p.pairs[2 * pair + column];
+    return to_queries ? pair / nd : pair % nd;
+  };
+  // Rows shared by two items have no single owner: then all pairs are one group, and only the columns are
+  // divided.
+  Grouped groups = overlapping(side) ? group_by(pairs, 1, [](int64_t) { return int64_t{0}; })
+                                     : group_by(pairs, side.count, owner);
+  const int64_t count = static_cast<int64_t>(groups.first.size()) - 1;
+
+  const double axpy_flops = 2.0 * static_cast<double>(pairs) * static_cast<double>(p.max_lq * p.dim);
+  if (axpy_flops < kSerialFlops) threads = 1;
+  const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
+  constexpr int64_t kLine = 16;  // floats
+  const int64_t column_blocks =
+      std::max<int64_t>(1, std::min((p.dim + kLine - 1) / kLine, wanted_units / std::max<int64_t>(count, 1)));
+  const int64_t columns = round_up((p.dim + column_blocks - 1) / column_blocks, kLine);
+  const int64_t groups_per_unit = std::max<int64_t>(1, count / wanted_units);
+  std::vector<BackwardUnit> units;
+  for (int64_t g = 0; g < count; g += groups_per_unit) {
+    const int64_t begin = groups.first[static_cast<size_t>(g)];
+    const int64_t end = groups.first[static_cast<size_t>(std::min(count, g + groups_per_unit))];
+    for (int64_t c = 0; c < p.dim && begin < end; c += columns) {
+      units.push_back({begin, end, c, std::min(p.dim, c + columns)});
+    }
+  }
+  if (units.empty()) return;
+  threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(units.size())));
+  Workspace workspace(p, tier, 1, 1, threads);
+
+  struct Context {
+    BackwardJob job;
+    const BackwardUnit* units;
+    Workspace* workspace;
+    void (*run)(const BackwardJob&, const BackwardUnit&, Scratch&);
+  } context = {{&p, to_queries, grad_scores, argmax, groups.order.data(), grad},
+               units.data(),
+               &workspace,
+               tier.backward};
+  const auto run = [](void* opaque, int64_t unit, int worker) {
+    const Context& c = *static_cast<Context*>(opaque);
+    c.run(c.job, c.units[unit], (*c.workspace)[worker]);
+  };
+  parallel_for(static_cast<int64_t>(units.size()), threads, run, &context);
+}
+
+}  // namespace colbert_fast

@@ -1,0 +1,24 @@
+// Chooses a tier, cuts a problem into units and runs them. The bounds of the problem have been checked.
+#pragma once
+
+#include <cstdint>
+
+#include "maxsim.h"
+
+namespace colbert_fast {
+
+// Best first, ended by null. This list is the whole CPU dispatch.
+extern const Tier* const kTiers[];
+
+// How often a tier has scored or differentiated since the process started: how tests know that it really ran.
+int64_t calls(const Tier& tier);
+
+// scores [pairs]; argmax [pairs][problem.max_lq] or null. True if some document had no token.
+// May throw std::bad_alloc, before any work is done.
+bool score(const Tier& tier, const Problem& problem, int threads, float* scores, int32_t* argmax);
+
+// Adds to one side's gradient [rows][dim], which the caller has zeroed. May throw std::bad_alloc likewise.
+void backward(const Tier& tier, const Problem& problem, int threads, bool to_queries,
+              const float* grad_scores, const int32_t* argmax, float* grad);
+
+}  // namespace colbert_fast

@@ -1,0 +1,80 @@
+#include "features.h"
+
+#include <cstdint>
+
+#include "target.h"
+
+#if CF_X86_64
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace colbert_fast {
+namespace {
+
+#if CF_X86_64
+struct Registers {
+  uint32_t eax, ebx, ecx, edx;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+  Registers r = {0, 0, 0, 0};
+#if defined(_MSC_VER)
+  int values[4];
+  __cpuidex(values, static_cast<int>(leaf), static_cast<int>(subleaf));
+  r = {static_cast<uint32_t>(values[0]), static_cast<uint32_t>(values[1]), static_cast<uint32_t>(values[2]),
+       static_cast<uint32_t>(values[3])};
+#else
+  __cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
+#endif
+  return r;
+}
+
+// XCR0 names the register files that the OS saves. Only readable when CPUID.1:ECX.OSXSAVE is set.
+uint64_t xcr0() {
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+#endif
+}
+
+bool bit(uint32_t word, int index) { return ((word >> index) & 1u) != 0; }
+
+// Bit numbers: Intel SDM volume 2A, CPUID, and volume 1, section 13.3 (XCR0).
+Features detect() {
+  Features f = {};
+  const uint32_t max_leaf = cpuid(0, 0).eax;
+  if (max_leaf < 7) return f;
+  const Registers leaf1 = cpuid(1, 0);
+  const Registers leaf7 = cpuid(7, 0);
+  const bool osxsave = bit(leaf1.ecx, 27);
+  const uint64_t saved = osxsave ? xcr0() : 0;
+  f.os_ymm = (saved & 0x06) == 0x06;  // SSE, AVX
+  f.os_zmm = (saved & 0xe6) == 0xe6;  // and opmask, the upper halves, the upper sixteen registers
+  f.fma = bit(leaf1.ecx, 12);
+  f.f16c = bit(leaf1.ecx, 29);
+  f.avx2 = bit(leaf7.ebx, 5);
+  f.avx512f = bit(leaf7.ebx, 16);
+  f.avx512dq = bit(leaf7.ebx, 17);
+  f.avx512bw = bit(leaf7.ebx, 30);
+  f.avx512vl = bit(leaf7.ebx, 31);
+  return f;
+}
+#else
+Features detect() { return Features(); }
+#endif
+
+}  // namespace
+
+const Features& features() {
+  static const Features detected = detect();
+  return detected;
+}
+
+}  // namespace colbert_fast

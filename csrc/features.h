@@ -1,0 +1,14 @@
+// What this CPU, and the operating system on it, can run.
+#pragma once
+
+namespace colbert_fast {
+
+struct Features {
+  bool avx2, fma, f16c;
+  bool avx512f, avx512bw, avx512vl, avx512dq;
+  bool os_ymm, os_zmm;  // the OS saves these registers on a context switch (XCR0)
+};
+
+const Features& features();
+
+}  // namespace colbert_fast

@@ -1,0 +1,118 @@
+// READ FIRST: the types every part of the CPU extension shares.
+//
+// MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
+//
+// One call walks bindings.cpp (checks) -> dispatch.cpp (chooses the tier, cuts the work into units, runs them
+// on threads.cpp) -> a tier (avx512.cpp, avx2.cpp, portable.cpp: the arithmetic of loop.h for one instruction
+// set). A tier never allocates, starts no thread, throws nothing and reads no environment.
+#pragma once
+
+#include <cstdint>
+
+namespace colbert_fast {
+
+// The numbers are what colbert_fast/_backends/cpu.py passes.
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// Storage only. BFloat16 is the upper half of a float32; Float16 is IEEE binary16.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+inline bool is_zero(float value) { return value == 0.0f; }
+inline bool is_zero(BFloat16 value) { return (value.bits & 0x7fff) == 0; }
+inline bool is_zero(Float16 value) { return (value.bits & 0x7fff) == 0; }
+
+// A ragged batch: item i is the rows [starts[i], starts[i] + lengths[i]) of a row-major matrix of tokens.
+struct Tokens {
+  const void* data;
+  int64_t row_stride;  // in elements; the elements of one row are adjacent
+  int64_t rows;
+  const int64_t* starts;
+  const int64_t* lengths;
+  int64_t count;
+};
+
+// What is scored: the pairs that are listed; or every query against every document, and then pair number =
+// query * d.count + document.
+struct Problem {
+  Tokens q;
+  Tokens d;
+  int64_t dim;
+  DType dtype;
+  bool all_pairs;
+  const int64_t* pairs;  // [num_pairs][2] of (query, document), unless all_pairs
+  int64_t num_pairs;
+  int64_t max_lq;  // no query is longer; the row length of argmax
+  // A row of zeros is padding, as in a padded tensor that came without a mask.
+  bool skip_zero_q;
+  bool skip_zero_d;
+};
+
+// The score of a document without a token: sentence-transformers' sentinel, below every real score.
+constexpr float kEmptyDocumentScore = -1e9f;
+
+// One thread's working memory. `packed`, `best`, `arg` and `token` have one entry per lane, a lane being one
+// query token; loop.h says how the lanes lie.
+struct Scratch {
+  float* packed;     // [lanes * dim] queries, transposed
+  float* best;       // [lanes] running maximum
+  int32_t* arg;      // [lanes] document token of that maximum
+  int32_t* token;    // [lanes] the lane's token number within its query
+  int64_t* segment;  // [queries in a block + 1] first lane of each query
+  float* rows;       // [block_rows * dim] document rows widened to float32
+  int64_t block_rows;
+  int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
+  bool saw_empty_document;
+};
+
+// A piece of work for one thread: queries [q_begin, q_end) against documents [begin, end); or, when pairs are
+// listed, the pairs order[begin .. end).
+struct Unit {
+  int64_t q_begin, q_end;
+  int64_t begin, end;
+};
+
+struct ScoreJob {
+  const Problem* problem;
+  const int64_t* order;  // pair numbers sorted by query, or null for all pairs
+  float* scores;         // [pairs]
+  int32_t* argmax;       // [pairs][max_lq], or null
+};
+
+// Gradients of sum(grad_scores * scores). Each side is done alone: the side's items are the owners of the
+// rows that are written, so that no two units write the same element.
+struct BackwardJob {
+  const Problem* problem;
+  bool to_queries;
+  const float* grad_scores;  // [pairs]
+  const int32_t* argmax;     // [pairs][max_lq]
+  const int64_t* order;      // pair numbers sorted by owner
+  float* grad;               // [rows of the side][dim], zeroed
+};
+
+// The pairs order[begin .. end) into the columns [column_begin, column_end) of the gradient.
+struct BackwardUnit {
+  int64_t begin, end;
+  int64_t column_begin, column_end;
+};
+
+// One instruction set. `panel_lanes` is the unit in which lanes are padded; `block_rows` a preferred multiple
+// for the number of document rows handled together.
+struct Tier {
+  const char* name;
+  const char* (*unsupported)();  // null, or the reason why this machine cannot run it
+  int64_t panel_lanes;
+  int64_t panel_rows;
+  void (*score)(const ScoreJob&, const Unit&, Scratch&);
+  void (*score_argmax)(const ScoreJob&, const Unit&, Scratch&);
+  void (*backward)(const BackwardJob&, const BackwardUnit&, Scratch&);
+};
+
+extern const Tier kAvx512;
+extern const Tier kAvx2;
+extern const Tier kPortable;
+
+}  // namespace colbert_fast

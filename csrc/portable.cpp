@@ -1,0 +1,111 @@
+// Plain C++ for any processor: what the other tiers do, without intrinsics. Always built, always runs.
+//
+// Tile: 4 document rows x 2 vectors of 4 query tokens, the register file of SSE2 or NEON, which compilers
+// find by themselves: 8 accumulators + 2 query vectors + 1 broadcast = 11 of 16.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "maxsim.h"
+#include "target.h"
+
+namespace colbert_fast {
+namespace {
+
+constexpr int kFour = 4;
+#if defined(__GNUC__) || defined(__clang__)
+// The compilers' own vector type: SSE2, NEON, or whatever the baseline has.
+using Vec4 = float __attribute__((vector_size(kFour * sizeof(float))));
+#else
+struct Vec4 {
+  float lane[kFour];
+  float& operator[](int l) { return lane[l]; }
+  Vec4 operator*(const Vec4& other) const {
+    Vec4 product;
+    for (int l = 0; l < kFour; ++l) product.lane[l] = lane[l] * other.lane[l];
+    return product;
+  }
+  Vec4 operator+(const Vec4& other) const {
+    Vec4 sum;
+    for (int l = 0; l < kFour; ++l) sum.lane[l] = lane[l] + other.lane[l];
+    return sum;
+  }
+};
+#endif
+
+struct Isa {
+  static constexpr int kLanes = kFour;
+  static constexpr int kVecs = 2;
+  static constexpr int kRows = 4;
+  using Vec = Vec4;
+  struct Idx {
+    int32_t lane[kLanes];
+  };
+
+  static CF_ALWAYS_INLINE Vec zero() { return Vec{}; }
+  static CF_ALWAYS_INLINE Vec load(const float* from) { return Vec{from[0], from[1], from[2], from[3]}; }
+  static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return Vec{*from, *from, *from, *from}; }
+  static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  static CF_ALWAYS_INLINE void store(float* to, Vec value) {
+    for (int l = 0; l < kLanes; ++l) to[l] = value[l];
+  }
+  static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return Idx{{from[0], from[1], from[2], from[3]}}; }
+  static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) {
+    for (int l = 0; l < kLanes; ++l) to[l] = value.lane[l];
+  }
+
+  // True for a NaN value as well; a best that is NaN already is left alone.
+  static CF_ALWAYS_INLINE bool wins(float best, float value) { return !(value <= best) && best == best; }
+  static CF_ALWAYS_INLINE void update(Vec& best, Vec value) {
+    for (int l = 0; l < kLanes; ++l) {
+      if (wins(best[l], value[l])) best[l] = value[l];
+    }
+  }
+  static CF_ALWAYS_INLINE void update(Vec& best, Idx& arg, Vec value, int32_t row) {
+    for (int l = 0; l < kLanes; ++l) {
+      if (!wins(best[l], value[l])) continue;
+      best[l] = value[l];
+      arg.lane[l] = row;
+    }
+  }
+
+  static float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  static void widen(const BFloat16* from, float* to, int64_t n) {
+    for (int64_t k = 0; k < n; ++k) to[k] = from_bits(static_cast<uint32_t>(from[k].bits) << 16);
+  }
+  static float widen(Float16 half) {
+    const uint32_t sign = static_cast<uint32_t>(half.bits & 0x8000) << 16;
+    const uint32_t exponent = (half.bits >> 10) & 0x1f;
+    const uint32_t fraction = half.bits & 0x3ff;
+    if (exponent == 0) {  // zero or subnormal: fraction * 2^-24, exact in float32
+      const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;
+      return sign != 0 ? -magnitude : magnitude;
+    }
+    // binary16's exponent bias is 15, binary32's 127; 31 is Inf and NaN in the one, 255 in the other.
+    const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+    return from_bits(sign | (wide << 23) | (fraction << 13));
+  }
+  static void widen(const Float16* from, float* to, int64_t n) {
+    for (int64_t k = 0; k < n; ++k) to[k] = widen(from[k]);
+  }
+};
+
+}  // namespace
+}  // namespace colbert_fast
+
+#include "loop.h"
+
+namespace colbert_fast {
+namespace {
+const char* unsupported() { return nullptr; }
+}  // namespace
+
+const Tier kPortable = {"portable",        &unsupported,     kPanel,       Isa::kRows,
+                        &score_any<false>, &score_any<true>, &backward_any};
+}  // namespace colbert_fast

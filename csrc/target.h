@@ -1,0 +1,41 @@
+// Regions of code compiled for an instruction set that the rest of the extension does not assume.
+//
+// A region, not a per-file flag: everything outside it, inline functions of shared headers included, stays on
+// the baseline, so the linker can never keep an AVX copy of a function that an older CPU then runs. Include
+// every system header before the region opens. A region, not a function attribute: lambdas do not inherit the
+// attribute. MSVC compiles any intrinsic anywhere and needs neither.
+#pragma once
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define CF_X86_64 1
+#include <immintrin.h>
+#else
+#define CF_X86_64 0
+#endif
+
+#define CF_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define CF_TARGET_BEGIN(isa) \
+  CF_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define CF_TARGET_END CF_PRAGMA(clang attribute pop)
+#elif defined(__GNUC__)
+#define CF_TARGET_BEGIN(isa) CF_PRAGMA(GCC push_options) CF_PRAGMA(GCC target(isa))
+#define CF_TARGET_END CF_PRAGMA(GCC pop_options)
+#else
+#define CF_TARGET_BEGIN(isa)
+#define CF_TARGET_END
+#endif
+
+#if defined(__clang__)
+#define CF_UNROLL CF_PRAGMA(unroll)
+#elif defined(__GNUC__)
+#define CF_UNROLL CF_PRAGMA(GCC unroll 16)
+#else
+#define CF_UNROLL
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define CF_ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define CF_ALWAYS_INLINE __forceinline
+#endif

@@ -1,0 +1,154 @@
+#include "threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <signal.h>
+#define CF_POSIX 1
+#else
+#define CF_POSIX 0
+#endif
+
+namespace colbert_fast {
+namespace {
+
+struct Job {
+  void (*run)(void*, int64_t, int);
+  void* context;
+  int64_t units;
+  std::atomic<int64_t> next{0};
+
+  void work(int worker) {
+    for (int64_t unit = next.fetch_add(1); unit < units; unit = next.fetch_add(1)) run(context, unit, worker);
+  }
+};
+
+// Signals belong to the threads of the application: Python expects Ctrl-C on its main thread.
+class BlockSignals {
+ public:
+#if CF_POSIX
+  BlockSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~BlockSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+#endif
+};
+
+class Pool {
+ public:
+  // One caller at a time; false if another one is inside.
+  bool try_enter() { return caller_.try_lock(); }
+  void leave() { caller_.unlock(); }
+
+  void run(Job& job, int threads) {
+    grow(threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+      ++turn_;
+      seats_ = threads - 1;
+      next_worker_ = 1;
+    }
+    wake_.notify_all();
+    job.work(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;  // whoever wakes up late finds nothing to do
+    idle_.wait(lock, [this] { return busy_ == 0; });
+  }
+
+  int size() const { return started_.load(); }
+
+ private:
+  void grow(int wanted) {
+    if (started_.load() >= wanted) return;
+    const BlockSignals block;
+    while (started_.load() < wanted) {
+      try {
+        std::thread(&Pool::serve, this).detach();
+      } catch (const std::system_error&) {
+        return;
+      }
+      started_.fetch_add(1);
+    }
+  }
+
+  void serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    uint64_t seen = 0;
+    for (;;) {
+      wake_.wait(lock, [&] { return job_ != nullptr && seats_ > 0 && turn_ != seen; });
+      seen = turn_;
+      Job* job = job_;
+      --seats_;
+      ++busy_;
+      const int worker = next_worker_++;
+      lock.unlock();
+      job->work(worker);
+      lock.lock();
+      if (--busy_ == 0) idle_.notify_one();
+    }
+  }
+
+  std::mutex caller_;
+  std::mutex mutex_;
+  std::condition_variable wake_, idle_;
+  Job* job_ = nullptr;
+  uint64_t turn_ = 0;  // the number of jobs so far: no worker takes part twice in one
+  int seats_ = 0;      // workers that may still join this one
+  int busy_ = 0;
+  int next_worker_ = 1;
+  std::atomic<int> started_{0};
+};
+
+// Leaked on purpose: a worker may outlive every static destructor. A forked child has the memory of its
+// parent's pool and none of its threads, so it forgets the pool, locked or not, and makes another when it
+// needs one.
+std::atomic<Pool*> g_pool{nullptr};
+#if CF_POSIX
+[[maybe_unused]] const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); });
+#endif
+
+Pool& pool() {
+  Pool* current = g_pool.load();
+  if (current != nullptr) return *current;
+  Pool* fresh = new Pool;
+  if (g_pool.compare_exchange_strong(current, fresh)) return *fresh;
+  delete fresh;
+  return *current;
+}
+
+}  // namespace
+
+void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), void* context) {
+  Job job;
+  job.run = run;
+  job.context = context;
+  job.units = units;
+  if (threads > units) threads = static_cast<int>(units);
+  if (threads > 1) {
+    Pool& workers = pool();
+    if (workers.try_enter()) {
+      workers.run(job, threads);
+      workers.leave();
+      return;
+    }
+  }
+  job.work(0);
+}
+
+int pool_size() {
+  const Pool* current = g_pool.load();
+  return current == nullptr ? 0 : current->size();
+}
+
+}  // namespace colbert_fast
