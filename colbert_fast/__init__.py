@@ -1,0 +1,26 @@
+"""Late-interaction (ColBERT, ColPali) scoring, fast and exact behind one import.
+
+``import colbert_fast as cf``, then ``cf.maxsim(queries, documents)``; the encoder is ``colbert_fast.models.ColBERT``.
+"""
+
+from importlib.metadata import version as _version
+
+from colbert_fast._backends import backends
+from colbert_fast._backends.cpu import get_num_threads, set_num_threads
+from colbert_fast.maxsim import maxsim, maxsim_pairs, maxsim_pairwise
+from colbert_fast.packed import PackedTokens
+from colbert_fast.topk import topk
+
+__version__ = _version("colbert-fast")
+
+__all__ = [
+    "PackedTokens",
+    "__version__",
+    "backends",
+    "get_num_threads",
+    "maxsim",
+    "maxsim_pairs",
+    "maxsim_pairwise",
+    "set_num_threads",
+    "topk",
+]

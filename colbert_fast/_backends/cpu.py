@@ -1,0 +1,165 @@
+"""The C++ extension as backends, one for each instruction-set tier. The only file that touches ``data_ptr()``."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from colbert_fast._backends.problem import Backend, Problem, Scored
+
+try:
+    from colbert_fast import _C
+except ImportError as error:
+    _C = None  # type: ignore[assignment]
+    _MISSING = f"the C++ extension is not there ({error}); reinstall where a C++17 compiler works"
+
+# The tiers of csrc/dispatch.cpp, for an installation without the extension to name.
+_TIERS = ("avx512", "avx2", "portable")
+# The numbers of DType in csrc/maxsim.h.
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_Side: TypeAlias = tuple[int, int, int, int, int, int]
+_num_threads: int | None = None
+
+
+def set_num_threads(n: int) -> None:
+    """Let CPU scoring use ``n`` threads, the calling one included, in this process from now on.
+
+    Raises
+    ------
+    TypeError
+        ``n`` is not an int.
+    ValueError
+        ``n`` is less than 1.
+    """
+    global _num_threads
+    _num_threads = _checked(n, "n")
+
+
+def get_num_threads() -> int:
+    """Threads that CPU scoring uses: set_num_threads, else COLBERT_FAST_NUM_THREADS, else torch.get_num_threads().
+
+    Raises
+    ------
+    ValueError
+        COLBERT_FAST_NUM_THREADS is not a number of 1 or more.
+    """
+    if _num_threads is not None:
+        return _num_threads
+    text = os.environ.get("COLBERT_FAST_NUM_THREADS")
+    if text is None:
+        return torch.get_num_threads()
+    try:
+        return _checked(int(text), "COLBERT_FAST_NUM_THREADS")
+    except ValueError:
+        msg = f"COLBERT_FAST_NUM_THREADS must be a number of 1 or more; got {text!r}"
+        raise ValueError(msg) from None
+
+
+def _checked(n: int, name: str) -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        msg = f"{name} must be an int; got {type(n).__name__}"
+        raise TypeError(msg)
+    if n < 1:
+        msg = f"{name} must be 1 or more; got {n}"
+        raise ValueError(msg)
+    return n
+
+
+def _readable(tokens: Tensor) -> Tensor:
+    """Return tokens as the kernels read them: adjacent elements in a row, aligned, plain; a copy only if need be."""
+    if tokens.is_neg():
+        tokens = tokens.resolve_neg()
+    if tokens.stride(1) != 1 and tokens.shape[1] > 1:
+        tokens = tokens.contiguous()
+    if tokens.data_ptr() % tokens.element_size():
+        tokens = tokens.clone()
+    return tokens
+
+
+def _arguments(p: Problem, q: Tensor, d: Tensor) -> tuple[_Side, _Side, int, int, int, int, int]:
+    """What score and backward of the extension have in common. Holds addresses: q, d and p must outlive the call."""
+    return (
+        (
+            q.data_ptr(),
+            q.stride(0),
+            q.shape[0],
+            p.q_starts.data_ptr(),
+            p.q_lengths.data_ptr(),
+            len(p.q_starts),
+        ),
+        (
+            d.data_ptr(),
+            d.stride(0),
+            d.shape[0],
+            p.d_starts.data_ptr(),
+            p.d_lengths.data_ptr(),
+            len(p.d_starts),
+        ),
+        q.shape[1],
+        _DTYPES[q.dtype],
+        0 if p.pairs is None else p.pairs.data_ptr(),
+        -1 if p.pairs is None else len(p.pairs),
+        p.max_lq,
+    )
+
+
+def _score(tier: str, argmax: bool, p: Problem) -> Scored:
+    q, d = _readable(p.q_tokens), _readable(p.d_tokens)
+    scores = torch.empty(p.shape, dtype=torch.float32)
+    winners = torch.empty((p.num_pairs, p.max_lq), dtype=torch.int32) if argmax else None
+    empty_document = _C.score(
+        tier,
+        *_arguments(p, q, d),
+        p.skip_zero_q,
+        p.skip_zero_d,
+        get_num_threads(),
+        scores.data_ptr(),
+        0 if winners is None else winners.data_ptr(),
+    )
+    return Scored(scores, winners, empty_document)
+
+
+def _backward(
+    tier: str, p: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    q, d = _readable(p.q_tokens), _readable(p.d_tokens)
+    grad_scores = grad_scores.to(torch.float32).contiguous()
+    argmax = argmax.contiguous()
+    grads: list[Tensor | None] = [None, None]
+    for side, wanted in enumerate((for_q, for_d)):
+        if not wanted:
+            continue
+        grad = torch.zeros((q, d)[side].shape, dtype=torch.float32)
+        _C.backward(
+            tier,
+            *_arguments(p, q, d),
+            get_num_threads(),
+            side == 0,
+            grad_scores.data_ptr(),
+            argmax.data_ptr(),
+            grad.data_ptr(),
+        )
+        grads[side] = grad
+    return grads[0], grads[1]
+
+
+def _backend(tier: str, unsupported: str | None) -> Backend:
+    return Backend(
+        name=f"cpu:{tier}",
+        unsupported=unsupported,
+        device="cpu",
+        dtypes=tuple(_DTYPES),
+        score=partial(_score, tier, False),
+        score_argmax=partial(_score, tier, True),
+        backward=partial(_backward, tier),
+    )
+
+
+BACKENDS = tuple(
+    _backend(tier, reason) for tier, reason in (_C.tiers() if _C is not None else [(t, _MISSING) for t in _TIERS])
+)

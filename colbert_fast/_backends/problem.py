@@ -1,0 +1,72 @@
+"""What a backend is given, and what it must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The score of a document without a token, as in sentence-transformers: below every real score, and finite.
+EMPTY_DOCUMENT_SCORE = -1e9
+
+
+class Problem(NamedTuple):
+    """Which scores are wanted; the three primitives take this.
+
+    With ``pairs``, pair number p is (query ``pairs[p, 0]``, document ``pairs[p, 1]``). Without, every query meets
+    every document and pair number = query * documents + document.
+    """
+
+    q_tokens: Tensor  # [rows, dim]
+    q_starts: Tensor  # [nq] int64
+    q_lengths: Tensor  # [nq] int64
+    d_tokens: Tensor  # [rows, dim], the dtype, dim and device of q_tokens
+    d_starts: Tensor  # [nd] int64
+    d_lengths: Tensor  # [nd] int64
+    pairs: Tensor | None  # [p, 2] int64
+    max_lq: int  # no query is longer
+    max_ld: int  # no document is longer
+    skip_zero_q: bool  # rows of zeros are padding
+    skip_zero_d: bool
+    chunk_elements: int  # elements of the largest intermediate of a backend that needs any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the scores."""
+        if self.pairs is not None:
+            return (self.pairs.shape[0],)
+        return (self.q_starts.shape[0], self.d_starts.shape[0])
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of scores."""
+        if self.pairs is not None:
+            return self.pairs.shape[0]
+        return self.q_starts.shape[0] * self.d_starts.shape[0]
+
+
+class Scored(NamedTuple):
+    """What ``score`` and ``score_argmax`` return."""
+
+    scores: Tensor  # problem.shape, float32 (float64 for float64 inputs)
+    argmax: Tensor | None  # [pairs, max_lq] int32: the winning document token, -1 where there is none
+    empty_document: bool  # a document without a token was met, and it cost nothing to find out
+
+
+class Backend(NamedTuple):
+    """One way to compute MaxSim."""
+
+    name: str
+    """What users, tests and error messages call it; ``"cpu:avx2"`` is also meant by ``"cpu"``."""
+    unsupported: str | None
+    """None, or the reason why it cannot run here. About hardware, OS or build, never about shapes."""
+    device: str | None
+    """The device type of the tensors it takes; None: any."""
+    dtypes: tuple[torch.dtype, ...]
+    """The element types it takes."""
+    score: Callable[[Problem], Scored]
+    score_argmax: Callable[[Problem], Scored]
+    backward: Callable[[Problem, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
+    """(problem, grad_scores [pairs], argmax, for queries?, for documents?) -> gradients of q_tokens, d_tokens."""

@@ -1,0 +1,163 @@
+"""MaxSim in plain torch: runs wherever torch runs, in bounded memory. The check on every other backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
+
+
+def score(p: Problem) -> Scored:
+    return _score(p, argmax=False)
+
+
+def score_argmax(p: Problem) -> Scored:
+    return _score(p, argmax=True)
+
+
+def _score(p: Problem, *, argmax: bool) -> Scored:
+    device = p.d_tokens.device
+    compute = _compute_dtype(p)
+    scores = torch.full((p.num_pairs,), EMPTY_DOCUMENT_SCORE, dtype=compute, device=device)
+    winners = torch.full((p.num_pairs, p.max_lq), -1, dtype=torch.int32, device=device) if argmax else None
+    if p.num_pairs == 0 or p.max_ld == 0 or p.d_tokens.shape[0] == 0:
+        return Scored(scores.view(p.shape), winners, p.num_pairs > 0)
+    empty_document = False
+    for numbers, queries, documents in _chunks(p):
+        q, q_mask = _pad(p.q_tokens, p.q_starts[queries], p.q_lengths[queries])
+        d, d_mask = _pad(p.d_tokens, p.d_starts[documents], p.d_lengths[documents])
+        if p.skip_zero_q:
+            q_mask = q_mask & q.any(-1)
+        if p.pairs is None:
+            q_mask = q_mask.unsqueeze(1)
+        similarity = _similarity(q.to(compute), d.to(compute), paired=p.pairs is not None)
+        best, where = _maxima(similarity, d_mask)
+        if p.skip_zero_d and _zero_rows_may_win(best, q_mask):
+            d_mask = d_mask & d.any(-1)
+            best, where = _maxima(similarity, d_mask)
+        has_token = d_mask.any(-1)
+        counts = q_mask & has_token.unsqueeze(-1)
+        total = torch.where(counts, best, 0.0).sum(-1)
+        scores[numbers] = torch.where(has_token, total, EMPTY_DOCUMENT_SCORE)
+        if winners is not None:
+            winners[numbers, : where.shape[-1]] = torch.where(counts, where, -1).to(torch.int32)
+        if device.type == "cpu":
+            empty_document = empty_document or not bool(has_token.all())
+    return Scored(scores.view(p.shape), winners, empty_document)
+
+
+def backward(
+    p: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    compute = _compute_dtype(p)
+    device = p.q_tokens.device
+    grad_q = torch.zeros(p.q_tokens.shape, dtype=compute, device=device) if for_q else None
+    grad_d = torch.zeros(p.d_tokens.shape, dtype=compute, device=device) if for_d else None
+    chunk = max(1, p.chunk_elements // max(1, p.max_lq * p.q_tokens.shape[1]))
+    for numbers in torch.arange(p.num_pairs, device=device).split(chunk):
+        winner = argmax[numbers]
+        pair, token = (winner >= 0).nonzero(as_tuple=True)
+        number = numbers[pair]
+        if p.pairs is not None:
+            query, document = p.pairs[number].unbind(1)
+        else:
+            query = number.div(p.shape[1], rounding_mode="floor")
+            document = number.remainder(p.shape[1])
+        q_row = p.q_starts[query] + token
+        d_row = p.d_starts[document] + winner[pair, token]
+        weight = grad_scores[number].to(compute).unsqueeze(1)
+        if grad_q is not None:
+            _add_rows(grad_q, q_row, weight * p.d_tokens[d_row].to(compute))
+        if grad_d is not None:
+            _add_rows(grad_d, d_row, weight * p.q_tokens[q_row].to(compute))
+    return grad_q, grad_d
+
+
+def _compute_dtype(p: Problem) -> torch.dtype:
+    return torch.float64 if p.q_tokens.dtype == torch.float64 else torch.float32
+
+
+def _chunks(p: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Cut the work so that a chunk's similarities and padded copies stay within ``chunk_elements``.
+
+    Yields pair numbers, query numbers, document numbers: ``[nq, nd], [nq], [nd]``, or with pairs ``[p]`` thrice.
+    Documents of like length go together, so that little of a chunk is padding.
+    """
+    device = p.d_tokens.device
+    dim = p.q_tokens.shape[1]
+    if p.pairs is not None:
+        lengths, by_length = p.d_lengths[p.pairs[:, 1]].sort(stable=True)
+        for some in _split(lengths.tolist(), p.max_lq + dim, p.max_lq * dim, p.chunk_elements):
+            numbers = by_length[some]
+            yield numbers, p.pairs[numbers, 0], p.pairs[numbers, 1]
+        return
+    nq, nd = p.shape
+    lengths, by_length = p.d_lengths.sort(stable=True)
+    widths = lengths.tolist()
+    queries_at_once = max(1, p.chunk_elements // max(1, p.max_lq * (dim + p.max_ld)))
+    for queries in torch.arange(nq, device=device).split(queries_at_once):
+        for some in _split(widths, len(queries) * p.max_lq + dim, 0, p.chunk_elements):
+            documents = by_length[some]
+            yield queries.unsqueeze(1) * nd + documents, queries, documents
+
+
+def _split(widths: list[int], per_token: int, per_item: int, budget: int) -> Iterator[slice]:
+    """Ranges of ascending ``widths`` whose padded cost is within ``budget``; an item alone may exceed it."""
+    start = 0
+    for end, width in enumerate(widths):
+        if end > start and (end + 1 - start) * (width * per_token + per_item) > budget:
+            yield slice(start, end)
+            start = end
+    if widths:
+        yield slice(start, len(widths))
+
+
+def _pad(tokens: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Copy items into ``[n, width, dim]``, with a mask ``[n, width]`` of what is a token; the rest is arbitrary."""
+    position = torch.arange(int(lengths.max()), device=tokens.device)
+    mask = position < lengths.unsqueeze(1)
+    rows = torch.where(mask, starts.unsqueeze(1) + position, 0)
+    return tokens[rows], mask
+
+
+def _similarity(q: Tensor, d: Tensor, *, paired: bool) -> Tensor:
+    """Dot products ``[nq, nd, lq, ld]``, or with pairs ``[p, lq, ld]``."""
+    if paired:
+        return q @ d.transpose(1, 2)
+    flat = q.flatten(0, 1) @ d.flatten(0, 1).T
+    return flat.view(q.shape[0], q.shape[1], d.shape[0], d.shape[1]).transpose(1, 2)
+
+
+def _maxima(similarity: Tensor, d_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over document tokens and its first position; NaN wins."""
+    masked = similarity.masked_fill(~d_mask.unsqueeze(-2), float("-inf"))
+    best, where = masked.max(-1)
+    return best, where
+
+
+def _zero_rows_may_win(best: Tensor, q_mask: Tensor) -> bool:
+    """A zero row scores 0, or NaN against an infinite query: unless a maximum is one of these, none won."""
+    suspect = ((best == 0) | best.isnan()) & q_mask
+    return bool(suspect.any()) or not bool(q_mask.any())
+
+
+def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """``total[rows] += values``, always in the same order: index_add_ on CUDA adds atomically, index_put_ sorts."""
+    if total.device.type == "cuda":
+        total.index_put_((rows,), values, accumulate=True)
+    else:
+        total.index_add_(0, rows, values)
+
+
+BACKEND = Backend(
+    name="torch",
+    unsupported=None,
+    device=None,
+    dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    score=score,
+    score_argmax=score_argmax,
+    backward=backward,
+)

@@ -1,0 +1,129 @@
+"""Exact top-k over documents or candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from colbert_fast.maxsim import (
+    CHUNK_ELEMENTS,
+    as_integers,
+    check_range,
+    checked_sides,
+    score,
+)
+from colbert_fast.packed import PackedTokens, Tokens
+
+
+def topk(
+    a: Tokens,
+    b: Tokens,
+    k: int,
+    *,
+    candidates: Tensor | Sequence[Any] | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find the k best documents of every query, exactly, without the whole score matrix in memory.
+
+    Parameters
+    ----------
+    a
+        Queries, in any form that :func:`maxsim` takes.
+    b
+        Documents, likewise.
+    k
+        How many, 1 or more.
+    candidates
+        The documents to consider: integers ``[A, c]``, or a list with one sequence of document numbers
+        per query, of any lengths. Default: all.
+    backend
+        As in :func:`maxsim`.
+
+    Returns
+    -------
+    scores, numbers : torch.Tensor
+        Scores ``[A, k]`` and document numbers int64 ``[A, k]``, best first, on the device of the documents. Equal
+        scores keep the order of the documents (of the candidates); NaN comes first, as in ``torch.sort``. Where a
+        query has fewer than k documents the score is -inf and the number -1. Not differentiable.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As :func:`maxsim`; and ValueError for a bad ``k`` or candidate.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        msg = f"k must be an int of 1 or more; got {k!r}"
+        raise ValueError(msg)
+    q, d, skip_zero, home = checked_sides(a, b)
+    q, d = q.to(home), d.to(home)
+    with torch.no_grad():
+        if candidates is None:
+            scores, numbers = _best_of_all(q, d, skip_zero, k, backend)
+        else:
+            scores, numbers = _best_of_candidates(q, d, skip_zero, k, candidates, backend)
+    missing = k - scores.shape[1]
+    pad = torch.nn.functional.pad
+    return pad(scores, (0, missing), value=float("-inf")), pad(numbers, (0, missing), value=-1)
+
+
+def _best_of_all(
+    q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """At most k columns. Documents are scored in runs, each merged with the best so far."""
+    at_once = max(k, CHUNK_ELEMENTS // max(1, len(q)))
+    scores = score(q, d[:0], None, skip_zero, CHUNK_ELEMENTS, backend)
+    numbers = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
+    for start in range(0, len(d), at_once):
+        part = score(q, d[start : start + at_once], None, skip_zero, CHUNK_ELEMENTS, backend)
+        part_numbers = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape)
+        scores, order = _sorted(torch.cat([scores, part], dim=1), k)
+        numbers = torch.cat([numbers, part_numbers], dim=1).gather(1, order)
+    return scores, numbers
+
+
+def _best_of_candidates(
+    q: PackedTokens,
+    d: PackedTokens,
+    skip_zero: tuple[bool, bool],
+    k: int,
+    candidates: Tensor | Sequence[Any],
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """At most k columns; a query with fewer candidates than another has -inf and -1 in its last ones."""
+    pairs, row, column = (part.to(d.device) for part in _candidate_pairs(candidates, len(q), len(d)))
+    found = score(q, d, pairs, skip_zero, CHUNK_ELEMENTS, backend)
+    width = int(column.max()) + 1 if len(column) else 0
+    scores = found.new_full((len(q), width), float("-inf"))
+    numbers = pairs.new_full((len(q), width), -1)
+    scores[row, column] = found
+    numbers[row, column] = pairs[:, 1]
+    scores, order = _sorted(scores, k)
+    return scores, numbers.gather(1, order)
+
+
+def _sorted(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    # torch.topk leaves the order of equal scores open.
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], order[:, :k]
+
+
+def _candidate_pairs(candidates: Tensor | Sequence[Any], nq: int, nd: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pairs ``[p, 2]``, and the query and the place among its candidates of each, ``[p]``."""
+    if len(candidates) != nq:
+        msg = f"candidates needs one row per query; got {len(candidates)} rows for {nq} queries"
+        raise ValueError(msg)
+    rows = [as_integers(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
+    for i, numbers in enumerate(rows):
+        if numbers.ndim != 1:
+            msg = f"candidates[{i}] must be a row of document numbers; got shape {list(numbers.shape)}"
+            raise ValueError(msg)
+        check_range(numbers, nd, f"candidates[{i}]", "documents")
+    if not rows:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return nothing.view(0, 2), nothing, nothing
+    row = torch.cat([torch.full((len(numbers),), i) for i, numbers in enumerate(rows)])
+    column = torch.cat([torch.arange(len(numbers)) for numbers in rows])
+    return torch.stack([row, torch.cat(rows).cpu()], dim=1), row, column

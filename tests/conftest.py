@@ -1,0 +1,66 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import colbert_fast as cf
+
+REQUIRED = {name for name in os.environ.get("COLBERT_FAST_REQUIRE", "").split(",") if name}
+
+
+def _device(backend: cf._backends.Backend) -> str:
+    return "cuda" if backend.device == "cuda" else "cpu"
+
+
+@pytest.fixture(params=[b.name for b in cf.backends()])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend by name. One that cannot run here is skipped with its reason.
+
+    COLBERT_FAST_REQUIRE="cpu:avx2,triton" turns the skips of these into failures.
+    """
+    name: str = request.param
+    reason = next(b.unsupported for b in cf.backends() if b.name == name)
+    if reason is not None:
+        (pytest.fail if name in REQUIRED else pytest.skip)(f"{name}: {reason}")
+    return name
+
+
+@pytest.fixture
+def native(backend: str) -> str:
+    """The backends of the C++ extension only."""
+    if not backend.startswith("cpu:"):
+        pytest.skip(f"{backend}: not a tier of the C++ extension")
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty returns NaN, or -77 for integers, so that an output left unwritten is seen."""
+    empty = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = empty(*args, **kwargs)
+        if tensor.is_floating_point():
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(-77) if tensor.dtype in (torch.int32, torch.int64) else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(20240229)
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    """set_num_threads, undone after the test."""
+    before = cf._backends.cpu._num_threads
+    yield cf.set_num_threads
+    cf._backends.cpu._num_threads = before

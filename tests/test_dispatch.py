@@ -1,0 +1,96 @@
+"""Which backend is chosen, and what is said when it cannot run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import colbert_fast as cf
+from colbert_fast._backends import select
+from colbert_fast._backends.problem import Backend
+
+INPUTS = (torch.ones(1, 2, 3), torch.ones(1, 2, 3))
+
+
+def runnable(prefix: str = "") -> list[Backend]:
+    return [b for b in cf.backends() if b.unsupported is None and b.name.startswith(prefix)]
+
+
+def test_every_backend_runs_or_says_why() -> None:
+    names = [b.name for b in cf.backends()]
+    assert names == ["triton", "cpu:avx512", "cpu:avx2", "cpu:portable", "torch"]
+    for backend in cf.backends():
+        assert backend.unsupported is None or len(backend.unsupported) > 10
+    assert cf.backends()[0].unsupported == (
+        "this version has no Triton kernels yet; the torch backend scores CUDA tensors"
+    )
+    assert {"cpu:portable", "torch"} <= {b.name for b in runnable()}
+
+
+def test_best_first() -> None:
+    assert select("cpu", torch.float32, None) is runnable("cpu:")[0]
+    assert select("cpu", torch.float32, "cpu") is runnable("cpu:")[0]
+    assert select("cpu", torch.float64, None).name == "torch"
+    assert select("mps", torch.float32, None).name == "torch"
+    assert select("cuda", torch.bfloat16, None).name == "torch"
+
+
+def test_a_forced_tier_really_runs(native: str) -> None:
+    tier = native.removeprefix("cpu:")
+    before = cf._backends.cpu._C.calls()
+    scores = cf.maxsim(*(x.clone().requires_grad_() for x in INPUTS), backend=native)
+    scores.sum().backward()
+    after = cf._backends.cpu._C.calls()
+    assert after[tier] == before[tier] + 3  # score_argmax, and backward for either side
+    assert {name: n for name, n in after.items() if name != tier} == {n: c for n, c in before.items() if n != tier}
+
+
+def test_torch_does_not_use_the_extension() -> None:
+    before = cf._backends.cpu._C.calls()
+    cf.maxsim(*INPUTS, backend="torch")
+    assert cf._backends.cpu._C.calls() == before
+
+
+def test_environment_variable(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = native.removeprefix("cpu:")
+    monkeypatch.setenv("COLBERT_FAST_BACKEND", native)
+    before = cf._backends.cpu._C.calls()[tier]
+    cf.maxsim(*INPUTS)
+    assert cf._backends.cpu._C.calls()[tier] == before + 1
+    cf.maxsim(*INPUTS, backend="torch")  # the argument wins
+    assert cf._backends.cpu._C.calls()[tier] == before + 1
+
+
+def test_empty_environment_variable_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLBERT_FAST_BACKEND", "")
+    assert select("cpu", torch.float32, None) is runnable("cpu:")[0]
+
+
+@pytest.mark.parametrize("name", ["cuda", "cpu:", "cpu:avx", "CPU", "avx2"])
+def test_unknown_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = f"no backend is called '{name}'; there are cpu, triton, cpu:avx512, cpu:avx2, cpu:portable, torch"
+    with pytest.raises(ValueError, match=message):
+        cf.maxsim(*INPUTS, backend=name)
+    monkeypatch.setenv("COLBERT_FAST_BACKEND", name)
+    with pytest.raises(ValueError, match=message):
+        cf.maxsim(*INPUTS)
+
+
+def test_a_backend_that_cannot_run_says_why() -> None:
+    with pytest.raises(NotImplementedError, match=r"(?s)'triton' cannot score torch.float32 tensors on cpu.*no Triton"):
+        cf.maxsim(*INPUTS, backend="triton")
+    with pytest.raises(NotImplementedError, match=r"(?s)'cpu' cannot score.*cpu:portable: has no torch.float64 kernel"):
+        cf.maxsim(*(x.double() for x in INPUTS), backend="cpu")
+    with pytest.raises(NotImplementedError, match=r"cpu:portable: takes tensors on cpu only"):
+        select("cuda", torch.float32, "cpu:portable")
+    fp8 = [x.to(torch.float8_e4m3fn) for x in INPUTS]
+    with pytest.raises(
+        NotImplementedError, match=r"(?s)no backend can score.*torch: has no torch.float8_e4m3fn kernel"
+    ):
+        cf.maxsim(*fp8)
+
+
+def test_the_extension_refuses_a_tier_it_has_not() -> None:
+    empty = (0, 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="no CPU tier 'neon'; there are avx512, avx2, portable"):
+        cf._backends.cpu._C.score("neon", empty, empty, 1, 0, 0, -1, 0, False, False, 1, 0, 0)

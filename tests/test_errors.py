@@ -1,0 +1,196 @@
+"""Every refusal: before any kernel runs, with what is required, what came and which argument."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import colbert_fast as cf
+
+Q, D = torch.ones(2, 3, 4), torch.ones(5, 6, 4)
+PACKED = cf.PackedTokens.from_padded(D)
+
+MAXSIM = [
+    ((Q, torch.ones(5, 6, 7)), {}, ValueError, "a and b need the same dim; got a [*, 4] and b [*, 7]"),
+    ((Q, D.half()), {}, TypeError, "a and b need the same dtype; got a torch.float32 and b torch.float16"),
+    (
+        (torch.ones(3), D),
+        {},
+        ValueError,
+        "a must be a list of [length, dim], or [n, length, dim], or one [length, dim]",
+    ),
+    ((Q, torch.ones(1, 2, 3, 4)), {}, ValueError, "got shape [1, 2, 3, 4]"),
+    (("Berlin", D), {}, TypeError, "a must be a tensor, a numpy array, a list or a PackedTokens; got str"),
+    ((None, D), {}, TypeError, "got NoneType"),
+    ((Q, {"b": D}), {}, TypeError, "b must be a tensor, a numpy array, a list or a PackedTokens; got dict"),
+    ((["Berlin"], D), {}, TypeError, "items[0] must be a tensor"),
+    (([torch.ones(3)], D), {}, ValueError, "items[0] must be [length, dim]; got shape [3]"),
+    (([Q[0], torch.ones(2, 5)], D), {}, ValueError, "all items need the same dim; got items[1] [*, 5] beside [*, 4]"),
+    (([Q[0], Q[0].half()], D), {}, TypeError, "all items need the same dtype; got items[1] torch.float16"),
+    (([[[1.0, 2.0], [3.0]]], D), {}, TypeError, "items[0] must be numbers in a rectangular array"),
+    (([Q[0], torch.ones(2, 4, device="meta")], D), {}, ValueError, "got items[1] on meta beside cpu"),
+    ((Q.to(torch.complex64), D), {}, TypeError, "a must be real numbers; got torch.complex64"),
+    ((Q.to_sparse(), D), {}, TypeError, "a must be a dense tensor; got layout torch.sparse_coo"),
+    ((np.array(["x"]), D), {}, TypeError, "a must be numbers in a rectangular array"),
+    ((Q, D, torch.ones(2, 4)), {}, ValueError, "a_mask must be [2, 3], one entry per token; got shape [2, 4]"),
+    ((Q, D, None, torch.ones(4, 6)), {}, ValueError, "b_mask must be [5, 6], one entry per token; got shape [4, 6]"),
+    ((Q, D, None, torch.ones(5, 6, 1)), {}, ValueError, "b_mask must be [5, 6]"),
+    ((Q, D, None, "no"), {}, TypeError, "b_mask must be a tensor"),
+    ((Q, D, None, [torch.ones(1, 6)] * 5), {}, ValueError, "b_mask as a list must hold one 1-D mask per item"),
+    ((Q, PACKED, None, torch.ones(5, 6)), {}, ValueError, "b_mask cannot go with a PackedTokens"),
+    ((Q, D), {"chunk_elements": 0}, ValueError, "chunk_elements must be 1 or more; got 0"),
+    ((Q, D), {"chunk_elements": 1.5}, TypeError, "chunk_elements must be an int; got float"),
+    ((Q, D), {"backend": "fast"}, ValueError, "no backend is called 'fast'; there are cpu, "),
+]
+
+
+def matching(message: str) -> str:
+    return re.escape(message)
+
+
+@pytest.mark.parametrize(("arguments", "options", "error", "message"), MAXSIM)
+def test_maxsim(arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=matching(message)):
+        cf.maxsim(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: cf.maxsim_pairwise(Q, D),
+            ValueError,
+            "a and b need equally many items to be scored in pairs; got 2 and 5",
+        ),
+        (
+            lambda: cf.maxsim_pairs(Q, D, [0, 1]),
+            ValueError,
+            "pairs must be [p, 2], (query, document) numbers; got shape [2]",
+        ),
+        (lambda: cf.maxsim_pairs(Q, D, [[0, 1, 2]]), ValueError, "got shape [1, 3]"),
+        (lambda: cf.maxsim_pairs(Q, D, [[0.0, 1.0]]), TypeError, "pairs must be integers; got torch.float32"),
+        (
+            lambda: cf.maxsim_pairs(Q, D, [[2, 0]]),
+            ValueError,
+            "pairs must number queries from 0 to 1; got numbers from 2 to 2",
+        ),
+        (
+            lambda: cf.maxsim_pairs(Q, D, [[0, -1]]),
+            ValueError,
+            "pairs must number documents from 0 to 4; got numbers from -1",
+        ),
+        (lambda: cf.topk(Q, D, 0), ValueError, "k must be an int of 1 or more; got 0"),
+        (lambda: cf.topk(Q, D, 2.0), ValueError, "k must be an int of 1 or more; got 2.0"),
+        (
+            lambda: cf.topk(Q, D, 2, candidates=[[0]]),
+            ValueError,
+            "candidates needs one row per query; got 1 rows for 2",
+        ),
+        (
+            lambda: cf.topk(Q, D, 2, candidates=[[0], [5]]),
+            ValueError,
+            "candidates[1] must number documents from 0 to 4",
+        ),
+        (
+            lambda: cf.topk(Q, D, 2, candidates=[[0], [[1]]]),
+            ValueError,
+            "candidates[1] must be a row of document numbers",
+        ),
+        (lambda: cf.topk(Q, D, 2, candidates=[[0], [0.5]]), TypeError, "candidates[1] must be integers"),
+        (lambda: cf.PackedTokens(np.ones((2, 3)), Q, Q), TypeError, "tokens must be a tensor; got ndarray"),
+        (
+            lambda: packed(torch.ones(3, dtype=torch.int64), [0], [1]),
+            TypeError,
+            "tokens must be floating point; got torch.int64",
+        ),
+        (lambda: packed(torch.ones(3), [0], [1]), ValueError, "tokens must be [total, dim]; got shape [3]"),
+        (lambda: packed(torch.ones(3, 2), [0.0], [1]), TypeError, "starts must be integer; got torch.float32"),
+        (lambda: packed(torch.ones(3, 2), [0], [1, 1]), ValueError, "got shapes [1] and [2]"),
+        (
+            lambda: packed(torch.ones(3, 2), [0, 2], [1, 2]),
+            ValueError,
+            "item 1 has start 2 and length 2; tokens has 3 rows",
+        ),
+        (lambda: packed(torch.ones(3, 2), [-1], [1]), ValueError, "item 0 has start -1"),
+        (lambda: packed(torch.ones(3, 2), [0], [-1]), ValueError, "item 0 has start 0 and length -1"),
+        (lambda: packed(torch.ones(3, 2), [2**62], [2**62]), ValueError, "tokens has 3 rows"),
+        (
+            lambda: cf.PackedTokens.from_padded(torch.ones(3, 2)),
+            ValueError,
+            "tokens must be [n, length, dim]; got shape [3, 2]",
+        ),
+        (
+            lambda: cf.PackedTokens.from_nested(Q),
+            TypeError,
+            "nested must be a torch.nested tensor with layout=torch.jagged",
+        ),
+        (lambda: PACKED[5], IndexError, "index 5 is out of range for 5 items"),
+        (lambda: PACKED.to(dtype=torch.int8), TypeError, "dtype must be floating point; got torch.int8"),
+        (
+            lambda: PACKED.with_tokens(torch.ones(29, 4)),
+            ValueError,
+            "tokens must be [30, dim] on cpu; got shape [29, 4]",
+        ),
+        (lambda: cf.set_num_threads(0), ValueError, "n must be 1 or more; got 0"),
+        (lambda: cf.set_num_threads(2.0), TypeError, "n must be an int; got float"),
+    ],
+)
+def test_others(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=matching(message)):
+        call()
+
+
+def packed(tokens: torch.Tensor, starts: list[Any], lengths: list[Any]) -> cf.PackedTokens:
+    return cf.PackedTokens(tokens, torch.tensor(starts), torch.tensor(lengths))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": (0, 4, 3, "starts", "long", 1)}, "item 0 of q is the rows [0, +4) of 3"),
+        ({"d": (0, 4, 3, "minus", "lengths", 1)}, "item 0 of d is the rows [-1, +1) of 3"),
+        ({"d": (0, -4, 3, "starts", "lengths", 1)}, "d needs a stride, rows and items of 0 or more"),
+        ({"dtype": 3}, "dtype must be 0, 1 or 2; got 3"),
+        ({"dim": -1}, "dim needs 0 or more"),
+        ({"max_lq": 0}, "query 0 has 1 tokens; max_lq says 0"),
+        ({"pairs": "outside"}, "pairs[0] is (0, 7); there are 1 queries and 1 documents"),
+        ({"threads": 0}, "threads must be 1 or more; got 0"),
+        ({"d": (0, 4, 2**40, "starts", "huge", 1)}, "item 0 of d has 2147483648 tokens; 2147483647 is the most"),
+    ],
+)
+def test_the_extension_checks_its_bounds_itself(changes: dict[str, Any], message: str) -> None:
+    """Nobody can make a kernel leave its buffers, not even by calling the op with offsets of his own."""
+    numbers = {
+        "starts": torch.tensor([0]),
+        "lengths": torch.tensor([1]),
+        "long": torch.tensor([4]),
+        "minus": torch.tensor([-1]),
+        "huge": torch.tensor([2**31]),
+        "outside": torch.tensor([[0, 7]]),
+    }
+    tokens, scores = torch.ones(3, 4), torch.zeros(1)
+
+    def side(data: int, stride: int, rows: int, starts: str, lengths: str, n: int) -> tuple[int, ...]:
+        return tokens.data_ptr(), stride, rows, numbers[starts].data_ptr(), numbers[lengths].data_ptr(), n
+
+    q = side(*changes.get("q", (0, 4, 3, "starts", "lengths", 1)))
+    d = side(*changes.get("d", (0, 4, 3, "starts", "lengths", 1)))
+    pairs, count = (numbers["outside"].data_ptr(), 1) if "pairs" in changes else (0, -1)
+    rest = (changes.get("dim", 4), changes.get("dtype", 0), pairs, count, changes.get("max_lq", 1))
+    threads = changes.get("threads", 1)
+    with pytest.raises(ValueError, match=matching(message)):
+        cf._backends.cpu._C.score("portable", q, d, *rest, False, False, threads, scores.data_ptr(), 0)
+    assert scores.item() == 0
+
+
+def test_bad_offsets_through_the_op(native: str) -> None:
+    tokens, zero = torch.ones(3, 4), torch.tensor([0])
+    for starts, lengths in (([5], [1]), ([0], [9]), ([-2], [1])):
+        sides = (tokens, zero, torch.tensor([3]), tokens, torch.tensor(starts), torch.tensor(lengths), None)
+        with pytest.raises(ValueError, match="item 0 of d is the rows"):
+            torch.ops.colbert_fast.score(*sides, 3, 9, False, False, 2**20, native)

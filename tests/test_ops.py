@@ -1,0 +1,114 @@
+"""torch.ops.colbert_fast.*: the op contract and torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import colbert_fast as cf
+
+
+def arguments(dtype: torch.dtype = torch.float32, *, pairs: Tensor | None = None) -> tuple[Any, ...]:
+    q = cf.PackedTokens.from_list([torch.randn(3, 8, dtype=dtype), torch.randn(5, 8, dtype=dtype)])
+    d = cf.PackedTokens.from_list([torch.randn(4, 8, dtype=dtype), torch.randn(7, 8, dtype=dtype)])
+    sides = (q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths, pairs)
+    return (*sides, q.max_length, d.max_length, False, False, 2**24)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> None:
+    """Every test compiles anew: recompilations of one function are counted over the whole process."""
+    torch._dynamo.reset()
+
+
+PAIRS = torch.tensor([[0, 1], [1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("pairs", [None, PAIRS], ids=["all", "pairs"])
+def test_opcheck(backend: str, pairs: Tensor | None) -> None:
+    args = arguments(pairs=pairs)
+    ops = torch.ops.colbert_fast
+    torch.library.opcheck(ops.score.default, (*args, backend))
+    torch.library.opcheck(ops.score_argmax.default, (*args, backend))
+    scores, argmax = ops.score_argmax(*args, backend)
+    grad = torch.randn(scores.numel())
+    for for_q, for_d in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(ops.backward.default, (*args, grad, argmax, for_q, for_d, backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_fake_results_have_the_real_shapes_and_dtypes(dtype: torch.dtype) -> None:
+    args = arguments(dtype)
+    torch.library.opcheck(torch.ops.colbert_fast.score.default, (*args, None), test_utils="test_faketensor")
+    torch.library.opcheck(torch.ops.colbert_fast.score_argmax.default, (*args, None), test_utils="test_faketensor")
+
+
+def keep(n: int, length: int) -> Tensor:
+    return torch.arange(length) <= torch.arange(n).unsqueeze(1) + 1
+
+
+# torch itself makes an instance of the autograd.Function while it traces one.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_forward_and_backward(backend: str, dynamic: bool) -> None:
+    def loss(q: Tensor, d: Tensor, d_mask: Tensor) -> Tensor:
+        scores = cf.maxsim(q, d, b_mask=d_mask, length_normalize=True, backend=backend)
+        return scores.square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for nd in (4, 5):
+        q = torch.randn(3, 6, 8, requires_grad=True)
+        d = torch.randn(nd, 7, 8, requires_grad=True)
+        mask = keep(nd, 7)
+        expected = loss(q, d, mask)
+        expected_grads = torch.autograd.grad(expected, (q, d))
+        actual = compiled(q, d, mask)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(torch.autograd.grad(actual, (q, d)), expected_grads)
+
+
+@pytest.mark.parametrize("function", ["padded", "packed", "list", "pairwise", "pairs"])
+def test_compile_without_graph_breaks(function: str) -> None:
+    q, d = torch.randn(3, 6, 8), torch.randn(3, 7, 8)
+    packed = cf.PackedTokens.from_padded(d)
+    pairs = torch.tensor([[0, 1], [2, 2]])
+    functions = {
+        "padded": lambda: cf.maxsim(q, d),
+        "packed": lambda: cf.maxsim(q, packed),
+        "list": lambda: cf.maxsim([q[0], q[1]], [d[0], d[1], d[2]]),
+        "pairwise": lambda: cf.maxsim_pairwise(q, d),
+        "pairs": lambda: cf.maxsim_pairs(q, packed, pairs),
+    }
+    run = functions[function]
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(), run())
+
+
+def test_compiled_code_does_not_look_at_the_data() -> None:
+    """Zero rows, which cost a second look at some documents, are found inside the op."""
+    compiled = torch.compile(cf.maxsim, fullgraph=True, backend="aot_eager")
+    q, d = torch.randn(2, 4, 8), -torch.rand(3, 5, 8)
+    d[1, 2:] = 0
+    torch.testing.assert_close(compiled(q, d), cf.maxsim(q, d))
+    torch.testing.assert_close(compiled(q.abs(), d), cf.maxsim(q.abs(), d))
+    assert (compiled(q.abs(), d) < 0).all()
+
+
+def test_autocast_and_default_dtype_do_not_matter() -> None:
+    q, d = torch.randn(2, 4, 8), torch.randn(3, 5, 8)
+    expected = cf.maxsim(q, d)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(cf.maxsim(q, d), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(cf.maxsim(q, d), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_meta_tensors_give_meta_scores() -> None:
+    scores = cf.maxsim(torch.ones(2, 3, 4, device="meta"), torch.ones(5, 6, 4, device="meta"))
+    assert scores.shape == (2, 5)
+    assert scores.device.type == "meta"

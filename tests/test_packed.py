@@ -1,0 +1,150 @@
+"""PackedTokens: what each layout lowers to, without copies where none is needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from colbert_fast import PackedTokens
+from colbert_fast.packed import lower
+
+
+def shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def test_from_list() -> None:
+    items = [torch.randn(3, 4), torch.randn(0, 4), torch.randn(2, 4)]
+    packed = PackedTokens.from_list(items)
+    assert packed.starts.tolist() == [0, 3, 3]
+    assert packed.lengths.tolist() == [3, 0, 2]
+    assert packed.max_length == 3
+    assert len(packed) == 3
+    assert packed.dim == 4
+    for actual, item in zip(packed, items, strict=True):
+        assert torch.equal(actual, item)
+
+
+@pytest.mark.parametrize("nothing", [torch.zeros(0, 4), torch.zeros(0), np.zeros((0, 9)), []], ids=repr)
+def test_an_empty_item_need_not_have_a_dim(nothing: object) -> None:
+    for items in ([nothing, torch.ones(2, 4)], [torch.ones(2, 4), nothing]):
+        packed = PackedTokens.from_list(items)
+        assert packed.tokens.shape == (2, 4)
+        assert sorted(packed.lengths.tolist()) == [0, 2]
+    assert PackedTokens.from_list([nothing]).lengths.tolist() == [0]
+    assert len(PackedTokens.from_list([])) == 0
+
+
+def test_from_list_is_differentiable() -> None:
+    items = [torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)]
+    PackedTokens.from_list(items).tokens.sum().backward()
+    assert torch.equal(items[0].grad, torch.ones(3, 4))
+
+
+def test_padded_is_a_view() -> None:
+    tokens = torch.randn(3, 5, 4)
+    packed = PackedTokens.from_padded(tokens)
+    assert shares_memory(packed.tokens, tokens)
+    assert packed.starts.tolist() == [0, 5, 10]
+    assert packed.lengths.tolist() == [5, 5, 5]
+    columns = torch.randn(3, 5, 9)[:, :, 2:6]
+    assert shares_memory(PackedTokens.from_padded(columns).tokens, columns)
+
+
+@pytest.mark.parametrize(
+    ("mask", "starts", "lengths", "copies"),
+    [
+        ([[1, 1, 0], [1, 0, 0]], [0, 3], [2, 1], False),
+        ([[0, 1, 1], [0, 0, 1]], [1, 5], [2, 1], False),
+        ([[0, 1, 0], [0, 0, 0]], [1, 3], [1, 0], False),
+        ([[1, 0, 1], [1, 1, 1]], [0, 3], [2, 3], True),
+    ],
+    ids=["right", "left", "empty", "holes"],
+)
+def test_masks(mask: list[list[int]], starts: list[int], lengths: list[int], copies: bool) -> None:
+    tokens, keep = torch.randn(2, 3, 4), torch.tensor(mask).bool()
+    packed = PackedTokens.from_padded(tokens, keep)
+    assert packed.starts.tolist() == starts
+    assert packed.lengths.tolist() == lengths
+    assert shares_memory(packed.tokens, tokens) != copies
+    for item, rows, kept in zip(packed, tokens, keep, strict=True):
+        assert torch.equal(item, rows[kept])
+
+
+def test_holes_are_closed_differentiably() -> None:
+    tokens = torch.randn(1, 3, 4, requires_grad=True)
+    packed = PackedTokens.from_padded(tokens, torch.tensor([[True, False, True]]))
+    packed[0].sum().backward()
+    assert tokens.grad[0, :, 0].tolist() == [1, 0, 1]
+
+
+def test_nested_is_a_view() -> None:
+    nested = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged)
+    packed = PackedTokens.from_nested(nested)
+    assert packed.starts.tolist() == [0, 2]
+    assert packed.lengths.tolist() == [2, 3]
+    assert shares_memory(packed.tokens, nested.values())
+
+
+def test_nested_with_gaps() -> None:
+    padded = torch.randn(2, 5, 4)
+    nested = torch.nested.narrow(padded, 1, torch.tensor([0, 1]), torch.tensor([2, 3]), layout=torch.jagged)
+    packed = PackedTokens.from_nested(nested)
+    assert torch.equal(packed[0], padded[0, :2])
+    assert torch.equal(packed[1], padded[1, 1:4])
+
+
+def test_slices_share_rows() -> None:
+    packed = PackedTokens.from_padded(torch.randn(4, 3, 2))
+    some = packed[1:3]
+    assert len(some) == 2
+    assert some.tokens is packed.tokens
+    assert torch.equal(some[0], packed[1])
+    assert torch.equal(packed[-1], packed[3])
+    assert len(packed[4:]) == 0
+
+
+def test_to() -> None:
+    packed = PackedTokens.from_padded(torch.randn(4, 3, 2))
+    assert packed.to("cpu") is packed
+    assert packed.to(dtype=torch.float32) is packed
+    half = packed.to(dtype=torch.float16)
+    assert half.dtype == torch.float16
+    assert torch.equal(half.tokens, packed.tokens.half())
+    assert packed.to("meta").starts.device.type == "meta"
+
+
+def test_with_tokens() -> None:
+    packed = PackedTokens.from_padded(torch.randn(4, 3, 2))
+    wider = packed.with_tokens(packed.tokens @ torch.randn(2, 7))
+    assert wider.dim == 7
+    assert wider.starts is packed.starts
+
+
+def test_repr() -> None:
+    packed = PackedTokens.from_padded(torch.randn(4, 3, 2))
+    assert repr(packed) == "PackedTokens(4 items, 12 rows, dim 2, torch.float32, cpu)"
+
+
+def test_any_integer_offsets() -> None:
+    packed = PackedTokens(torch.randn(6, 2), torch.tensor([4, 0], dtype=torch.int32), torch.tensor([2, 3]))
+    assert packed.starts.dtype == torch.int64
+    assert packed.max_length == 3
+
+
+def test_only_padded_tensors_without_a_mask_have_zero_row_padding() -> None:
+    tokens = torch.randn(2, 3, 4)
+    mask = torch.ones(2, 3)
+    assert lower(tokens, None, "a")[1]
+    assert lower(tokens[0], None, "a")[1]
+    assert lower(tokens.numpy(), None, "a")[1]
+    assert not lower(tokens, mask, "a")[1]
+    assert not lower(list(tokens), None, "a")[1]
+    assert not lower(PackedTokens.from_padded(tokens), None, "a")[1]
+
+
+def test_arrays_share_memory() -> None:
+    array = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    packed, _ = lower(array, None, "a")
+    assert packed.tokens.data_ptr() == array.ctypes.data
