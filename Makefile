@@ -1,0 +1,36 @@
+# The commands of this project. Everything happens in .venv; nothing but Python and a C++17 compiler is needed.
+#   make demo       rank real text with a real model, offline
+#   make test       the whole test suite
+#   make lint       ruff, mypy, clang-format
+#   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+
+.PHONY: demo test lint sanitize clean
+
+demo: $(VENV)/.demo
+	$(BIN)/colbert-fast demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/cpp/*.cpp
+
+clean:
+	rm -rf $(VENV) build dist colbert_fast/*.so
+
+# Editable, so that the tests run what is in the tree. A change of the C++ sources rebuilds.
+$(VENV)/.%: $(VENV)/pyvenv.cfg $(SOURCES)
+	$(PIP) --editable ".[$*]"
+	touch $@
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
