@@ -118,7 +118,7 @@ def maxsim_pairwise(
     """
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask)
     if len(q) != len(d):
-        msg = f"a and b need equally many items to be scored in pairs; got {len(q)} and {len(d)}"
+        msg = f"a and b must hold the same number of items to be scored in pairs; got {len(q)} and {len(d)}"
         raise ValueError(msg)
     target = _resolved(device, home)
     q, d = q.to(target), d.to(target)

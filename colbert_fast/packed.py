@@ -158,7 +158,7 @@ class PackedTokens:
             msg = f"tokens must be [n, length, dim]; got shape {list(tokens.shape)}"
             raise ValueError(msg)
         if mask is None:
-            return cls._uniform(tokens.reshape(-1, tokens.shape[2]), tokens.shape[0], tokens.shape[1])
+            return cls._uniform(tokens.flatten(0, 1), tokens.shape[0], tokens.shape[1])
         return _mask_rows(tokens, _bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
 
     @classmethod
@@ -309,10 +309,10 @@ def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
         first = keep.int().argmax(1)
         last = length - 1 - keep.flip(1).int().argmax(1)
         if bool(((last - first + 1 == counts) | (counts == 0)).all()):
-            return PackedTokens._trusted(tokens.reshape(-1, dim), starts + first, counts, length)
+            return PackedTokens._trusted(tokens.flatten(0, 1), starts + first, counts, length)
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
     moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim))
-    return PackedTokens._trusted(moved.reshape(-1, dim), starts, counts, length)
+    return PackedTokens._trusted(moved.flatten(0, 1), starts, counts, length)
 
 
 def _bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str) -> Tensor:
@@ -328,7 +328,8 @@ def _bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str)
     if tensor.ndim == 1:
         tensor = tensor.unsqueeze(0)
     if tensor.ndim != 2 or tensor.shape[0] not in (1, n) or tensor.shape[1] != length:
-        msg = f"{name} must be [{n}, {length}], one entry per token; got shape {list(tensor.shape)}"
+        got = f"{name} covers {tensor.shape[-1]} tokens" if tensor.ndim else name
+        msg = f"{name} must be [{n}, {length}], one entry per token; {got}, with shape {list(tensor.shape)}"
         raise ValueError(msg)
     return (tensor != 0).to(device).expand(n, length)
 

@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -21,6 +22,9 @@ struct Job {
   void (*run)(void*, int64_t, int);
   void* context;
   int64_t units;
+  // The caller's rounding mode and treatment of denormals (torch.set_flush_denormal): what a score is must
+  // not depend on who computes it.
+  std::fenv_t environment;
   std::atomic<int64_t> next{0};
 
   void work(int worker) {
@@ -93,6 +97,7 @@ class Pool {
       ++busy_;
       const int worker = next_worker_++;
       lock.unlock();
+      std::fesetenv(&job->environment);
       job->work(worker);
       lock.lock();
       if (--busy_ == 0) idle_.notify_one();
@@ -138,6 +143,7 @@ void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), 
   if (threads > 1) {
     Pool& workers = pool();
     if (workers.try_enter()) {
+      std::fegetenv(&job.environment);
       workers.run(job, threads);
       workers.leave();
       return;

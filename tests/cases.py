@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import colbert_fast as cf
 from colbert_fast import reference
+from colbert_fast.packed import lower
 
 # Inputs are rounded to their dtype before the float64 reference sees them, so that what remains is the rounding of
 # float32 sums: at dim 1024 about sqrt(1024) * 2^-24 = 2e-6 of the product of the norms.
@@ -70,3 +73,14 @@ def assert_scores(actual: Tensor, queries: Sequence[Tensor], documents: Sequence
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Within TOLERANCE of float64: relative, or of 1, the similarity of equal unit vectors, near zero."""
     torch.testing.assert_close(actual.double(), expected.double(), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+
+
+def score_argmax(backend: str, a: Any, b: Any, a_mask: Any = None, b_mask: Any = None) -> tuple[Tensor, Tensor]:
+    """Scores ``[nq, nd]`` and the winning document token of each query token ``[nq, nd, lq]``, from any layout."""
+    (q, skip_zero_q), (d, skip_zero_d) = lower(a, a_mask, "a"), lower(b, b_mask, "b")
+    sides = (q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths)
+    scores, argmax = torch.ops.colbert_fast.score_argmax(
+        *sides, None, q.max_length, d.max_length, skip_zero_q, skip_zero_d, 2**24, backend
+    )
+    torch.testing.assert_close(cf.maxsim(a, b, a_mask, b_mask, backend=backend), scores, equal_nan=True)
+    return scores, argmax.view(*scores.shape, q.max_length)

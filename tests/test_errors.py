@@ -37,8 +37,18 @@ MAXSIM = [
     ((Q.to(torch.complex64), D), {}, TypeError, "a must be real numbers; got torch.complex64"),
     ((Q.to_sparse(), D), {}, TypeError, "a must be a dense tensor; got layout torch.sparse_coo"),
     ((np.array(["x"]), D), {}, TypeError, "a must be numbers in a rectangular array"),
-    ((Q, D, torch.ones(2, 4)), {}, ValueError, "a_mask must be [2, 3], one entry per token; got shape [2, 4]"),
-    ((Q, D, None, torch.ones(4, 6)), {}, ValueError, "b_mask must be [5, 6], one entry per token; got shape [4, 6]"),
+    (
+        (Q, D, torch.ones(2, 4)),
+        {},
+        ValueError,
+        "a_mask must be [2, 3], one entry per token; a_mask covers 4 tokens, with shape [2, 4]",
+    ),
+    (
+        (Q, D, None, torch.ones(4, 6)),
+        {},
+        ValueError,
+        "b_mask must be [5, 6], one entry per token; b_mask covers 6 tokens, with shape [4, 6]",
+    ),
     ((Q, D, None, torch.ones(5, 6, 1)), {}, ValueError, "b_mask must be [5, 6]"),
     ((Q, D, None, "no"), {}, TypeError, "b_mask must be a tensor"),
     ((Q, D, None, [torch.ones(1, 6)] * 5), {}, ValueError, "b_mask as a list must hold one 1-D mask per item"),
@@ -65,7 +75,7 @@ def test_maxsim(arguments: tuple[Any, ...], options: dict[str, Any], error: type
         (
             lambda: cf.maxsim_pairwise(Q, D),
             ValueError,
-            "a and b need equally many items to be scored in pairs; got 2 and 5",
+            "a and b must hold the same number of items to be scored in pairs; got 2 and 5",
         ),
         (
             lambda: cf.maxsim_pairs(Q, D, [0, 1]),

@@ -27,8 +27,8 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         return Scored(scores.view(p.shape), winners, p.num_pairs > 0)
     empty_document = False
     for numbers, queries, documents in _chunks(p):
-        q, q_mask = _pad(p.q_tokens, p.q_starts[queries], p.q_lengths[queries])
-        d, d_mask = _pad(p.d_tokens, p.d_starts[documents], p.d_lengths[documents])
+        q, q_mask = _pad(p.q_tokens, p.q_starts[queries], p.q_lengths[queries], 0)
+        d, d_mask = _pad(p.d_tokens, p.d_starts[documents], p.d_lengths[documents], 1)
         if p.skip_zero_q:
             q_mask = q_mask & q.any(-1)
         if p.pairs is None:
@@ -115,9 +115,12 @@ def _split(widths: list[int], per_token: int, per_item: int, budget: int) -> Ite
         yield slice(start, len(widths))
 
 
-def _pad(tokens: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Copy items into ``[n, width, dim]``, with a mask ``[n, width]`` of what is a token; the rest is arbitrary."""
-    position = torch.arange(int(lengths.max()), device=tokens.device)
+def _pad(tokens: Tensor, starts: Tensor, lengths: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Copy items into ``[n, width, dim]``, with a mask ``[n, width]`` of what is a token; the rest is arbitrary.
+
+    The width is that of the longest item, but at least ``least``: there is no maximum over nothing.
+    """
+    position = torch.arange(max(least, int(lengths.max())), device=tokens.device)
     mask = position < lengths.unsqueeze(1)
     rows = torch.where(mask, starts.unsqueeze(1) + position, 0)
     return tokens[rows], mask
@@ -135,7 +138,9 @@ def _maxima(similarity: Tensor, d_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over document tokens and its first position; NaN wins."""
     masked = similarity.masked_fill(~d_mask.unsqueeze(-2), float("-inf"))
     best, where = masked.max(-1)
-    return best, where
+    # Where all similarities are -inf they tie with what is masked.
+    first = d_mask.int().argmax(-1, keepdim=True)
+    return best, torch.where(best == float("-inf"), first, where)
 
 
 def _zero_rows_may_win(best: Tensor, q_mask: Tensor) -> bool:
