@@ -23,6 +23,9 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/cpp/*.cpp
 
+sanitize: $(VENV)/.test
+	$(BIN)/python -m pytest tests/test_sanitizers.py
+
 clean:
 	rm -rf $(VENV) build dist colbert_fast/*.so
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast import _ops  # noqa: F401  (defines torch.ops.colbert_fast)
-from colbert_fast.packed import Mask, PackedTokens, Tokens, lower
+from colbert_fast.packed import Mask, PackedTokens, Tokens, aligned, lower
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
@@ -313,7 +313,7 @@ def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
     if not torch.compiler.is_compiling():
         check_range(tensor[:, 0], nq, "pairs", "queries")
         check_range(tensor[:, 1], nd, "pairs", "documents")
-    return tensor.contiguous()
+    return aligned(tensor.contiguous())
 
 
 def check_range(numbers: Tensor, count: int, name: str, what: str) -> None:

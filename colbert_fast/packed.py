@@ -64,8 +64,8 @@ class PackedTokens:
         if starts.ndim != 1 or starts.shape != lengths.shape:
             msg = f"starts and lengths must be [n] both; got shapes {list(starts.shape)} and {list(lengths.shape)}"
             raise ValueError(msg)
-        starts = starts.to(device=tokens.device, dtype=torch.int64).contiguous()
-        lengths = lengths.to(device=tokens.device, dtype=torch.int64).contiguous()
+        starts = aligned(starts.to(device=tokens.device, dtype=torch.int64).contiguous())
+        lengths = aligned(lengths.to(device=tokens.device, dtype=torch.int64).contiguous())
         total = tokens.shape[0]
         longest = 0
         if len(lengths):
@@ -287,6 +287,13 @@ def lower(value: Tokens, mask: Mask | None, name: str) -> tuple[PackedTokens, bo
     return _mask_rows(tokens, keep), False
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its memory does not begin at a multiple of the element size."""
+    if tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.data_ptr() % tensor.element_size():
+        return tensor.clone()
+    return tensor
+
+
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
     packed = PackedTokens.from_list(items)
@@ -364,7 +371,8 @@ def _tensor(value: Any, name: str) -> Tensor:
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.aligned or any(stride < 0 for stride in array.strides):
+    # numpy's own flag does not look at the strides of axes of length 1; torch does.
+    if not array.flags.aligned or any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
     with warnings.catch_warnings():
         # Read-only and memory-mapped arrays are welcome: nothing here writes to its inputs.

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "features.h"
+#include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
 

@@ -3,11 +3,14 @@
 // throws.
 #include <pybind11/pybind11.h>
 
+#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <tuple>
 
 #include "dispatch.h"
 #include "maxsim.h"
@@ -20,6 +23,26 @@ namespace {
 
 // (data, row stride in elements, rows, starts, lengths, items)
 using Side = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, int64_t>;
+
+// While it lives, other Python threads run. Python ends a thread that wants the GIL back after the
+// interpreter has begun to finalise by pthread_exit, whose unwinding must not pass through torch's frames and
+// ours: such a thread sleeps until the process is gone, as Python 3.14 arranges by itself.
+class ReleasedGil {
+ public:
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
 
 const Tier& tier_named(const std::string& name) {
   std::string known;
@@ -34,11 +57,15 @@ const Tier& tier_named(const std::string& name) {
   throw std::invalid_argument("no CPU tier '" + name + "'; there are " + known);
 }
 
-Tokens tokens_of(const Side& side, const char* which) {
+Tokens tokens_of(const Side& side, int64_t dim, const char* which) {
   const auto& [data, row_stride, rows, starts, lengths, count] = side;
-  Tokens tokens = {
-      reinterpret_cast<const void*>(data),       row_stride, rows, reinterpret_cast<const int64_t*>(starts),
-      reinterpret_cast<const int64_t*>(lengths), count};
+  // Embeddings of no dimensions have no address to add a stride to.
+  Tokens tokens = {reinterpret_cast<const void*>(data),
+                   dim == 0 ? 0 : row_stride,
+                   rows,
+                   reinterpret_cast<const int64_t*>(starts),
+                   reinterpret_cast<const int64_t*>(lengths),
+                   count};
   if (row_stride < 0 || rows < 0 || count < 0) {
     throw std::invalid_argument(std::string(which) + " needs a stride, rows and items of 0 or more");
   }
@@ -66,8 +93,8 @@ Problem problem_of(const Side& q, const Side& d, int64_t dim, int dtype, uintptr
     throw std::invalid_argument("dtype must be 0, 1 or 2; got " + std::to_string(dtype));
   if (dim < 0 || num_pairs < -1) throw std::invalid_argument("dim needs 0 or more, num_pairs -1 or more");
   Problem p = {};
-  p.q = tokens_of(q, "q");
-  p.d = tokens_of(d, "d");
+  p.q = tokens_of(q, dim, "q");
+  p.d = tokens_of(d, dim, "d");
   p.dim = dim;
   p.dtype = static_cast<DType>(dtype);
   p.all_pairs = num_pairs == -1;
@@ -105,7 +132,7 @@ bool py_score(const std::string& tier, const Side& q, const Side& d, int64_t dim
   const Tier& t = tier_named(tier);
   const Problem p = problem_of(q, d, dim, dtype, pairs, num_pairs, max_lq, skip_zero_q, skip_zero_d);
   threads = checked_threads(threads);
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   return score(t, p, threads, reinterpret_cast<float*>(scores), reinterpret_cast<int32_t*>(argmax));
 }
 
@@ -115,7 +142,7 @@ void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t 
   const Tier& t = tier_named(tier);
   const Problem p = problem_of(q, d, dim, dtype, pairs, num_pairs, max_lq, false, false);
   threads = checked_threads(threads);
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   backward(t, p, threads, to_queries, reinterpret_cast<const float*>(grad_scores),
            reinterpret_cast<const int32_t*>(argmax), reinterpret_cast<float*>(grad));
 }

@@ -187,9 +187,9 @@ bool overlapping(const Tokens& tokens) {
 int64_t calls(const Tier& tier) { return counter(tier).load(); }
 
 bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax) {
-  counter(tier).fetch_add(1);
   const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
   if (pairs == 0) return false;
+  counter(tier).fetch_add(1);
   if (flops(p) < kSerialFlops) threads = 1;
   Plan plan;
   const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
@@ -220,9 +220,9 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
 
 void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, const float* grad_scores,
               const int32_t* argmax, float* grad) {
-  counter(tier).fetch_add(1);
   const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
   if (pairs == 0 || p.dim == 0) return;
+  counter(tier).fetch_add(1);
   const Tokens& side = to_queries ? p.q : p.d;
   const int64_t nd = p.d.count;
   const int column = to_queries ? 0 : 1;

@@ -1,13 +1,27 @@
 // The arithmetic of a tier, written once. A tier opens its target region, defines in an anonymous namespace
 //
 //   struct Isa {
-//     using Vec; using Idx;                          // kLanes floats; kLanes int32
-//     static constexpr int kLanes, kVecs, kRows;     // the register tile: kRows document rows x kVecs
-//     vectors static Vec zero(), load(const float*), broadcast(const float*), fma(Vec, Vec, Vec);  void
-//     store(float*, Vec); static Idx load(const int32_t*);  void store(int32_t*, Idx); static void
-//     update(Vec& best, Vec value);                  // best = max(best, value); NaN wins and stays static
-//     void update(Vec& best, Idx& arg, Vec value, int32_t row);    // the same, and the first row that wins
-//     static void widen(const T* from, float* to, int64_t n);    // T = BFloat16, Float16: exact
+//     using Vec;                      // kLanes floats
+//     using Idx;                      // kLanes int32
+//     static constexpr int kLanes;
+//     static constexpr int kRows;     // the register tile: kRows document rows
+//     static constexpr int kVecs;     // x kVecs vectors of query tokens
+//     static Vec zero();
+//     static Vec load(const float*);
+//     static Vec broadcast(const float*);
+//     static Vec fma(Vec, Vec, Vec);
+//     static void store(float*, Vec);
+//     static Idx load(const int32_t*);
+//     static void store(int32_t*, Idx);
+//
+//     // best = max(best, value). NaN wins, and stays.
+//     static void update(Vec& best, Vec value);
+//
+//     // The same, and the first row that wins.
+//     static void update(Vec& best, Idx& arg, Vec value, int32_t row);
+//
+//     // Exact, for T = BFloat16 and Float16.
+//     static void widen(const T* from, float* to, int64_t n);
 //   };
 //
 // and includes this file inside the region. Everything here has internal linkage.
@@ -19,8 +33,8 @@
 // dimension, the maximum over document tokens is vertical, and no horizontal operation occurs before the
 // final sum.
 //
-// Every dot product is one chain of FMAs in the order of the dimensions, whatever the tile it falls in: a
-// score does not depend on what else is scored, on how the work is cut or on the number of threads.
+// Every dot product is one chain of multiply-adds in the order of the dimensions, whatever the tile it falls
+// in: a score does not depend on what else is scored, on how the work is cut or on the number of threads.
 
 namespace colbert_fast {
 namespace {
@@ -164,6 +178,10 @@ void accumulate(const Problem& p, const T* rows, int64_t first_row, int64_t coun
     }
   }
 }
+
+inline bool is_zero(float value) { return value == 0.0f; }
+inline bool is_zero(BFloat16 value) { return (value.bits & 0x7fff) == 0; }
+inline bool is_zero(Float16 value) { return (value.bits & 0x7fff) == 0; }
 
 template <typename T>
 bool is_zero_row(const T* row, int64_t dim) {

@@ -21,9 +21,6 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-inline bool is_zero(float value) { return value == 0.0f; }
-inline bool is_zero(BFloat16 value) { return (value.bits & 0x7fff) == 0; }
-inline bool is_zero(Float16 value) { return (value.bits & 0x7fff) == 0; }
 
 // A ragged batch: item i is the rows [starts[i], starts[i] + lengths[i]) of a row-major matrix of tokens.
 struct Tokens {

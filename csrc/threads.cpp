@@ -3,8 +3,8 @@
 #include <atomic>
 #include <cfenv>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -32,13 +32,15 @@ struct Job {
   }
 };
 
-// Signals belong to the threads of the application: Python expects Ctrl-C on its main thread.
+// Signals belong to the threads of the application: Python expects Ctrl-C on its main thread. Those that say
+// that this thread itself has crashed stay.
 class BlockSignals {
  public:
 #if CF_POSIX
   BlockSignals() {
     sigset_t all;
     sigfillset(&all);
+    for (int crash : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&all, crash);
     pthread_sigmask(SIG_SETMASK, &all, &before_);
   }
   ~BlockSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
@@ -50,9 +52,8 @@ class BlockSignals {
 
 class Pool {
  public:
-  // One caller at a time; false if another one is inside.
-  bool try_enter() { return caller_.try_lock(); }
-  void leave() { caller_.unlock(); }
+  // Owned by the one caller that may run a job; not owned if another one does.
+  std::unique_lock<std::mutex> try_enter() { return std::unique_lock<std::mutex>(caller_, std::try_to_lock); }
 
   void run(Job& job, int threads) {
     grow(threads - 1);
@@ -79,7 +80,7 @@ class Pool {
     while (started_.load() < wanted) {
       try {
         std::thread(&Pool::serve, this).detach();
-      } catch (const std::system_error&) {
+      } catch (const std::exception&) {
         return;
       }
       started_.fetch_add(1);
@@ -142,10 +143,9 @@ void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), 
   if (threads > units) threads = static_cast<int>(units);
   if (threads > 1) {
     Pool& workers = pool();
-    if (workers.try_enter()) {
+    if (const auto entered = workers.try_enter()) {
       std::fegetenv(&job.environment);
       workers.run(job, threads);
-      workers.leave();
       return;
     }
   }

@@ -12,7 +12,8 @@ namespace colbert_fast {
 //
 // No thread starts before the first call that wants one, and none is ever joined: idle workers sleep, and end
 // with the process. A forked child starts its own pool. While one Python thread uses the pool, a call from
-// another runs by itself. If the system refuses a thread, the work is done by those there are.
+// another runs by itself. The pool has as many workers as the largest call so far had use for. If the system
+// refuses a thread, the work is done by those there are.
 void parallel_for(int64_t units, int threads, void (*run)(void* context, int64_t unit, int worker),
                   void* context);
 

@@ -14,29 +14,26 @@ import colbert_fast as cf
 REQUIRED = {name for name in os.environ.get("COLBERT_FAST_REQUIRE", "").split(",") if name}
 
 
-def _device(backend: cf._backends.Backend) -> str:
-    return "cuda" if backend.device == "cuda" else "cpu"
-
-
 @pytest.fixture(params=[b.name for b in cf.backends()])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend by name. One that cannot run here is skipped with its reason.
 
     COLBERT_FAST_REQUIRE="cpu:avx2,triton" turns the skips of these into failures.
     """
-    name: str = request.param
+    return _runnable(request.param)
+
+
+@pytest.fixture(params=[b.name for b in cf.backends() if b.name.startswith("cpu:")])
+def native(request: pytest.FixtureRequest) -> str:
+    """The tiers of the C++ extension only."""
+    return _runnable(request.param)
+
+
+def _runnable(name: str) -> str:
     reason = next(b.unsupported for b in cf.backends() if b.name == name)
     if reason is not None:
         (pytest.fail if name in REQUIRED else pytest.skip)(f"{name}: {reason}")
     return name
-
-
-@pytest.fixture
-def native(backend: str) -> str:
-    """The backends of the C++ extension only."""
-    if not backend.startswith("cpu:"):
-        pytest.skip(f"{backend}: not a tier of the C++ extension")
-    return backend
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast._backends.problem import Backend, Problem, Scored
+from colbert_fast.packed import aligned
 
 try:
     from colbert_fast import _C
@@ -67,6 +68,9 @@ def _checked(n: int, name: str) -> int:
     if n < 1:
         msg = f"{name} must be 1 or more; got {n}"
         raise ValueError(msg)
+    if n >= 2**31:
+        msg = f"{name} must be 2147483647 or less; got {n}"
+        raise ValueError(msg)
     return n
 
 
@@ -76,9 +80,7 @@ def _readable(tokens: Tensor) -> Tensor:
         tokens = tokens.resolve_neg()
     if tokens.stride(1) != 1 and tokens.shape[1] > 1:
         tokens = tokens.contiguous()
-    if tokens.data_ptr() % tokens.element_size():
-        tokens = tokens.clone()
-    return tokens
+    return aligned(tokens)
 
 
 def _arguments(p: Problem, q: Tensor, d: Tensor) -> tuple[_Side, _Side, int, int, int, int, int]:
@@ -128,8 +130,8 @@ def _backward(
     tier: str, p: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     q, d = _readable(p.q_tokens), _readable(p.d_tokens)
-    grad_scores = grad_scores.to(torch.float32).contiguous()
-    argmax = argmax.contiguous()
+    grad_scores = aligned(grad_scores.to(torch.float32).contiguous())
+    argmax = aligned(argmax.contiguous())
     grads: list[Tensor | None] = [None, None]
     for side, wanted in enumerate((for_q, for_d)):
         if not wanted:

@@ -1,0 +1,440 @@
+// Every tier of the extension against the definition of MaxSim in double, without Python: for the sanitizers.
+//
+// All inputs and outputs lie in heap blocks of exactly their size, so that AddressSanitizer sees a single
+// element read or written outside. (It does not see the masked loads of AVX-512: the guard pages of
+// tests/test_memory.py do.) From the root of the repository:
+//
+//   FILES="tests/cpp/kernels.cpp $(ls csrc/*.cpp | grep -v bindings)"
+//   c++ -std=c++17 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all $FILES -o kernels
+//   c++ -std=c++17 -O1 -g -pthread -fsanitize=thread -fno-sanitize-recover=all $FILES -o kernels
+//
+// `./kernels` exits 0 after one line, or 1 after the first difference. `./kernels threads` leaves out the
+// problems that are too small for more than one thread: enough for ThreadSanitizer, which takes its time.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "../../csrc/dispatch.h"
+#include "../../csrc/maxsim.h"
+#include "../../csrc/threads.h"
+
+namespace {
+
+using colbert_fast::DType;
+using colbert_fast::Problem;
+using colbert_fast::Tier;
+using colbert_fast::Tokens;
+
+// float32 chains of 128 products of unit-sized numbers: as TOLERANCE in tests/cases.py.
+constexpr double kTolerance = 1e-5;
+constexpr float kUnwrittenScore = std::numeric_limits<float>::quiet_NaN();
+constexpr int32_t kUnwrittenToken = -77;
+
+int64_t g_checks = 0;
+std::string g_case;
+
+void check(bool passed, const char* what) {
+  ++g_checks;
+  if (passed) return;
+  std::fprintf(stderr, "kernels: %s differs: %s\n", what, g_case.c_str());
+  std::exit(1);
+}
+
+// Exactly `size` elements: a vector's spare capacity would hide an over-read.
+template <typename T>
+class Block {
+ public:
+  Block(int64_t size, T value) : size_(size), data_(new T[static_cast<size_t>(size)]) {
+    std::fill(data_.get(), data_.get() + size, value);
+  }
+  explicit Block(const std::vector<T>& from) : Block(static_cast<int64_t>(from.size()), T()) {
+    std::copy(from.begin(), from.end(), data_.get());
+  }
+
+  T* get() { return data_.get(); }
+  const T* get() const { return data_.get(); }
+  const T& operator[](int64_t i) const { return data_[static_cast<size_t>(i)]; }
+  bool same_bits(const Block& other) const {
+    const size_t bytes = static_cast<size_t>(size_) * sizeof(T);
+    return size_ == other.size_ && (bytes == 0 || std::memcmp(get(), other.get(), bytes) == 0);
+  }
+
+ private:
+  int64_t size_;
+  std::unique_ptr<T[]> data_;
+};
+
+int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// The element nearest to zero of those next to `value`: tests need exact inputs, not good rounding.
+void encode(double value, DType dtype, unsigned char* to) {
+  if (dtype == DType::kFloat16) {
+    int exponent;
+    const double fraction = std::frexp(std::fabs(value), &exponent);  // [0.5, 1)
+    uint16_t bits = 0;
+    if (value != 0.0 && exponent > -14) {
+      bits =
+          static_cast<uint16_t>(((exponent + 14) << 10) + static_cast<int>((fraction * 2.0 - 1.0) * 1024.0));
+    } else {
+      bits = static_cast<uint16_t>(std::fabs(value) * 16777216.0);  // subnormal: units of 2^-24
+    }
+    bits = static_cast<uint16_t>(bits | (std::signbit(value) ? 0x8000 : 0));
+    std::memcpy(to, &bits, sizeof bits);
+    return;
+  }
+  const float narrow = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &narrow, sizeof bits);
+  const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+  std::memcpy(to, dtype == DType::kFloat32 ? static_cast<const void*>(&bits) : &upper,
+              static_cast<size_t>(element_bytes(dtype)));
+}
+
+double decode(const unsigned char* from, DType dtype) {
+  if (dtype == DType::kFloat32) {
+    float value;
+    std::memcpy(&value, from, sizeof value);
+    return static_cast<double>(value);
+  }
+  uint16_t half;
+  std::memcpy(&half, from, sizeof half);
+  if (dtype == DType::kBFloat16) {
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return static_cast<double>(value);
+  }
+  const int exponent = (half >> 10) & 0x1f;
+  const int fraction = half & 0x3ff;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024, exponent - 25);
+  return (half & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+enum class Layout { kPacked, kGaps, kShared };
+
+// One side: the rows as the kernels see them, and in double.
+struct Side {
+  std::unique_ptr<Block<unsigned char>> bytes;
+  std::vector<double> values;  // [rows][dim]
+  int64_t rows = 0;
+  int64_t stride = 0;
+  std::unique_ptr<Block<int64_t>> starts, lengths;
+  int64_t count = 0;
+
+  Tokens tokens() const { return {bytes->get(), stride, rows, starts->get(), lengths->get(), count}; }
+};
+
+struct Case {
+  std::vector<int64_t> lq, ld;
+  int64_t dim;
+  DType dtype;
+  Layout layout;
+  int64_t pad;  // elements between the end of a row and the next
+  bool skip_zero;
+};
+
+class Random {
+ public:
+  explicit Random(uint32_t seed) : engine_(seed) {}
+  int64_t below(int64_t n) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(n)); }
+  double unit() { return static_cast<double>(engine_()) / 2147483648.0 - 1.0; }
+
+ private:
+  std::mt19937 engine_;  // the same numbers everywhere, unlike the standard's distributions
+};
+
+// `planted`: rows to copy into every fifth row and the last, so that every tile has a winner; or null.
+Side make_side(const std::vector<int64_t>& lengths, const Case& c, const Side* planted, Random& random) {
+  Side side;
+  side.count = static_cast<int64_t>(lengths.size());
+  side.stride = c.dim + c.pad;
+  std::vector<int64_t> starts;
+  for (int64_t length : lengths) {
+    // Out of order is the business of kShared: there every other item begins inside the one before.
+    if (c.layout == Layout::kGaps) side.rows += 1;
+    const bool shares = c.layout == Layout::kShared && starts.size() % 2 == 1;
+    starts.push_back(shares ? std::min(starts.back() + 1, side.rows) : side.rows);
+    side.rows = std::max(side.rows, starts.back() + length);
+  }
+  side.values.resize(static_cast<size_t>(side.rows * c.dim));
+  const int64_t size = element_bytes(c.dtype);
+  const int64_t elements = side.rows == 0 ? 0 : (side.rows - 1) * side.stride + c.dim;
+  side.bytes = std::make_unique<Block<unsigned char>>(elements * size, static_cast<unsigned char>(0x7e));
+  for (int64_t row = 0; row < side.rows; ++row) {
+    const bool zero = c.skip_zero && random.below(4) == 0;
+    const bool copied = planted != nullptr && planted->rows > 0 && (row % 5 == 0 || row == side.rows - 1);
+    const int64_t source = copied ? random.below(planted->rows) : 0;
+    for (int64_t k = 0; k < c.dim; ++k) {
+      double value = random.unit();
+      if (copied) value = planted->values[static_cast<size_t>(source * c.dim + k)];
+      if (zero) value = k % 2 == 0 ? 0.0 : -0.0;
+      unsigned char* at = side.bytes->get() + (row * side.stride + k) * size;
+      encode(value, c.dtype, at);
+      side.values[static_cast<size_t>(row * c.dim + k)] = decode(at, c.dtype);
+    }
+  }
+  side.starts = std::make_unique<Block<int64_t>>(starts);
+  side.lengths = std::make_unique<Block<int64_t>>(lengths);
+  return side;
+}
+
+const double* row_of(const Side& side, int64_t item, int64_t token, int64_t dim) {
+  return side.values.data() + ((*side.starts)[item] + token) * dim;
+}
+
+bool is_padding(const double* row, const Case& c) {
+  return c.skip_zero && std::all_of(row, row + c.dim, [](double value) { return value == 0.0; });
+}
+
+double dot(const double* a, const double* b, int64_t dim) {
+  double sum = 0.0;
+  for (int64_t k = 0; k < dim; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
+// The largest |sum| that the rounding of `terms` dot products is relative to: |value| <= 1.
+double bound(int64_t dim, int64_t terms) {
+  return kTolerance * (1.0 + static_cast<double>(dim) / 3.0) *
+         static_cast<double>(std::max<int64_t>(terms, 1));
+}
+
+// One pair of a result. True if the document has no token.
+bool check_pair(const Case& c, const Side& q, const Side& d, int64_t query, int64_t document, float score,
+                const int32_t* argmax, int64_t max_lq) {
+  const int64_t ld = (*d.lengths)[document];
+  const int64_t lq = (*q.lengths)[query];
+  std::vector<int64_t> kept;
+  for (int64_t j = 0; j < ld; ++j) {
+    if (!is_padding(row_of(d, document, j, c.dim), c)) kept.push_back(j);
+  }
+  double sum = 0.0;
+  int64_t terms = 0;
+  for (int64_t t = 0; t < max_lq; ++t) {
+    const bool scores = t < lq && !kept.empty() && !is_padding(row_of(q, query, t, c.dim), c);
+    if (!scores) {
+      if (argmax != nullptr) check(argmax[t] == -1, "the argmax of no token");
+      continue;
+    }
+    const double* q_row = row_of(q, query, t, c.dim);
+    double best = -std::numeric_limits<double>::infinity();
+    for (int64_t j : kept) best = std::max(best, dot(q_row, row_of(d, document, j, c.dim), c.dim));
+    sum += best;
+    ++terms;
+    if (argmax == nullptr) continue;
+    const int64_t winner = argmax[t];
+    check(std::binary_search(kept.begin(), kept.end(), winner), "the range of an argmax");
+    const double* won = row_of(d, document, winner, c.dim);
+    check(std::fabs(dot(q_row, won, c.dim) - best) <= bound(c.dim, 1), "an argmax");
+    bool first = true;
+    for (int64_t j = 0; j < winner; ++j)
+      first &= !std::equal(won, won + c.dim, row_of(d, document, j, c.dim));
+    check(first, "the first of equals");
+  }
+  if (kept.empty()) {
+    check(score == colbert_fast::kEmptyDocumentScore, "the score of an empty document");
+    return true;
+  }
+  check(std::fabs(static_cast<double>(score) - sum) <= bound(c.dim, terms), "a score");
+  return false;
+}
+
+struct Result {
+  Block<float> scores;
+  Block<int32_t> argmax;
+  bool empty_document;
+};
+
+Result run(const Tier& tier, const Problem& p, int64_t pairs, int threads, bool argmax) {
+  Result result = {{pairs, kUnwrittenScore}, {argmax ? pairs * p.max_lq : 0, kUnwrittenToken}, false};
+  result.empty_document =
+      colbert_fast::score(tier, p, threads, result.scores.get(), argmax ? result.argmax.get() : nullptr);
+  return result;
+}
+
+void check_backward(const Tier& tier, const Case& c, const Problem& p, const Side& q, const Side& d,
+                    const std::vector<std::pair<int64_t, int64_t>>& pairs, const Block<int32_t>& argmax,
+                    Random& random) {
+  std::vector<float> weights;
+  for (size_t i = 0; i < pairs.size(); ++i) weights.push_back(static_cast<float>(random.unit()));
+  const Block<float> grad_scores(weights);
+  for (const bool to_queries : {true, false}) {
+    const Side& side = to_queries ? q : d;
+    const Side& other = to_queries ? d : q;
+    std::vector<double> expected(side.values.size(), 0.0);
+    std::vector<int64_t> terms(static_cast<size_t>(side.rows), 0);
+    for (size_t i = 0; i < pairs.size(); ++i) {
+      for (int64_t t = 0; t < (*q.lengths)[pairs[i].first]; ++t) {
+        const int64_t j = argmax[static_cast<int64_t>(i) * p.max_lq + t];
+        if (j < 0) continue;
+        const int64_t q_row = (*q.starts)[pairs[i].first] + t;
+        const int64_t d_row = (*d.starts)[pairs[i].second] + j;
+        const int64_t to = to_queries ? q_row : d_row;
+        const int64_t from = to_queries ? d_row : q_row;
+        ++terms[static_cast<size_t>(to)];
+        for (int64_t k = 0; k < c.dim; ++k) {
+          expected[static_cast<size_t>(to * c.dim + k)] +=
+              static_cast<double>(weights[i]) * other.values[static_cast<size_t>(from * c.dim + k)];
+        }
+      }
+    }
+    Block<float> alone(side.rows * c.dim, 0.0f);
+    Block<float> together(side.rows * c.dim, 0.0f);
+    colbert_fast::backward(tier, p, 1, to_queries, grad_scores.get(), argmax.get(), alone.get());
+    colbert_fast::backward(tier, p, 4, to_queries, grad_scores.get(), argmax.get(), together.get());
+    check(alone.same_bits(together), "a gradient on four threads");
+    for (int64_t i = 0; i < side.rows * c.dim; ++i) {
+      const double allowed = kTolerance * static_cast<double>(1 + terms[static_cast<size_t>(i / c.dim)]);
+      check(std::fabs(static_cast<double>(alone[i]) - expected[static_cast<size_t>(i)]) <= allowed,
+            "a gradient");
+    }
+  }
+}
+
+void check_problem(const Tier& tier, const Case& c, const Side& q, const Side& d,
+                   const std::vector<int64_t>* pair_list, Random& random) {
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  Problem p = {};
+  p.q = q.tokens();
+  p.d = d.tokens();
+  p.dim = c.dim;
+  p.dtype = c.dtype;
+  p.max_lq = c.lq.empty() ? 0 : *std::max_element(c.lq.begin(), c.lq.end());
+  p.skip_zero_q = p.skip_zero_d = c.skip_zero;
+  p.all_pairs = pair_list == nullptr;
+  const Block<int64_t> listed(pair_list == nullptr ? std::vector<int64_t>() : *pair_list);
+  if (pair_list != nullptr) {
+    p.pairs = listed.get();
+    p.num_pairs = static_cast<int64_t>(pair_list->size()) / 2;
+    for (int64_t i = 0; i < p.num_pairs; ++i) pairs.emplace_back(listed[2 * i], listed[2 * i + 1]);
+  } else {
+    for (int64_t i = 0; i < q.count; ++i) {
+      for (int64_t j = 0; j < d.count; ++j) pairs.emplace_back(i, j);
+    }
+  }
+  const int64_t count = static_cast<int64_t>(pairs.size());
+  const Result result = run(tier, p, count, 1, true);
+  bool empty_document = false;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto& pair = pairs[static_cast<size_t>(i)];
+    empty_document |= check_pair(c, q, d, pair.first, pair.second, result.scores[i],
+                                 result.argmax.get() + i * p.max_lq, p.max_lq);
+  }
+  check(result.empty_document == empty_document, "the report of an empty document");
+  for (const int threads : {1, 4}) {
+    const Result again = run(tier, p, count, threads, threads == 4);
+    check(again.scores.same_bits(result.scores),
+          threads == 1 ? "scores without argmax" : "scores on four threads");
+    check(threads == 1 || again.argmax.same_bits(result.argmax), "argmax on four threads");
+    check(again.empty_document == empty_document, "the report of an empty document");
+  }
+  check_backward(tier, c, p, q, d, pairs, result.argmax, random);
+}
+
+void check_case(const Tier& tier, const Case& c, Random& random) {
+  g_case = std::string(tier.name) + ", dtype " + std::to_string(static_cast<int>(c.dtype)) + ", dim " +
+           std::to_string(c.dim) + ", layout " + std::to_string(static_cast<int>(c.layout)) + ", pad " +
+           std::to_string(c.pad) + ", skip_zero " + std::to_string(c.skip_zero) + ", lq[0] " +
+           std::to_string(c.lq[0]) + ", ld[0] " + std::to_string(c.ld[0]);
+  const Side q = make_side(c.lq, c, nullptr, random);
+  const Side d = make_side(c.ld, c, &q, random);
+  check_problem(tier, c, q, d, nullptr, random);
+  std::vector<int64_t> pairs;
+  for (int64_t i = 0; i < 6 * d.count; ++i) {
+    pairs.push_back(random.below(q.count));
+    pairs.push_back(random.below(d.count));
+  }
+  check_problem(tier, c, q, d, &pairs, random);
+}
+
+// Query and document lengths around the tiles of 12, 6 and 4 rows and the panels of 32, 16 and 8 lanes.
+const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLengths = {
+    {{1}, {1}},
+    {{8, 7, 9, 4, 0, 3}, {4, 0, 3, 5, 2, 1, 8}},
+    {{15, 16, 17}, {11, 12, 13, 6, 7}},
+    {{31, 32, 33}, {23, 24, 25, 0, 61}},
+    {{65}, {0}},
+    {{0, 0}, {5, 2}},
+};
+const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130};
+// Above the serial threshold of dispatch.cpp, in scoring and in the gradients, so that four threads share the
+// work.
+const std::pair<std::vector<int64_t>, std::vector<int64_t>> kParallel = {
+    {20, 33, 0, 40, 8}, {13, 0, 5, 12, 1, 9, 24, 7, 10, 6, 18, 2, 14, 3, 11, 7, 4, 8, 22, 9}};
+constexpr int64_t kParallelDim = 264;
+
+void check_tier(const Tier& tier, bool only_shared_work) {
+  Random random(20240229);
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (const Layout layout : {Layout::kPacked, Layout::kGaps, Layout::kShared}) {
+      check_case(tier, {kParallel.first, kParallel.second, kParallelDim, dtype, layout, 0, false}, random);
+    }
+    if (only_shared_work) continue;
+    for (const auto& lengths : kLengths) {
+      for (const int64_t dim : kDims) {
+        const Layout layout = static_cast<Layout>(random.below(3));
+        const int64_t pad = random.below(2) * 3;
+        check_case(tier, {lengths.first, lengths.second, dim, dtype, layout, pad, false}, random);
+        check_case(tier, {lengths.first, lengths.second, dim, dtype, layout, pad, true}, random);
+      }
+    }
+  }
+}
+
+// Callers at once: one has the pool, the others work alone, and all get the same bits.
+void check_concurrent_callers(const Tier& tier) {
+  Random random(7);
+  const Case c = {
+      kParallel.first, kParallel.second, kParallelDim, DType::kBFloat16, Layout::kPacked, 0, false};
+  g_case = std::string(tier.name) + ", concurrent callers";
+  const Side q = make_side(c.lq, c, nullptr, random);
+  const Side d = make_side(c.ld, c, &q, random);
+  Problem p = {};
+  p.q = q.tokens();
+  p.d = d.tokens();
+  p.dim = c.dim;
+  p.dtype = c.dtype;
+  p.all_pairs = true;
+  p.max_lq = 40;
+  const int64_t pairs = q.count * d.count;
+  const Result expected = run(tier, p, pairs, 1, true);
+  std::vector<int> same(4, 0);
+  std::vector<std::thread> callers;
+  for (int& mine : same) {
+    callers.emplace_back([&, out = &mine] {
+      for (int i = 0; i < 8; ++i) {
+        const Result result = run(tier, p, pairs, 1 + i % 4, true);
+        *out += result.scores.same_bits(expected.scores) && result.argmax.same_bits(expected.argmax);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const int mine : same) check(mine == 8, "a result of concurrent callers");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool only_shared_work = argc > 1 && std::strcmp(argv[1], "threads") == 0;
+  std::string tiers;
+  for (const Tier* const* t = colbert_fast::kTiers; *t != nullptr; ++t) {
+    if ((*t)->unsupported() != nullptr) continue;
+    check_tier(**t, only_shared_work);
+    check_concurrent_callers(**t);
+    check(colbert_fast::calls(**t) > 0, "the call counter");
+    tiers += std::string(" ") + (*t)->name;
+  }
+  check(colbert_fast::pool_size() == 3, "the size of the pool");
+  std::printf("kernels: %lld checks passed:%s\n", static_cast<long long>(g_checks), tiers.c_str());
+  return 0;
+}

@@ -1,0 +1,417 @@
+"""Threads: any number of them gives the same bits, and fork, Ctrl-C and exit find nothing in their way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, embeddings, planted
+
+import colbert_fast as cf
+from colbert_fast._backends import cpu
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed in /proc/self/task")
+
+# A call that all threads share, and the backend to make it with. `tasks` are the threads of the whole process.
+PRELUDE = r"""
+import os, signal, sys, threading, time
+import torch
+import colbert_fast as cf
+from colbert_fast._backends import cpu
+
+backend = sys.argv[1]
+torch.manual_seed(0)
+queries, documents = torch.randn(16, 32, 64), torch.randn(40, 30, 64)
+
+def score(a=queries, b=documents):
+    return cf.maxsim(a, b, backend=backend)
+
+def tasks():
+    return set(os.listdir("/proc/self/task"))
+
+def wait_for(child):
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, status
+
+def in_child(expected):
+    # The alarm ends a child that hangs, which would otherwise outlive the test.
+    signal.alarm(40)
+    code = 1
+    try:
+        assert cpu._C.pool_size() == 0
+        assert torch.equal(score(), expected)
+        assert cpu._C.pool_size() == 2
+        code = 0
+    finally:
+        os._exit(code)
+"""
+
+
+def python(script: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh process; one that hangs fails the test.
+
+    Since Python 3.12 a fork beside other threads warns. That fork is what these tests are about.
+    """
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", PRELUDE + script, *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "COLBERT_FAST_NUM_THREADS": "3", **(environment or {})},
+    )
+
+
+@pytest.fixture
+def extension() -> str:
+    """The best tier: the pool does not know which one it works for."""
+    if cpu._C is None:
+        pytest.skip(cpu._MISSING)
+    return "cpu"
+
+
+def assert_clean(done: subprocess.CompletedProcess[str], *, code: int = 0) -> None:
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ""
+
+
+def ragged(dtype: torch.dtype) -> tuple[cf.PackedTokens, cf.PackedTokens]:
+    """About 80 MFLOP of scores and 9 of gradients, where 2 are the least that is shared among threads."""
+    queries = embeddings([40, 1, 33, 0, 64, 17, 32, 8], 96, dtype)
+    documents = planted(queries, embeddings([(37 * i) % 71 + 1 for i in range(60)], 96, dtype))
+    return cf.PackedTokens.from_list(queries), cf.PackedTokens.from_list(documents)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["all-pairs", "pairs", "shared-rows"])
+def test_bits_do_not_depend_on_the_number_of_threads(native: str, kind: str, dtype: torch.dtype, threads: Any) -> None:
+    q, d = ragged(dtype)
+    pairs = torch.stack([torch.randint(len(q), (400,)), torch.randint(len(d), (400,))], dim=1)
+    if kind == "shared-rows":
+        d = cf.PackedTokens(d.tokens, d.starts, (d.lengths + 9).minimum(len(d.tokens) - d.starts))
+
+    def scored(n: int) -> list[torch.Tensor]:
+        threads(n)
+        listed = (q.max_length, d.max_length, False, False, 2**24, native)
+        sides = (q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths, None if kind == "all-pairs" else pairs)
+        scores, argmax = torch.ops.colbert_fast.score_argmax(*sides, *listed)
+        grad_scores = torch.linspace(-1, 1, scores.numel())
+        grads = torch.ops.colbert_fast.backward(*sides, *listed[:-1], grad_scores, argmax, True, True, native)
+        without_argmax = torch.ops.colbert_fast.score(*sides, *listed)
+        return [scores, argmax, *grads, without_argmax]
+
+    expected = scored(1)
+    assert torch.equal(expected[0], expected[-1])
+    for n in range(2, 6):
+        assert all(torch.equal(a, b) for a, b in zip(scored(n), expected, strict=True)), n
+        assert cpu._C.pool_size() >= n - 1
+
+
+def test_workers_treat_denormals_as_the_caller_does(native: str, threads: Any) -> None:
+    q, d = torch.full((16, 32, 64), 1e-20), torch.full((400, 30, 64), 1e-20)
+    threads(3)
+    kept = cf.maxsim(q, d, backend=native)  # the workers start while denormals are kept
+    assert (kept > 0).all()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        for n in (1, 3):
+            threads(n)
+            assert not cf.maxsim(q, d, backend=native).any()
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(cf.maxsim(q, d, backend=native), kept)
+
+
+def test_more_threads_than_units(native: str, threads: Any) -> None:
+    q, d = torch.randn(2, 40, 128), torch.randn(3, 500, 128)
+    threads(1)
+    expected = cf.maxsim(q, d, backend=native)
+    threads(32)
+    assert torch.equal(cf.maxsim(q, d, backend=native), expected)
+    assert torch.equal(cf.maxsim(q, d[:1], backend=native), expected[:, :1])
+
+
+def test_concurrent_callers(extension: str) -> None:
+    assert_clean(
+        python(
+            r"""
+from concurrent.futures import ThreadPoolExecutor
+expected = [score(queries * k) for k in range(1, 5)]
+def caller(k):
+    a = (queries * k).requires_grad_()
+    for _ in range(20):
+        assert torch.equal(score(a.detach()), expected[k - 1])
+    score(a).sum().backward()
+    return a.grad
+with ThreadPoolExecutor(4) as executor:
+    grads = list(executor.map(caller, range(1, 5)))
+assert all(torch.equal(grad, grads[0]) for grad in grads)
+assert cpu._C.pool_size() == 2
+""",
+            extension,
+        )
+    )
+
+
+@needs_proc
+def test_threads_start_when_first_needed(extension: str) -> None:
+    done = python(
+        r"""
+before = tasks()
+assert cpu._C.pool_size() == 0
+score(queries[:1, :2], documents[:1, :2])
+assert cpu._C.pool_size() == 0 and tasks() == before
+score()
+assert cpu._C.pool_size() == 2
+workers = tasks() - before
+assert len(workers) == 2
+for worker in workers:
+    status = dict(line.split(":", 1) for line in open(f"/proc/self/task/{worker}/status"))
+    assert int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1
+score()
+cf.set_num_threads(2)
+score()
+assert tasks() - before == workers
+cf.set_num_threads(5)
+score()
+assert cpu._C.pool_size() == 4 and len(tasks() - before) == 4
+""",
+        extension,
+    )
+    assert_clean(done)
+
+
+@needs_proc
+def test_import_starts_no_thread() -> None:
+    script = r"""
+import os
+import numpy, torch
+before = os.listdir("/proc/self/task")
+import colbert_fast
+assert os.listdir("/proc/self/task") == before
+assert colbert_fast._backends.cpu._C is None or colbert_fast._backends.cpu._C.pool_size() == 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@forks
+@pytest.mark.parametrize("when", ["before-first-use", "after-use", "while-scoring", "in-a-thread", "twice"])
+def test_fork(extension: str, when: str) -> None:
+    script = {
+        "before-first-use": r"""
+child = os.fork()
+expected = score()
+if child == 0:
+    os._exit(0 if cpu._C.pool_size() == 2 else 1)
+""",
+        "after-use": r"""
+expected = score()
+child = os.fork()
+if child == 0:
+    in_child(expected)
+""",
+        "while-scoring": r"""
+expected = score()
+stop = threading.Event()
+def loop():
+    while not stop.is_set():
+        score()
+scoring = threading.Thread(target=loop)
+scoring.start()
+for i in range(20):
+    time.sleep(0.003 * i % 0.01)
+    child = os.fork()
+    if child == 0:
+        in_child(expected)
+    wait_for(child)
+stop.set()
+scoring.join()
+child = os.fork()
+if child == 0:
+    in_child(expected)
+""",
+        "in-a-thread": r"""
+expected = score()
+children = []
+def fork():
+    child = os.fork()
+    if child == 0:
+        in_child(expected)
+    children.append(child)
+forking = threading.Thread(target=fork)
+forking.start()
+forking.join()
+(child,) = children
+""",
+        "twice": r"""
+expected = score()
+child = os.fork()
+if child == 0:
+    assert torch.equal(score(), expected)
+    grandchild = os.fork()
+    if grandchild == 0:
+        in_child(expected)
+    wait_for(grandchild)
+    in_child_ok = torch.equal(score(), expected)
+    os._exit(0 if in_child_ok else 1)
+""",
+    }[when]
+    # The parent goes on with its own pool.
+    assert_clean(python(script + "wait_for(child)\nassert torch.equal(score(), expected)\n", extension))
+
+
+@forks
+def test_data_loader_workers(extension: str) -> None:
+    script = r"""
+expected = score()
+class Scores(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(queries)
+    def __getitem__(self, i):
+        assert cf.get_num_threads() == int(sys.argv[2])
+        return score(queries[i : i + 1])[0]
+loader = torch.utils.data.DataLoader(
+    Scores(), batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=40
+)
+assert torch.equal(torch.cat(list(loader)), expected)
+"""
+    assert_clean(python(script, extension, "3"))
+    # Without a number of our own a worker has torch's, which DataLoader sets to 1.
+    script = "del os.environ['COLBERT_FAST_NUM_THREADS']\n" + script
+    assert_clean(python(script, extension, "1"))
+
+
+@pytest.mark.parametrize("where", ["main", "thread", "daemon", "sys-exit-in-thread", "after-fork"])
+def test_exit_with_a_live_pool(extension: str, where: str) -> None:
+    if where == "after-fork" and not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    script = {
+        "main": "score()",
+        "thread": "score()\nthreading.Thread(target=score).start()",
+        "daemon": "started = threading.Thread(target=score, daemon=True)\nstarted.start()\nstarted.join()",
+        "sys-exit-in-thread": "threading.Thread(target=lambda: sys.exit(score().isnan().any())).start()",
+        # This child leaves through the interpreter's own exit.
+        "after-fork": "score()\nchild = os.fork()\nscore()\nif child:\n    wait_for(child)",
+    }[where]
+    assert_clean(python(script, extension))
+
+
+def test_exit_while_a_daemon_thread_scores(extension: str) -> None:
+    # Straight to the extension: a thread that is inside torch when the interpreter ends is torch's affair.
+    script = r"""
+q, d = torch.randn(400, 64), torch.randn(20000, 64)
+start, lengths = torch.tensor([0]), torch.tensor([len(q), len(d)])
+scores = torch.zeros(1)
+a = (q.data_ptr(), 64, len(q), start.data_ptr(), lengths.data_ptr(), 1)
+b = (d.data_ptr(), 64, len(d), start.data_ptr(), lengths[1:].data_ptr(), 1)
+run = cpu._C.score
+arguments = ("portable", a, b, 64, 0, 0, -1, len(q), False, False, 3, scores.data_ptr(), 0)
+def loop():
+    while True:
+        run(*arguments)
+threading.Thread(target=loop, daemon=True).start()
+time.sleep(0.2)
+"""
+    assert_clean(python(script, extension))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to itself")
+def test_ctrl_c_during_a_call(extension: str) -> None:
+    script = r"""
+def interrupt():
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGINT)
+score()
+threading.Thread(target=interrupt).start()
+long = torch.randn(64, 32, 64), torch.randn(300, 60, 64)
+while True:
+    score(*long)
+"""
+    done = python(script, extension)
+    assert done.returncode == -signal.SIGINT, done.stderr
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_scores_after_ctrl_c(extension: str) -> None:
+    script = r"""
+expected = score()
+for _ in range(3):
+    try:
+        threading.Timer(0.05, lambda: signal.raise_signal(signal.SIGINT)).start()
+        while True:
+            score()
+    except KeyboardInterrupt:
+        pass
+    assert torch.equal(score(), expected)
+"""
+    assert_clean(python(script, extension))
+
+
+def test_calls_are_counted_for_the_tier_that_ran(native: str) -> None:
+    tier = native.removeprefix("cpu:")
+    q, d = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
+    before = cpu._C.calls()
+    scores = cf.maxsim(q, d, backend=native)
+    assert cpu._C.calls() == {**before, tier: before[tier] + 1}
+    scores.sum().backward()  # one call for each side
+    assert cpu._C.calls() == {**before, tier: before[tier] + 3}
+
+
+@pytest.fixture
+def no_number(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(cpu, "_num_threads", None)
+    monkeypatch.delenv("COLBERT_FAST_NUM_THREADS", raising=False)
+    return monkeypatch
+
+
+def test_number_of_threads(no_number: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert cf.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert cf.get_num_threads() == before
+    no_number.setenv("COLBERT_FAST_NUM_THREADS", "7")
+    assert cf.get_num_threads() == 7
+    cf.set_num_threads(2)
+    assert cf.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "", "two", "1.5", "nan", "2147483648"])
+def test_bad_number_in_the_environment(native: str, no_number: pytest.MonkeyPatch, text: str) -> None:
+    no_number.setenv("COLBERT_FAST_NUM_THREADS", text)
+    message = f"^COLBERT_FAST_NUM_THREADS must be .*; got '{text}'$"
+    with pytest.raises(ValueError, match=message):
+        cf.get_num_threads()
+    with pytest.raises(ValueError, match=message):
+        cf.maxsim(torch.randn(1, 2, 3), torch.randn(1, 2, 3), backend=native)
+
+
+@pytest.mark.parametrize(
+    ("n", "error", "message"),
+    [
+        (0, ValueError, "n must be 1 or more; got 0"),
+        (-3, ValueError, "n must be 1 or more; got -3"),
+        (2**31, ValueError, "n must be .*; got 2147483648"),
+        (1.0, TypeError, "n must be an int; got float"),
+        (True, TypeError, "n must be an int; got bool"),
+        ("2", TypeError, "n must be an int; got str"),
+        (None, TypeError, "n must be an int; got NoneType"),
+    ],
+)
+def test_bad_number(n: Any, error: type[Exception], message: str) -> None:
+    before = cpu._num_threads
+    with pytest.raises(error, match=f"^{message}$"):
+        cf.set_num_threads(n)
+    assert cpu._num_threads == before
