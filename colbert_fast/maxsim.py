@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast import _ops  # noqa: F401  (defines torch.ops.colbert_fast)
+from colbert_fast._checks import positive_int
 from colbert_fast.packed import Mask, PackedTokens, Tokens, aligned, lower
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
@@ -76,7 +77,7 @@ def maxsim(
     Deterministic: the same inputs give the same bits on any number of threads.
     """
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask)
-    chunk_elements = _checked_chunk(chunk_elements)
+    chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
     target = _resolved(device, home)
     q = q.to(target)
     if d.device == target:
@@ -124,7 +125,7 @@ def maxsim_pairwise(
     q, d = q.to(target), d.to(target)
     number = torch.arange(len(q), device=target)
     pairs = torch.stack([number, number], dim=1)
-    chunk_elements = _checked_chunk(chunk_elements)
+    chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
     scores = score(q, d, pairs, skip_zero, chunk_elements, backend).to(home)
     if length_normalize:
         scores = scores / _token_counts(q, skip_zero[0]).to(scores.device)
@@ -281,18 +282,6 @@ def _token_counts(q: PackedTokens, skip_zero: bool) -> Tensor:
     # Only a padded tensor skips zero rows, and all of its items are equally long.
     real = q.tokens.detach().ne(0).any(1).view(len(q), q.max_length)
     return real.sum(1).clamp(min=1)
-
-
-def _checked_chunk(chunk_elements: int | None) -> int:
-    if chunk_elements is None:
-        return CHUNK_ELEMENTS
-    if isinstance(chunk_elements, bool) or not isinstance(chunk_elements, int):
-        msg = f"chunk_elements must be an int; got {type(chunk_elements).__name__}"
-        raise TypeError(msg)
-    if chunk_elements < 1:
-        msg = f"chunk_elements must be 1 or more; got {chunk_elements}"
-        raise ValueError(msg)
-    return chunk_elements
 
 
 def as_integers(value: Tensor | Sequence[Any], name: str) -> Tensor:

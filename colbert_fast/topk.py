@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colbert_fast._checks import positive_int
 from colbert_fast.maxsim import (
     CHUNK_ELEMENTS,
     as_integers,
@@ -54,9 +55,7 @@ def topk(
     TypeError, ValueError, NotImplementedError
         As :func:`maxsim`; and ValueError for a bad ``k`` or candidate.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        msg = f"k must be an int of 1 or more; got {k!r}"
-        raise ValueError(msg)
+    positive_int(k, "k")
     q, d, skip_zero, home = checked_sides(a, b)
     q, d = q.to(home), d.to(home)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import colbert_fast
 
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
-    {"reference", "packed", "_C", "_backends.problem"},
+    {"reference", "packed", "_checks", "_C", "_backends.problem"},
     {"_backends.torch_", "_backends.cpu"},
     {"_backends"},
     {"_ops"},

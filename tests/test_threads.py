@@ -404,10 +404,10 @@ def test_bad_number_in_the_environment(native: str, no_number: pytest.MonkeyPatc
         (0, ValueError, "n must be 1 or more; got 0"),
         (-3, ValueError, "n must be 1 or more; got -3"),
         (2**31, ValueError, "n must be .*; got 2147483648"),
-        (1.0, TypeError, "n must be an int; got float"),
-        (True, TypeError, "n must be an int; got bool"),
-        ("2", TypeError, "n must be an int; got str"),
-        (None, TypeError, "n must be an int; got NoneType"),
+        (1.0, TypeError, "n must be an int; got 1.0"),
+        (True, TypeError, "n must be an int; got True"),
+        ("2", TypeError, "n must be an int; got '2'"),
+        (None, TypeError, "n must be an int; got None"),
     ],
 )
 def test_bad_number(n: Any, error: type[Exception], message: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast._backends.problem import Backend, Problem, Scored
+from colbert_fast._checks import positive_int
 from colbert_fast.packed import aligned
 
 try:
@@ -62,13 +63,7 @@ def get_num_threads() -> int:
 
 
 def _checked(n: int, name: str) -> int:
-    if isinstance(n, bool) or not isinstance(n, int):
-        msg = f"{name} must be an int; got {type(n).__name__}"
-        raise TypeError(msg)
-    if n < 1:
-        msg = f"{name} must be 1 or more; got {n}"
-        raise ValueError(msg)
-    if n >= 2**31:
+    if positive_int(n, name) >= 2**31:
         msg = f"{name} must be 2147483647 or less; got {n}"
         raise ValueError(msg)
     return n

@@ -20,6 +20,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig
 
+from colbert_fast._checks import positive_int
 from colbert_fast.models.files import Files
 
 FORMATS = ("neural-cherche", "sentence-transformers")
@@ -166,7 +167,7 @@ def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise ValueError or TypeError for a setting no encoder can have."""
     for name in ("max_length_query", "max_length_document"):
-        check_positive(name, settings[name])
+        positive_int(settings[name], name)
     for name in ("query_prefix", "document_prefix"):
         if not isinstance(settings[name], str):
             msg = f"{name} must be a str; got {settings[name]!r}"
@@ -178,16 +179,6 @@ def check_padding(value: Any) -> None:
     """Raise ValueError unless `value` is a way of padding."""
     if value not in ("max_length", "longest", True):
         msg = f'padding must be "max_length", "longest" or True; got {value!r}'
-        raise ValueError(msg)
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise unless `value` is an int above 0."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = f"{name} must be an int; got {value!r}"
-        raise TypeError(msg)
-    if value <= 0:
-        msg = f"{name} must be positive; got {value}"
         raise ValueError(msg)
 
 

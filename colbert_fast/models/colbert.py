@@ -12,6 +12,7 @@ from sentence_transformers import MultiVectorEncoder
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from colbert_fast._checks import positive_int
 from colbert_fast.maxsim import maxsim_pairs
 from colbert_fast.models import checkpoint
 from colbert_fast.models.encoding import Encoding, as_texts, pack, padded, pair_up, windows
@@ -113,7 +114,7 @@ class ColBERT(nn.Module):
         }
         checkpoint.check_settings(settings)
         if embedding_size is not None:
-            checkpoint.check_positive("embedding_size", embedding_size)
+            positive_int(embedding_size, "embedding_size")
         if freeze_layers_except_last_n is not None:
             _check_last_n(freeze_layers_except_last_n)
         loaded = checkpoint.load(model_name_or_path, embedding_size, device or _best_device(), settings, kwargs)
@@ -264,7 +265,7 @@ class ColBERT(nn.Module):
         TypeError, ValueError
             Something else than lists of str, or lists that do not pair up.
         """
-        checkpoint.check_positive("batch_size", batch_size)
+        positive_int(batch_size, "batch_size")
         pairs = pair_up(as_texts("queries", queries), as_texts("documents", documents))
         as_query, as_document = self._encoding(True, kwargs), self._encoding(False, kwargs)
         parts = [torch.zeros(0, device=self.device)]
@@ -363,7 +364,7 @@ class ColBERT(nn.Module):
             msg = f"unknown options {unknown}; valid ones are {list(valid)}"
             raise TypeError(msg)
         encoding = encoding._replace(**options)
-        checkpoint.check_positive("max_length", encoding.max_length)
+        positive_int(encoding.max_length, "max_length")
         checkpoint.check_padding(encoding.padding)
         return encoding
 

@@ -223,7 +223,7 @@ class TestFiles:
             ("linear.pt", [1, 2], "must hold.*got list"),
             ("metadata.json", "{", "is not JSON"),
             ("metadata.json", "[]", "must hold a JSON object; got list"),
-            ("metadata.json", json.dumps({**METADATA, "max_length_query": 0}), "max_length_query must be positive"),
+            ("metadata.json", json.dumps({**METADATA, "max_length_query": 0}), "max_length_query must be 1 or more"),
         ],
     )
     def test_broken_files(self, neural_cherche: Path, tmp_path: Path, name: str, content: Any, message: str) -> None:

@@ -292,12 +292,12 @@ class TestErrors:
             encoder(QUERIES, pading=True)
         with pytest.raises(ValueError, match="padding must be"):
             encoder(QUERIES, padding="right")
-        with pytest.raises(ValueError, match="max_length must be positive; got 0"):
+        with pytest.raises(ValueError, match="max_length must be 1 or more; got 0"):
             encoder(QUERIES, max_length=0)
 
     @pytest.mark.parametrize("batch_size", [0, -1])
     def test_batch_size_must_be_positive(self, encoder: ColBERT, batch_size: int) -> None:
-        with pytest.raises(ValueError, match=f"batch_size must be positive; got {batch_size}"):
+        with pytest.raises(ValueError, match=f"batch_size must be 1 or more; got {batch_size}"):
             scores_of(encoder, batch_size=batch_size)
 
     def test_a_text_must_fit_the_positions(self, encoder: ColBERT) -> None:
@@ -307,10 +307,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            ({"embedding_size": 0}, ValueError, "embedding_size must be positive; got 0"),
+            ({"embedding_size": 0}, ValueError, "embedding_size must be 1 or more; got 0"),
             ({"embedding_size": 1.5}, TypeError, "embedding_size must be an int; got 1.5"),
-            ({"max_length_query": 0}, ValueError, "max_length_query must be positive; got 0"),
-            ({"max_length_document": -3}, ValueError, "max_length_document must be positive; got -3"),
+            ({"max_length_query": 0}, ValueError, "max_length_query must be 1 or more; got 0"),
+            ({"max_length_document": -3}, ValueError, "max_length_document must be 1 or more; got -3"),
             ({"max_length_document": "long"}, TypeError, "max_length_document must be an int; got 'long'"),
             ({"query_prefix": None}, TypeError, "query_prefix must be a str; got None"),
             ({"padding": False}, ValueError, "padding must be"),
