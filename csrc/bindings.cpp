@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "dispatch.h"
+#include "limits.h"
 #include "maxsim.h"
 #include "threads.h"
 
@@ -147,6 +148,23 @@ void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t 
            reinterpret_cast<const int32_t*>(argmax), reinterpret_cast<float*>(grad));
 }
 
+double py_measure_flops(const std::string& tier, int threads, double seconds) {
+  const Tier& t = tier_named(tier);
+  threads = checked_threads(threads);
+  if (!(seconds > 0.0 && seconds <= 60.0))
+    throw std::invalid_argument("seconds must be above 0 and at most 60");
+  const ReleasedGil released;
+  return measure_flops(t, threads, seconds);
+}
+
+double py_measure_read(const std::string& tier, int threads, uintptr_t data, int64_t bytes) {
+  const Tier& t = tier_named(tier);
+  threads = checked_threads(threads);
+  if (bytes < 1 || data % sizeof(float) != 0) throw std::invalid_argument("read needs aligned floats");
+  const ReleasedGil released;
+  return measure_read(t, threads, reinterpret_cast<const void*>(data), bytes);
+}
+
 }  // namespace
 }  // namespace colbert_fast
 
@@ -175,5 +193,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "{name: how often the tier has run in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is 0, argmax. True if a document had no token.");
+  m.def("measure_flops", &py_measure_flops, "Floating-point operations a second of a tier's multiply-adds.");
+  m.def("measure_read", &py_measure_read, "Bytes a second of one pass over memory with software prefetch.");
   m.def("backward", &py_backward, "Adds one side's gradient to grad.");
 }

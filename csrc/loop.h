@@ -364,5 +364,59 @@ inline void backward_any(const BackwardJob& job, const BackwardUnit& u, Scratch&
   }
 }
 
+// The limits that benchmarks compare with. `steps` times the FMAs of one dimension of a tile, from registers:
+// what tile() would reach if its loads cost nothing. Returns the sum, for the compiler must not see that
+// nobody wants it.
+inline float multiply_add(int64_t steps) {
+  using Vec = typename Isa::Vec;
+  // Every chain begins with another number: equal ones would be computed once.
+  float seed[Isa::kRows * Isa::kVecs + Isa::kLanes];
+  for (int i = 0; i < Isa::kRows * Isa::kVecs + Isa::kLanes; ++i)
+    seed[i] = 1e-3f * static_cast<float>(steps % 97 + i);
+  const Vec factor = Isa::load(seed);
+  Vec acc[Isa::kRows][Isa::kVecs];
+  CF_UNROLL
+  for (int r = 0; r < Isa::kRows; ++r) {
+    CF_UNROLL
+    for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::load(seed + r * Isa::kVecs + v);
+  }
+  for (int64_t i = 0; i < steps; ++i) {
+    CF_UNROLL
+    for (int r = 0; r < Isa::kRows; ++r) {
+      CF_UNROLL
+      for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::fma(factor, factor, acc[r][v]);
+    }
+  }
+  float sum = 0.0f;
+  for (int r = 0; r < Isa::kRows; ++r) {
+    for (int v = 0; v < Isa::kVecs; ++v) {
+      Isa::store(seed, acc[r][v]);
+      sum += seed[0];
+    }
+  }
+  return sum;
+}
+
+// Reads `count` floats, a multiple of 4 * kLanes, in address order and with the prefetch distance of tile().
+inline float read(const float* data, int64_t count) {
+  using Vec = typename Isa::Vec;
+  float ones[Isa::kLanes];
+  for (int l = 0; l < Isa::kLanes; ++l) ones[l] = 1.0f;
+  const Vec one = Isa::load(ones);
+  Vec acc[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
+  for (int64_t i = 0; i < count; i += 4 * Isa::kLanes) {
+    const uintptr_t ahead = reinterpret_cast<uintptr_t>(data + i) + kPrefetchBytes;
+    for (uintptr_t b = 0; b < 4 * Isa::kLanes * sizeof(float); b += 64) prefetch(ahead + b);
+    CF_UNROLL
+    for (int v = 0; v < 4; ++v) acc[v] = Isa::fma(Isa::load(data + i + v * Isa::kLanes), one, acc[v]);
+  }
+  float sum = 0.0f;
+  for (int v = 0; v < 4; ++v) {
+    Isa::store(ones, acc[v]);
+    sum += ones[0];
+  }
+  return sum;
+}
+
 }  // namespace
 }  // namespace colbert_fast

@@ -106,6 +106,9 @@ struct Tier {
   void (*score)(const ScoreJob&, const Unit&, Scratch&);
   void (*score_argmax)(const ScoreJob&, const Unit&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardUnit&, Scratch&);
+  int64_t flops_per_step;  // of multiply_add
+  float (*multiply_add)(int64_t steps);
+  float (*read)(const float* data, int64_t count);
 };
 
 extern const Tier kAvx512;

@@ -106,6 +106,14 @@ namespace {
 const char* unsupported() { return nullptr; }
 }  // namespace
 
-const Tier kPortable = {"portable",        &unsupported,     kPanel,       Isa::kRows,
-                        &score_any<false>, &score_any<true>, &backward_any};
+const Tier kPortable = {"portable",
+                        &unsupported,
+                        kPanel,
+                        Isa::kRows,
+                        &score_any<false>,
+                        &score_any<true>,
+                        &backward_any,
+                        2 * kPanel * Isa::kRows,
+                        &multiply_add,
+                        &read};
 }  // namespace colbert_fast

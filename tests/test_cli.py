@@ -1,14 +1,17 @@
-"""colbert-fast info and demo."""
+"""colbert-fast info, demo and bench."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import subprocess
 import sys
 
 import pytest
 
 import colbert_fast as cf
-from colbert_fast import cli
+from colbert_fast import bench, cli
 
 
 def test_info_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +47,47 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "pip install 'colbert-fast[demo]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--top", "0"], [], ["bogus"]])
+@pytest.fixture
+def tiny_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same workloads with a few documents of a few tokens."""
+    tiny = [dataclasses.replace(w, nq=min(w.nq, 2), nd=5, lq=8, ld=12, dim=16) for w in bench.WORKLOADS]
+    monkeypatch.setattr(bench, "WORKLOADS", tuple(tiny))
+    monkeypatch.setattr(bench, "limits", functools.partial(bench.limits, seconds=1e-4))
+
+
+@pytest.mark.usefixtures("tiny_workloads")
+def test_bench_measures_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [w.name for w in bench.WORKLOADS]
+    assert cli.main(["bench", "--rounds", "1", "--json", *names]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [w["name"] for w in report["workloads"]] == names
+    runnable = [b.name for b in cf.backends() if b.unsupported is None]
+    for workload in report["workloads"]:
+        assert [row["contender"] for row in workload["results"]] == [*runnable, "torch einsum"]
+        for row in workload["results"][:-1]:
+            assert row["median"] > 0
+            assert row["max_relative_error"] <= bench.MAX_RELATIVE_ERROR
+
+
+@pytest.mark.usefixtures("tiny_workloads")
+def test_bench_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    for name in bench.SHORT:
+        assert f"{name}: " in out
+    assert "of limit" in out
+
+
+def test_bench_refuses_wrong_scores() -> None:
+    """A contender that is off by a thousandth is not timed."""
+    inputs = dataclasses.replace(bench.WORKLOADS[0], nd=5, ld=12).inputs()
+    right = bench.contenders(inputs)["torch"]
+    results = bench.measure({"right": right, "wrong": lambda: right() * 1.001}, inputs, rounds=1)
+    assert isinstance(results["right"], bench.Measurement)
+    assert results["wrong"] == "wrong: relative error 1.0e-03"
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--top", "0"], [], ["bogus"], ["bench", "bogus"]])
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)

@@ -69,6 +69,16 @@ def _checked(n: int, name: str) -> int:
     return n
 
 
+def measure_read(tier: str, threads: int, memory: Tensor) -> float:
+    """Return the bytes a second of one pass of the tier's loads over ``memory``, a contiguous float32 tensor."""
+    return _C.measure_read(tier, threads, memory.data_ptr(), memory.nbytes)
+
+
+def measure_flops(tier: str, threads: int, seconds: float) -> float:
+    """Return the floating-point operations a second of the tier's multiply-adds, over about ``seconds``."""
+    return _C.measure_flops(tier, threads, seconds)
+
+
 def _readable(tokens: Tensor) -> Tensor:
     """Return tokens as the kernels read them: adjacent elements in a row, aligned, plain; a copy only if need be."""
     if tokens.is_neg():

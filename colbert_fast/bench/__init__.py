@@ -1,0 +1,188 @@
+"""Named workloads, the check that comes before every timing, and the limits of this machine.
+
+``colbert-fast bench`` is the short form for an installed package; the suite in ``benchmarks/`` times every peer on
+the same workloads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import colbert_fast as cf
+from colbert_fast.bench.machine import cpu_name, last_level_cache, limits
+from colbert_fast.bench.workloads import SHORT, WORKLOADS, Inputs, Workload
+
+__all__ = [
+    "MAX_RELATIVE_ERROR",
+    "PAUSE",
+    "SHORT",
+    "WORKLOADS",
+    "Inputs",
+    "Measurement",
+    "Workload",
+    "contenders",
+    "cpu_name",
+    "last_level_cache",
+    "limits",
+    "measure",
+    "relative_error",
+    "run",
+]
+
+# Seconds of rest before every round. The OpenMP threads of torch spin for some milliseconds after its last operation,
+# on the cores that the next contender is to run on.
+PAUSE = 0.02
+# Scores of ours that are further than this from float64 are not timed: the contract's bound.
+MAX_RELATIVE_ERROR = 1e-5
+
+
+class Measurement(NamedTuple):
+    """Seconds of the rounds of one contender, ascending, and how far its scores are from float64."""
+
+    seconds: list[float]
+    max_relative_error: float
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return self.seconds[len(self.seconds) // 2]
+
+
+def relative_error(scores: Tensor, reference: Tensor) -> float:
+    """Return the largest error of a score relative to its own size."""
+    scores = scores.detach().cpu().double().reshape(reference.shape)
+    return float(((scores - reference).abs() / reference.abs().clamp(min=1e-30)).max())
+
+
+def contenders(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
+    """Our backends that run here, and torch's einsum: what ``colbert-fast bench`` compares."""
+    workload = inputs.workload
+    documents = inputs.documents
+    queries = inputs.queries
+    if workload.backward:
+        queries, documents = queries.clone().requires_grad_(), documents.clone().requires_grad_()
+
+    def ours(backend: str) -> Callable[[], Tensor]:
+        return lambda: _with_backward(cf.maxsim(queries, documents, backend=backend), workload)
+
+    padded = documents if workload.backward else inputs.padded
+    mask = None
+    if workload.lognormal:
+        mask = torch.arange(padded.shape[1]) >= inputs.lengths[:, None]
+
+    def einsum() -> Tensor:
+        similarity = torch.einsum("qid,njd->qnij", queries, padded)
+        if mask is not None:
+            similarity = similarity.masked_fill_(mask[:, None, :], float("-inf"))
+        return _with_backward(similarity.amax(-1).float().sum(-1), workload)
+
+    named = {b.name: ours(b.name) for b in cf.backends() if b.unsupported is None and b.device in (None, "cpu")}
+    return {**named, "torch einsum": einsum}
+
+
+def _with_backward(scores: Tensor, workload: Workload) -> Tensor:
+    if workload.backward:
+        scores.sum().backward()
+    return scores
+
+
+def measure(functions: dict[str, Callable[[], Tensor]], inputs: Inputs, rounds: int) -> dict[str, Measurement | str]:
+    """Check every contender against float64, then time those that agree, turn by turn.
+
+    Returns
+    -------
+    dict
+        A measurement, or the reason why there is none.
+    """
+    reference = inputs.reference()
+    results: dict[str, Measurement | str] = {}
+    times: dict[str, list[float]] = {}
+    errors: dict[str, float] = {}
+    bound = MAX_RELATIVE_ERROR
+    for name, function in functions.items():
+        errors[name] = relative_error(function(), reference)
+        if errors[name] > (bound if name != "torch einsum" else 1.0):
+            results[name] = f"wrong: relative error {errors[name]:.1e}"
+        else:
+            times[name] = []
+    for _ in range(rounds):
+        for name in times:
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            functions[name]()
+            times[name].append(time.perf_counter() - start)
+    results.update({name: Measurement(sorted(seconds), errors[name]) for name, seconds in times.items()})
+    return {name: results[name] for name in functions}
+
+
+def run(names: tuple[str, ...], rounds: int, seed: int = 0) -> dict[str, Any]:
+    """Measure workloads by name on this machine; what ``colbert-fast bench --json`` prints."""
+    threads = cf.get_num_threads()
+    torch.set_num_threads(threads)
+    found = limits((threads,))
+    report: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "threads": threads,
+        "versions": {"colbert_fast": cf.__version__, "torch": torch.__version__},
+        "seed": seed,
+        "limits": found,
+        "workloads": [],
+    }
+    for workload in WORKLOADS:
+        if workload.name in names:
+            inputs = workload.inputs(seed)
+            report["workloads"].append(_report(inputs, measure(contenders(inputs), inputs, rounds), found, threads))
+    return report
+
+
+def _report(
+    inputs: Inputs, results: dict[str, Measurement | str], found: dict[str, Any], threads: int
+) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for name, result in results.items():
+        if isinstance(result, str):
+            rows.append({"contender": name, "reason": result})
+            continue
+        rate = found["flops_per_s"].get(name, next(iter(found["flops_per_s"].values()), {})).get(str(threads))
+        bandwidth = found["read_bytes_per_s"].get(str(threads))
+        floor = max(inputs.flops / rate if rate else 0.0, inputs.bytes / bandwidth if bandwidth else 0.0)
+        rows.append(
+            {
+                "contender": name,
+                "median": result.median,
+                "bytes_per_s": inputs.bytes / result.median,
+                "flops_per_s": inputs.flops / result.median,
+                "share_of_limit": floor / result.median if floor else None,
+                "max_relative_error": result.max_relative_error,
+            }
+        )
+    return {"name": inputs.workload.name, "shape": inputs.workload.shape, "results": rows}
+
+
+def as_text(report: dict[str, Any]) -> list[str]:
+    """Lay a report out for reading."""
+    lines = [f"{report['cpu']}, {report['threads']} threads; median of each contender, checked against float64 first"]
+    for workload in report["workloads"]:
+        lines += ["", f"{workload['name']}: {workload['shape']}"]
+        lines.append(f"  {'':<14}{'ms':>9}{'GB/s':>8}{'GFLOP/s':>9}{'of limit':>10}{'error':>10}")
+        for row in workload["results"]:
+            if "reason" in row:
+                lines.append(f"  {row['contender']:<14}{row['reason']}")
+                continue
+            share = f"{row['share_of_limit']:.0%}" if row["share_of_limit"] is not None else "-"
+            lines.append(
+                f"  {row['contender']:<14}{row['median'] * 1e3:>9.3f}{row['bytes_per_s'] / 1e9:>8.1f}"
+                f"{row['flops_per_s'] / 1e9:>9.0f}{share:>10}{row['max_relative_error']:>10.1e}"
+            )
+    return lines
+
+
+def as_json(report: dict[str, Any]) -> list[str]:
+    """Lay a report out for a program."""
+    return json.dumps(report, indent=2).splitlines()
