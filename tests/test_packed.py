@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from colbert_fast import PackedTokens
+from colbert_fast.maxsim import _parts
 from colbert_fast.packed import lower
 
 
@@ -148,3 +149,16 @@ def test_arrays_share_memory() -> None:
     array = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     packed, _ = lower(array, None, "a")
     assert packed.tokens.data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 20, 50, 10**6])
+def test_parts_for_another_device_hold_every_item_once(chunk_elements: int) -> None:
+    """How documents travel to ``device=`` in pieces: in order, with few rows that belong to nobody."""
+    packed = PackedTokens.from_list([torch.randn(n, 4) for n in (3, 0, 7, 1, 2, 9)])
+    parts = list(_parts(packed, chunk_elements))
+    items = [item for part in parts for item in part]
+    assert len(items) == len(packed)
+    assert all(torch.equal(item, original) for item, original in zip(items, packed, strict=True))
+    for part in parts:
+        assert len(part) == 1 or part.tokens.numel() <= chunk_elements
+    assert sum(part.tokens.shape[0] for part in parts) == packed.tokens.shape[0]
