@@ -2,6 +2,8 @@
 #   make demo       rank real text with a real model, offline
 #   make test       the whole test suite
 #   make lint       ruff, mypy, clang-format
+#   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (an hour)
+#   make bench-quick  the same in five minutes, on fewer workloads, into build/
 #   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint sanitize bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/colbert-fast demo
@@ -22,6 +24,13 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/cpp/*.cpp
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest benchmarks --profile full
+	$(BIN)/python -m benchmarks.report
+
+bench-quick: $(VENV)/.bench
+	$(BIN)/python -m pytest benchmarks --profile quick --results build/results
 
 sanitize: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_sanitizers.py
