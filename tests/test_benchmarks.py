@@ -1,0 +1,213 @@
+"""The benchmark suite itself: a run leaves what the report reads, and what is wrong or missing is not timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from colbert_fast import bench
+
+ROOT = Path(__file__).parents[1]
+TINY = replace(bench.WORKLOADS[0], nd=4, lq=3, ld=5)
+
+pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+
+
+@pytest.fixture
+def contenders(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import contenders
+
+    return contenders
+
+
+def run_smoke(folder: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--profile", "smoke", "--results", str(folder), *options]
+    # Its own load, or that of other tests, is of no interest here; neither is a thread for every core.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    (path,) = folder.glob("*.json")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["machine"]["name"] == path.stem
+    return report
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_smoke(tmp_path_factory.mktemp("results"), "-p", "no:cacheprovider")
+
+
+NUMBER = (int, float)
+MAYBE = (int, float, type(None))
+RESULT = {
+    "contender": str,
+    "ours": bool,
+    "kind": str,
+    "backend": (str, type(None)),
+    "version": str,
+    "seconds": dict,
+    "noisy": bool,
+    "first_call": NUMBER,
+    "max_relative_error": NUMBER,
+    "kendall_tau": NUMBER,
+    "wrong": bool,
+    "peak_memory": MAYBE,
+    "packing": MAYBE,
+}
+WORKLOAD = {
+    "name": str,
+    "source": str,
+    "shape": str,
+    "bytes": int,
+    "flops": NUMBER,
+    "cold": bool,
+    "device": str,
+    "results": list,
+    "skipped": list,
+}
+ENCODING = {
+    "name": str,
+    "contender": str,
+    "ours": bool,
+    "seconds": dict,
+    "pairs": int,
+    "max_relative_error": NUMBER,
+    "noisy": bool,
+}
+MACHINE = {
+    "name": str,
+    "cpu": str,
+    "cores": int,
+    "threads": int,
+    "last_level_cache": MAYBE,
+    "gpu": (str, type(None)),
+    "noisy": bool,
+}
+REPORT = {
+    "schema": int,
+    "profile": str,
+    "date": str,
+    "commit": (str, type(None)),
+    "dirty": (bool, type(None)),
+    "command": str,
+    "seed": int,
+    "machine": dict,
+    "versions": dict,
+    "limits": dict,
+    "workloads": list,
+    "encoding": list,
+}
+
+
+def assert_schema(value: dict[str, Any], schema: dict[str, Any]) -> None:
+    assert sorted(value) == sorted(schema)
+    for name, kinds in schema.items():
+        assert isinstance(value[name], kinds), f"{name} must be {kinds}; got {value[name]!r}"
+
+
+def test_smoke_run_leaves_the_schema(report: dict[str, Any]) -> None:
+    assert_schema(report, REPORT)
+    assert_schema(report["machine"], MACHINE)
+    assert {"colbert_fast", "torch", "numpy"} <= set(report["versions"])
+    assert set(report["limits"]) == {"read_bytes_per_s", "flops_per_s"}
+    for workload in report["workloads"]:
+        assert_schema(workload, WORKLOAD)
+        assert all(set(skipped) == {"contender", "reason"} for skipped in workload["skipped"])
+        for result in workload["results"]:
+            assert_schema(result, RESULT)
+    for result in report["encoding"]:
+        assert_schema(result, ENCODING)
+    results = [*report["encoding"], *(r for workload in report["workloads"] for r in workload["results"])]
+    for result in results:
+        assert list(result["seconds"]) == ["p20", "p50", "p80", "rounds"]
+        assert 0 < result["seconds"]["p20"] <= result["seconds"]["p50"] <= result["seconds"]["p80"]
+
+
+def test_smoke_run_times_every_backend(report: dict[str, Any], contenders: ModuleType) -> None:
+    """Each contender is either timed or skipped with a reason, on every workload."""
+    names = {contender.name for contender in contenders.CONTENDERS if contender.main}
+    for workload in report["workloads"]:
+        timed = {result["contender"] for result in workload["results"]}
+        skipped = {entry["contender"] for entry in workload["skipped"]}
+        assert timed | skipped == names
+        assert not timed & skipped
+        if workload["device"] == "cpu":
+            assert {"colbert_fast", "colbert_fast torch", "torch einsum"} <= timed
+
+
+def test_numkong_is_marked_wrong(report: dict[str, Any]) -> None:
+    wrong = {r["contender"] for workload in report["workloads"] for r in workload["results"] if r["wrong"]}
+    assert wrong <= {"numkong"}
+
+
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_wrong_scores_of_ours_are_refused(contenders: ModuleType, factor: float) -> None:
+    inputs = TINY.inputs()
+    right = contenders.CONTENDERS[0]
+    wrong = replace(
+        right, build=lambda inputs: contenders.Prepared(lambda: right.build(inputs).score() * factor), name="ours x"
+    )
+    reference = inputs.reference()
+    assert not contenders.check(right, right.prepare(inputs).score(), reference).wrong
+    with pytest.raises(ValueError, match="ours x must be within 1e-05 of float64; got relative error"):
+        contenders.check(wrong, wrong.prepare(inputs).score(), reference)
+
+
+def test_wrong_scores_of_others_are_marked(contenders: ModuleType) -> None:
+    reference = TINY.inputs().reference()
+    peer = replace(contenders.CONTENDERS[0], kind="peer")
+    assert not contenders.check(peer, reference * 1.001, reference).wrong
+    assert contenders.check(peer, reference * 1.02, reference).wrong
+    assert contenders.check(peer, reference * float("nan"), reference).wrong
+    assert contenders.check(peer, -reference, reference).kendall_tau == pytest.approx(-1)
+
+
+def test_missing_package_becomes_a_reason(contenders: ModuleType) -> None:
+    absent = replace(contenders.CONTENDERS[0], package="colbert-fast-of-tomorrow")
+    assert absent.why_not(TINY) == "colbert-fast-of-tomorrow is not installed"
+    assert absent.version is None
+
+
+def test_broken_package_becomes_a_reason(
+    contenders: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_installed_scorer.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = replace(contenders.CONTENDERS[0], package="half-installed-scorer")
+    assert "cannot be imported: No module named 'a_library_that_is_not_there'" in broken.why_not(TINY)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_workloads_are_skipped_with_the_reason(report: dict[str, Any]) -> None:
+    workloads = [workload for workload in report["workloads"] if workload["device"] == "cuda"]
+    assert workloads
+    for workload in workloads:
+        assert not workload["results"]
+        assert {entry["reason"] for entry in workload["skipped"]} == {"this machine has no CUDA device"}
+
+
+def test_memory_of_unknown_contender(contenders: ModuleType) -> None:
+    from benchmarks.memory import peak_memory
+
+    with pytest.raises(ValueError, match=r"must be one of colbert_fast, .*; got 'nobody'"):
+        peak_memory("rerank-text-float32", "nobody")
+
+
+def test_memory_is_measured_apart(contenders: ModuleType) -> None:
+    from benchmarks.memory import measured_apart
+
+    einsum = measured_apart("latency-float32", "torch einsum")
+    if einsum is None:
+        pytest.skip("this system reports no peak memory")
+    assert einsum >= 100 * 180 * 32 * 4
+    assert measured_apart("latency-float32", "numpy of tomorrow") is None
