@@ -1,4 +1,6 @@
-"""Write the README's benchmark tables, and one SVG plot per machine, from benchmarks/results/*.json.
+"""Write the benchmark tables of the README, and one SVG plot per machine, from benchmarks/results/*.json.
+
+A section stands in the README, or in benchmarks/results/README.md if that has the markers for it.
 
     python -m benchmarks.report            rewrites what stands between <!-- benchmark:NAME:begin --> and :end
     python -m benchmarks.report --check    changes nothing; fails when the README or a plot disagrees with the results
@@ -128,7 +130,7 @@ def splice(readme: str, bodies: dict[str, str]) -> str:
 
 
 def report(readme: Path, results: Path) -> dict[Path, bytes]:
-    """What the README and the plots should hold."""
+    """What the documents and the plots should hold."""
     runs = load(results)
     plots = {results / f"{run['machine']['name']}.svg": svg(run) for run in runs}
     bodies = {}
@@ -140,12 +142,21 @@ def report(readme: Path, results: Path) -> dict[Path, bytes]:
         source = Path(os.path.relpath(path, readme.parent)).as_posix()
         images.append(f"![Time of every contender relative to colbert_fast on {path.stem}]({source})")
     bodies["plot"] = "\n\n".join(images)
+    documents = {readme: bodies}
+    details = results / "README.md"
+    if details.is_file():
+        there = {name for name, _ in _MARKER.findall(details.read_text(encoding="utf-8"))}
+        documents[details] = {name: body for name, body in bodies.items() if name in there}
+        documents[readme] = {name: body for name, body in bodies.items() if name not in there}
+    return {**{path: _spliced(path, parts) for path, parts in documents.items()}, **plots}
+
+
+def _spliced(document: Path, bodies: dict[str, str]) -> bytes:
     try:
-        text = splice(readme.read_text(encoding="utf-8"), bodies)
+        return splice(document.read_text(encoding="utf-8"), bodies).encode()
     except ReportError as problem:
-        msg = f"{readme}: {problem}"
+        msg = f"{document}: {problem}"
         raise ReportError(msg) from None
-    return {readme: text.encode(), **plots}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

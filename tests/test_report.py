@@ -311,3 +311,22 @@ def test_labels_of_the_plot_do_not_overlap(folder: Path) -> None:
     for index, (x, y, width) in enumerate(boxes):
         for other, other_y, other_width in boxes[:index]:
             assert y != other_y or x + width <= other or other + other_width <= x
+
+
+def test_sections_may_stand_beside_the_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin, end = "<!-- benchmark:backends:begin -->", "<!-- benchmark:backends:end -->"
+    details = folder / "results" / "README.md"
+    details.write_text(f"{begin}\n{end}\n", encoding="utf-8")
+    assert run_report(folder) == 1  # in both
+    assert "unknown marker benchmark:backends" in capsys.readouterr().err
+    kept = README.replace(begin, "").replace(end, "")
+    (folder / "README.md").write_text(kept, encoding="utf-8")
+    assert run_report(folder) == 0
+    assert "Every backend of ours" in details.read_text(encoding="utf-8")
+    assert "Every backend of ours" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert run_report(folder, "--check") == 0
+
+
+def test_the_documents_of_this_project_agree_with_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(report.__file__).parents[1])
+    assert report.main(["--check"]) == 0
