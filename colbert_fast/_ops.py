@@ -8,12 +8,14 @@ them, and is the public way in. Registered with ``torch.library.Library``, whose
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from colbert_fast._backends import select
-from colbert_fast._backends.problem import Problem, Scored
+from colbert_fast._backends.problem import Backend, Problem, Scored
 
 _SIDES = (
     "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, Tensor d_tokens, Tensor d_starts, Tensor d_lengths, "
@@ -27,27 +29,29 @@ _LIBRARY.define(
 )
 
 
-def _score(*arguments: object) -> Tensor:
+def _chosen(sides: Sequence[Any], name: str | None) -> tuple[Problem, Backend]:
+    problem = Problem(*sides)
+    return problem, select(problem.d_tokens.device.type, problem.d_tokens.dtype, name)
+
+
+def _score(*arguments: Any) -> Tensor:
     *sides, name = arguments
-    problem = Problem(*sides)  # type: ignore[arg-type]
-    backend = select(problem.d_tokens.device.type, problem.d_tokens.dtype, name)  # type: ignore[arg-type]
+    problem, backend = _chosen(sides, name)
     return _warned(backend.score(problem)).scores
 
 
-def _score_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
+def _score_argmax(*arguments: Any) -> tuple[Tensor, Tensor]:
     *sides, name = arguments
-    problem = Problem(*sides)  # type: ignore[arg-type]
-    backend = select(problem.d_tokens.device.type, problem.d_tokens.dtype, name)  # type: ignore[arg-type]
+    problem, backend = _chosen(sides, name)
     scored = _warned(backend.score_argmax(problem))
     assert scored.argmax is not None
     return scored.scores, scored.argmax
 
 
-def _backward(*arguments: object) -> tuple[Tensor, Tensor]:
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *sides, grad_scores, argmax, for_q, for_d, name = arguments
-    problem = Problem(*sides)  # type: ignore[arg-type]
-    backend = select(problem.d_tokens.device.type, problem.d_tokens.dtype, name)  # type: ignore[arg-type]
-    grad_q, grad_d = backend.backward(problem, grad_scores, argmax, for_q, for_d)  # type: ignore[arg-type]
+    problem, backend = _chosen(sides, name)
+    grad_q, grad_d = backend.backward(problem, grad_scores, argmax, for_q, for_d)
     return _in_dtype_of(problem.q_tokens, grad_q), _in_dtype_of(problem.d_tokens, grad_d)
 
 
@@ -66,21 +70,21 @@ def _warned(scored: Scored) -> Scored:
     return scored
 
 
-def _fake_score(*arguments: object) -> Tensor:
-    problem = Problem(*arguments[:-1])  # type: ignore[arg-type]
+def _fake_score(*arguments: Any) -> Tensor:
+    problem = Problem(*arguments[:-1])
     double = problem.d_tokens.dtype == torch.float64
     return problem.d_tokens.new_empty(problem.shape, dtype=torch.float64 if double else torch.float32)
 
 
-def _fake_score_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
-    problem = Problem(*arguments[:-1])  # type: ignore[arg-type]
+def _fake_score_argmax(*arguments: Any) -> tuple[Tensor, Tensor]:
+    problem = Problem(*arguments[:-1])
     argmax = problem.d_tokens.new_empty((problem.num_pairs, problem.max_lq), dtype=torch.int32)
     return _fake_score(*arguments), argmax
 
 
-def _fake_backward(*arguments: object) -> tuple[Tensor, Tensor]:
+def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *sides, _grad_scores, _argmax, for_q, for_d, _name = arguments
-    problem = Problem(*sides)  # type: ignore[arg-type]
+    problem = Problem(*sides)
     q, d = problem.q_tokens, problem.d_tokens
     return q.new_empty(q.shape if for_q else (0,)), d.new_empty(d.shape if for_d else (0,))
 
