@@ -116,12 +116,18 @@ def _split(widths: list[int], per_token: int, per_item: int, budget: int) -> Ite
 
 
 def _pad(tokens: Tensor, starts: Tensor, lengths: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Copy items into ``[n, width, dim]``, with a mask ``[n, width]`` of what is a token; the rest is arbitrary.
+    """Lay items out as ``[n, width, dim]``, with a mask ``[n, width]`` of what is a token; the rest is arbitrary.
+
+    A copy, unless the items are equally long and follow one another, as those of a padded tensor do.
 
     The width is that of the longest item, but at least ``least``: there is no maximum over nothing.
     """
-    position = torch.arange(max(least, int(lengths.max())), device=tokens.device)
+    width = max(least, int(lengths.max()))
+    position = torch.arange(width, device=tokens.device)
     mask = position < lengths.unsqueeze(1)
+    first = int(starts[0])
+    if width and bool((starts == first + width * torch.arange(len(starts), device=tokens.device)).all() & mask.all()):
+        return tokens.narrow(0, first, len(starts) * width).unflatten(0, (len(starts), width)), mask
     rows = torch.where(mask, starts.unsqueeze(1) + position, 0)
     return tokens[rows], mask
 
@@ -135,9 +141,8 @@ def _similarity(q: Tensor, d: Tensor, *, paired: bool) -> Tensor:
 
 
 def _maxima(similarity: Tensor, d_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over document tokens and its first position; NaN wins."""
-    masked = similarity.masked_fill(~d_mask.unsqueeze(-2), float("-inf"))
-    best, where = masked.max(-1)
+    """Maximum over document tokens and its first position; NaN wins. Overwrites what is masked."""
+    best, where = similarity.masked_fill_(~d_mask.unsqueeze(-2), float("-inf")).max(-1)
     # Where all similarities are -inf they tie with what is masked.
     first = d_mask.int().argmax(-1, keepdim=True)
     return best, torch.where(best == float("-inf"), first, where)
