@@ -61,7 +61,7 @@ def relative_error(scores: Tensor, reference: Tensor) -> float:
 
 
 def contenders(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
-    """Our backends that run here, and torch's einsum: what ``colbert-fast bench`` compares."""
+    """Our backends that run here, and what torch users write: what ``colbert-fast bench`` compares."""
     workload = inputs.workload
     documents = inputs.documents
     queries = inputs.queries
@@ -82,8 +82,19 @@ def contenders(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
             similarity = similarity.masked_fill_(mask[:, None, :], float("-inf"))
         return _with_backward(similarity.amax(-1).float().sum(-1), workload)
 
+    owner = torch.repeat_interleave(inputs.lengths) if workload.lognormal else None
+
+    def gemm() -> Tensor:
+        similarity = (inputs.rows if owner is not None else padded.flatten(0, 1)) @ queries.flatten(0, 1).T
+        if owner is None:
+            best = similarity.view(workload.nd, -1, similarity.shape[1]).amax(1)
+        else:
+            best = similarity.new_full((workload.nd, similarity.shape[1]), float("-inf"))
+            best.scatter_reduce_(0, owner[:, None].expand_as(similarity), similarity, "amax")
+        return _with_backward(best.view(workload.nd, workload.nq, -1).float().sum(-1).T, workload)
+
     named = {b.name: ours(b.name) for b in cf.backends() if b.unsupported is None and b.device in (None, "cpu")}
-    return {**named, "torch einsum": einsum}
+    return {**named, "torch einsum": einsum, "torch GEMM": gemm}
 
 
 def _with_backward(scores: Tensor, workload: Workload) -> Tensor:
@@ -104,10 +115,11 @@ def measure(functions: dict[str, Callable[[], Tensor]], inputs: Inputs, rounds: 
     results: dict[str, Measurement | str] = {}
     times: dict[str, list[float]] = {}
     errors: dict[str, float] = {}
-    bound = MAX_RELATIVE_ERROR
+    ours = {b.name for b in cf.backends()}
     for name, function in functions.items():
         errors[name] = relative_error(function(), reference)
-        if errors[name] > (bound if name != "torch einsum" else 1.0):
+        # torch's own half-precision products are further off, and known to be.
+        if errors[name] > (MAX_RELATIVE_ERROR if name in ours else 1e-2):
             results[name] = f"wrong: relative error {errors[name]:.1e}"
         else:
             times[name] = []
