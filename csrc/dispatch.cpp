@@ -28,7 +28,7 @@ constexpr int64_t kPackedBytes = 256 * 1024;
 // Document rows that meet all panels of a block before the next rows are read: with one panel of 16 KiB they
 // fit an L1 cache of 48 KiB.
 constexpr int64_t kRowBytes = 18 * 1024;
-// Units per thread: enough that a thread held up by the system costs the others a tenth of the work or less.
+// Units per thread: one that the system holds up keeps an eighth of its share from the others.
 constexpr int64_t kUnitsPerThread = 8;
 // Less work than this is not worth waking a thread for: about 20 us of one core at 100 GFLOP/s.
 constexpr double kSerialFlops = 2e6;

@@ -41,9 +41,9 @@ namespace {
 
 constexpr int kPanel = Isa::kVecs * Isa::kLanes;
 constexpr int64_t kFloatsPerLine = 16;
-// How far ahead of the rows in use memory is asked for. Measured on Sapphire Rapids: 24 KiB ahead into L2
-// reached twice the bandwidth of the hardware prefetcher, which is lost because kRows rows are read side by
-// side.
+// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher is lost where kRows
+// rows are read side by side: a prototype of this loop on Sapphire Rapids, 12 rows of 512 bytes, took 79 to
+// 104 ns a row without prefetching and 49 ns with this distance.
 constexpr uintptr_t kPrefetchBytes = 24 * 1024;
 
 CF_ALWAYS_INLINE void prefetch(uintptr_t address) {

@@ -96,8 +96,8 @@ struct BackwardUnit {
   int64_t column_begin, column_end;
 };
 
-// One instruction set. `panel_lanes` is the unit in which lanes are padded; `block_rows` a preferred multiple
-// for the number of document rows handled together.
+// One instruction set. Lanes are padded to a multiple of `panel_lanes`; document rows that are handled
+// together are a multiple of `panel_rows`, those of a full tile.
 struct Tier {
   const char* name;
   const char* (*unsupported)();  // null, or the reason why this machine cannot run it

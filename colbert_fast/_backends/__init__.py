@@ -12,7 +12,8 @@ from colbert_fast._backends.problem import Backend
 
 
 def _no_triton(*_: object) -> None:
-    raise AssertionError("select() never returns an unsupported backend")  # noqa: EM101
+    msg = "select() never returns an unsupported backend"
+    raise AssertionError(msg)
 
 
 _TRITON = Backend(
