@@ -1,6 +1,6 @@
 """Types of the extension module; csrc/bindings.cpp says what the arguments mean."""
 
-_Side = tuple[int, int, int, int, int, int]
+_Side = tuple[int, int, int, int, int, int, int, int, int]
 
 def tiers() -> list[tuple[str, str | None]]: ...
 def calls() -> dict[str, int]: ...
@@ -10,7 +10,6 @@ def score(
     q: _Side,
     d: _Side,
     dim: int,
-    dtype: int,
     pairs: int,
     num_pairs: int,
     max_lq: int,
@@ -26,7 +25,6 @@ def backward(
     q: _Side,
     d: _Side,
     dim: int,
-    dtype: int,
     pairs: int,
     num_pairs: int,
     max_lq: int,

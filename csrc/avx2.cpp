@@ -5,6 +5,8 @@
 // chains cover the FMA latency of 4 to 5 cycles x 2 units. 32 query tokens are two panels; block_rows keeps
 // the document rows in L1 between them.
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -74,6 +76,15 @@ struct Isa {
   static void widen(const Float16* from, float* to, int64_t n) {
     for (int64_t k = 0; k < n; k += 8)
       store_first(to + k, _mm256_cvtph_ps(load_half(from + k, n - k)), n - k);
+  }
+  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
+    const Vec factor = _mm256_set1_ps(scale);
+    for (int64_t k = 0; k < n; k += 8) {
+      int8_t eight[8] = {};
+      std::memcpy(eight, from + k, static_cast<size_t>(n - k < 8 ? n - k : 8));
+      const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight)));
+      store_first(to + k, _mm256_mul_ps(_mm256_cvtepi32_ps(wide), factor), n - k);
+    }
   }
 };
 

@@ -64,6 +64,14 @@ struct Isa {
                             _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, from + k)));
     }
   }
+  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
+    const Vec factor = _mm512_set1_ps(scale);
+    for (int64_t k = 0; k < n; k += 16) {
+      const __mmask16 mask = first_lanes(n - k);
+      const __m512i wide = _mm512_maskz_cvtepi8_epi32(mask, _mm_maskz_loadu_epi8(mask, from + k));
+      _mm512_mask_storeu_ps(to + k, mask, _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(mask, wide), factor));
+    }
+  }
 };
 
 }  // namespace

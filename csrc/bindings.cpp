@@ -3,6 +3,7 @@
 // throws.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <limits>
@@ -22,8 +23,10 @@ namespace py = pybind11;
 namespace colbert_fast {
 namespace {
 
-// (data, row stride in elements, rows, starts, lengths, items)
-using Side = std::tuple<uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, int64_t>;
+// (data, row stride in elements, rows, starts, lengths, count, dtype, scales or 0, items or 0): Tokens of
+// maxsim.h.
+using Side =
+    std::tuple<uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, int64_t, int, uintptr_t, uintptr_t>;
 
 // While it lives, other Python threads run. Python ends a thread that wants the GIL back after the
 // interpreter has begun to finalise by pthread_exit, whose unwinding must not pass through torch's frames and
@@ -59,25 +62,37 @@ const Tier& tier_named(const std::string& name) {
 }
 
 Tokens tokens_of(const Side& side, int64_t dim, const char* which) {
-  const auto& [data, row_stride, rows, starts, lengths, count] = side;
+  const auto& [data, row_stride, rows, starts, lengths, count, dtype, scales, items] = side;
+  if (dtype < 0 || dtype > 3)
+    throw std::invalid_argument(std::string(which) + " has dtype " + std::to_string(dtype) +
+                                "; 0 to 3 are known");
   // Embeddings of no dimensions have no address to add a stride to.
   Tokens tokens = {reinterpret_cast<const void*>(data),
                    dim == 0 ? 0 : row_stride,
                    rows,
                    reinterpret_cast<const int64_t*>(starts),
                    reinterpret_cast<const int64_t*>(lengths),
-                   count};
+                   count,
+                   static_cast<DType>(dtype),
+                   reinterpret_cast<const float*>(scales),
+                   reinterpret_cast<const void* const*>(items)};
+  if ((tokens.dtype == DType::kInt8) != (scales != 0) || (scales != 0 && items != 0)) {
+    throw std::invalid_argument(std::string(which) +
+                                " needs scales if its rows are int8, and only then, in one matrix");
+  }
   if (row_stride < 0 || rows < 0 || count < 0) {
     throw std::invalid_argument(std::string(which) + " needs a stride, rows and items of 0 or more");
   }
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t start = tokens.starts[i];
+    const int64_t start = items != 0 ? 0 : tokens.starts[i];
     const int64_t length = tokens.lengths[i];
+    // The rows of scattered items are known to the caller alone.
+    const int64_t rows_there = items != 0 ? std::max<int64_t>(length, 0) : rows;
     // start > rows - length and not start + length > rows: the sum could overflow.
-    if (start < 0 || length < 0 || length > rows || start > rows - length) {
+    if (start < 0 || length < 0 || length > rows_there || start > rows_there - length) {
       throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " is the rows [" +
                                   std::to_string(start) + ", +" + std::to_string(length) + ") of " +
-                                  std::to_string(rows));
+                                  std::to_string(rows_there));
     }
     if (length > std::numeric_limits<int32_t>::max()) {
       throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " has " +
@@ -88,16 +103,15 @@ Tokens tokens_of(const Side& side, int64_t dim, const char* which) {
 }
 
 // num_pairs -1: all pairs. (The address of an empty list of pairs is 0.)
-Problem problem_of(const Side& q, const Side& d, int64_t dim, int dtype, uintptr_t pairs, int64_t num_pairs,
+Problem problem_of(const Side& q, const Side& d, int64_t dim, uintptr_t pairs, int64_t num_pairs,
                    int64_t max_lq, bool skip_zero_q, bool skip_zero_d) {
-  if (dtype < 0 || dtype > 2)
-    throw std::invalid_argument("dtype must be 0, 1 or 2; got " + std::to_string(dtype));
   if (dim < 0 || num_pairs < -1) throw std::invalid_argument("dim needs 0 or more, num_pairs -1 or more");
   Problem p = {};
   p.q = tokens_of(q, dim, "q");
   p.d = tokens_of(d, dim, "d");
+  if (p.q.dtype == DType::kInt8 || (p.d.dtype != DType::kInt8 && p.d.dtype != p.q.dtype))
+    throw std::invalid_argument("q and d need the same dtype, or d int8");
   p.dim = dim;
-  p.dtype = static_cast<DType>(dtype);
   p.all_pairs = num_pairs == -1;
   p.pairs = reinterpret_cast<const int64_t*>(pairs);
   p.num_pairs = num_pairs;
@@ -127,21 +141,23 @@ int checked_threads(int threads) {
   return threads;
 }
 
-bool py_score(const std::string& tier, const Side& q, const Side& d, int64_t dim, int dtype, uintptr_t pairs,
+bool py_score(const std::string& tier, const Side& q, const Side& d, int64_t dim, uintptr_t pairs,
               int64_t num_pairs, int64_t max_lq, bool skip_zero_q, bool skip_zero_d, int threads,
               uintptr_t scores, uintptr_t argmax) {
   const Tier& t = tier_named(tier);
-  const Problem p = problem_of(q, d, dim, dtype, pairs, num_pairs, max_lq, skip_zero_q, skip_zero_d);
+  const Problem p = problem_of(q, d, dim, pairs, num_pairs, max_lq, skip_zero_q, skip_zero_d);
   threads = checked_threads(threads);
   const ReleasedGil released;
   return score(t, p, threads, reinterpret_cast<float*>(scores), reinterpret_cast<int32_t*>(argmax));
 }
 
-void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t dim, int dtype,
-                 uintptr_t pairs, int64_t num_pairs, int64_t max_lq, int threads, bool to_queries,
-                 uintptr_t grad_scores, uintptr_t argmax, uintptr_t grad) {
+void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t dim, uintptr_t pairs,
+                 int64_t num_pairs, int64_t max_lq, int threads, bool to_queries, uintptr_t grad_scores,
+                 uintptr_t argmax, uintptr_t grad) {
   const Tier& t = tier_named(tier);
-  const Problem p = problem_of(q, d, dim, dtype, pairs, num_pairs, max_lq, false, false);
+  const Problem p = problem_of(q, d, dim, pairs, num_pairs, max_lq, false, false);
+  if (p.q.items != nullptr || p.d.items != nullptr)
+    throw std::invalid_argument("gradients need both sides in one matrix");
   threads = checked_threads(threads);
   const ReleasedGil released;
   backward(t, p, threads, to_queries, reinterpret_cast<const float*>(grad_scores),

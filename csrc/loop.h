@@ -22,6 +22,9 @@
 //
 //     // Exact, for T = BFloat16 and Float16.
 //     static void widen(const T* from, float* to, int64_t n);
+//
+//     // Rounded once.
+//     static void widen(const int8_t* from, float scale, float* to, int64_t n);
 //   };
 //
 // and includes this file inside the region. Everything here has internal linkage.
@@ -54,6 +57,32 @@ CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #else
   (void)address;
 #endif
+}
+
+// The rows of an item, and the scales of these rows if they have any.
+template <typename T>
+const T* item_rows(const Tokens& tokens, int64_t item) {
+  if (tokens.items != nullptr) return static_cast<const T*>(tokens.items[item]);
+  return static_cast<const T*>(tokens.data) + tokens.starts[item] * tokens.row_stride;
+}
+
+inline const float* item_scales(const Tokens& tokens, int64_t item) {
+  return tokens.scales == nullptr ? nullptr : tokens.scales + tokens.starts[item];
+}
+
+// `n` numbers of a row as float32: where they are, or in `to`. If it is int8, scales[index] is its scale.
+template <typename T>
+CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t index, int64_t n,
+                                      float* to) {
+  if constexpr (std::is_same<T, float>::value) {
+    return row;
+  } else if constexpr (std::is_same<T, int8_t>::value) {
+    Isa::widen(row, scales[index], to, n);
+    return to;
+  } else {
+    Isa::widen(row, to, n);
+    return to;
+  }
 }
 
 // kRows document rows against one panel of queries. `ahead`, if not 0, is the memory to prefetch meanwhile:
@@ -138,10 +167,10 @@ void panel(const float* q, const float* rows, int64_t stride, int64_t dim, int64
 }
 
 // `count` rows of a document, the first being its token number `first_row`, into best and arg of all packed
-// lanes.
+// lanes. `scales` are those of the document's tokens, if they have any.
 template <typename T, bool kArgmax>
-void accumulate(const Problem& p, const T* rows, int64_t first_row, int64_t count, int64_t lanes,
-                Scratch& s) {
+void accumulate(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
+                int64_t lanes, Scratch& s) {
   // With one panel nothing is read twice, and a document is one block.
   const bool one_block = std::is_same<T, float>::value && lanes <= kPanel;
   const int64_t block = one_block ? count : s.block_rows;
@@ -159,7 +188,7 @@ void accumulate(const Problem& p, const T* rows, int64_t first_row, int64_t coun
       for (int64_t r = 0; r < n; ++r) {
         for (uintptr_t b = 0; b < row_bytes; b += 64)
           prefetch(line + static_cast<uintptr_t>(r) * row_bytes + b);
-        Isa::widen(at + r * p.d.row_stride, s.rows + r * p.dim, p.dim);
+        widened(at + r * p.d.row_stride, scales, first_row + row + r, p.dim, s.rows + r * p.dim);
       }
       values = s.rows;
       stride = p.dim;
@@ -182,6 +211,7 @@ void accumulate(const Problem& p, const T* rows, int64_t first_row, int64_t coun
 inline bool is_zero(float value) { return value == 0.0f; }
 inline bool is_zero(BFloat16 value) { return (value.bits & 0x7fff) == 0; }
 inline bool is_zero(Float16 value) { return (value.bits & 0x7fff) == 0; }
+inline bool is_zero(int8_t value) { return value == 0; }
 
 template <typename T>
 bool is_zero_row(const T* row, int64_t dim) {
@@ -194,14 +224,11 @@ bool is_zero_row(const T* row, int64_t dim) {
 // Packs queries [begin, end) into lanes, leaving zero rows out where the problem says that they are padding.
 template <typename T>
 void pack(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
-  if (s.packed_begin == begin && s.packed_end == end) return;
-  s.packed_begin = begin;
-  s.packed_end = end;
   int64_t lanes = 0;
   for (int64_t q = begin; q < end; ++q) {
     s.segment[q - begin] = lanes;
     for (int64_t t = 0; t < p.q.lengths[q]; ++t) {
-      const T* row = static_cast<const T*>(p.q.data) + (p.q.starts[q] + t) * p.q.row_stride;
+      const T* row = item_rows<T>(p.q, q) + t * p.q.row_stride;
       if (p.skip_zero_q && is_zero_row(row, p.dim)) continue;
       s.token[lanes++] = static_cast<int32_t>(t);
     }
@@ -211,14 +238,8 @@ void pack(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
   int64_t q = begin;
   for (int64_t lane = 0; lane < lanes; ++lane) {
     while (lane == s.segment[q + 1 - begin]) ++q;
-    const T* row = static_cast<const T*>(p.q.data) + (p.q.starts[q] + s.token[lane]) * p.q.row_stride;
-    const float* values;
-    if constexpr (std::is_same<T, float>::value) {
-      values = row;
-    } else {
-      Isa::widen(row, s.rows, p.dim);
-      values = s.rows;
-    }
+    const T* row = item_rows<T>(p.q, q) + s.token[lane] * p.q.row_stride;
+    const float* values = widened(row, nullptr, 0, p.dim, s.rows);
     const int64_t panel_start = lane / kPanel * kPanel;
     const int64_t width = lanes - panel_start > Isa::kLanes ? kPanel : Isa::kLanes;
     float* to = s.packed + panel_start * p.dim + (lane - panel_start);
@@ -232,6 +253,22 @@ void pack(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
       for (int64_t l = lanes - panel_start; l < width; ++l)
         s.packed[panel_start * p.dim + k * width + l] = 0.0f;
     }
+  }
+}
+
+inline void pack_any(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
+  if (s.packed_begin == begin && s.packed_end == end) return;
+  s.packed_begin = begin;
+  s.packed_end = end;
+  switch (p.q.dtype) {
+    case DType::kFloat32:
+      return pack<float>(p, begin, end, s);
+    case DType::kBFloat16:
+      return pack<BFloat16>(p, begin, end, s);
+    case DType::kFloat16:
+      return pack<Float16>(p, begin, end, s);
+    case DType::kInt8:
+      return;
   }
 }
 
@@ -257,9 +294,10 @@ template <typename T, bool kArgmax>
 bool document(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
   const int64_t length = p.d.lengths[d];
   if (length == 0) return false;
-  const T* rows = static_cast<const T*>(p.d.data) + p.d.starts[d] * p.d.row_stride;
+  const T* rows = item_rows<T>(p.d, d);
+  const float* scales = item_scales(p.d, d);
   reset(0, lanes, s);
-  accumulate<T, kArgmax>(p, rows, 0, length, lanes, s);
+  accumulate<T, kArgmax>(p, rows, scales, 0, length, lanes, s);
   if (!p.skip_zero_d || !zero_rows_may_win(lanes, s)) return true;
 
   const auto zero = [&](int64_t row) { return is_zero_row(rows + row * p.d.row_stride, p.dim); };
@@ -271,7 +309,7 @@ bool document(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
     if (row == from) break;
     if (!any) reset(from, lanes, s);
     any = true;
-    accumulate<T, kArgmax>(p, rows + from * p.d.row_stride, from, row - from, lanes, s);
+    accumulate<T, kArgmax>(p, rows + from * p.d.row_stride, scales, from, row - from, lanes, s);
   }
   return any;
 }
@@ -300,7 +338,7 @@ void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
     const int64_t q_begin = job.order != nullptr ? p.pairs[2 * pair] : u.q_begin;
     const int64_t q_end = job.order != nullptr ? q_begin + 1 : u.q_end;
     const int64_t d = job.order != nullptr ? p.pairs[2 * pair + 1] : i;
-    pack<T>(p, q_begin, q_end, s);
+    pack_any(p, q_begin, q_end, s);
     const bool has_tokens = document<T, kArgmax>(p, d, s.segment[q_end - q_begin], s);
     if (!has_tokens) s.saw_empty_document = true;
     for (int64_t q = q_begin; q < q_end; ++q) {
@@ -311,18 +349,20 @@ void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
 
 template <bool kArgmax>
 void score_any(const ScoreJob& job, const Unit& u, Scratch& s) {
-  switch (job.problem->dtype) {
+  switch (job.problem->d.dtype) {
     case DType::kFloat32:
       return score_unit<float, kArgmax>(job, u, s);
     case DType::kBFloat16:
       return score_unit<BFloat16, kArgmax>(job, u, s);
     case DType::kFloat16:
       return score_unit<Float16, kArgmax>(job, u, s);
+    case DType::kInt8:
+      return score_unit<int8_t, kArgmax>(job, u, s);
   }
 }
 
-// grad[owner's row] += grad_score * (the other side's row), pair after pair and token after token, so that
-// the order of the additions to one element is fixed.
+// T is the dtype of the other side. grad[owner's row] += grad_score * (the other side's row), pair after pair
+// and token after token, so that the order of the additions to one element is fixed.
 template <typename T>
 void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
   const Problem& p = *job.problem;
@@ -341,26 +381,22 @@ void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
       float* to = job.grad + (job.to_queries ? q_row : d_row) * p.dim + u.column_begin;
       const T* from = static_cast<const T*>(other.data) +
                       (job.to_queries ? d_row : q_row) * other.row_stride + u.column_begin;
-      const float* values;
-      if constexpr (std::is_same<T, float>::value) {
-        values = from;
-      } else {
-        Isa::widen(from, s.rows, columns);
-        values = s.rows;
-      }
+      const float* values = widened(from, other.scales, d_row, columns, s.rows);
       for (int64_t k = 0; k < columns; ++k) to[k] += scale * values[k];
     }
   }
 }
 
 inline void backward_any(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
-  switch (job.problem->dtype) {
+  switch (job.to_queries ? job.problem->d.dtype : job.problem->q.dtype) {
     case DType::kFloat32:
       return backward_unit<float>(job, u, s);
     case DType::kBFloat16:
       return backward_unit<BFloat16>(job, u, s);
     case DType::kFloat16:
       return backward_unit<Float16>(job, u, s);
+    case DType::kInt8:
+      return backward_unit<int8_t>(job, u, s);
   }
 }
 

@@ -12,7 +12,7 @@
 namespace colbert_fast {
 
 // The numbers are what colbert_fast/_backends/cpu.py passes.
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
 // Storage only. BFloat16 is the upper half of a float32; Float16 is IEEE binary16.
 struct BFloat16 {
@@ -22,7 +22,8 @@ struct Float16 {
   uint16_t bits;
 };
 
-// A ragged batch: item i is the rows [starts[i], starts[i] + lengths[i]) of a row-major matrix of tokens.
+// A ragged batch: item i is the rows [starts[i], starts[i] + lengths[i]) of a row-major matrix of tokens; or,
+// if items is not null, the lengths[i] rows that begin at items[i].
 struct Tokens {
   const void* data;
   int64_t row_stride;  // in elements; the elements of one row are adjacent
@@ -30,15 +31,17 @@ struct Tokens {
   const int64_t* starts;
   const int64_t* lengths;
   int64_t count;
+  DType dtype;
+  const float* scales;  // [rows] what each int8 row is multiplied by; null for the other dtypes
+  const void* const* items;
 };
 
 // What is scored: the pairs that are listed; or every query against every document, and then pair number =
-// query * d.count + document.
+// query * d.count + document. Both sides have one dtype, or documents are int8.
 struct Problem {
   Tokens q;
   Tokens d;
   int64_t dim;
-  DType dtype;
   bool all_pairs;
   const int64_t* pairs;  // [num_pairs][2] of (query, document), unless all_pairs
   int64_t num_pairs;

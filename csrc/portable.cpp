@@ -94,6 +94,9 @@ struct Isa {
   static void widen(const Float16* from, float* to, int64_t n) {
     for (int64_t k = 0; k < n; ++k) to[k] = widen(from[k]);
   }
+  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
+    for (int64_t k = 0; k < n; ++k) to[k] = scale * static_cast<float>(from[k]);
+  }
 };
 
 }  // namespace

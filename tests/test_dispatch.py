@@ -91,6 +91,6 @@ def test_a_backend_that_cannot_run_says_why() -> None:
 
 
 def test_the_extension_refuses_a_tier_it_has_not() -> None:
-    empty = (0, 0, 0, 0, 0, 0)
+    empty = (0, 0, 0, 0, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="no CPU tier 'neon'; there are avx512, avx2, portable"):
-        cf._backends.cpu._C.score("neon", empty, empty, 1, 0, 0, -1, 0, False, False, 1, 0, 0)
+        cf._backends.cpu._C.score("neon", empty, empty, 1, 0, -1, 0, False, False, 1, 0, 0)

@@ -165,7 +165,10 @@ def packed(tokens: torch.Tensor, starts: list[Any], lengths: list[Any]) -> cf.Pa
         ({"q": (0, 4, 3, "starts", "long", 1)}, "item 0 of q is the rows [0, +4) of 3"),
         ({"d": (0, 4, 3, "minus", "lengths", 1)}, "item 0 of d is the rows [-1, +1) of 3"),
         ({"d": (0, -4, 3, "starts", "lengths", 1)}, "d needs a stride, rows and items of 0 or more"),
-        ({"dtype": 3}, "dtype must be 0, 1 or 2; got 3"),
+        ({"d": (0, 4, 3, "starts", "lengths", 1, 4)}, "d has dtype 4; 0 to 3 are known"),
+        ({"d": (0, 4, 3, "starts", "lengths", 1, 3)}, "d needs scales if its rows are int8"),
+        ({"d": (0, 4, 3, "starts", "lengths", 1, 0, 8)}, "d needs scales if its rows are int8, and only then"),
+        ({"d": (0, 4, 3, "starts", "lengths", 1, 1)}, "q and d need the same dtype, or d int8"),
         ({"dim": -1}, "dim needs 0 or more"),
         ({"max_lq": 0}, "query 0 has 1 tokens; max_lq says 0"),
         ({"pairs": "outside"}, "pairs[0] is (0, 7); there are 1 queries and 1 documents"),
@@ -185,13 +188,16 @@ def test_the_extension_checks_its_bounds_itself(changes: dict[str, Any], message
     }
     tokens, scores = torch.ones(3, 4), torch.zeros(1)
 
-    def side(data: int, stride: int, rows: int, starts: str, lengths: str, n: int) -> tuple[int, ...]:
-        return tokens.data_ptr(), stride, rows, numbers[starts].data_ptr(), numbers[lengths].data_ptr(), n
+    def side(
+        data: int, stride: int, rows: int, starts: str, lengths: str, n: int, dtype: int = 0, scales: int = 0
+    ) -> tuple[int, ...]:
+        offsets = numbers[starts].data_ptr(), numbers[lengths].data_ptr()
+        return tokens.data_ptr(), stride, rows, *offsets, n, dtype, scales, 0
 
     q = side(*changes.get("q", (0, 4, 3, "starts", "lengths", 1)))
     d = side(*changes.get("d", (0, 4, 3, "starts", "lengths", 1)))
     pairs, count = (numbers["outside"].data_ptr(), 1) if "pairs" in changes else (0, -1)
-    rest = (changes.get("dim", 4), changes.get("dtype", 0), pairs, count, changes.get("max_lq", 1))
+    rest = (changes.get("dim", 4), pairs, count, changes.get("max_lq", 1))
     threads = changes.get("threads", 1)
     with pytest.raises(ValueError, match=matching(message)):
         cf._backends.cpu._C.score("portable", q, d, *rest, False, False, threads, scores.data_ptr(), 0)

@@ -24,7 +24,7 @@ _TIERS = ("avx512", "avx2", "portable")
 # The numbers of DType in csrc/maxsim.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-_Side: TypeAlias = tuple[int, int, int, int, int, int]
+_Side: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
 _num_threads: int | None = None
 
 
@@ -88,7 +88,7 @@ def _readable(tokens: Tensor) -> Tensor:
     return aligned(tokens)
 
 
-def _arguments(p: Problem, q: Tensor, d: Tensor) -> tuple[_Side, _Side, int, int, int, int, int]:
+def _arguments(p: Problem, q: Tensor, d: Tensor) -> tuple[_Side, _Side, int, int, int, int]:
     """What score and backward of the extension have in common. Holds addresses: q, d and p must outlive the call."""
     return (
         (
@@ -98,6 +98,9 @@ def _arguments(p: Problem, q: Tensor, d: Tensor) -> tuple[_Side, _Side, int, int
             p.q_starts.data_ptr(),
             p.q_lengths.data_ptr(),
             len(p.q_starts),
+            _DTYPES[q.dtype],
+            0,
+            0,
         ),
         (
             d.data_ptr(),
@@ -106,9 +109,11 @@ def _arguments(p: Problem, q: Tensor, d: Tensor) -> tuple[_Side, _Side, int, int
             p.d_starts.data_ptr(),
             p.d_lengths.data_ptr(),
             len(p.d_starts),
+            _DTYPES[d.dtype],
+            0,
+            0,
         ),
         q.shape[1],
-        _DTYPES[q.dtype],
         0 if p.pairs is None else p.pairs.data_ptr(),
         -1 if p.pairs is None else len(p.pairs),
         p.max_lq,

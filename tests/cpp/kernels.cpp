@@ -64,6 +64,7 @@ class Block {
   T* get() { return data_.get(); }
   const T* get() const { return data_.get(); }
   const T& operator[](int64_t i) const { return data_[static_cast<size_t>(i)]; }
+  T& operator[](int64_t i) { return data_[static_cast<size_t>(i)]; }
   bool same_bits(const Block& other) const {
     const size_t bytes = static_cast<size_t>(size_) * sizeof(T);
     return size_ == other.size_ && (bytes == 0 || std::memcmp(get(), other.get(), bytes) == 0);
@@ -74,7 +75,7 @@ class Block {
   std::unique_ptr<T[]> data_;
 };
 
-int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
 
 // The element nearest to zero of those next to `value`: tests need exact inputs, not good rounding.
 void encode(double value, DType dtype, unsigned char* to) {
@@ -121,7 +122,7 @@ double decode(const unsigned char* from, DType dtype) {
   return (half & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
-enum class Layout { kPacked, kGaps, kShared };
+enum class Layout { kPacked, kGaps, kShared, kScattered };
 
 // One side: the rows as the kernels see them, and in double.
 struct Side {
@@ -131,14 +132,27 @@ struct Side {
   int64_t stride = 0;
   std::unique_ptr<Block<int64_t>> starts, lengths;
   int64_t count = 0;
+  DType dtype = DType::kFloat32;
+  std::unique_ptr<Block<float>> scales;
+  std::unique_ptr<Block<const void*>> items;
 
-  Tokens tokens() const { return {bytes->get(), stride, rows, starts->get(), lengths->get(), count}; }
+  Tokens tokens() const {
+    return {bytes->get(),
+            stride,
+            rows,
+            starts->get(),
+            lengths->get(),
+            count,
+            dtype,
+            scales == nullptr ? nullptr : scales->get(),
+            items == nullptr ? nullptr : items->get()};
+  }
 };
 
 struct Case {
   std::vector<int64_t> lq, ld;
   int64_t dim;
-  DType dtype;
+  DType dtype;  // kInt8: of the documents; the queries are float32 then
   Layout layout;
   int64_t pad;  // elements between the end of a row and the next
   bool skip_zero;
@@ -168,7 +182,10 @@ Side make_side(const std::vector<int64_t>& lengths, const Case& c, const Side* p
     side.rows = std::max(side.rows, starts.back() + length);
   }
   side.values.resize(static_cast<size_t>(side.rows * c.dim));
-  const int64_t size = element_bytes(c.dtype);
+  const bool quantised = c.dtype == DType::kInt8 && planted != nullptr;
+  side.dtype = c.dtype == DType::kInt8 && !quantised ? DType::kFloat32 : c.dtype;
+  if (quantised) side.scales = std::make_unique<Block<float>>(side.rows, 0.0f);
+  const int64_t size = element_bytes(side.dtype);
   const int64_t elements = side.rows == 0 ? 0 : (side.rows - 1) * side.stride + c.dim;
   side.bytes = std::make_unique<Block<unsigned char>>(elements * size, static_cast<unsigned char>(0x7e));
   for (int64_t row = 0; row < side.rows; ++row) {
@@ -180,12 +197,29 @@ Side make_side(const std::vector<int64_t>& lengths, const Case& c, const Side* p
       if (copied) value = planted->values[static_cast<size_t>(source * c.dim + k)];
       if (zero) value = k % 2 == 0 ? 0.0 : -0.0;
       unsigned char* at = side.bytes->get() + (row * side.stride + k) * size;
-      encode(value, c.dtype, at);
-      side.values[static_cast<size_t>(row * c.dim + k)] = decode(at, c.dtype);
+      double& stored = side.values[static_cast<size_t>(row * c.dim + k)];
+      if (quantised) {
+        // Another scale for every row, so that one applied after the maximum, or to the wrong row, is seen.
+        const float scale = static_cast<float>(1 + row % 3) / 127.0f;
+        (*side.scales)[row] = scale;
+        const double level =
+            std::max(-128.0, std::min(127.0, std::round(value / static_cast<double>(scale))));
+        *at = static_cast<unsigned char>(static_cast<int8_t>(level));
+        stored = level * static_cast<double>(scale);
+      } else {
+        encode(value, side.dtype, at);
+        stored = decode(at, side.dtype);
+      }
     }
   }
   side.starts = std::make_unique<Block<int64_t>>(starts);
   side.lengths = std::make_unique<Block<int64_t>>(lengths);
+  if (c.layout == Layout::kScattered && planted != nullptr && !quantised) {
+    side.items = std::make_unique<Block<const void*>>(side.count, nullptr);
+    for (int64_t i = 0; i < side.count; ++i) {
+      (*side.items)[i] = side.bytes->get() + starts[static_cast<size_t>(i)] * side.stride * size;
+    }
+  }
   return side;
 }
 
@@ -308,7 +342,6 @@ void check_problem(const Tier& tier, const Case& c, const Side& q, const Side& d
   p.q = q.tokens();
   p.d = d.tokens();
   p.dim = c.dim;
-  p.dtype = c.dtype;
   p.max_lq = c.lq.empty() ? 0 : *std::max_element(c.lq.begin(), c.lq.end());
   p.skip_zero_q = p.skip_zero_d = c.skip_zero;
   p.all_pairs = pair_list == nullptr;
@@ -375,14 +408,14 @@ constexpr int64_t kParallelDim = 264;
 
 void check_tier(const Tier& tier, bool only_shared_work) {
   Random random(20240229);
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-    for (const Layout layout : {Layout::kPacked, Layout::kGaps, Layout::kShared}) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8}) {
+    for (const Layout layout : {Layout::kPacked, Layout::kGaps, Layout::kShared, Layout::kScattered}) {
       check_case(tier, {kParallel.first, kParallel.second, kParallelDim, dtype, layout, 0, false}, random);
     }
     if (only_shared_work) continue;
     for (const auto& lengths : kLengths) {
       for (const int64_t dim : kDims) {
-        const Layout layout = static_cast<Layout>(random.below(3));
+        const Layout layout = static_cast<Layout>(random.below(4));
         const int64_t pad = random.below(2) * 3;
         check_case(tier, {lengths.first, lengths.second, dim, dtype, layout, pad, false}, random);
         check_case(tier, {lengths.first, lengths.second, dim, dtype, layout, pad, true}, random);
@@ -403,7 +436,6 @@ void check_concurrent_callers(const Tier& tier) {
   p.q = q.tokens();
   p.d = d.tokens();
   p.dim = c.dim;
-  p.dtype = c.dtype;
   p.all_pairs = true;
   p.max_lq = 40;
   const int64_t pairs = q.count * d.count;
