@@ -10,7 +10,7 @@
 
 namespace colbert_fast {
 
-const Tier* const kTiers[] = {&kAvx512, &kAvx2, &kPortable, nullptr};
+const Tier* const kTiers[] = {&kAvx512, &kAvx2, &kNeon, &kPortable, nullptr};
 
 namespace {
 

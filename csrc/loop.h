@@ -8,7 +8,7 @@
 //     static constexpr int kVecs;     // x kVecs vectors of query tokens
 //     static Vec zero();
 //     static Vec load(const float*);
-//     static Vec broadcast(const float*);
+//     static auto broadcast(const float*);  // a Vec, or what else fma() multiplies by
 //     static Vec fma(Vec, Vec, Vec);
 //     static void store(float*, Vec);
 //     static Idx load(const int32_t*);
@@ -116,7 +116,7 @@ void tile(const float* q, const float* rows, int64_t stride, int64_t dim, int64_
       for (int v = 0; v < kVecs; ++v) lanes[v] = Isa::load(q + k * kWidth + v * Isa::kLanes);
       CF_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const Vec element = Isa::broadcast(base[r / 3] + (r % 3) * stride + k);
+        const auto element = Isa::broadcast(base[r / 3] + (r % 3) * stride + k);
         CF_UNROLL
         for (int v = 0; v < kVecs; ++v) acc[r][v] = Isa::fma(element, lanes[v], acc[r][v]);
       }

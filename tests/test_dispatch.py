@@ -18,7 +18,7 @@ def runnable(prefix: str = "") -> list[Backend]:
 
 def test_every_backend_runs_or_says_why() -> None:
     names = [b.name for b in cf.backends()]
-    assert names == ["triton", "cpu:avx512", "cpu:avx2", "cpu:portable", "torch"]
+    assert names == ["triton", "cpu:avx512", "cpu:avx2", "cpu:neon", "cpu:portable", "torch"]
     for backend in cf.backends():
         assert backend.unsupported is None or len(backend.unsupported) > 10
     assert cf.backends()[0].unsupported == (
@@ -68,7 +68,7 @@ def test_empty_environment_variable_means_none(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", ["cuda", "cpu:", "cpu:avx", "CPU", "avx2"])
 def test_unknown_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = f"no backend is called '{name}'; there are cpu, triton, cpu:avx512, cpu:avx2, cpu:portable, torch"
+    message = f"no backend is called '{name}'; there are cpu, triton, cpu:avx512, cpu:avx2, cpu:neon, cpu:portable, torch"
     with pytest.raises(ValueError, match=message):
         cf.maxsim(*INPUTS, backend=name)
     monkeypatch.setenv("COLBERT_FAST_BACKEND", name)
@@ -92,5 +92,5 @@ def test_a_backend_that_cannot_run_says_why() -> None:
 
 def test_the_extension_refuses_a_tier_it_has_not() -> None:
     empty = (0, 0, 0, 0, 0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match="no CPU tier 'neon'; there are avx512, avx2, portable"):
-        cf._backends.cpu._C.score("neon", empty, empty, 1, 0, -1, 0, False, False, 1, 0, 0)
+    with pytest.raises(ValueError, match="no CPU tier 'mmx'; there are avx512, avx2, neon, portable"):
+        cf._backends.cpu._C.score("mmx", empty, empty, 1, 0, -1, 0, False, False, 1, 0, 0)

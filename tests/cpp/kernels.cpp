@@ -390,11 +390,13 @@ void check_case(const Tier& tier, const Case& c, Random& random) {
   check_problem(tier, c, q, d, &pairs, random);
 }
 
-// Query and document lengths around the tiles of 12, 6 and 4 rows and the panels of 32, 16 and 8 lanes.
+// Query and document lengths around the tiles of 12, 6 and 4 rows, the panels of 32, 16 and 8 lanes, and the
+// vectors of 16, 8 and 4: a last panel is as wide as one vector if that is enough.
 const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLengths = {
     {{1}, {1}},
     {{8, 7, 9, 4, 0, 3}, {4, 0, 3, 5, 2, 1, 8}},
     {{15, 16, 17}, {11, 12, 13, 6, 7}},
+    {{5, 20, 19, 21, 36, 37}, {5, 6, 7, 12, 18, 19}},
     {{31, 32, 33}, {23, 24, 25, 0, 61}},
     {{65}, {0}},
     {{0, 0}, {5, 2}},
