@@ -11,7 +11,7 @@
 
 namespace colbert_fast {
 
-const Tier* const kTiers[] = {&kAvx512Bf16, &kAvx512Vnni, &kAvx512, &kAvx2, &kPortable, nullptr};
+const Tier* const kTiers[] = {&kAvx512Bf16, &kAvx512Vnni, &kAvx512, &kAvx2, &kNeon, &kPortable, nullptr};
 
 namespace {
 

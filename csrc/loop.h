@@ -2,9 +2,8 @@
 // the Isa and the tiles of tile.h, and over
 //
 //   struct Narrow {
-//     // Whether the tier has a product of bfloat16 or of int8 that is faster than its multiply-adds. If so,
-//     it
-//     // offers what screen.h wants.
+//     // Whether the tier has a product of bfloat16 or of int8 that is faster than its multiply-adds, and
+//     // then offers what screen.h wants.
 //     static constexpr bool kBFloat16, kInt8;
 //   };
 //

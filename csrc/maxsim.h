@@ -3,8 +3,8 @@
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
 // One call walks bindings.cpp (checks) -> dispatch.cpp (chooses the tier, cuts the work into units, runs them
-// on threads.cpp) -> a tier (avx512.cpp, avx2.cpp, portable.cpp: the arithmetic of loop.h for one instruction
-// set). A tier never allocates, starts no thread, throws nothing and reads no environment.
+// on threads.cpp) -> a tier (avx512.cpp, avx2.cpp, neon.cpp, portable.cpp: the arithmetic of loop.h for one
+// instruction set). A tier never allocates, starts no thread, throws nothing and reads no environment.
 #pragma once
 
 #include <cstdint>
@@ -142,6 +142,7 @@ extern const Tier kAvx512Bf16;
 extern const Tier kAvx512Vnni;
 extern const Tier kAvx512;
 extern const Tier kAvx2;
+extern const Tier kNeon;
 extern const Tier kPortable;
 
 }  // namespace colbert_fast

@@ -22,6 +22,13 @@
 #define CF_X86_64 0
 #endif
 
+#if defined(__aarch64__) || defined(_M_ARM64)
+#define CF_AARCH64 1
+#include <arm_neon.h>
+#else
+#define CF_AARCH64 0
+#endif
+
 #define CF_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define CF_TARGET_BEGIN(isa) \

@@ -9,7 +9,7 @@
 //     static constexpr int kVecs;     // x kVecs vectors of query tokens
 //     static Vec zero();
 //     static Vec load(const float*);
-//     static Vec broadcast(const float*);
+//     static auto broadcast(const float*);  // a Vec, or what else fma() multiplies by
 //     static Vec fma(Vec, Vec, Vec);
 //     static void store(float*, Vec);
 //     static Idx load(const int32_t*);
@@ -85,8 +85,11 @@ struct Float32Ops {
   using Acc = typename Isa::Vec;
   static CF_ALWAYS_INLINE Acc zero() { return Isa::zero(); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) { return Isa::load(from); }
-  static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) { return Isa::broadcast(from); }
-  static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) { return Isa::fma(unit, lanes, sum); }
+  static CF_ALWAYS_INLINE auto broadcast(const Unit* from) { return Isa::broadcast(from); }
+  template <typename Broadcast>
+  static CF_ALWAYS_INLINE Acc fma(Broadcast unit, Acc lanes, Acc sum) {
+    return Isa::fma(unit, lanes, sum);
+  }
 };
 
 // A unit of narrow numbers, at any address.
@@ -164,7 +167,7 @@ void tile(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t s
       for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
       CF_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const Acc unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+        const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
         CF_UNROLL
         for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
       }
