@@ -122,9 +122,12 @@ class PackedTokens:
         ValueError
             An item that is not 2-D, or items of different dims or devices.
         """
-        tensors, counts = _checked_items(items)
+        tensors, counts = _tensors_and_counts(items)
         if not tensors:
             return cls._uniform(torch.zeros(0, 0, 0))
+        if counts is None:
+            tensors = _alike(tensors)
+            counts = [t.shape[0] for t in tensors]
         tokens = torch.cat(tensors)  # type: ignore[arg-type]
         lengths = torch.tensor(counts, dtype=torch.int64)
         starts = lengths.cumsum(0) - lengths
@@ -414,28 +417,21 @@ def aligned(tensor: Tensor) -> Tensor:
 
 def _lower_list(items: Sequence[Any]) -> PackedTokens:
     """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
-    tensors, counts = _checked_items(items)
-    if torch.compiler.is_compiling() or not _in_place(tensors) or not any(counts):
-        return PackedTokens.from_list(tensors)
+    items, counts = _tensors_and_counts(items)
+    if torch.compiler.is_compiling() or counts is None or not any(counts):
+        return PackedTokens.from_list(items)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in items):
+        return PackedTokens.from_list(items)
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
-    return TokenList(tensors, lengths, max(counts), tensors[0].narrow(0, 0, 0))
+    return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
 
 
-def _in_place(tensors: Sequence[Tensor]) -> bool:
-    if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
-        return False
-    return all([t.is_cpu and type(t) is Tensor for t in tensors])
-
-
-def _checked_items(items: Sequence[Any]) -> tuple[Sequence[Tensor], list[int]]:
-    """Return the items as tensors ``[length, dim]`` of one dim, dtype and device; and their lengths."""
+def _tensors_and_counts(items: Sequence[Any]) -> tuple[Sequence[Tensor], list[int] | None]:
+    """Return the items as tensors; and the length of each, if nothing needs to be said or done about any of them."""
     counts = _counts_if_alike(items)
     if counts is None:
         items = [_float_tensor(item, f"items[{i}]") for i, item in enumerate(items)]
         counts = _counts_if_alike(items)
-    if counts is None:
-        items = _alike(items)
-        counts = [t.shape[0] for t in items]
     return items, counts
 
 
@@ -456,9 +452,7 @@ def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
 
 
 def _alike(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Give items without tokens the dim and dtype of the others; raise if these differ among themselves."""
-    if not tensors:
-        return []
+    """Give items without tokens the dim and dtype of the others, which must agree."""
     # An item without tokens need not say what dim it has not got.
     first = next((t for t in tensors if t.numel()), tensors[0])
     dim = first.shape[-1] if first.ndim == 2 else 0

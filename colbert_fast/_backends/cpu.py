@@ -116,7 +116,7 @@ def _in_place(p: Problem) -> tuple[_Side, object]:
     if not all(map(Tensor.is_contiguous, items)) or any(map(Tensor.is_neg, items)):
         items = [t.contiguous().resolve_neg() for t in items]
     addresses = array("q", map(Tensor.data_ptr, items))
-    if any(address % p.d_tokens.element_size() for address in addresses):
+    if bool((torch.frombuffer(addresses, dtype=torch.int64) % p.d_tokens.element_size()).any()):
         items = [aligned(t) for t in items]
         addresses = array("q", map(Tensor.data_ptr, items))
     dim, dtype = p.d_tokens.shape[1], _DTYPES[p.d_tokens.dtype]
