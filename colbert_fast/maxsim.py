@@ -40,7 +40,8 @@ def maxsim(
         ``[length, dim]``; a jagged nested tensor; or :class:`PackedTokens`. float32, bfloat16, float16, float64;
         integers become float32.
     b
-        Documents, in any of these forms, with the dtype and dim of ``a``.
+        Documents, in any of these forms, with the dtype and dim of ``a``; or int8 :class:`PackedTokens`, made by
+        ``quantize``, beside queries of any of these dtypes. A list in CPU memory is scored where it lies.
     a_mask
         ``[A, length]``, ``[1, length]`` or a list of 1-D masks: true or non-zero where a row is a token.
         Other rows are left out of the sum. Without a mask, rows of zeros of a padded ``a`` are padding.
@@ -61,7 +62,7 @@ def maxsim(
     torch.Tensor
         ``[A, B]`` on the device of the documents (of the queries, if the documents are numpy arrays): float32, or
         float64 for float64 inputs. -1e9 for a document without tokens, else 0 for a query without tokens, NaN if
-        either has a NaN in a token. Differentiable in ``a`` and ``b``.
+        either has a NaN in a token. Differentiable in ``a``, and in ``b`` unless that is int8.
 
     Raises
     ------
@@ -74,7 +75,8 @@ def maxsim(
 
     Notes
     -----
-    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype.
+    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype; int8
+    documents stand for ``scale * token``.
     Deterministic: the same inputs give the same bits on any number of threads.
     """
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask)

@@ -264,8 +264,10 @@ class PackedTokens:
 
         Notes
         -----
-        Scores keep the contract, 1e-5 of float64, on the values that the int8 tokens stand for. These differ from the
-        originals by at most ``scale / 2`` an element.
+        Scores are within 1e-5 of float64 on the values that the int8 tokens stand for. These differ from the originals
+        by at most ``scale / 2`` an element: for all-MiniLM-L6-v2 on Cranfield and Medline the score of a query token
+        by 1e-4 in the mean and 1.8e-3 at most, the ranking by a Kendall tau of 0.9989 and 0.9988, and nDCG@10 from
+        0.4004 to 0.4002 and from 0.7922 to 0.7911 (``python -m benchmarks.accuracy``, with the collections' folders).
         """
         if dtype != "int8":
             msg = f'dtype must be "int8"; got {dtype!r}'
