@@ -37,14 +37,23 @@ def _chosen(sides: Sequence[Any], name: str | None) -> tuple[Problem, Backend]:
     problem = Problem(*sides)
     q, d, scales = problem.q_tokens, problem.d_tokens, problem.d_scales
     int8 = d.dtype is torch.int8
+    # The kernels trust these.
     if d.dtype is not q.dtype and not int8:
         msg = f"q_tokens and d_tokens need the same dtype, unless d_tokens is int8; got {q.dtype} and {d.dtype}"
         raise TypeError(msg)
-    if int8 and (scales is None or scales.dtype is not torch.float32 or scales.shape != d.shape[:1]):
-        got = None if scales is None else f"{scales.dtype} {list(scales.shape)}"
-        msg = f"int8 d_tokens need d_scales, float32 [{d.shape[0]}]; got {got}"
+    if d.shape[1] != q.shape[1]:
+        msg = f"q_tokens and d_tokens need the same dim; got {q.shape[1]} and {d.shape[1]}"
         raise ValueError(msg)
+    if int8:
+        _check_scales(scales, d.shape[0])
     return problem, select(d.device.type, q.dtype, name, int8)
+
+
+def _check_scales(scales: Tensor | None, rows: int) -> None:
+    if scales is None or scales.dtype is not torch.float32 or scales.shape != (rows,) or not scales.is_contiguous():
+        got = None if scales is None else f"{scales.dtype} {list(scales.shape)} with strides {list(scales.stride())}"
+        msg = f"int8 d_tokens need d_scales, contiguous float32 [{rows}]; got {got}"
+        raise ValueError(msg)
 
 
 def score_in_place(problem: Problem, name: str | None) -> Tensor | None:

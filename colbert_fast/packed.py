@@ -200,7 +200,9 @@ class PackedTokens:
         An item of int8 tokens is what they stand for, in float32, and shares nothing.
         """
         if isinstance(index, slice):
-            return self._trusted(self.tokens, self.starts[index], self.lengths[index], self.max_length, self.scales)
+            # The kernels read one number after the other, and a step leaves some out.
+            starts, lengths = self.starts[index].contiguous(), self.lengths[index].contiguous()
+            return self._trusted(self.tokens, starts, lengths, self.max_length, self.scales)
         if not -len(self) <= index < len(self):
             msg = f"index {index} is out of range for {len(self)} items"
             raise IndexError(msg)
@@ -353,7 +355,7 @@ class TokenList(PackedTokens):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return TokenList(self.items[index], self.lengths[index], self.max_length, self.like)
+            return TokenList(self.items[index], self.lengths[index].contiguous(), self.max_length, self.like)
         return self.items[index]
 
     @property
@@ -419,7 +421,8 @@ def aligned(tensor: Tensor) -> Tensor:
 
 def _lower_list(items: Sequence[Any]) -> PackedTokens:
     """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
-    items, counts = _tensors_and_counts(items)
+    # A list of our own: the caller's may change in another thread before the kernel reads it.
+    items, counts = _tensors_and_counts(tuple(items))
     if torch.compiler.is_compiling() or counts is None or not any(counts):
         return PackedTokens.from_list(items)
     if torch.is_grad_enabled() and any(t.requires_grad for t in items):
