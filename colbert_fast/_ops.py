@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._autograd import _profiler_enabled
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
 
 _SIDES = (
-    "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, Tensor d_tokens, Tensor d_starts, Tensor d_lengths, "
-    "Tensor? pairs, SymInt max_lq, SymInt max_ld, bool skip_zero_q, bool skip_zero_d, SymInt chunk_elements, "
+    "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, "
+    "Tensor d_tokens, Tensor? d_scales, Tensor d_starts, Tensor d_lengths, Tensor? pairs, "
+    "SymInt max_lq, SymInt max_ld, bool skip_zero_q, bool skip_zero_d, SymInt chunk_elements, "
 )
 _LIBRARY = torch.library.Library("colbert_fast", "DEF")
 _LIBRARY.define(f"score({_SIDES} str? backend) -> Tensor")
@@ -31,7 +35,57 @@ _LIBRARY.define(
 
 def _chosen(sides: Sequence[Any], name: str | None) -> tuple[Problem, Backend]:
     problem = Problem(*sides)
-    return problem, select(problem.d_tokens.device.type, problem.d_tokens.dtype, name)
+    q, d, scales = problem.q_tokens, problem.d_tokens, problem.d_scales
+    int8 = d.dtype is torch.int8
+    # The kernels trust these.
+    if d.dtype is not q.dtype and not int8:
+        msg = f"q_tokens and d_tokens need the same dtype, unless d_tokens is int8; got {q.dtype} and {d.dtype}"
+        raise TypeError(msg)
+    if d.shape[1] != q.shape[1]:
+        msg = f"q_tokens and d_tokens need the same dim; got {q.shape[1]} and {d.shape[1]}"
+        raise ValueError(msg)
+    if int8:
+        _check_scales(scales, d.shape[0])
+    return problem, select(d.device.type, q.dtype, name, int8)
+
+
+def _check_scales(scales: Tensor | None, rows: int) -> None:
+    if scales is None or scales.dtype is not torch.float32 or scales.shape != (rows,) or not scales.is_contiguous():
+        got = None if scales is None else f"{scales.dtype} {list(scales.shape)} with strides {list(scales.stride())}"
+        msg = f"int8 d_tokens need d_scales, contiguous float32 [{rows}]; got {got}"
+        raise ValueError(msg)
+
+
+def score_in_place(problem: Problem, name: str | None) -> Tensor | None:
+    """Scores of ``problem.d_items``, or None if the documents must be joined for them."""
+    backend = select("cpu", problem.q_tokens.dtype, name)
+    if not backend.scattered or not plain(problem.q_tokens, problem.d_tokens):
+        return None
+    return _warned(backend.score(problem)).scores
+
+
+def plain(q_tokens: Tensor, d_tokens: Tensor) -> bool:
+    """Whether nobody but the kernel cares about a call: no torch.compile, trace, profiler, mode, subclass or transform.
+
+    The dispatcher, which serves all of these, takes 3 us, and more for a list of tensors.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(q_tokens) is type(d_tokens) is Tensor
+        and q_tokens.is_cpu
+        and d_tokens.is_cpu
+        and _get_tracing_state() is None
+        and not _profiler_enabled()
+        and not _len_torch_dispatch_stack()
+        and not is_functorch_wrapped_tensor(q_tokens)
+        and not is_functorch_wrapped_tensor(d_tokens)
+    )
+
+
+def score(*arguments: Any) -> Tensor:
+    """``torch.ops.colbert_fast.score``, without the dispatcher where nobody would notice."""
+    run = _score if plain(arguments[0], arguments[3]) else _SCORE
+    return run(*arguments)
 
 
 def _score(*arguments: Any) -> Tensor:
@@ -51,6 +105,9 @@ def _score_argmax(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *sides, grad_scores, argmax, for_q, for_d, name = arguments
     problem, backend = _chosen(sides, name)
+    if for_d and problem.d_scales is not None:
+        msg = "int8 d_tokens have no gradient: for_d must be False"
+        raise ValueError(msg)
     grad_q, grad_d = backend.backward(problem, grad_scores, argmax, for_q, for_d)
     return _in_dtype_of(problem.q_tokens, grad_q), _in_dtype_of(problem.d_tokens, grad_d)
 
@@ -72,7 +129,7 @@ def _warned(scored: Scored) -> Scored:
 
 def _fake_score(*arguments: Any) -> Tensor:
     problem = Problem(*arguments[:-1])
-    double = problem.d_tokens.dtype == torch.float64
+    double = problem.q_tokens.dtype == torch.float64
     return problem.d_tokens.new_empty(problem.shape, dtype=torch.float64 if double else torch.float32)
 
 
@@ -96,3 +153,5 @@ for _name, _run, _fake in (
 ):
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"colbert_fast::{_name}", _fake, lib=_LIBRARY)
+
+_SCORE = torch.ops.colbert_fast.score.default

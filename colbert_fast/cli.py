@@ -72,6 +72,7 @@ def _info() -> list[str]:
     lines.append("backends, best first")
     for backend in cf.backends():
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in backend.dtypes)
+        dtypes += ", int8 documents" if backend.int8 else ""
         runs = f"runs on {backend.device or 'any device'}: {dtypes}"
         lines.append(f"  {backend.name:<22} {runs if backend.unsupported is None else 'no: ' + backend.unsupported}")
     return lines

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colbert_fast import _ops  # noqa: F401  (defines torch.ops.colbert_fast)
+from colbert_fast import _ops
+from colbert_fast._backends.problem import Problem
 from colbert_fast._checks import positive_int
-from colbert_fast.packed import Mask, PackedTokens, Tokens, aligned, lower
+from colbert_fast.packed import Mask, PackedTokens, TokenList, Tokens, aligned, lower
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
@@ -39,7 +40,8 @@ def maxsim(
         ``[length, dim]``; a jagged nested tensor; or :class:`PackedTokens`. float32, bfloat16, float16, float64;
         integers become float32.
     b
-        Documents, in any of these forms, with the dtype and dim of ``a``.
+        Documents, in any of these forms, with the dtype and dim of ``a``; or int8 :class:`PackedTokens`, made by
+        ``quantize``, beside queries of any of these dtypes. A list in CPU memory is scored where it lies.
     a_mask
         ``[A, length]``, ``[1, length]`` or a list of 1-D masks: true or non-zero where a row is a token.
         Other rows are left out of the sum. Without a mask, rows of zeros of a padded ``a`` are padding.
@@ -60,7 +62,7 @@ def maxsim(
     torch.Tensor
         ``[A, B]`` on the device of the documents (of the queries, if the documents are numpy arrays): float32, or
         float64 for float64 inputs. -1e9 for a document without tokens, else 0 for a query without tokens, NaN if
-        either has a NaN in a token. Differentiable in ``a`` and ``b``.
+        either has a NaN in a token. Differentiable in ``a``, and in ``b`` unless that is int8.
 
     Raises
     ------
@@ -73,7 +75,8 @@ def maxsim(
 
     Notes
     -----
-    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype.
+    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype; int8
+    documents stand for ``scale * token``.
     Deterministic: the same inputs give the same bits on any number of threads.
     """
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask)
@@ -171,8 +174,8 @@ class _MaxSim(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_tokens: Tensor, d_tokens: Tensor, sides: tuple[Any, ...], backend: str | None) -> Tensor:
-        q_starts, q_lengths, d_starts, d_lengths, pairs, *rest = sides
-        tensors = (q_tokens, q_starts, q_lengths, d_tokens, d_starts, d_lengths, pairs)
+        q_starts, q_lengths, d_scales, d_starts, d_lengths, pairs, *rest = sides
+        tensors = (q_tokens, q_starts, q_lengths, d_tokens, d_scales, d_starts, d_lengths, pairs)
         scores: Tensor
         scores, argmax = torch.ops.colbert_fast.score_argmax(*tensors, *rest, backend)
         ctx.save_for_backward(*tensors, argmax)
@@ -213,13 +216,16 @@ def score(
     chunk_elements: int,
     backend: str | None,
 ) -> Tensor:
-    rest = (q.max_length, d.max_length, *skip_zero, chunk_elements)
+    rest = (pairs, q.max_length, d.max_length, *skip_zero, chunk_elements)
+    if isinstance(d, TokenList) and not (torch.is_grad_enabled() and q.tokens.requires_grad):
+        sides = (q.tokens, q.starts, q.lengths, d.like, None, d.lengths, d.lengths, *rest)
+        scores = _ops.score_in_place(Problem(*sides, d_items=d.items), backend)
+        if scores is not None:
+            return scores
     if torch.is_grad_enabled() and (q.tokens.requires_grad or d.tokens.requires_grad):
-        sides = (q.starts, q.lengths, d.starts, d.lengths, pairs, *rest)
-        return _MaxSim.apply(q.tokens, d.tokens, sides, backend)  # type: ignore[no-any-return, no-untyped-call]
-    return torch.ops.colbert_fast.score(  # type: ignore[no-any-return]
-        q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths, pairs, *rest, backend
-    )
+        others = (q.starts, q.lengths, d.scales, d.starts, d.lengths, *rest)
+        return _MaxSim.apply(q.tokens, d.tokens, others, backend)  # type: ignore[no-any-return, no-untyped-call]
+    return _ops.score(q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths, *rest, backend)
 
 
 def checked_sides(
@@ -233,17 +239,21 @@ def checked_sides(
         Queries; documents; whether rows of zeros are padding in either; the device that the scores belong on.
     """
     q, skip_zero_q = lower(a, a_mask, "a")
-    d, skip_zero_d = lower(b, b_mask, "b")
+    d, skip_zero_d = lower(b, b_mask, "b", join=False)
     home = _home(b, q, d)
     # A side without a single row has no dim or dtype of its own, and fits any other.
-    if q.tokens.shape[0] == 0:
-        q = q.with_tokens(d.tokens.new_zeros(0, d.dim, device=q.device))
-    elif d.tokens.shape[0] == 0:
-        d = d.with_tokens(q.tokens.new_zeros(0, q.dim, device=d.device))
+    if q.rows == 0:
+        dtype = d.dtype if d.scales is None else torch.float32
+        q = q.with_tokens(torch.zeros(0, d.dim, dtype=dtype, device=q.device))
+    elif d.rows == 0:
+        d = d.with_tokens(torch.zeros(0, q.dim, dtype=q.dtype, device=d.device))
     if q.dim != d.dim:
         msg = f"a and b need the same dim; got a [*, {q.dim}] and b [*, {d.dim}]"
         raise ValueError(msg)
-    if q.dtype != d.dtype:
+    if q.scales is not None:
+        msg = "a must be floating point: only documents can be int8"
+        raise TypeError(msg)
+    if q.dtype != d.dtype and d.scales is None:
         msg = f"a and b need the same dtype; got a {q.dtype} and b {d.dtype}"
         raise TypeError(msg)
     return q, d, (skip_zero_q, skip_zero_d), home
@@ -271,7 +281,8 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
             continue
         starts, counts = d.starts[first:i], d.lengths[first:i]
         low, high = (int(starts.min()), int((starts + counts).max())) if i > first else (0, 0)
-        yield PackedTokens._trusted(d.tokens[low:high], starts - low, counts, d.max_length)
+        scales = None if d.scales is None else d.scales[low:high]
+        yield PackedTokens._trusted(d.tokens[low:high], starts - low, counts, d.max_length, scales)
         first, rows = i, length
 
 

@@ -80,7 +80,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def score_argmax(backend: str, a: Any, b: Any, a_mask: Any = None, b_mask: Any = None) -> tuple[Tensor, Tensor]:
     """Scores ``[nq, nd]`` and the winning document token of each query token ``[nq, nd, lq]``, from any layout."""
     (q, skip_zero_q), (d, skip_zero_d) = lower(a, a_mask, "a"), lower(b, b_mask, "b")
-    sides = (q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths)
+    sides = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
     scores, argmax = torch.ops.colbert_fast.score_argmax(
         *sides, None, q.max_length, d.max_length, skip_zero_q, skip_zero_d, 2**24, backend
     )

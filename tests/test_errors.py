@@ -116,7 +116,7 @@ def test_maxsim(arguments: tuple[Any, ...], options: dict[str, Any], error: type
         (
             lambda: packed(torch.ones(3, dtype=torch.int64), [0], [1]),
             TypeError,
-            "tokens must be floating point; got torch.int64",
+            "tokens must be floating point, or int8 with scales; got torch.int64",
         ),
         (lambda: packed(torch.ones(3), [0], [1]), ValueError, "tokens must be [total, dim]; got shape [3]"),
         (lambda: packed(torch.ones(3, 2), [0.0], [1]), TypeError, "starts must be integer; got torch.float32"),
@@ -207,6 +207,23 @@ def test_the_extension_checks_its_bounds_itself(changes: dict[str, Any], message
 def test_bad_offsets_through_the_op(native: str) -> None:
     tokens, zero = torch.ones(3, 4), torch.tensor([0])
     for starts, lengths in (([5], [1]), ([0], [9]), ([-2], [1])):
-        sides = (tokens, zero, torch.tensor([3]), tokens, torch.tensor(starts), torch.tensor(lengths), None)
+        sides = (tokens, zero, torch.tensor([3]), tokens, None, torch.tensor(starts), torch.tensor(lengths), None)
         with pytest.raises(ValueError, match="item 0 of d is the rows"):
             torch.ops.colbert_fast.score(*sides, 3, 9, False, False, 2**20, native)
+
+
+@pytest.mark.parametrize(
+    ("d_tokens", "error", "message"),
+    [
+        (torch.ones(3, 9), ValueError, "q_tokens and d_tokens need the same dim; got 4 and 9"),
+        (torch.ones(3, 2), ValueError, "q_tokens and d_tokens need the same dim; got 4 and 2"),
+        (torch.ones(3, 4).half(), TypeError, "need the same dtype, unless d_tokens is int8; got torch.float32 and"),
+    ],
+)
+def test_sides_that_do_not_fit_through_the_op(
+    backend: str, d_tokens: torch.Tensor, error: type[Exception], message: str
+) -> None:
+    zero, three = torch.tensor([0]), torch.tensor([3])
+    sides = (torch.ones(3, 4), zero, three, d_tokens, None, zero, three, None)
+    with pytest.raises(error, match=matching(message)):
+        torch.ops.colbert_fast.score(*sides, 3, 3, False, False, 2**20, backend)

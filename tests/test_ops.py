@@ -14,7 +14,7 @@ import colbert_fast as cf
 def arguments(dtype: torch.dtype = torch.float32, *, pairs: Tensor | None = None) -> tuple[Any, ...]:
     q = cf.PackedTokens.from_list([torch.randn(3, 8, dtype=dtype), torch.randn(5, 8, dtype=dtype)])
     d = cf.PackedTokens.from_list([torch.randn(4, 8, dtype=dtype), torch.randn(7, 8, dtype=dtype)])
-    sides = (q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths, pairs)
+    sides = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths, pairs)
     return (*sides, q.max_length, d.max_length, False, False, 2**24)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cases import assert_scores, embeddings
 
+import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast.maxsim import _parts
 from colbert_fast.packed import lower
@@ -104,6 +106,14 @@ def test_slices_share_rows() -> None:
     assert torch.equal(some[0], packed[1])
     assert torch.equal(packed[-1], packed[3])
     assert len(packed[4:]) == 0
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_slices_with_a_step_are_scored(backend: str, step: int) -> None:
+    queries, documents = embeddings([3, 5], 8), embeddings([4, 9, 1, 7, 2, 6], 8)
+    packed = PackedTokens.from_list(documents)
+    assert_scores(cf.maxsim(queries, packed[1::step], backend=backend), queries, documents[1::step])
+    assert_scores(cf.maxsim(packed[::step], packed[1::step], backend=backend), documents[::step], documents[1::step])
 
 
 def test_to() -> None:

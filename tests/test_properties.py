@@ -219,7 +219,7 @@ def test_threads_agree_bit_for_bit(
     if shape == "shared-rows":  # every document also has the first rows of the next one
         d = cf.PackedTokens(d.tokens, d.starts, (d.lengths + 5).clamp(max=len(d.tokens) - d.starts))
     pairs = torch.stack([torch.randint(nq, (500,)), torch.randint(nd, (500,))], 1) if shape == "pairs" else None
-    tensors = (q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths, pairs)
+    tensors = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths, pairs)
     rest = (q.max_length, d.max_length, False, False, 2**24)
     count = nq * nd if pairs is None else len(pairs)
     assert 2 * count * min(lq) * dim > SERIAL_FLOPS  # of a backward pass; scoring has more

@@ -25,6 +25,7 @@ def test_scoring_embeddings() -> None:
     assert names["scores"].shape == (2, 3)
     assert names["best"].shape == names["numbers"].shape == (2, 2)
     assert names["pairs"].shape == (2,)
+    assert names["small"].tokens.nbytes * 4 == names["packed"].tokens.nbytes
 
 
 def test_scoring_texts() -> None:

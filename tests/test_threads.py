@@ -101,7 +101,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(native: str, kind: str, dty
     def scored(n: int) -> list[torch.Tensor]:
         threads(n)
         listed = (q.max_length, d.max_length, False, False, 2**24, native)
-        sides = (q.tokens, q.starts, q.lengths, d.tokens, d.starts, d.lengths, None if kind == "all-pairs" else pairs)
+        some = None if kind == "all-pairs" else pairs
+        sides = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths, some)
         scores, argmax = torch.ops.colbert_fast.score_argmax(*sides, *listed)
         grad_scores = torch.linspace(-1, 1, scores.numel())
         grads = torch.ops.colbert_fast.backward(*sides, *listed[:-1], grad_scores, argmax, True, True, native)

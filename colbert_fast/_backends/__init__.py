@@ -39,7 +39,7 @@ def backends() -> list[Backend]:
     return list(BACKENDS)
 
 
-def select(device: str, dtype: torch.dtype, name: str | None) -> Backend:
+def select(device: str, dtype: torch.dtype, name: str | None, int8: bool = False) -> Backend:
     """Return the best backend for tensors of this device type and dtype.
 
     Parameters
@@ -47,9 +47,11 @@ def select(device: str, dtype: torch.dtype, name: str | None) -> Backend:
     device
         ``"cpu"``, ``"cuda"``, ``"mps"``, ...
     dtype
-        Of the tokens.
+        Of the query tokens.
     name
         A backend's name, or the part before its colon; None: COLBERT_FAST_BACKEND, else any.
+    int8
+        Whether the document tokens are int8; else they have the dtype of the queries.
 
     Raises
     ------
@@ -58,11 +60,11 @@ def select(device: str, dtype: torch.dtype, name: str | None) -> Backend:
     NotImplementedError
         None of that name can do it; the message gives the reason of each.
     """
-    return _select(device, dtype, name or os.environ.get("COLBERT_FAST_BACKEND") or None)
+    return _select(device, dtype, name or os.environ.get("COLBERT_FAST_BACKEND") or None, int8)
 
 
 @functools.cache
-def _select(device: str, dtype: torch.dtype, name: str | None) -> Backend:
+def _select(device: str, dtype: torch.dtype, name: str | None, int8: bool) -> Backend:
     candidates = [b for b in BACKENDS if name in (None, b.name, b.name.partition(":")[0])]
     if not candidates:
         known = ", ".join(b.name for b in BACKENDS)
@@ -70,21 +72,24 @@ def _select(device: str, dtype: torch.dtype, name: str | None) -> Backend:
         raise ValueError(msg)
     reasons = []
     for backend in candidates:
-        reason = _why_not(backend, device, dtype)
+        reason = _why_not(backend, device, dtype, int8)
         if reason is None:
             return backend
         reasons.append(f"  {backend.name}: {reason}")
     which = "no backend" if name is None else f"backend {name!r}"
     can = "can" if name is None else "cannot"
-    msg = "\n".join([f"{which} {can} score {dtype} tensors on {device}:", *reasons])
+    what = f"{dtype} queries and int8 documents" if int8 else f"{dtype} tensors"
+    msg = "\n".join([f"{which} {can} score {what} on {device}:", *reasons])
     raise NotImplementedError(msg)
 
 
-def _why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
+def _why_not(backend: Backend, device: str, dtype: torch.dtype, int8: bool) -> str | None:
     if backend.unsupported is not None:
         return backend.unsupported
     if backend.device not in (None, device):
         return f"takes tensors on {backend.device} only"
     if dtype not in backend.dtypes:
         return f"has no {dtype} kernel"
+    if int8 and not backend.int8:
+        return "has no kernel for int8 documents"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from functools import partial
 from typing import TypeAlias
 
@@ -22,8 +23,9 @@ except ImportError as error:
 # The tiers of csrc/dispatch.cpp, for an installation without the extension to name.
 _TIERS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon", "portable")
 # The numbers of DType in csrc/maxsim.h.
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
+# (data, row stride, rows, starts, lengths, items, dtype, scales, addresses of the items)
 _Side: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
 _num_threads: int | None = None
 
@@ -85,48 +87,58 @@ def _readable(tokens: Tensor) -> Tensor:
         tokens = tokens.resolve_neg()
     if tokens.stride(1) != 1 and tokens.shape[1] > 1:
         tokens = tokens.contiguous()
-    return aligned(tokens)
+    return tokens.clone() if tokens.data_ptr() % tokens.element_size() else tokens
 
 
-def _arguments(p: Problem, q: Tensor, d: Tensor) -> tuple[_Side, _Side, int, int, int, int]:
-    """What score and backward of the extension have in common. Holds addresses: q, d and p must outlive the call."""
+def _side(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> _Side:
+    """Holds addresses: the tensors must outlive the call."""
     return (
-        (
-            q.data_ptr(),
-            q.stride(0),
-            q.shape[0],
-            p.q_starts.data_ptr(),
-            p.q_lengths.data_ptr(),
-            len(p.q_starts),
-            _DTYPES[q.dtype],
-            0,
-            0,
-        ),
-        (
-            d.data_ptr(),
-            d.stride(0),
-            d.shape[0],
-            p.d_starts.data_ptr(),
-            p.d_lengths.data_ptr(),
-            len(p.d_starts),
-            _DTYPES[d.dtype],
-            0,
-            0,
-        ),
-        q.shape[1],
-        0 if p.pairs is None else p.pairs.data_ptr(),
-        -1 if p.pairs is None else len(p.pairs),
-        p.max_lq,
+        tokens.data_ptr(),
+        tokens.stride(0),
+        tokens.shape[0],
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        lengths.shape[0],
+        _DTYPES[tokens.dtype],
+        # Of a tensor without elements the address is 0, which means no scales.
+        0 if scales is None else scales.data_ptr() or 1,
+        0,
     )
+
+
+def _pairs(p: Problem) -> tuple[int, int]:
+    return (0, -1) if p.pairs is None else (p.pairs.data_ptr(), p.pairs.shape[0])
+
+
+def _in_place(p: Problem) -> tuple[_Side, object]:
+    """The documents of a list, and what must outlive the call."""
+    items = p.d_items
+    if not all(map(Tensor.is_contiguous, items)) or any(map(Tensor.is_neg, items)):
+        items = [t.contiguous().resolve_neg() for t in items]
+    addresses = array("q", map(Tensor.data_ptr, items))
+    if bool((torch.frombuffer(addresses, dtype=torch.int64) % p.d_tokens.element_size()).any()):
+        items = [aligned(t) for t in items]
+        addresses = array("q", map(Tensor.data_ptr, items))
+    dim, dtype = p.d_tokens.shape[1], _DTYPES[p.d_tokens.dtype]
+    side = (0, dim, 0, 0, p.d_lengths.data_ptr(), len(items), dtype, 0, addresses.buffer_info()[0])
+    return side, (items, addresses)
 
 
 def _score(tier: str, argmax: bool, p: Problem) -> Scored:
     q, d = _readable(p.q_tokens), _readable(p.d_tokens)
     scores = torch.empty(p.shape, dtype=torch.float32)
     winners = torch.empty((p.num_pairs, p.max_lq), dtype=torch.int32) if argmax else None
+    if p.d_items:
+        documents, _alive = _in_place(p)
+    else:
+        documents = _side(d, p.d_starts, p.d_lengths, p.d_scales)
     empty_document = _C.score(
         tier,
-        *_arguments(p, q, d),
+        _side(q, p.q_starts, p.q_lengths),
+        documents,
+        q.shape[1],
+        *_pairs(p),
+        p.max_lq,
         p.skip_zero_q,
         p.skip_zero_d,
         get_num_threads(),
@@ -149,7 +161,11 @@ def _backward(
         grad = torch.zeros((q, d)[side].shape, dtype=torch.float32)
         _C.backward(
             tier,
-            *_arguments(p, q, d),
+            _side(q, p.q_starts, p.q_lengths),
+            _side(d, p.d_starts, p.d_lengths, p.d_scales),
+            q.shape[1],
+            *_pairs(p),
+            p.max_lq,
             get_num_threads(),
             side == 0,
             grad_scores.data_ptr(),
@@ -165,10 +181,12 @@ def _backend(tier: str, unsupported: str | None) -> Backend:
         name=f"cpu:{tier}",
         unsupported=unsupported,
         device="cpu",
-        dtypes=tuple(_DTYPES),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
         score=partial(_score, tier, False),
         score_argmax=partial(_score, tier, True),
         backward=partial(_backward, tier),
+        int8=True,
+        scattered=True,
     )
 
 

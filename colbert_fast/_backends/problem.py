@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ class Problem(NamedTuple):
     q_tokens: Tensor  # [rows, dim]
     q_starts: Tensor  # [nq] int64
     q_lengths: Tensor  # [nq] int64
-    d_tokens: Tensor  # [rows, dim], the dtype, dim and device of q_tokens
+    d_tokens: Tensor  # [rows, dim], the dim and device of q_tokens; its dtype, or int8
+    d_scales: Tensor | None  # [rows] float32 if d_tokens is int8: row r stands for d_scales[r] * d_tokens[r]
     d_starts: Tensor  # [nd] int64
     d_lengths: Tensor  # [nd] int64
     pairs: Tensor | None  # [p, 2] int64
@@ -31,20 +32,23 @@ class Problem(NamedTuple):
     skip_zero_q: bool  # rows of zeros are padding
     skip_zero_d: bool
     chunk_elements: int  # elements of the largest intermediate of a backend that needs any
+    # Documents that lie apart, for a backend that takes them: [length, dim] in CPU memory, the dtype of q_tokens.
+    # Then d_tokens has no rows and d_starts says nothing.
+    d_items: Sequence[Tensor] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the scores."""
         if self.pairs is not None:
             return (self.pairs.shape[0],)
-        return (self.q_starts.shape[0], self.d_starts.shape[0])
+        return (self.q_starts.shape[0], self.d_lengths.shape[0])
 
     @property
     def num_pairs(self) -> int:
         """Number of scores."""
         if self.pairs is not None:
             return self.pairs.shape[0]
-        return self.q_starts.shape[0] * self.d_starts.shape[0]
+        return self.q_starts.shape[0] * self.d_lengths.shape[0]
 
 
 class Scored(NamedTuple):
@@ -65,8 +69,12 @@ class Backend(NamedTuple):
     device: str | None
     """The device type of the tensors it takes; None: any."""
     dtypes: tuple[torch.dtype, ...]
-    """The element types it takes."""
+    """The element types it takes, the same for queries and documents."""
     score: Callable[[Problem], Scored]
     score_argmax: Callable[[Problem], Scored]
     backward: Callable[[Problem, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
     """(problem, grad_scores [pairs], argmax, for queries?, for documents?) -> gradients of q_tokens, d_tokens."""
+    int8: bool = False
+    """Whether it takes int8 documents too, with queries of any of these types."""
+    scattered: bool = False
+    """Whether its ``score`` takes documents that lie apart."""

