@@ -6,14 +6,18 @@
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
 #   make test-arm       the NEON tier on emulated AArch64 processors; installs compiler and emulator on Debian, as root
 #   make test-old-x86   every tier, and the extension, on emulated x86-64 processors without AVX-512, AVX2 or AVX
+#   make bench-gpu  the tests and workloads of a CUDA device in eight minutes, with the machine's own Python; writes its
+#                   JSON into RESULTS, and takes what is not installed from the pure-Python wheels in WHEELS
 #   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
 PYTHON ?= python3
 VENV ?= .venv
+WHEELS ?= build/wheels
+RESULTS ?= benchmarks/results
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
-.PHONY: demo test test-arm test-old-x86 lint sanitize bench bench-quick bench-smoke clean
+.PHONY: demo test test-arm test-old-x86 lint sanitize bench bench-quick bench-gpu bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/colbert-fast demo
@@ -33,6 +37,11 @@ bench: $(VENV)/.bench
 
 bench-quick: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --profile quick
+
+# Nothing is installed: torch comes with the machine, and colbert-fast was built there before
+# (pip install --no-build-isolation --no-deps --editable .).
+bench-gpu:
+	$(PYTHON) -m benchmarks.cuda --wheels $(WHEELS) --results $(RESULTS) $(if $(COMMIT),--commit $(COMMIT))
 
 # What `make test` runs to keep the suite alive: tiny shapes, one round.
 bench-smoke: $(VENV)/.bench

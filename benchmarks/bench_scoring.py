@@ -15,7 +15,9 @@ import pytest
 from torch import Tensor
 
 from benchmarks import machine, memory
-from benchmarks.contenders import CONTENDERS, Check, Contender, Prepared, check
+from benchmarks.contender import Check, Contender, Prepared, check
+from benchmarks.contenders import CONTENDERS
+from benchmarks.recorder import result_entry, workload_entry
 from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
@@ -60,6 +62,11 @@ PROFILES = {
 }
 
 
+def _why_not(contender: Contender, workload: Workload) -> str | None:
+    """Return the reason why it is not timed here, or None."""
+    return contender.why_not(workload) or ("make bench-gpu times it" if workload.device == "cuda" else None)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Order the cases; a contender that cannot run is named once."""
     profile = PROFILES[metafunc.config.getoption("profile")]
@@ -68,7 +75,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for turn in range(profile.turns):
             first = turn % len(profile.contenders)
             for contender in profile.contenders[first:] + profile.contenders[:first]:
-                if turn == 0 or contender.why_not(workload) is None:
+                if turn == 0 or _why_not(contender, workload) is None:
                     case = f"{workload.name}-{turn}-{contender.name}"
                     cases.append(pytest.param(workload, turn, contender, id=case))
     metafunc.parametrize(("workload", "turn", "contender"), cases)
@@ -145,16 +152,17 @@ def test_scoring(
     turn: int,
     contender: Contender,
 ) -> None:
-    if reason := contender.why_not(workload):
-        recorder.skip(workload, contender, reason)
+    if reason := _why_not(contender, workload):
+        recorder.open(workload_entry(workload))
+        recorder.skip(workload.name, contender.name, reason)
         pytest.skip(reason)
     profile = PROFILES[pytestconfig.getoption("profile")]
     inputs = stand.draw(workload)
-    recorder.open(inputs)
+    recorder.open(workload_entry(workload, inputs))
     try:
         entry = stand.entry(contender)
     except Exception as error:
-        recorder.skip(workload, contender, f"failed: {error}")
+        recorder.skip(workload.name, contender.name, f"failed: {error}")
         if contender.kind == "ours":
             raise
         pytest.skip(f"failed: {error}")
@@ -170,7 +178,7 @@ def test_scoring(
         facts = _facts(entry)
         if turn == 0 and workload.name in profile.peak_memory:
             facts["peak_memory"] = memory.measured_apart(workload.name, contender.name)
-        recorder.add(workload, contender, benchmark.stats.stats.data, **facts)
+        recorder.add(workload.name, result_entry(contender, workload), benchmark.stats.stats.data, **facts)
 
 
 def _facts(entry: Entry) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def limit(run: Entry, workload: Entry, backends: Iterable[str]) -> tuple[str, fl
     """What bounds a workload, and the seconds it takes there at least.
 
     The larger of reading the bytes once at the measured bandwidth ("memory") and of computing at the highest peak
-    measured for these backends ("compute"). Bandwidth bounds no warm workload that fits into the last-level cache.
+    measured for these backends, on a CUDA device for the type of the tokens ("compute"). Bandwidth bounds no warm
+    workload that fits into the last-level cache.
     """
     machine, device = run["machine"], workload["device"]
     key = str(machine["threads"]) if device == "cpu" else device
@@ -38,7 +39,8 @@ def limit(run: Entry, workload: Entry, backends: Iterable[str]) -> tuple[str, fl
     if bandwidth and workload["bytes"] and from_memory:
         bounds.append(("memory", workload["bytes"] / bandwidth))
     peaks = run["limits"].get("flops_per_s", {})
-    peak = max((peaks.get(backend, {}).get(key, 0.0) for backend in backends), default=0.0)
+    rated = backends if device == "cpu" else [workload.get("dtype")]
+    peak = max((peaks.get(backend, {}).get(key, 0.0) for backend in rated), default=0.0)
     if peak and workload["flops"]:
         bounds.append(("compute", workload["flops"] / peak))
     return max(bounds, key=lambda bound: bound[1], default=None)
@@ -52,6 +54,11 @@ def tiers(workload: Entry) -> list[str]:
 def seconds(entry: Entry) -> float:
     """The median."""
     return float(entry["seconds"]["p50"])
+
+
+def variant(entry: Entry) -> str:
+    """Which of our paths it is: the backend, and the layout if that is not the workload's own."""
+    return str(entry["contender"].partition(" ")[2] or entry["backend"])
 
 
 def family(contender: str) -> str:
@@ -108,9 +115,12 @@ def rate(run: Entry, workload: Entry, entry: Entry, backends: Iterable[str]) -> 
     if bound is None:
         return "-", "-", "-"
     amount, unit = (workload["bytes"], "GB/s") if bound[0] == "memory" else (workload["flops"], "GFLOP/s")
-    reached = f"{tilde(entry)}{digits(amount / seconds(entry) / 1e9)} {unit}"
+    reached = amount / seconds(entry) / 1e9
+    if bound[0] == "compute" and reached >= 1e4:
+        reached, unit = reached / 1e3, "TFLOP/s"
     share = 100 * bound[1] / seconds(entry)
-    return reached, bound[0], f"{tilde(entry)}{f'{share:.0f}' if share >= 9.5 else digits(share, 2)} %"
+    text = f"{tilde(entry)}{digits(reached)} {unit}"
+    return text, bound[0], f"{tilde(entry)}{f'{share:.0f}' if share >= 9.5 else digits(share, 2)} %"
 
 
 def setting(workload: Entry) -> str:

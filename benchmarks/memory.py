@@ -38,7 +38,7 @@ def peak_memory(workload: str, contender: str) -> int:
     from benchmarks.contenders import CONTENDERS
     from colbert_fast import bench
 
-    workloads = {found.name: found for found in (*bench.WORKLOADS, *machine.gpu_workloads())}
+    workloads = {found.name: found for found in bench.WORKLOADS}
     contenders = {found.name: found for found in CONTENDERS}
     for name, known in ((workload, workloads), (contender, contenders)):
         if name not in known:

@@ -33,6 +33,7 @@ from benchmarks.figures import (
     seconds,
     setting,
     tiers,
+    variant,
 )
 from benchmarks.tables import NOTES, SECTIONS
 
@@ -98,7 +99,7 @@ def _plot_row(run: Entry, workload: Entry) -> plot.Row:
         minor = not wrong and fastest.setdefault(family(entry["contender"]), entry) is not entry
         if minor and entry["ours"]:
             continue
-        label = f"{ms(ours)} ms, {ours['backend']}" if entry is ours else f"{entry['contender']} {ratio(entry, ours)}"
+        label = f"{ms(ours)} ms, {variant(ours)}" if entry is ours else f"{entry['contender']} {ratio(entry, ours)}"
         label += f", {error(entry)}" if wrong else ""
         median, low, high = (entry["seconds"][edge] / seconds(ours) for edge in ("p50", "p20", "p80"))
         marks.append(plot.Mark(kind(entry), label, median, low, high, wrong, minor))

@@ -24,6 +24,7 @@ from benchmarks.figures import (
     spread,
     tiers,
     tilde,
+    variant,
 )
 
 Render = Callable[[Entry, Entry, Entry], str]
@@ -70,6 +71,11 @@ def scores(run: Entry) -> str:
     blocks = [_heading(run)]
     if workloads:
         blocks.append(_table(header, (_scores_row(run, workload, peers) for workload in workloads)))
+    if "cuda" in run["machine"]:
+        blocks.append(
+            "Times of the device, with launches done ahead and the documents not in its cache; the memory limit is "
+            "that of a device-to-device copy, and the peak that of a matrix product of the same type."
+        )
     if any(entry.get("noisy") for entry in results):
         blocks.append("`~` marks a noisy figure: its rounds, or those of ours behind a ratio, spread too far.")
     return "\n\n".join([*blocks, *_skipped(run)])
@@ -99,7 +105,7 @@ def _scores_row(run: Entry, workload: Entry, peers: Sequence[str]) -> list[str]:
     row = [_cell(f"**{workload['name']}**", setting(workload))]
     mine = [entry for entry in results if entry["ours"]]
     if ours is not None:
-        row.append(_cell(ms(ours), f"{ours['backend']}, {spread(ours)}"))
+        row.append(_cell(ms(ours), f"{variant(ours)}, {spread(ours)}"))
     else:
         row.append(_cell(error(min(mine, key=seconds))) if mine else "not run")
     row.append(_cell(_ratio_cell(torch, ours), f"{ms(torch)} ms, {torch['contender']}") if torch else "-")
@@ -156,7 +162,7 @@ def _over_ours(field: str | None = None) -> Render:
 
 def _backend(run: Entry, workload: Entry, entry: Entry) -> str:
     name, backend = entry["contender"], entry["backend"]
-    return name if name.endswith(backend) else f"{name} (chose {backend})"
+    return name if backend in name else f"{name} (chose {backend})"
 
 
 def _own_rate(run: Entry, workload: Entry, entry: Entry) -> tuple[str, str, str]:
@@ -167,6 +173,14 @@ def _own_rate(run: Entry, workload: Entry, entry: Entry) -> tuple[str, str, str]
 
 def _once(field: str) -> Render:
     return lambda run, workload, entry: "-" if entry.get(field) is None else digits(1e3 * entry[field])
+
+
+def _median(what: str) -> Render:
+    return lambda run, workload, entry: digits(1e3 * entry[what]["p50"]) if entry.get(what) else "-"
+
+
+def _gradient(run: Entry, workload: Entry, entry: Entry) -> str:
+    return "-" if entry.get("gradient_error") is None else f"{entry['gradient_error']:.1e}"
 
 
 def _tau(run: Entry, workload: Entry, entry: Entry) -> str:
@@ -198,6 +212,11 @@ NOTES = {
         "peak FLOP/s measured in the same run, whichever is longer. The error is the largest relative one against "
         "float64."
     ),
+    "cuda": (
+        "Milliseconds, medians. The device's time is between two events around a call, with its launches done ahead "
+        "and the cache filled with other things; the host's is until the call returns; wall is the time from an idle "
+        "device until it is done; graph is the device's time of a replayed CUDA graph."
+    ),
 }
 SECTIONS: dict[str, Callable[[Entry], str]] = {
     "scores": scores,
@@ -228,6 +247,18 @@ SECTIONS: dict[str, Callable[[Entry], str]] = {
         "Packing and first call",
         lambda e: e.get("packing") is not None or e.get("first_call") is not None,
         [_CONTENDER, ("packing, ms", _once("packing")), ("first call, ms", _once("first_call"))],
+    ),
+    "cuda": _long(
+        "Device, host and graph",
+        lambda e: e.get("host"),
+        [
+            ("contender", lambda r, w, e: e["contender"]),
+            ("device", lambda r, w, e: ms(e)),
+            ("host", _median("host")),
+            ("wall", _median("wall")),
+            ("graph", _median("graph")),
+            ("gradient error", _gradient),
+        ],
     ),
     "encoding": encoding,
 }

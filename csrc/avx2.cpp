@@ -78,12 +78,16 @@ struct Isa {
     for (int64_t k = 0; k < n; k += 8)
       store_first(to + k, _mm256_cvtph_ps(load_half(from + k, n - k)), n - k);
   }
+  static CF_ALWAYS_INLINE __m128i load_quarter(const int8_t* from, int64_t n) {
+    if (n >= 8) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    int8_t tail[8] = {};
+    for (int64_t k = 0; k < n; ++k) tail[k] = from[k];
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(tail));
+  }
   static void widen(const int8_t* from, float scale, float* to, int64_t n) {
     const Vec factor = _mm256_set1_ps(scale);
     for (int64_t k = 0; k < n; k += 8) {
-      int8_t eight[8] = {};
-      std::memcpy(eight, from + k, static_cast<size_t>(n - k < 8 ? n - k : 8));
-      const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight)));
+      const __m256i wide = _mm256_cvtepi8_epi32(load_quarter(from + k, n - k));
       store_first(to + k, _mm256_mul_ps(_mm256_cvtepi32_ps(wide), factor), n - k);
     }
   }

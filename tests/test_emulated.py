@@ -27,8 +27,14 @@ NO_AVX2 = "this CPU has no AVX2, FMA and F16C"
 NO_AVX512 = "this CPU has no AVX-512 (F, BW, DQ, VL)"  # the emulator's own limit, too
 NOT_SAVED = "the operating system does not save AVX registers"
 
-AARCH64: dict[str, str | None] = {"avx512": NO_X86, "avx2": NO_X86, "neon": None, "portable": None}
-X86_64: dict[str, str | None] = {"avx512": NO_AVX512, "avx2": None, "neon": NO_ARM, "portable": None}
+ON_AVX512 = ("avx512_bf16", "avx512_vnni", "avx512")
+AARCH64: dict[str, str | None] = {**dict.fromkeys([*ON_AVX512, "avx2"], NO_X86), "neon": None, "portable": None}
+X86_64: dict[str, str | None] = {
+    **dict.fromkeys(ON_AVX512, NO_AVX512),
+    "avx2": None,
+    "neon": NO_ARM,
+    "portable": None,
+}
 
 # What cpu_features.cpp has to find: (architecture, model) and why each tier cannot run on it.
 MODELS: dict[tuple[str, str], dict[str, str | None]] = {

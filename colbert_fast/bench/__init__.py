@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import colbert_fast as cf
-from colbert_fast.bench.machine import cpu_name, last_level_cache, limits
+from colbert_fast.bench.machine import cpu_name, cuda_limits, last_level_cache, limits
 from colbert_fast.bench.workloads import SHORT, WORKLOADS, Inputs, Workload
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Workload",
     "contenders",
     "cpu_name",
+    "cuda_limits",
     "last_level_cache",
     "limits",
     "measure",

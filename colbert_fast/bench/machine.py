@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,68 @@ def limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:
     -------
     dict
         ``read_bytes_per_s`` by number of threads, read with the prefetch of the kernels from memory several times
-        the size of the caches; ``flops_per_s`` by backend and number of threads.
+        the size of the caches; ``flops_per_s`` by backend and number of threads. A CUDA device adds the key
+        ``"cuda"``: see :func:`cuda_limits`.
     """
+    found = _cpu_limits(threads, seconds)
+    if torch.cuda.is_available():
+        on_device = cuda_limits()
+        for name, entries in found.items():
+            entries.update(on_device[name])
+    return found
+
+
+def cuda_limits(size: int = 8192, copied: int = 2**31, repetitions: int = 10) -> dict[str, Any]:
+    """Measure the current CUDA device, the best of ``repetitions`` each.
+
+    Parameters
+    ----------
+    size
+        Rows and columns of the matrices that are multiplied.
+    copied
+        Bytes of the buffer that is copied.
+
+    Returns
+    -------
+    dict
+        ``read_bytes_per_s["cuda"]``, bytes read and written by a device-to-device copy; ``flops_per_s`` by element
+        type, each ``{"cuda": rate}`` of a square matrix product of random numbers. ``tf32`` is float32 with its
+        products rounded to 10 bits of mantissa.
+    """
+
+    def best(call: Callable[[], Any]) -> float:
+        call()
+        seconds = []
+        for _ in range(repetitions):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            seconds.append(float(start.elapsed_time(end)) / 1e3)
+        return min(seconds)
+
+    source = torch.randn(copied // 4, device="cuda")
+    bandwidth = 2 * copied / best(partial(torch.empty_like(source).copy_, source))
+    rates = {}
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name, dtype, precision in (
+            ("bfloat16", torch.bfloat16, before),
+            ("float16", torch.float16, before),
+            ("tf32", torch.float32, "high"),
+            ("float32", torch.float32, "highest"),
+        ):
+            torch.set_float32_matmul_precision(precision)
+            a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+            product = torch.empty_like(a)
+            rates[name] = {"cuda": 2.0 * size**3 / best(partial(torch.mm, a, b, out=product))}
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return {"read_bytes_per_s": {"cuda": bandwidth}, "flops_per_s": rates}
+
+
+def _cpu_limits(threads: tuple[int, ...], seconds: float) -> dict[str, Any]:
     tiers = [b.name for b in cf.backends() if b.name.startswith("cpu:") and b.unsupported is None]
     if not tiers:
         return {"read_bytes_per_s": {}, "flops_per_s": {}}

@@ -31,33 +31,41 @@ class Workload:
     flush: bool = False
     """The documents are pushed out of the caches before every round."""
     device: str = "cpu"
+    quantized: bool = False
+    """The documents are held in 8 bits, with one scale a token."""
 
     @property
     def shape(self) -> str:
         """Sizes in one line: queries x documents, query tokens x document tokens."""
         tokens = f"{self.lq} x {'lognormal, at most ' if self.lognormal else ''}{self.ld}"
         dtype = str(self.dtype).removeprefix("torch.")
-        also = ", forward + backward" if self.backward else ""
+        also = ", documents in 8 bits" if self.quantized else ""
+        also += ", forward + backward" if self.backward else ""
         return f"{self.nq} x {self.nd}, {tokens}, dim {self.dim}, {dtype}{also}"
 
     def inputs(self, seed: int = 0) -> Inputs:
-        """Draw unit vectors in clusters, as token embeddings are: the tokens of one topic resemble each other."""
+        """Draw unit vectors in clusters, as token embeddings are: the tokens of one topic resemble each other.
+
+        Those for a CUDA device are drawn on it, which gives other numbers than the CPU does, and the same lengths.
+        """
         generator = torch.Generator().manual_seed(seed)
         if self.lognormal:  # mean 73, as of passages
             drawn = torch.empty(self.nd).log_normal_(4.16, 0.5, generator=generator)
             lengths = drawn.round().clamp(4, self.ld).to(torch.int64)
         else:
             lengths = torch.full((self.nd,), self.ld)
-        topics = torch.randn(256, self.dim, generator=generator)
+        device = torch.device(self.device)
+        if device.type != "cpu":
+            generator = torch.Generator(device).manual_seed(seed)
+        topics = torch.randn(256, self.dim, generator=generator, device=device)
 
         def tokens(n: int) -> Tensor:
-            topic = topics[torch.randint(256, (n,), generator=generator)]
-            noise = torch.randn(n, self.dim, generator=generator)
+            topic = topics[torch.randint(256, (n,), generator=generator, device=device)]
+            noise = torch.randn(n, self.dim, generator=generator, device=device)
             return torch.nn.functional.normalize(topic + noise, dim=-1).to(self.dtype)
 
-        queries = tokens(self.nq * self.lq).view(self.nq, self.lq, self.dim).to(self.device)
-        rows = tokens(int(lengths.sum())).to(self.device)
-        return Inputs(self, queries, rows, lengths)
+        queries = tokens(self.nq * self.lq).view(self.nq, self.lq, self.dim)
+        return Inputs(self, queries, tokens(int(lengths.sum())), lengths)
 
 
 class Inputs:
@@ -96,8 +104,9 @@ class Inputs:
 
     @property
     def bytes(self) -> int:
-        """Bytes that must be read at least once."""
-        return self.rows.nbytes + self.queries.nbytes
+        """Bytes that must be read at least once; of documents in 8 bits without their scales."""
+        documents = self.rows.numel() if self.workload.quantized else self.rows.nbytes
+        return documents + self.queries.nbytes
 
     @property
     def flops(self) -> float:
@@ -105,13 +114,25 @@ class Inputs:
         return 2.0 * self.queries.shape[0] * self.queries.shape[1] * self.rows.shape[0] * self.workload.dim
 
     def reference(self) -> Tensor:
-        """The definition in float64 on the inputs as given: ``[nq, nd]`` on the CPU."""
-        queries = self.queries.cpu().double().flatten(0, 1)
+        """The definition in float64 on the inputs as given, document by document: ``[nq, nd]`` on the CPU."""
+        queries = self.queries.double().flatten(0, 1)
         columns = []
         for d in self.items:
-            best = (queries @ d.cpu().double().T).amax(1)
+            best = (queries @ d.double().T).amax(1)
             columns.append(best.view(len(self.queries), -1).sum(1))
-        return torch.stack(columns, dim=1)
+        return torch.stack(columns, dim=1).cpu()
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Gradients of the sum of all scores in float64: of the queries ``[nq * lq, dim]``, of ``rows``."""
+        queries = self.queries.double().flatten(0, 1)
+        for_queries = torch.zeros_like(queries)
+        for_documents = []
+        for d in self.items:
+            document = d.double()
+            best = (queries @ document.T).argmax(1)
+            for_queries += document[best]
+            for_documents.append(torch.zeros_like(document).index_add_(0, best, queries))
+        return for_queries, torch.cat(for_documents)
 
 
 _LATE = "ColBERT reranking: 32 query tokens, passages of 300 tokens, the size maxsim-cpu and NumKong quote"
