@@ -4,6 +4,8 @@
 #   make lint       ruff, mypy, clang-format
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
+#   make test-arm       the NEON tier on emulated AArch64 processors; installs compiler and emulator on Debian, as root
+#   make test-old-x86   every tier, and the extension, on emulated x86-64 processors without AVX-512, AVX2 or AVX
 #   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint sanitize bench bench-quick bench-smoke clean
+.PHONY: demo test test-arm test-old-x86 lint sanitize bench bench-quick bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/colbert-fast demo
@@ -35,6 +37,14 @@ bench-quick: $(VENV)/.bench
 # What `make test` runs to keep the suite alive: tiny shapes, one round.
 bench-smoke: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --profile smoke
+
+test-arm: $(VENV)/.test
+	.ci/emulators
+	COLBERT_FAST_REQUIRE=aarch64 $(BIN)/python -m pytest tests/test_emulated.py -k aarch64
+
+test-old-x86: $(VENV)/.test
+	.ci/emulators
+	COLBERT_FAST_REQUIRE=x86_64 $(BIN)/python -m pytest tests/test_emulated.py -k x86_64
 
 sanitize: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_sanitizers.py

@@ -5,6 +5,7 @@
 // chains cover the FMA latency of 4 to 5 cycles x 2 units. 32 query tokens are two panels; block_rows keeps
 // the document rows in L1 between them.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <limits>
@@ -88,6 +89,11 @@ struct Isa {
   }
 };
 
+struct Narrow {
+  static constexpr bool kBFloat16 = false;
+  static constexpr bool kInt8 = false;
+};
+
 }  // namespace
 }  // namespace colbert_fast
 
@@ -108,6 +114,7 @@ const Tier kAvx2 = {"avx2",
                     &unsupported,
                     kPanel,
                     Isa::kRows,
+                    0,
                     &score_any<false>,
                     &score_any<true>,
                     &backward_any,
@@ -122,7 +129,7 @@ namespace colbert_fast {
 namespace {
 const char* unsupported() { return "not an x86-64 processor"; }
 }  // namespace
-const Tier kAvx2 = {"avx2", &unsupported, 1, 1, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
+const Tier kAvx2 = {"avx2", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

@@ -164,6 +164,12 @@ void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t 
            reinterpret_cast<const int32_t*>(argmax), reinterpret_cast<float*>(grad));
 }
 
+py::dict by_tier(int64_t (*count)(const Tier&)) {
+  py::dict result;
+  for (const Tier* const* t = kTiers; *t != nullptr; ++t) result[(*t)->name] = count(**t);
+  return result;
+}
+
 double py_measure_flops(const std::string& tier, int threads, double seconds) {
   const Tier& t = tier_named(tier);
   threads = checked_threads(threads);
@@ -199,14 +205,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         return result;
       },
       "[(name, None or the reason why it cannot run here)], best first.");
+  m.def("calls", [] { return by_tier(&calls); }, "{name: how often the tier has run in this process}.");
   m.def(
-      "calls",
-      [] {
-        py::dict result;
-        for (const Tier* const* t = kTiers; *t != nullptr; ++t) result[(*t)->name] = calls(**t);
-        return result;
-      },
-      "{name: how often the tier has run in this process}.");
+      "chunks_screened", [] { return by_tier(&chunks_screened); },
+      "{name: how many chunks of documents the tier has screened in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is 0, argmax. True if a document had no token.");
   m.def("measure_flops", &py_measure_flops, "Floating-point operations a second of a tier's multiply-adds.");

@@ -64,6 +64,8 @@ Features detect() {
   f.avx512dq = bit(leaf7.ebx, 17);
   f.avx512bw = bit(leaf7.ebx, 30);
   f.avx512vl = bit(leaf7.ebx, 31);
+  f.avx512vnni = bit(leaf7.ecx, 11);
+  f.avx512bf16 = leaf7.eax >= 1 && bit(cpuid(7, 1).eax, 5);
   return f;
 }
 #else

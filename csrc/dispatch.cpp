@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -10,16 +11,20 @@
 
 namespace colbert_fast {
 
-const Tier* const kTiers[] = {&kAvx512, &kAvx2, &kPortable, nullptr};
+const Tier* const kTiers[] = {&kAvx512Bf16, &kAvx512Vnni, &kAvx512, &kAvx2, &kNeon, &kPortable, nullptr};
 
 namespace {
 
-std::atomic<int64_t> g_calls[sizeof(kTiers) / sizeof(kTiers[0])];
+struct Counters {
+  std::atomic<int64_t> calls, chunks_screened;
+};
 
-std::atomic<int64_t>& counter(const Tier& tier) {
+Counters g_counters[sizeof(kTiers) / sizeof(kTiers[0])];
+
+Counters& counters(const Tier& tier) {
   int index = 0;
   while (kTiers[index] != nullptr && kTiers[index] != &tier) ++index;
-  return g_calls[index];
+  return g_counters[index];
 }
 
 // A block of queries is packed once and meets every document of a unit: 256 KiB leaves most of an L2 cache of
@@ -38,44 +43,66 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 // The memory of all threads, allocated before any of them starts.
 class Workspace {
  public:
-  Workspace(const Problem& p, const Tier& tier, int64_t lanes, int64_t queries, int threads) {
+  Workspace(const Problem& p, const Tier& tier, int64_t lanes, int64_t queries, int threads)
+      : scratch_(static_cast<size_t>(threads)) {
     lanes = round_up(std::max<int64_t>(lanes, 1), tier.panel_lanes);
     const int64_t by_cache = kRowBytes / std::max<int64_t>(1, p.dim * static_cast<int64_t>(sizeof(float)));
     const int64_t block_rows = std::max<int64_t>(1, by_cache / tier.panel_rows) * tier.panel_rows;
-    const int64_t row_values = block_rows * std::max<int64_t>(p.dim, 1);
-    // 64 floats between the arrays of one thread and those of the next: no cache line is shared.
-    const int64_t floats = round_up(lanes * p.dim, 64) + round_up(lanes, 64) + round_up(row_values, 64) + 64;
-    const int64_t ints = round_up(2 * lanes, 64) + 64;
-    const int64_t longs = round_up(queries + 1, 64) + 64;
-    floats_.resize(static_cast<size_t>(floats * threads));
-    ints_.resize(static_cast<size_t>(ints * threads));
-    longs_.resize(static_cast<size_t>(longs * threads));
-    scratch_.resize(static_cast<size_t>(threads));
-    for (int64_t t = 0; t < threads; ++t) {
-      Scratch& s = scratch_[static_cast<size_t>(t)];
-      s.packed = floats_.data() + t * floats;
-      s.best = s.packed + round_up(lanes * p.dim, 64);
-      s.rows = s.best + round_up(lanes, 64);
-      s.arg = ints_.data() + t * ints;
-      s.token = s.arg + lanes;
-      s.segment = longs_.data() + t * longs;
-      s.block_rows = block_rows;
-      s.packed_begin = s.packed_end = 0;
-      s.saw_empty_document = false;
+    // Twice: to count the bytes, and to hand them out.
+    for (const bool counting : {true, false}) {
+      used_ = 0;
+      for (Scratch& s : scratch_) {
+        s = Scratch();
+        s.block_rows = block_rows;
+        take(lanes * p.dim, s.packed);
+        take(lanes, s.best);
+        take(lanes, s.arg);
+        take(lanes, s.token);
+        take(queries + 1, s.segment);
+        take(block_rows * std::max<int64_t>(p.dim, 1), s.rows);
+        if (tier.narrow_bytes > 0) {
+          const int64_t bytes = round_up(2 * std::max<int64_t>(p.dim, 1), tier.narrow_bytes);
+          take(lanes * bytes, s.narrow_packed);
+          take(kChunkRows * bytes + kNarrowSlack, s.narrow_rows);
+          take(kChunkRows * tier.panel_lanes, s.dots);
+          take(kChunkRows + 1, s.picked);
+          for (float** array : {&s.lane_error, &s.lane_floor, &s.lane_step, &s.other_best, &s.again_best})
+            take(lanes, *array);
+          for (int32_t** array : {&s.lane_bias, &s.other_arg, &s.again_arg}) take(lanes, *array);
+        }
+      }
+      if (counting) memory_.reset(new unsigned char[static_cast<size_t>(used_ + kAlignment)]);
     }
   }
 
   Scratch& operator[](int thread) { return scratch_[static_cast<size_t>(thread)]; }
+  int64_t chunks_screened() const {
+    int64_t sum = 0;
+    for (const Scratch& s : scratch_) sum += s.chunks_screened;
+    return sum;
+  }
   bool saw_empty_document() const {
     return std::any_of(scratch_.begin(), scratch_.end(),
                        [](const Scratch& s) { return s.saw_empty_document; });
   }
 
  private:
-  std::vector<float> floats_;
-  std::vector<int32_t> ints_;
-  std::vector<int64_t> longs_;
+  // Arrays begin at a cache line of their own, and a line after the one before: no two threads share a line,
+  // and arrays of a power of two do not fall on the same addresses modulo 4 KiB.
+  static constexpr int64_t kAlignment = 64;
+
+  template <typename T>
+  void take(int64_t count, T*& array) {
+    if (memory_ != nullptr) {
+      const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory_.get()) % kAlignment);
+      array = reinterpret_cast<T*>(memory_.get() + (kAlignment - past) + used_);
+    }
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment) + kAlignment;
+  }
+
   std::vector<Scratch> scratch_;
+  std::unique_ptr<unsigned char[]> memory_;
+  int64_t used_ = 0;
 };
 
 // The numbers 0 .. count-1 sorted by key, those of one key in ascending order.
@@ -184,12 +211,14 @@ bool overlapping(const Tokens& tokens) {
 
 }  // namespace
 
-int64_t calls(const Tier& tier) { return counter(tier).load(); }
+int64_t calls(const Tier& tier) { return counters(tier).calls.load(); }
+
+int64_t chunks_screened(const Tier& tier) { return counters(tier).chunks_screened.load(); }
 
 bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax) {
   const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
   if (pairs == 0) return false;
-  counter(tier).fetch_add(1);
+  counters(tier).calls.fetch_add(1);
   if (flops(p) < kSerialFlops) threads = 1;
   Plan plan;
   const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
@@ -215,6 +244,7 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
     c.run(c.job, c.plan->units[static_cast<size_t>(unit)], (*c.workspace)[worker]);
   };
   parallel_for(static_cast<int64_t>(plan.units.size()), threads, run, &context);
+  counters(tier).chunks_screened.fetch_add(workspace.chunks_screened());
   return workspace.saw_empty_document();
 }
 
@@ -222,7 +252,7 @@ void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, 
               const int32_t* argmax, float* grad) {
   const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
   if (pairs == 0 || p.dim == 0) return;
-  counter(tier).fetch_add(1);
+  counters(tier).calls.fetch_add(1);
   const Tokens& side = to_queries ? p.q : p.d;
   const int64_t nd = p.d.count;
   const int column = to_queries ? 0 : 1;

@@ -13,6 +13,9 @@ extern const Tier* const kTiers[];
 // How often a tier has scored or differentiated since the process started: how tests know that it really ran.
 int64_t calls(const Tier& tier);
 
+// How many chunks of documents it has screened (screen.h): how tests know that this happens.
+int64_t chunks_screened(const Tier& tier);
+
 // scores [pairs]; argmax [pairs][problem.max_lq] or null. True if some document had no token.
 // May throw std::bad_alloc, before any work is done.
 bool score(const Tier& tier, const Problem& problem, int threads, float* scores, int32_t* argmax);

@@ -1,63 +1,20 @@
-// The arithmetic of a tier, written once. A tier opens its target region, defines in an anonymous namespace
+// What a tier does with a unit of work: packs queries, walks documents, sums maxima, writes gradients. Over
+// the Isa and the tiles of tile.h, and over
 //
-//   struct Isa {
-//     using Vec;                      // kLanes floats
-//     using Idx;                      // kLanes int32
-//     static constexpr int kLanes;
-//     static constexpr int kRows;     // the register tile: kRows document rows
-//     static constexpr int kVecs;     // x kVecs vectors of query tokens
-//     static Vec zero();
-//     static Vec load(const float*);
-//     static Vec broadcast(const float*);
-//     static Vec fma(Vec, Vec, Vec);
-//     static void store(float*, Vec);
-//     static Idx load(const int32_t*);
-//     static void store(int32_t*, Idx);
-//
-//     // best = max(best, value). NaN wins, and stays.
-//     static void update(Vec& best, Vec value);
-//
-//     // The same, and the first row that wins.
-//     static void update(Vec& best, Idx& arg, Vec value, int32_t row);
-//
-//     // Exact, for T = BFloat16 and Float16.
-//     static void widen(const T* from, float* to, int64_t n);
-//
-//     // Rounded once.
-//     static void widen(const int8_t* from, float scale, float* to, int64_t n);
+//   struct Narrow {
+//     // Whether the tier has a product of bfloat16 or of int8 that is faster than its multiply-adds, and
+//     // then offers what screen.h wants.
+//     static constexpr bool kBFloat16, kInt8;
 //   };
 //
-// and includes this file inside the region. Everything here has internal linkage.
-//
-// Lanes are query tokens: the tokens of a block of queries are packed one after the other, regardless of
-// where a query ends, into panels of kPanel = kVecs * kLanes lanes, each panel stored [dim][width] with width
-// = kPanel, or kLanes for a last panel that needs no more. A document element is broadcast against a vector
-// of lanes, so a tile of kRows x kVecs accumulators takes kRows + kVecs loads for kRows * kVecs FMAs per
-// dimension, the maximum over document tokens is vertical, and no horizontal operation occurs before the
-// final sum.
-//
-// Every dot product is one chain of multiply-adds in the order of the dimensions, whatever the tile it falls
-// in: a score does not depend on what else is scored, on how the work is cut or on the number of threads.
+// inside the tier's target region.
+
+#pragma once
+
+#include "screen.h"
 
 namespace colbert_fast {
 namespace {
-
-constexpr int kPanel = Isa::kVecs * Isa::kLanes;
-constexpr int64_t kFloatsPerLine = 16;
-// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher is lost where kRows
-// rows are read side by side: a prototype of this loop on Sapphire Rapids, 12 rows of 512 bytes, took 79 to
-// 104 ns a row without prefetching and 49 ns with this distance.
-constexpr uintptr_t kPrefetchBytes = 24 * 1024;
-
-CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
-#elif CF_X86_64
-  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T1);
-#else
-  (void)address;
-#endif
-}
 
 // The rows of an item, and the scales of these rows if they have any.
 template <typename T>
@@ -70,107 +27,11 @@ inline const float* item_scales(const Tokens& tokens, int64_t item) {
   return tokens.scales == nullptr ? nullptr : tokens.scales + tokens.starts[item];
 }
 
-// `n` numbers of a row as float32: where they are, or in `to`. If it is int8, scales[index] is its scale.
-template <typename T>
-CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t index, int64_t n,
-                                      float* to) {
-  if constexpr (std::is_same<T, float>::value) {
-    return row;
-  } else if constexpr (std::is_same<T, int8_t>::value) {
-    Isa::widen(row, scales[index], to, n);
-    return to;
-  } else {
-    Isa::widen(row, to, n);
-    return to;
-  }
-}
-
-// kRows document rows against one panel of queries. `ahead`, if not 0, is the memory to prefetch meanwhile:
-// as many bytes as the rows themselves, in address order.
-template <int kRows, int kVecs, bool kArgmax>
-void tile(const float* q, const float* rows, int64_t stride, int64_t dim, int64_t first_row, uintptr_t ahead,
-          float* best, int32_t* arg) {
-  using Vec = typename Isa::Vec;
-  constexpr int kWidth = kVecs * Isa::kLanes;
-  // Three rows share one base pointer: twelve addresses then need six registers and no spills.
-  constexpr int kBases = (kRows + 2) / 3;
-  const float* base[kBases];
-  CF_UNROLL
-  for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
-  Vec acc[kRows][kVecs];
-  CF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = Isa::zero();
-  }
-  for (int64_t done = 0; done < dim; done += kFloatsPerLine) {
-    if (ahead != 0) {
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) prefetch(ahead + static_cast<uintptr_t>(64 * r));
-      ahead += 64 * kRows;
-    }
-    const int64_t end = dim - done < kFloatsPerLine ? dim : done + kFloatsPerLine;
-    for (int64_t k = done; k < end; ++k) {
-      Vec lanes[kVecs];
-      CF_UNROLL
-      for (int v = 0; v < kVecs; ++v) lanes[v] = Isa::load(q + k * kWidth + v * Isa::kLanes);
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const Vec element = Isa::broadcast(base[r / 3] + (r % 3) * stride + k);
-        CF_UNROLL
-        for (int v = 0; v < kVecs; ++v) acc[r][v] = Isa::fma(element, lanes[v], acc[r][v]);
-      }
-    }
-  }
-  CF_UNROLL
-  for (int v = 0; v < kVecs; ++v) {
-    Vec top = Isa::load(best + v * Isa::kLanes);
-    if constexpr (kArgmax) {
-      typename Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) Isa::update(top, where, acc[r][v], static_cast<int32_t>(first_row + r));
-      Isa::store(arg + v * Isa::kLanes, where);
-    } else {
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) Isa::update(top, acc[r][v]);
-    }
-    Isa::store(best + v * Isa::kLanes, top);
-  }
-}
-
-using TileFunction = void (*)(const float*, const float*, int64_t, int64_t, int64_t, uintptr_t, float*,
-                              int32_t*);
-
-// tile<1 .. kRows>, one for each number of rows that can be left over.
-template <int kVecs, bool kArgmax, int... kMinusOne>
-TileFunction tile_for(int64_t rows, std::integer_sequence<int, kMinusOne...>) {
-  static constexpr TileFunction kTiles[] = {&tile<kMinusOne + 1, kVecs, kArgmax>...};
-  return kTiles[rows - 1];
-}
-
-// `count` rows against one panel, in tiles as equal as can be: 13 rows are 7 + 6 and not 12 + 1, for a tile
-// of few rows has too few chains of FMAs to hide their latency.
-template <int kVecs, bool kArgmax>
-void panel(const float* q, const float* rows, int64_t stride, int64_t dim, int64_t first_row, int64_t count,
-           bool prefetching, float* best, int32_t* arg) {
-  const int64_t tiles = (count + Isa::kRows - 1) / Isa::kRows;
-  const int64_t least = count / tiles;
-  const int64_t larger = count % tiles;
-  for (int64_t t = 0, row = 0; t < tiles; ++t) {
-    const int64_t n = least + (t < larger ? 1 : 0);
-    const float* at = rows + row * stride;
-    const uintptr_t ahead = prefetching ? reinterpret_cast<uintptr_t>(at) + kPrefetchBytes : 0;
-    tile_for<kVecs, kArgmax>(n, std::make_integer_sequence<int, Isa::kRows>())(
-        q, at, stride, dim, first_row + row, ahead, best, arg);
-    row += n;
-  }
-}
-
 // `count` rows of a document, the first being its token number `first_row`, into best and arg of all packed
-// lanes. `scales` are those of the document's tokens, if they have any.
+// lanes, by the tiles of float32. `scales` are those of the document's tokens, if they have any.
 template <typename T, bool kArgmax>
-void accumulate(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
-                int64_t lanes, Scratch& s) {
+void accumulate_float32(const Problem& p, const T* rows, const float* scales, int64_t first_row,
+                        int64_t count, int64_t lanes, float* best, int32_t* arg, Scratch& s) {
   // With one panel nothing is read twice, and a document is one block.
   const bool one_block = std::is_same<T, float>::value && lanes <= kPanel;
   const int64_t block = one_block ? count : s.block_rows;
@@ -196,14 +57,62 @@ void accumulate(const Problem& p, const T* rows, const float* scales, int64_t fi
     for (int64_t lane = 0; lane < lanes; lane += kPanel) {
       const float* q = s.packed + lane * p.dim;
       // The first panel streams the rows from memory; the others find them in the cache.
-      const bool prefetching = std::is_same<T, float>::value && lane == 0;
+      const Ahead ahead = {reinterpret_cast<uintptr_t>(at) + kPrefetchBytes,
+                           std::is_same<T, float>::value && lane == 0 ? 1 : 0};
+      const Maxima<kArgmax> maxima = {best + lane, arg + lane, first_row + row};
       if (lanes - lane > Isa::kLanes) {
-        panel<Isa::kVecs, kArgmax>(q, values, stride, p.dim, first_row + row, n, prefetching, s.best + lane,
-                                   s.arg + lane);
+        panel<Float32Ops, Isa::kVecs, kPanel>(q, values, stride, p.dim, n, ahead, maxima);
       } else {
-        panel<1, kArgmax>(q, values, stride, p.dim, first_row + row, n, prefetching, s.best + lane,
-                          s.arg + lane);
+        panel<Float32Ops, 1, Isa::kLanes>(q, values, stride, p.dim, n, ahead, maxima);
       }
+    }
+  }
+}
+
+inline void reset(int64_t first_row, int64_t lanes, float* best, int32_t* arg) {
+  const int64_t padded = (lanes + kPanel - 1) / kPanel * kPanel;
+  for (int64_t l = 0; l < padded; ++l) {
+    best[l] = -std::numeric_limits<float>::infinity();
+    arg[l] = static_cast<int32_t>(first_row);
+  }
+}
+
+// Whether documents of T are multiplied, or screened, in narrow numbers.
+template <typename T>
+constexpr bool narrows() {
+  return std::is_same<T, int8_t>::value ? Narrow::kInt8 : Narrow::kBFloat16;
+}
+
+// The same, by whatever is fastest.
+template <typename T, bool kArgmax>
+void accumulate(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
+                int64_t lanes, Scratch& s) {
+  if constexpr (!narrows<T>()) {
+    accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.best, s.arg, s);
+  } else if constexpr (std::is_same<T, BFloat16>::value) {
+    reset(first_row, lanes, s.other_best, s.other_arg);
+    if (multiply<Narrow, kArgmax>(p, rows, first_row, count, lanes, s)) {
+      reset(first_row, lanes, s.again_best, s.again_arg);
+      accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.again_best, s.again_arg, s);
+      for (int64_t l = 0; l < lanes; ++l) {
+        if (std::fabs(s.other_best[l]) >= s.lane_floor[l]) continue;
+        s.other_best[l] = s.again_best[l];
+        s.other_arg[l] = s.again_arg[l];
+      }
+    }
+    merge<kArgmax>(lanes, s.other_best, s.other_arg, s.best, s.arg);
+  } else if (!s.screens) {
+    accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.best, s.arg, s);
+  } else {
+    for (int64_t row = 0; row < count; row += kChunkRows) {
+      const int64_t n = count - row < kChunkRows ? count - row : kChunkRows;
+      const T* at = rows + row * p.d.row_stride;
+      if (s.chunks_to_rest > 0) {
+        --s.chunks_to_rest;
+      } else if (screen<Narrow, T, kArgmax>(p, at, scales, first_row + row, n, lanes, row == 0, s)) {
+        continue;
+      }
+      accumulate_float32<T, kArgmax>(p, at, scales, first_row + row, n, lanes, s.best, s.arg, s);
     }
   }
 }
@@ -256,27 +165,38 @@ void pack(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
   }
 }
 
+template <typename T>
+void pack_narrow(const Problem& p, int64_t lanes, Scratch& s) {
+  if constexpr (narrows<T>()) narrow_lanes<Narrow, T>(p, lanes, s);
+}
+
 inline void pack_any(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
   if (s.packed_begin == begin && s.packed_end == end) return;
   s.packed_begin = begin;
   s.packed_end = end;
   switch (p.q.dtype) {
     case DType::kFloat32:
-      return pack<float>(p, begin, end, s);
+      pack<float>(p, begin, end, s);
+      break;
     case DType::kBFloat16:
-      return pack<BFloat16>(p, begin, end, s);
+      pack<BFloat16>(p, begin, end, s);
+      break;
     case DType::kFloat16:
-      return pack<Float16>(p, begin, end, s);
+      pack<Float16>(p, begin, end, s);
+      break;
     case DType::kInt8:
       return;
   }
-}
-
-inline void reset(int64_t first_row, int64_t lanes, Scratch& s) {
-  const int64_t padded = (lanes + kPanel - 1) / kPanel * kPanel;
-  for (int64_t l = 0; l < padded; ++l) {
-    s.best[l] = -std::numeric_limits<float>::infinity();
-    s.arg[l] = static_cast<int32_t>(first_row);
+  const int64_t lanes = s.segment[end - begin];
+  switch (p.d.dtype) {
+    case DType::kFloat32:
+      return pack_narrow<float>(p, lanes, s);
+    case DType::kBFloat16:
+      return pack_narrow<BFloat16>(p, lanes, s);
+    case DType::kFloat16:
+      return pack_narrow<Float16>(p, lanes, s);
+    case DType::kInt8:
+      return pack_narrow<int8_t>(p, lanes, s);
   }
 }
 
@@ -296,7 +216,7 @@ bool document(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
   if (length == 0) return false;
   const T* rows = item_rows<T>(p.d, d);
   const float* scales = item_scales(p.d, d);
-  reset(0, lanes, s);
+  reset(0, lanes, s.best, s.arg);
   accumulate<T, kArgmax>(p, rows, scales, 0, length, lanes, s);
   if (!p.skip_zero_d || !zero_rows_may_win(lanes, s)) return true;
 
@@ -307,7 +227,7 @@ bool document(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
     const int64_t from = row;
     while (row < length && !zero(row)) ++row;
     if (row == from) break;
-    if (!any) reset(from, lanes, s);
+    if (!any) reset(from, lanes, s.best, s.arg);
     any = true;
     accumulate<T, kArgmax>(p, rows + from * p.d.row_stride, scales, from, row - from, lanes, s);
   }
@@ -398,60 +318,6 @@ inline void backward_any(const BackwardJob& job, const BackwardUnit& u, Scratch&
     case DType::kInt8:
       return backward_unit<int8_t>(job, u, s);
   }
-}
-
-// The limits that benchmarks compare with. `steps` times the FMAs of one dimension of a tile, from registers:
-// what tile() would reach if its loads cost nothing. Returns the sum, for the compiler must not see that
-// nobody wants it.
-inline float multiply_add(int64_t steps) {
-  using Vec = typename Isa::Vec;
-  // Every chain begins with another number: equal ones would be computed once.
-  float seed[Isa::kRows * Isa::kVecs + Isa::kLanes];
-  for (int i = 0; i < Isa::kRows * Isa::kVecs + Isa::kLanes; ++i)
-    seed[i] = 1e-3f * static_cast<float>(steps % 97 + i);
-  const Vec factor = Isa::load(seed);
-  Vec acc[Isa::kRows][Isa::kVecs];
-  CF_UNROLL
-  for (int r = 0; r < Isa::kRows; ++r) {
-    CF_UNROLL
-    for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::load(seed + r * Isa::kVecs + v);
-  }
-  for (int64_t i = 0; i < steps; ++i) {
-    CF_UNROLL
-    for (int r = 0; r < Isa::kRows; ++r) {
-      CF_UNROLL
-      for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::fma(factor, factor, acc[r][v]);
-    }
-  }
-  float sum = 0.0f;
-  for (int r = 0; r < Isa::kRows; ++r) {
-    for (int v = 0; v < Isa::kVecs; ++v) {
-      Isa::store(seed, acc[r][v]);
-      sum += seed[0];
-    }
-  }
-  return sum;
-}
-
-// Reads `count` floats, a multiple of 4 * kLanes, in address order and with the prefetch distance of tile().
-inline float read(const float* data, int64_t count) {
-  using Vec = typename Isa::Vec;
-  float ones[Isa::kLanes];
-  for (int l = 0; l < Isa::kLanes; ++l) ones[l] = 1.0f;
-  const Vec one = Isa::load(ones);
-  Vec acc[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
-  for (int64_t i = 0; i < count; i += 4 * Isa::kLanes) {
-    const uintptr_t ahead = reinterpret_cast<uintptr_t>(data + i) + kPrefetchBytes;
-    for (uintptr_t b = 0; b < 4 * Isa::kLanes * sizeof(float); b += 64) prefetch(ahead + b);
-    CF_UNROLL
-    for (int v = 0; v < 4; ++v) acc[v] = Isa::fma(Isa::load(data + i + v * Isa::kLanes), one, acc[v]);
-  }
-  float sum = 0.0f;
-  for (int v = 0; v < 4; ++v) {
-    Isa::store(ones, acc[v]);
-    sum += ones[0];
-  }
-  return sum;
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
 // One call walks bindings.cpp (checks) -> dispatch.cpp (chooses the tier, cuts the work into units, runs them
-// on threads.cpp) -> a tier (avx512.cpp, avx2.cpp, portable.cpp: the arithmetic of loop.h for one instruction
-// set). A tier never allocates, starts no thread, throws nothing and reads no environment.
+// on threads.cpp) -> a tier (avx512.cpp, avx2.cpp, neon.cpp, portable.cpp: the arithmetic of loop.h for one
+// instruction set). A tier never allocates, starts no thread, throws nothing and reads no environment.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,30 @@ struct Scratch {
   int64_t block_rows;
   int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
   bool saw_empty_document;
+
+  // Only of a tier with narrow_bytes: screen.h.
+  unsigned char* narrow_packed;  // [lanes * bytes of a narrow row]
+  unsigned char* narrow_rows;    // [kChunkRows * bytes of a narrow row + kNarrowSlack]
+  float* dots;                   // [kChunkRows * panel_lanes]
+  int32_t* picked;               // [kChunkRows + 1]
+  float* lane_error;             // [lanes], and so are the following
+  float* lane_floor;
+  float* lane_step;
+  int32_t* lane_bias;
+  float* other_best;
+  int32_t* other_arg;
+  float* again_best;
+  int32_t* again_arg;
+  bool screens;    // these queries may be screened
+  bool zero_lane;  // one of their tokens is all zeros
+  int64_t chunks_to_rest;
+  int64_t chunks_screened;
 };
+
+// Document rows that are narrowed together: at dim 128 in bfloat16 32 KiB, and their products with a panel of
+// 32 lanes 16 KiB, in an L1 cache of 48 KiB.
+constexpr int64_t kChunkRows = 128;
+constexpr int64_t kNarrowSlack = 64;
 
 // A piece of work for one thread: queries [q_begin, q_end) against documents [begin, end); or, when pairs are
 // listed, the pairs order[begin .. end).
@@ -106,6 +129,7 @@ struct Tier {
   const char* (*unsupported)();  // null, or the reason why this machine cannot run it
   int64_t panel_lanes;
   int64_t panel_rows;
+  int64_t narrow_bytes;  // narrow rows are padded to a multiple of this; 0: the tier has no narrow numbers
   void (*score)(const ScoreJob&, const Unit&, Scratch&);
   void (*score_argmax)(const ScoreJob&, const Unit&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardUnit&, Scratch&);
@@ -114,8 +138,11 @@ struct Tier {
   float (*read)(const float* data, int64_t count);
 };
 
+extern const Tier kAvx512Bf16;
+extern const Tier kAvx512Vnni;
 extern const Tier kAvx512;
 extern const Tier kAvx2;
+extern const Tier kNeon;
 extern const Tier kPortable;
 
 }  // namespace colbert_fast

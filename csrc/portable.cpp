@@ -3,6 +3,7 @@
 // Tile: 4 document rows x 2 vectors of 4 query tokens, the register file of SSE2 or NEON, which compilers
 // find by themselves: 8 accumulators + 2 query vectors + 1 broadcast = 11 of 16.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -99,6 +100,11 @@ struct Isa {
   }
 };
 
+struct Narrow {
+  static constexpr bool kBFloat16 = false;
+  static constexpr bool kInt8 = false;
+};
+
 }  // namespace
 }  // namespace colbert_fast
 
@@ -113,6 +119,7 @@ const Tier kPortable = {"portable",
                         &unsupported,
                         kPanel,
                         Isa::kRows,
+                        0,
                         &score_any<false>,
                         &score_any<true>,
                         &backward_any,

@@ -8,9 +8,25 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define CF_X86_64 1
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined registers of its own header for uninitialised variables (its bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #else
 #define CF_X86_64 0
+#endif
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+#define CF_AARCH64 1
+#include <arm_neon.h>
+#else
+#define CF_AARCH64 0
 #endif
 
 #define CF_PRAGMA(text) _Pragma(#text)

@@ -19,12 +19,14 @@ TOLERANCE = 1e-5
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
-# (query lengths, document lengths, dim). Tiles are 12, 6 or 4 document rows; panels 32, 16 or 8 query tokens.
+# (query lengths, document lengths, dim). Tiles are 12, 6 or 4 document rows; panels 32, 16 or 8 query tokens,
+# the last one 16, 8 or 4 if these are enough.
 SHAPES = [
     pytest.param([1], [1], 1, id="one-number"),
     pytest.param([32], [300, 180, 12, 24], 128, id="text"),
     pytest.param([31, 32, 33], [11, 12, 13], 128, id="around-a-tile"),
     pytest.param([1, 7, 8, 9, 15, 16, 17], [1, 2, 3, 4, 5, 6, 7], 64, id="short"),
+    pytest.param([4, 5, 19, 20, 21, 36, 37], [5, 6, 7, 18], 33, id="around-a-vector"),
     pytest.param([47, 48, 49, 63, 64, 65], [23, 25, 35, 37], 48, id="around-two-panels"),
     pytest.param([5, 0, 3], [4, 9, 1], 7, id="empty-query"),
     pytest.param([5, 3], [4, 9, 1, 2, 30], 3, id="tiny-dim"),

@@ -313,10 +313,10 @@ def test_exit_while_a_daemon_thread_scores(extension: str) -> None:
 q, d = torch.randn(400, 64), torch.randn(20000, 64)
 start, lengths = torch.tensor([0]), torch.tensor([len(q), len(d)])
 scores = torch.zeros(1)
-a = (q.data_ptr(), 64, len(q), start.data_ptr(), lengths.data_ptr(), 1)
-b = (d.data_ptr(), 64, len(d), start.data_ptr(), lengths[1:].data_ptr(), 1)
+a = (q.data_ptr(), 64, len(q), start.data_ptr(), lengths.data_ptr(), 1, 0, 0, 0)
+b = (d.data_ptr(), 64, len(d), start.data_ptr(), lengths[1:].data_ptr(), 1, 0, 0, 0)
 run = cpu._C.score
-arguments = ("portable", a, b, 64, 0, 0, -1, len(q), False, False, 3, scores.data_ptr(), 0)
+arguments = ("portable", a, b, 64, 0, -1, len(q), False, False, 3, scores.data_ptr(), 0)
 def loop():
     while True:
         run(*arguments)

@@ -1,0 +1,72 @@
+// The registers of AVX-512, for the tiers that have it: to be included inside their target regions.
+//
+// Tile: 12 document rows x 2 vectors of 16 query tokens. Registers: 24 accumulators + 2 query vectors + 1
+// broadcast = 27 of 32. Per step 2 + 12 loads feed 24 FMAs: at two loads and two FMAs a cycle, 7 cycles of
+// loads hide behind 12 of FMAs, and 24 independent chains cover the FMA latency of 4 cycles x 2 units three
+// times. A panel of 32 lanes at dim 128 is 16 KiB and stays in L1.
+
+#pragma once
+
+namespace colbert_fast {
+namespace {
+
+struct Isa {
+  using Vec = __m512;
+  using Idx = __m512i;
+  static constexpr int kLanes = 16;
+  static constexpr int kVecs = 2;
+  static constexpr int kRows = 12;
+
+  static CF_ALWAYS_INLINE Vec zero() { return _mm512_setzero_ps(); }
+  static CF_ALWAYS_INLINE Vec load(const float* from) { return _mm512_loadu_ps(from); }
+  static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return _mm512_loadu_si512(from); }
+  static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return _mm512_set1_ps(*from); }
+  static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static CF_ALWAYS_INLINE void store(float* to, Vec value) { _mm512_storeu_ps(to, value); }
+  static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) { _mm512_storeu_si512(to, value); }
+
+  // "Not less or equal" is true for a NaN value as well; a best that is NaN already is left alone.
+  static CF_ALWAYS_INLINE __mmask16 wins(Vec best, Vec value) {
+    return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(best, best, _CMP_ORD_Q), value, best, _CMP_NLE_UQ);
+  }
+  static CF_ALWAYS_INLINE void update(Vec& best, Vec value) {
+    best = _mm512_mask_mov_ps(best, wins(best, value), value);
+  }
+  static CF_ALWAYS_INLINE void update(Vec& best, Idx& arg, Vec value, int32_t row) {
+    const __mmask16 mask = wins(best, value);
+    best = _mm512_mask_mov_ps(best, mask, value);
+    arg = _mm512_mask_mov_epi32(arg, mask, _mm512_set1_epi32(row));
+  }
+
+  static CF_ALWAYS_INLINE __mmask16 first_lanes(int64_t n) {
+    return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
+  }
+  static CF_ALWAYS_INLINE __mmask64 first_bytes(int64_t n) {
+    return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
+  }
+  static void widen(const BFloat16* from, float* to, int64_t n) {
+    for (int64_t k = 0; k < n; k += 16) {
+      const __mmask16 mask = first_lanes(n - k);
+      const __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, from + k));
+      _mm512_mask_storeu_ps(to + k, mask, _mm512_castsi512_ps(_mm512_maskz_slli_epi32(mask, bits, 16)));
+    }
+  }
+  static void widen(const Float16* from, float* to, int64_t n) {
+    for (int64_t k = 0; k < n; k += 16) {
+      const __mmask16 mask = first_lanes(n - k);
+      _mm512_mask_storeu_ps(to + k, mask,
+                            _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, from + k)));
+    }
+  }
+  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
+    const Vec factor = _mm512_set1_ps(scale);
+    for (int64_t k = 0; k < n; k += 16) {
+      const __mmask16 mask = first_lanes(n - k);
+      const __m512i wide = _mm512_maskz_cvtepi8_epi32(mask, _mm_maskz_loadu_epi8(mask, from + k));
+      _mm512_mask_storeu_ps(to + k, mask, _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(mask, wide), factor));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace colbert_fast

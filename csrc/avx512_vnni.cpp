@@ -1,0 +1,68 @@
+// x86-64 with AVX-512 and AVX512-VNNI (Cascade Lake, Ice Lake and later, Zen 4 and later): the avx512 tier,
+// with int8 documents screened in int8.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "cpu_features.h"
+#include "maxsim.h"
+#include "target.h"
+
+#if CF_X86_64
+CF_TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+#include "avx512_vnni.h"
+
+namespace colbert_fast {
+namespace {
+
+struct Narrow : Int8Narrow {
+  static constexpr bool kBFloat16 = false;
+  template <typename T>
+  static constexpr int64_t least_lanes() {
+    return 5;
+  }
+
+  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) { return narrow_int8(row, dim, to); }
+  template <typename Number, int kVecs, int kWidth>
+  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
+    products_int8<kVecs, kWidth>(rows, q, ahead, dots);
+  }
+};
+
+}  // namespace
+}  // namespace colbert_fast
+
+#include "loop.h"
+
+CF_TARGET_END
+
+namespace colbert_fast {
+namespace {
+const char* unsupported() {
+  const Features& f = features();
+  if (const char* reason = kAvx512.unsupported()) return reason;
+  return f.avx512vnni ? nullptr : "this CPU has no AVX512-VNNI";
+}
+}  // namespace
+
+const Tier kAvx512Vnni = {"avx512_vnni",    &unsupported,   kPanel,
+                          Isa::kRows,       Narrow::kBytes, &score_any<false>,
+                          &score_any<true>, &backward_any,  2 * kPanel * Isa::kRows,
+                          &multiply_add,    &read};
+}  // namespace colbert_fast
+
+#else
+
+namespace colbert_fast {
+namespace {
+const char* unsupported() { return "not an x86-64 processor"; }
+}  // namespace
+const Tier kAvx512Vnni = {"avx512_vnni", &unsupported, 1, 1,       0,      nullptr,
+                          nullptr,       nullptr,      0, nullptr, nullptr};
+}  // namespace colbert_fast
+
+#endif

@@ -1,0 +1,281 @@
+// The register tile of a tier, written once. A tier opens its target region, defines in an anonymous
+// namespace
+//
+//   struct Isa {
+//     using Vec;                      // kLanes floats
+//     using Idx;                      // kLanes int32
+//     static constexpr int kLanes;
+//     static constexpr int kRows;     // the register tile: kRows document rows
+//     static constexpr int kVecs;     // x kVecs vectors of query tokens
+//     static Vec zero();
+//     static Vec load(const float*);
+//     static auto broadcast(const float*);  // a Vec, or what else fma() multiplies by
+//     static Vec fma(Vec, Vec, Vec);
+//     static void store(float*, Vec);
+//     static Idx load(const int32_t*);
+//     static void store(int32_t*, Idx);
+//
+//     // best = max(best, value). NaN wins, and stays.
+//     static void update(Vec& best, Vec value);
+//
+//     // The same, and the first row that wins.
+//     static void update(Vec& best, Idx& arg, Vec value, int32_t row);
+//
+//     // Exact, for T = BFloat16 and Float16.
+//     static void widen(const T* from, float* to, int64_t n);
+//
+//     // Rounded once.
+//     static void widen(const int8_t* from, float scale, float* to, int64_t n);
+//   };
+//
+// and includes loop.h, which includes this file, inside the region. Everything in them has internal linkage.
+//
+// Lanes are query tokens: the tokens of a block of queries are packed one after the other, regardless of
+// where a query ends, into panels of kPanel = kVecs * kLanes lanes, each panel stored [steps][width] with
+// width = kPanel, or kLanes for a last panel that needs no more. A unit of a document row is broadcast
+// against a vector of lanes, so a tile of kRows x kVecs accumulators takes kRows + kVecs loads for
+// kRows * kVecs multiply-adds per step, the maximum over document tokens is vertical, and no horizontal
+// operation occurs before the final sum.
+//
+// A unit is what one step of a chain takes from a row: a float32, or, in the narrow products of screen.h, two
+// bfloat16 or four int8. The Ops of a tile say what a step does.
+//
+// Every dot product is one chain of multiply-adds in the order of the dimensions, whatever the tile it falls
+// in: a score does not depend on what else is scored, on how the work is cut or on the number of threads.
+
+#pragma once
+
+namespace colbert_fast {
+namespace {
+
+constexpr int kPanel = Isa::kVecs * Isa::kLanes;
+constexpr int64_t kUnitsPerLine = 16;
+// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher is lost where kRows
+// rows are read side by side: a prototype of this loop on Sapphire Rapids, 12 rows of 512 bytes, took 79 to
+// 104 ns a row without prefetching and 49 ns with this distance.
+constexpr uintptr_t kPrefetchBytes = 24 * 1024;
+
+CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+#elif CF_X86_64
+  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T1);
+#else
+  (void)address;
+#endif
+}
+
+// `n` numbers of a row as float32: where they are, or in `to`. If it is int8, scales[index] is its scale.
+template <typename T>
+CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t index, int64_t n,
+                                      float* to) {
+  if constexpr (std::is_same<T, float>::value) {
+    return row;
+  } else if constexpr (std::is_same<T, int8_t>::value) {
+    Isa::widen(row, scales[index], to, n);
+    return to;
+  } else {
+    Isa::widen(row, to, n);
+    return to;
+  }
+}
+
+struct Float32Ops {
+  using Unit = float;
+  using Acc = typename Isa::Vec;
+  static CF_ALWAYS_INLINE Acc zero() { return Isa::zero(); }
+  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return Isa::load(from); }
+  static CF_ALWAYS_INLINE auto broadcast(const Unit* from) { return Isa::broadcast(from); }
+  template <typename Broadcast>
+  static CF_ALWAYS_INLINE Acc fma(Broadcast unit, Acc lanes, Acc sum) {
+    return Isa::fma(unit, lanes, sum);
+  }
+};
+
+// A unit of narrow numbers, at any address.
+struct FourBytes {
+  unsigned char bytes[4];
+};
+
+CF_ALWAYS_INLINE int32_t bits_of(const FourBytes* from) {
+  int32_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return bits;
+}
+
+// What becomes of a tile's dot products. Their maxima:
+template <bool kArgmax>
+struct Maxima {
+  float* best;
+  int32_t* arg;
+  int64_t first_row;
+
+  template <int kRows, int kVecs>
+  CF_ALWAYS_INLINE void take(const typename Isa::Vec (&dots)[kRows][kVecs], int64_t row) const {
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      typename Isa::Vec top = Isa::load(best + v * Isa::kLanes);
+      if constexpr (kArgmax) {
+        typename Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
+        CF_UNROLL
+        for (int r = 0; r < kRows; ++r)
+          Isa::update(top, where, dots[r][v], static_cast<int32_t>(first_row + row + r));
+        Isa::store(arg + v * Isa::kLanes, where);
+      } else {
+        CF_UNROLL
+        for (int r = 0; r < kRows; ++r) Isa::update(top, dots[r][v]);
+      }
+      Isa::store(best + v * Isa::kLanes, top);
+    }
+  }
+};
+
+// Memory to prefetch while tiles are computed, in address order: `lines` cache lines for each kUnitsPerLine
+// units of a row. 0 lines: none.
+struct Ahead {
+  uintptr_t address;
+  int lines;
+};
+
+// kRows document rows against kVecs vectors of a panel of kWidth lanes. `row` is the number of the first row,
+// for the sink.
+template <typename Ops, int kRows, int kVecs, int kWidth, typename Sink>
+void tile(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride, int64_t steps,
+          int64_t row, Ahead ahead, const Sink& sink) {
+  using Acc = typename Ops::Acc;
+  // Three rows share one base pointer: twelve addresses then need six registers and no spills.
+  constexpr int kBases = (kRows + 2) / 3;
+  const typename Ops::Unit* base[kBases];
+  CF_UNROLL
+  for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
+  Acc acc[kRows][kVecs];
+  CF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::zero();
+  }
+  for (int64_t done = 0; done < steps; done += kUnitsPerLine) {
+    for (int line = 0; line < ahead.lines; ++line) {
+      CF_UNROLL
+      for (int r = 0; r < kRows; ++r) prefetch(ahead.address + static_cast<uintptr_t>(64 * r));
+      ahead.address += 64 * kRows;
+    }
+    const int64_t end = steps - done < kUnitsPerLine ? steps : done + kUnitsPerLine;
+    for (int64_t k = done; k < end; ++k) {
+      Acc lanes[kVecs];
+      CF_UNROLL
+      for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
+      CF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+        CF_UNROLL
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
+      }
+    }
+  }
+  sink.template take<kRows, kVecs>(acc, row);
+}
+
+template <typename Ops, typename Sink>
+using TileFunction = void (*)(const typename Ops::Unit*, const typename Ops::Unit*, int64_t, int64_t, int64_t,
+                              Ahead, const Sink&);
+
+// tile<1 .. kRows>, one for each number of rows that can be left over.
+template <typename Ops, int kVecs, int kWidth, typename Sink, int... kMinusOne>
+TileFunction<Ops, Sink> tile_for(int64_t rows, std::integer_sequence<int, kMinusOne...>) {
+  static constexpr TileFunction<Ops, Sink> kTiles[] = {&tile<Ops, kMinusOne + 1, kVecs, kWidth, Sink>...};
+  return kTiles[rows - 1];
+}
+
+// `count` rows against kVecs vectors of one panel, in tiles as equal as can be: 13 rows are 7 + 6 and not
+// 12 + 1, for a tile of few rows has too few chains to hide their latency.
+template <typename Ops, int kVecs, int kWidth, typename Sink>
+void panel(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride, int64_t steps,
+           int64_t count, Ahead ahead, const Sink& sink) {
+  const int64_t tiles = (count + Isa::kRows - 1) / Isa::kRows;
+  const int64_t least = count / tiles;
+  const int64_t larger = count % tiles;
+  for (int64_t t = 0, row = 0; t < tiles; ++t) {
+    const int64_t n = least + (t < larger ? 1 : 0);
+    tile_for<Ops, kVecs, kWidth, Sink>(n, std::make_integer_sequence<int, Isa::kRows>())(
+        q, rows + row * stride, stride, steps, row, ahead, sink);
+    ahead.address += static_cast<uintptr_t>(n * ahead.lines * 4 * steps);
+    row += n;
+  }
+}
+
+// Rows of narrow numbers, `stride` bytes apart. Int8 products are in units of the row's scale; bias is the
+// sum of a lane's int8 numbers, for products that want unsigned rows.
+struct NarrowRows {
+  const unsigned char* rows;
+  int64_t stride;
+  int64_t bytes;
+  int64_t count;
+  const float* scales;
+  const int32_t* bias;
+};
+
+// panel() for narrow rows, whose stride is a multiple of 4 bytes.
+template <typename Ops, int kVecs, int kWidth, typename Sink>
+void panel_of(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+  panel<Ops, kVecs, kWidth>(reinterpret_cast<const FourBytes*>(q),
+                            reinterpret_cast<const FourBytes*>(rows.rows), rows.stride / 4, rows.bytes / 4,
+                            rows.count, ahead, sink);
+}
+
+// The limits that benchmarks compare with. `steps` times the FMAs of one dimension of a tile, from registers:
+// what tile() would reach if its loads cost nothing. Returns the sum, for the compiler must not see that
+// nobody wants it.
+inline float multiply_add(int64_t steps) {
+  using Vec = typename Isa::Vec;
+  // Every chain begins with another number: equal ones would be computed once.
+  float seed[Isa::kRows * Isa::kVecs + Isa::kLanes];
+  for (int i = 0; i < Isa::kRows * Isa::kVecs + Isa::kLanes; ++i)
+    seed[i] = 1e-3f * static_cast<float>(steps % 97 + i);
+  const Vec factor = Isa::load(seed);
+  Vec acc[Isa::kRows][Isa::kVecs];
+  CF_UNROLL
+  for (int r = 0; r < Isa::kRows; ++r) {
+    CF_UNROLL
+    for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::load(seed + r * Isa::kVecs + v);
+  }
+  for (int64_t i = 0; i < steps; ++i) {
+    CF_UNROLL
+    for (int r = 0; r < Isa::kRows; ++r) {
+      CF_UNROLL
+      for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::fma(factor, factor, acc[r][v]);
+    }
+  }
+  float sum = 0.0f;
+  for (int r = 0; r < Isa::kRows; ++r) {
+    for (int v = 0; v < Isa::kVecs; ++v) {
+      Isa::store(seed, acc[r][v]);
+      sum += seed[0];
+    }
+  }
+  return sum;
+}
+
+// Reads `count` floats, a multiple of 4 * kLanes, in address order and with the prefetch distance of tile().
+inline float read(const float* data, int64_t count) {
+  using Vec = typename Isa::Vec;
+  float ones[Isa::kLanes];
+  for (int l = 0; l < Isa::kLanes; ++l) ones[l] = 1.0f;
+  const Vec one = Isa::load(ones);
+  Vec acc[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
+  for (int64_t i = 0; i < count; i += 4 * Isa::kLanes) {
+    const uintptr_t ahead = reinterpret_cast<uintptr_t>(data + i) + kPrefetchBytes;
+    for (uintptr_t b = 0; b < 4 * Isa::kLanes * sizeof(float); b += 64) prefetch(ahead + b);
+    CF_UNROLL
+    for (int v = 0; v < 4; ++v) acc[v] = Isa::fma(Isa::load(data + i + v * Isa::kLanes), one, acc[v]);
+  }
+  float sum = 0.0f;
+  for (int v = 0; v < 4; ++v) {
+    Isa::store(ones, acc[v]);
+    sum += ones[0];
+  }
+  return sum;
+}
+
+}  // namespace
+}  // namespace colbert_fast

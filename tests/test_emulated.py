@@ -1,0 +1,145 @@
+"""Processors that are not here, under qemu's user-mode emulation: AArch64, and x86-64 without AVX-512, AVX2 or AVX.
+
+The emulator raises an illegal instruction where the model that it plays has none, so a program that ends well has
+executed nothing that the processor lacks. It says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from platform import machine
+from shutil import which
+
+import pytest
+from conftest import REQUIRED
+from kernels import SOURCES, built, output_of
+
+import colbert_fast as cf
+
+NO_X86 = "not an x86-64 processor"
+NO_ARM = "not an AArch64 processor"
+NO_AVX2 = "this CPU has no AVX2, FMA and F16C"
+NO_AVX512 = "this CPU has no AVX-512 (F, BW, DQ, VL)"  # the emulator's own limit, too
+NOT_SAVED = "the operating system does not save AVX registers"
+
+AARCH64: dict[str, str | None] = {"avx512": NO_X86, "avx2": NO_X86, "neon": None, "portable": None}
+X86_64: dict[str, str | None] = {"avx512": NO_AVX512, "avx2": None, "neon": NO_ARM, "portable": None}
+
+# What cpu_features.cpp has to find: (architecture, model) and why each tier cannot run on it.
+MODELS: dict[tuple[str, str], dict[str, str | None]] = {
+    ("aarch64", "cortex-a72"): AARCH64,
+    ("aarch64", "neoverse-n1"): AARCH64,
+    ("aarch64", "max"): AARCH64,
+    ("x86_64", "Nehalem"): {**X86_64, "avx2": NO_AVX2},  # SSE4.2
+    ("x86_64", "Haswell,-xsave"): {**X86_64, "avx2": NOT_SAVED},
+    ("x86_64", "Haswell"): X86_64,
+    ("x86_64", "max"): X86_64,
+}
+
+
+def _found(architecture: str, *names: str) -> str:
+    """Return the first program there is; without one skip, or fail if COLBERT_FAST_REQUIRE has the architecture."""
+    for name in names:
+        if which(name):
+            return name
+    reason = f"{architecture} is not emulated: no {' or '.join(names)}; .ci/emulators installs it on Debian and Ubuntu"
+    return (pytest.fail if architecture in REQUIRED else pytest.skip)(reason)
+
+
+def emulator(architecture: str, model: str) -> list[str]:
+    return [_found(architecture, f"qemu-{architecture}", f"qemu-{architecture}-static"), "-cpu", model]
+
+
+def compiler(architecture: str) -> list[str]:
+    native = ["c++"] if machine() == architecture else []
+    return [_found(architecture, f"{architecture}-linux-gnu-g++", *native)]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    """What the kernels' program prints on a model. All models of an architecture start when the first is asked for."""
+    started: dict[tuple[str, str], Future[str]] = {}
+    executor = ThreadPoolExecutor()
+
+    def wait(architecture: str, model: str) -> str:
+        emulator(architecture, model), compiler(architecture)
+        if (architecture, model) not in started:
+            folder = tmp_path_factory.mktemp(architecture)
+            flags = ["-O2", "-static", "-Wall", "-Wextra", "-Werror"]
+            if architecture == "x86_64":
+                flags.append("-DCF_NO_GUARD_PAGES")  # qemu 7.2 reads 16 bytes for the 4 of a scalar FMA
+            program = built(SOURCES, flags, folder, compiler(architecture))
+            for key in MODELS:
+                if key[0] == architecture:
+                    started[key] = executor.submit(output_of, *emulator(*key), program)
+        return started[architecture, model].result()
+
+    return wait
+
+
+@pytest.mark.parametrize(("architecture", "model"), MODELS)
+def test_kernels(architecture: str, model: str, output: Callable[[str, str], str]) -> None:
+    expected = MODELS[architecture, model]
+    *reasons, passed = output(architecture, model).splitlines()
+    assert reasons == [f"kernels: no {tier}: {reason}" for tier, reason in expected.items() if reason]
+    assert passed.split(": ")[-1].split() == [tier for tier, reason in expected.items() if not reason]
+
+
+# Scores [1, 2] with [3, 4] and [5, 6] on every tier that runs, without torch or numpy.
+EXTENSION = """
+import sys
+from array import array
+from importlib.util import module_from_spec, spec_from_file_location
+
+spec = spec_from_file_location("_C", sys.argv[1])
+_C = module_from_spec(spec)
+spec.loader.exec_module(_C)
+
+def side(values, length):
+    numbers, starts, lengths = array("f", values), array("q", [0]), array("q", [length])
+    addresses = [a.buffer_info()[0] for a in (numbers, starts, lengths)]
+    keep.extend((numbers, starts, lengths))
+    return (addresses[0], 2, length, addresses[1], addresses[2], 1, 0, 0, 0)
+
+keep = []
+q, d = side([1, 2], 1), side([3, 4, 5, 6], 2)
+for tier, reason in _C.tiers():
+    score = array("f", [0])
+    if reason is None:
+        _C.score(tier, q, d, 2, 0, -1, 1, False, False, 2, score.buffer_info()[0], 0)
+    print(tier, reason or score[0], sep=": ")
+"""
+
+
+@pytest.mark.parametrize(("architecture", "model"), [key for key in MODELS if key[0] == machine()])
+def test_extension(architecture: str, model: str) -> None:
+    """The extension that Python loads, built as it is shipped: it has to load where the best tiers cannot run."""
+    said = output_of(*emulator(architecture, model), sys.executable, "-c", EXTENSION, cf._backends.cpu._C.__file__)
+    expected = MODELS[architecture, model]
+    assert said.splitlines() == [f"{tier}: {reason or 17.0}" for tier, reason in expected.items()]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model", "instruction"),
+    [
+        ("x86_64", "Nehalem", "vaddps %xmm0, %xmm0, %xmm0"),
+        ("x86_64", "Nehalem", "vfmadd231ps %ymm0, %ymm0, %ymm0"),
+        ("x86_64", "Nehalem", "vcvtph2ps %xmm0, %ymm0"),
+        ("x86_64", "Haswell,-xsave", "vpaddd %ymm0, %ymm0, %ymm0"),
+        ("x86_64", "Haswell", "vaddps %zmm0, %zmm0, %zmm0"),
+        ("aarch64", "cortex-a72", ".inst 0x4e809400"),  # sdot v0.4s, v0.16b, v0.16b
+    ],
+)
+def test_the_emulator_has_no_more_than_its_model(
+    architecture: str, model: str, instruction: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "one.cpp"
+    source.write_text(f'int main() {{ __asm__ volatile("{instruction}"); }}\n')
+    command = [*emulator(architecture, model), built([source], ["-static"], tmp_path, compiler(architecture))]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGILL
