@@ -93,5 +93,5 @@ def test_a_backend_that_cannot_run_says_why() -> None:
 
 def test_the_extension_refuses_a_tier_it_has_not() -> None:
     empty = (0, 0, 0, 0, 0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match="no CPU tier 'mmx'; there are avx512_bf16, .*, neon, portable"):
+    with pytest.raises(ValueError, match=r"no CPU tier 'mmx'; there are avx512_bf16, .*, neon, portable"):
         cf._backends.cpu._C.score("mmx", empty, empty, 1, 0, -1, 0, False, False, 1, 0, 0)
