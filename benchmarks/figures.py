@@ -39,8 +39,9 @@ def limit(run: Entry, workload: Entry, backends: Iterable[str]) -> tuple[str, fl
     if bandwidth and workload["bytes"] and from_memory:
         bounds.append(("memory", workload["bytes"] / bandwidth))
     peaks = run["limits"].get("flops_per_s", {})
-    rated = backends if device == "cpu" else [workload.get("dtype")]
-    peak = max((peaks.get(backend, {}).get(key, 0.0) for backend in rated), default=0.0)
+    dtype = workload.get("dtype")
+    rated = [name for b in backends for name in (b, f"{b} {dtype}")] if device == "cpu" else [dtype]
+    peak = max((peaks.get(name, {}).get(key, 0.0) for name in rated), default=0.0)
     if peak and workload["flops"]:
         bounds.append(("compute", workload["flops"] / peak))
     return max(bounds, key=lambda bound: bound[1], default=None)

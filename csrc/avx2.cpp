@@ -112,19 +112,11 @@ const char* unsupported() {
   if (!(f.avx2 && f.fma && f.f16c)) return "this CPU has no AVX2, FMA and F16C";
   return f.os_ymm ? nullptr : "the operating system does not save AVX registers";
 }
+constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kAvx2 = {"avx2",
-                    &unsupported,
-                    kPanel,
-                    Isa::kRows,
-                    0,
-                    &score_any<false>,
-                    &score_any<true>,
-                    &backward_any,
-                    2 * kPanel * Isa::kRows,
-                    &multiply_add,
-                    &read};
+const Tier kAvx2 = {"avx2",           &unsupported,  kPanel,    Isa::kRows, 0, &score_any<false>,
+                    &score_any<true>, &backward_any, kProducts, &read};
 }  // namespace colbert_fast
 
 #else
@@ -133,7 +125,7 @@ namespace colbert_fast {
 namespace {
 const char* unsupported() { return "not an x86-64 processor"; }
 }  // namespace
-const Tier kAvx2 = {"avx2", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
+const Tier kAvx2 = {"avx2", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

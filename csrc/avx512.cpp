@@ -39,19 +39,11 @@ const char* unsupported() {
   }
   return f.os_zmm ? nullptr : "the operating system does not save AVX-512 registers";
 }
+constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kAvx512 = {"avx512",
-                      &unsupported,
-                      kPanel,
-                      Isa::kRows,
-                      0,
-                      &score_any<false>,
-                      &score_any<true>,
-                      &backward_any,
-                      2 * kPanel * Isa::kRows,
-                      &multiply_add,
-                      &read};
+const Tier kAvx512 = {"avx512",          &unsupported,     kPanel,        Isa::kRows, 0,
+                      &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
 }  // namespace colbert_fast
 
 #else
@@ -60,7 +52,7 @@ namespace colbert_fast {
 namespace {
 const char* unsupported() { return "not an x86-64 processor"; }
 }  // namespace
-const Tier kAvx512 = {"avx512", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
+const Tier kAvx512 = {"avx512", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

@@ -48,12 +48,12 @@ const char* unsupported() {
   if (const char* reason = kAvx512.unsupported()) return reason;
   return f.avx512vnni ? nullptr : "this CPU has no AVX512-VNNI";
 }
+constexpr Product kProducts[] = {
+    product<Float32Ops>("float32", 1), product<Int8Ops>("int8", 4), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kAvx512Vnni = {"avx512_vnni",    &unsupported,   kPanel,
-                          Isa::kRows,       Narrow::kBytes, &score_any<false>,
-                          &score_any<true>, &backward_any,  2 * kPanel * Isa::kRows,
-                          &multiply_add,    &read};
+const Tier kAvx512Vnni = {"avx512_vnni",     &unsupported,     kPanel,        Isa::kRows, Narrow::kBytes,
+                          &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
 }  // namespace colbert_fast
 
 #else

@@ -170,13 +170,22 @@ py::dict by_tier(int64_t (*count)(const Tier&)) {
   return result;
 }
 
-double py_measure_flops(const std::string& tier, int threads, double seconds) {
-  const Tier& t = tier_named(tier);
+py::list py_products(const std::string& tier) {
+  py::list result;
+  for (const Product* p = tier_named(tier).products; p->dtype != nullptr; ++p) result.append(p->dtype);
+  return result;
+}
+
+double py_measure_flops(const std::string& tier, const std::string& dtype, int threads, double seconds) {
+  const Product* product = tier_named(tier).products;
+  while (product->dtype != nullptr && product->dtype != dtype) ++product;
+  if (product->dtype == nullptr)
+    throw std::invalid_argument("tier '" + tier + "' has no product of " + dtype);
   threads = checked_threads(threads);
   if (!(seconds > 0.0 && seconds <= 60.0))
     throw std::invalid_argument("seconds must be above 0 and at most 60");
   const ReleasedGil released;
-  return measure_flops(t, threads, seconds);
+  return measure_flops(*product, threads, seconds);
 }
 
 double py_measure_read(const std::string& tier, int threads, uintptr_t data, int64_t bytes) {
@@ -211,7 +220,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "{name: how many chunks of documents the tier has screened in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is 0, argmax. True if a document had no token.");
-  m.def("measure_flops", &py_measure_flops, "Floating-point operations a second of a tier's multiply-adds.");
+  m.def("products", &py_products, "The dtypes that a tier has multiply-adds for.");
+  m.def("measure_flops", &py_measure_flops, "Operations a second of a tier's multiply-adds of a dtype.");
   m.def("measure_read", &py_measure_read, "Bytes a second of one pass over memory with software prefetch.");
   m.def("backward", &py_backward, "Adds one side's gradient to grad.");
 }

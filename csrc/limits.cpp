@@ -17,6 +17,7 @@ std::atomic<float> g_sink;
 constexpr int64_t kChunkBytes = 1 << 20;
 
 struct Work {
+  const Product* product;
   const Tier* tier;
   const char* data;
   int64_t bytes;
@@ -31,7 +32,7 @@ double seconds_of(int64_t units, int threads, void (*run)(void*, int64_t, int), 
 
 void multiply_add_unit(void* opaque, int64_t, int) {
   const Work& work = *static_cast<Work*>(opaque);
-  g_sink.store(work.tier->multiply_add(work.steps));
+  g_sink.store(work.product->multiply_add(work.steps));
 }
 
 void read_unit(void* opaque, int64_t unit, int) {
@@ -45,16 +46,16 @@ void read_unit(void* opaque, int64_t unit, int) {
 
 }  // namespace
 
-double measure_flops(const Tier& tier, int threads, double seconds) {
-  Work work = {&tier, nullptr, 0, 1000};
+double measure_flops(const Product& product, int threads, double seconds) {
+  Work work = {&product, nullptr, nullptr, 0, 1000};
   double taken = seconds_of(1, 1, &multiply_add_unit, &work);
   work.steps = std::max<int64_t>(1000, static_cast<int64_t>(1000.0 * seconds / std::max(taken, 1e-7)));
   taken = seconds_of(threads, threads, &multiply_add_unit, &work);
-  return static_cast<double>(threads) * static_cast<double>(work.steps * tier.flops_per_step) / taken;
+  return static_cast<double>(threads) * static_cast<double>(work.steps * product.flops_per_step) / taken;
 }
 
 double measure_read(const Tier& tier, int threads, const void* data, int64_t bytes) {
-  Work work = {&tier, static_cast<const char*>(data), bytes, 0};
+  Work work = {nullptr, &tier, static_cast<const char*>(data), bytes, 0};
   return static_cast<double>(bytes) /
          seconds_of((bytes + kChunkBytes - 1) / kChunkBytes, threads, &read_unit, &work);
 }

@@ -8,7 +8,7 @@
 namespace colbert_fast {
 
 // Floating-point operations a second of the tier's multiply-adds, on `threads` threads, over about `seconds`.
-double measure_flops(const Tier& tier, int threads, double seconds);
+double measure_flops(const Product& product, int threads, double seconds);
 
 // Bytes a second when `threads` threads read `bytes` bytes once, in order, with software prefetch.
 double measure_read(const Tier& tier, int threads, const void* data, int64_t bytes);

@@ -122,6 +122,13 @@ struct BackwardUnit {
   int64_t column_begin, column_end;
 };
 
+// What a tier multiplies, for benchmarks to compare with: the steps of a full tile, from registers.
+struct Product {
+  const char* dtype;
+  int64_t flops_per_step;
+  float (*multiply_add)(int64_t steps);
+};
+
 // One instruction set. Lanes are padded to a multiple of `panel_lanes`; document rows that are handled
 // together are a multiple of `panel_rows`, those of a full tile.
 struct Tier {
@@ -133,8 +140,7 @@ struct Tier {
   void (*score)(const ScoreJob&, const Unit&, Scratch&);
   void (*score_argmax)(const ScoreJob&, const Unit&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardUnit&, Scratch&);
-  int64_t flops_per_step;  // of multiply_add
-  float (*multiply_add)(int64_t steps);
+  const Product* products;  // float32 first, ended by dtype null
   float (*read)(const float* data, int64_t count);
 };
 

@@ -115,19 +115,11 @@ struct Narrow {
 namespace colbert_fast {
 namespace {
 const char* unsupported() { return nullptr; }
+constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kNeon = {"neon",
-                    &unsupported,
-                    kPanel,
-                    Isa::kRows,
-                    0,
-                    &score_any<false>,
-                    &score_any<true>,
-                    &backward_any,
-                    2 * kPanel * Isa::kRows,
-                    &multiply_add,
-                    &read};
+const Tier kNeon = {"neon",           &unsupported,  kPanel,    Isa::kRows, 0, &score_any<false>,
+                    &score_any<true>, &backward_any, kProducts, &read};
 }  // namespace colbert_fast
 
 #else
@@ -136,7 +128,7 @@ namespace colbert_fast {
 namespace {
 const char* unsupported() { return "not an AArch64 processor"; }
 }  // namespace
-const Tier kNeon = {"neon", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
+const Tier kNeon = {"neon", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

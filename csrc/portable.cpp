@@ -113,17 +113,9 @@ struct Narrow {
 namespace colbert_fast {
 namespace {
 const char* unsupported() { return nullptr; }
+constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kPortable = {"portable",
-                        &unsupported,
-                        kPanel,
-                        Isa::kRows,
-                        0,
-                        &score_any<false>,
-                        &score_any<true>,
-                        &backward_any,
-                        2 * kPanel * Isa::kRows,
-                        &multiply_add,
-                        &read};
+const Tier kPortable = {"portable",        &unsupported,     kPanel,        Isa::kRows, 0,
+                        &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
 }  // namespace colbert_fast

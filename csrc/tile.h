@@ -223,37 +223,48 @@ void panel_of(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const
                             rows.count, ahead, sink);
 }
 
-// The limits that benchmarks compare with. `steps` times the FMAs of one dimension of a tile, from registers:
-// what tile() would reach if its loads cost nothing. Returns the sum, for the compiler must not see that
-// nobody wants it.
-inline float multiply_add(int64_t steps) {
-  using Vec = typename Isa::Vec;
-  // Every chain begins with another number: equal ones would be computed once.
-  float seed[Isa::kRows * Isa::kVecs + Isa::kLanes];
-  for (int i = 0; i < Isa::kRows * Isa::kVecs + Isa::kLanes; ++i)
-    seed[i] = 1e-3f * static_cast<float>(steps % 97 + i);
-  const Vec factor = Isa::load(seed);
-  Vec acc[Isa::kRows][Isa::kVecs];
+// The limits that benchmarks compare with. `steps` times the multiply-adds of one step of a tile, from
+// registers: what tile() would reach if its loads cost nothing. Returns something of the sums, for the
+// compiler must not see that nobody wants them.
+template <typename Ops>
+float multiply_add(int64_t steps) {
+  using Acc = typename Ops::Acc;
+  constexpr int kChains = Isa::kRows * Isa::kVecs;
+  // Every chain begins with another number: equal ones would be computed once. About 1e-3 as float32 and as
+  // two bfloat16.
+  uint32_t seed[kChains + Isa::kLanes];
+  for (int i = 0; i < kChains + Isa::kLanes; ++i)
+    seed[i] = 0x3a833a83u + static_cast<uint32_t>(steps % 97 + i);
+  const auto at = [&](int i) { return reinterpret_cast<const typename Ops::Unit*>(seed + i); };
+  const Acc factor = Ops::load(at(0));
+  Acc acc[Isa::kRows][Isa::kVecs];
   CF_UNROLL
   for (int r = 0; r < Isa::kRows; ++r) {
     CF_UNROLL
-    for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::load(seed + r * Isa::kVecs + v);
+    for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Ops::load(at(r * Isa::kVecs + v));
   }
   for (int64_t i = 0; i < steps; ++i) {
     CF_UNROLL
     for (int r = 0; r < Isa::kRows; ++r) {
       CF_UNROLL
-      for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Isa::fma(factor, factor, acc[r][v]);
+      for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Ops::fma(factor, factor, acc[r][v]);
     }
   }
-  float sum = 0.0f;
+  uint32_t mixed = 0;
   for (int r = 0; r < Isa::kRows; ++r) {
     for (int v = 0; v < Isa::kVecs; ++v) {
-      Isa::store(seed, acc[r][v]);
-      sum += seed[0];
+      uint32_t first;
+      std::memcpy(&first, &acc[r][v], sizeof first);
+      mixed ^= first;
     }
   }
-  return sum;
+  return static_cast<float>(mixed);
+}
+
+// A step multiplies `numbers` of a row, each by the lanes of a panel.
+template <typename Ops>
+constexpr Product product(const char* dtype, int64_t numbers) {
+  return {dtype, 2 * numbers * kPanel * Isa::kRows, &multiply_add<Ops>};
 }
 
 // Reads `count` floats, a multiple of 4 * kLanes, in address order and with the prefetch distance of tile().

@@ -80,8 +80,15 @@ def test_topk_of_a_list(native: str, addresses: list[list[int]]) -> None:
     assert addresses == [[d.data_ptr() for d in documents]]
 
 
-def test_the_bits_are_those_of_packed_documents(native: str) -> None:
-    queries, documents = embeddings([33, 9], 24), embeddings([14, 1, 70, 12, 3], 24)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("lq", "ld", "dim"), [([33, 9], [14, 1, 70, 12, 3], 24), ([32], [180, 300, 7, 64] * 10, 128)], ids=["few", "many"]
+)
+def test_the_bits_are_those_of_packed_documents(
+    native: str, lq: list[int], ld: list[int], dim: int, dtype: torch.dtype
+) -> None:
+    queries = embeddings(lq, dim, dtype)
+    documents = planted(queries, embeddings(ld, dim, dtype))
     packed = cf.PackedTokens.from_list(documents)
     assert torch.equal(cf.maxsim(queries, documents, backend=native), cf.maxsim(queries, packed, backend=native))
 

@@ -76,9 +76,14 @@ def measure_read(tier: str, threads: int, memory: Tensor) -> float:
     return _C.measure_read(tier, threads, memory.data_ptr(), memory.nbytes)
 
 
-def measure_flops(tier: str, threads: int, seconds: float) -> float:
-    """Return the floating-point operations a second of the tier's multiply-adds, over about ``seconds``."""
-    return _C.measure_flops(tier, threads, seconds)
+def products(tier: str) -> list[str]:
+    """Return the dtypes that a tier has multiply-adds for, float32 first."""
+    return _C.products(tier)
+
+
+def measure_flops(tier: str, dtype: str, threads: int, seconds: float) -> float:
+    """Return the operations a second of the tier's multiply-adds of a dtype, over about ``seconds``."""
+    return _C.measure_flops(tier, dtype, threads, seconds)
 
 
 def _readable(tokens: Tensor) -> Tensor:

@@ -41,8 +41,9 @@ def limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:
     -------
     dict
         ``read_bytes_per_s`` by number of threads, read with the prefetch of the kernels from memory several times
-        the size of the caches; ``flops_per_s`` by backend and number of threads. A CUDA device adds the key
-        ``"cuda"``: see :func:`cuda_limits`.
+        the size of the caches; ``flops_per_s`` by backend and number of threads, of float32 and, with a space and the dtype
+        behind the backend's name, of the narrower products that it has. A CUDA device adds the key ``"cuda"``: see
+        :func:`cuda_limits`.
     """
     found = _cpu_limits(threads, seconds)
     if torch.cuda.is_available():
@@ -112,10 +113,13 @@ def _cpu_limits(threads: tuple[int, ...], seconds: float) -> dict[str, Any]:
     def read(n: int) -> float:
         return max(cpu.measure_read(best, n, memory) for _ in range(5))
 
-    def flops(tier: str, n: int) -> float:
-        return max(cpu.measure_flops(tier.removeprefix("cpu:"), n, seconds) for _ in range(5))
+    def flops(tier: str, dtype: str, n: int) -> float:
+        return max(cpu.measure_flops(tier, dtype, n, seconds) for _ in range(5))
 
-    return {
-        "read_bytes_per_s": {str(n): read(n) for n in threads},
-        "flops_per_s": {tier: {str(n): flops(tier, n) for n in threads} for tier in tiers},
-    }
+    rates = {}
+    for tier in tiers:
+        name = tier.removeprefix("cpu:")
+        for dtype in cpu.products(name):
+            key = tier if dtype == "float32" else f"{tier} {dtype}"
+            rates[key] = {str(n): flops(name, dtype, n) for n in threads}
+    return {"read_bytes_per_s": {str(n): read(n) for n in threads}, "flops_per_s": rates}
