@@ -133,6 +133,16 @@ def no_gradients(workload: Workload) -> str | None:
     return "has no gradients" if workload.backward else None
 
 
+def exact_only(workload: Workload) -> str | None:
+    """Refuse documents that are held in 8 bits."""
+    return "scores tokens as they are" if workload.quantized else None
+
+
+def quantized_only(workload: Workload) -> str | None:
+    """Refuse documents that are not held in 8 bits."""
+    return None if workload.quantized else "meant for documents in 8 bits"
+
+
 def float32_only(workload: Workload) -> str | None:
     """Refuse half precision."""
     return None if workload.dtype == torch.float32 else "takes float32 only"

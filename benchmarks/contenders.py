@@ -20,14 +20,16 @@ from benchmarks.contender import (
     Prepared,
     check,
     equal_lengths_only,
+    exact_only,
     float32_only,
     forced,
     half_only,
     missing,
     no_gradients,
+    quantized_only,
     ragged_only,
 )
-from benchmarks.layouts import bind, on_padded, on_rows
+from benchmarks.layouts import bind, gemm_dequantized, on_padded, on_rows, since
 from benchmarks.torch_paths import (
     einsum,
     einsum_cast,
@@ -60,7 +62,12 @@ def compiler(workload: Workload) -> str | None:
 
 def ours(backend: str | None, inputs: Inputs) -> Prepared:
     """Score the documents in the workload's own layout with one of our backends, or the one that a call chooses."""
-    return bind(lambda q, d: cf.maxsim(q, d, backend=backend), inputs, inputs.documents)
+    documents, packing = inputs.documents, None
+    if inputs.workload.quantized:
+        start = time.perf_counter()
+        documents = inputs.packed.quantize("int8")
+        packing = since(start, inputs)
+    return bind(lambda q, d: cf.maxsim(q, d, backend=backend), inputs, documents, packing)
 
 
 def compiled(mode: str, inputs: Inputs) -> Prepared:
@@ -139,19 +146,33 @@ def _contenders() -> tuple[Contender, ...]:
     return (
         auto,
         *backends,
-        _torch("torch einsum", padded(einsum)),
-        _torch("torch einsum, chunked", padded(einsum_chunked)),
-        _torch("torch einsum, cast to float32", padded(einsum_cast), half_only, main=False),
-        _torch("torch einsum, compiled", functools.partial(compiled, "default"), compiler, main=False),
-        _torch("torch GEMM", padded(gemm), equal_lengths_only),
-        _torch("torch GEMM, documents first", padded(gemm_documents_first), equal_lengths_only),
-        _torch("torch GEMM, cast to float32", padded(gemm_cast), half_only, equal_lengths_only, main=False),
-        _torch("torch GEMM + segment_reduce", segments, ragged_only),
-        _torch("torch GEMM + scatter_reduce", scattered, ragged_only),
-        Contender("sentence-transformers maxsim", "peer", sentence_transformers, "sentence-transformers"),
-        Contender("numpy", "peer", _numpy, "numpy", (no_gradients, float32_only)),
-        Contender("maxsim-cpu", "peer", _maxsim_cpu, "maxsim-cpu", (no_gradients, float32_only, _maxsim_cpu_query)),
-        Contender("numkong", "peer", _numkong, "numkong", (no_gradients,)),
+        _torch("torch einsum", padded(einsum), exact_only),
+        _torch("torch einsum, chunked", padded(einsum_chunked), exact_only),
+        _torch("torch einsum, cast to float32", padded(einsum_cast), half_only, exact_only, main=False),
+        _torch("torch einsum, compiled", functools.partial(compiled, "default"), compiler, exact_only, main=False),
+        _torch("torch GEMM", padded(gemm), equal_lengths_only, exact_only),
+        _torch("torch GEMM, documents first", padded(gemm_documents_first), equal_lengths_only, exact_only),
+        _torch("torch GEMM, cast to float32", padded(gemm_cast), half_only, equal_lengths_only, exact_only, main=False),
+        _torch("torch GEMM, dequantized", gemm_dequantized, quantized_only),
+        _torch("torch GEMM + segment_reduce", segments, ragged_only, exact_only),
+        _torch("torch GEMM + scatter_reduce", scattered, ragged_only, exact_only),
+        Contender(
+            "sentence-transformers maxsim", "peer", sentence_transformers, "sentence-transformers", (exact_only,)
+        ),
+        Contender("numpy", "peer", _numpy, "numpy", (exact_only, no_gradients, float32_only)),
+        Contender(
+            "maxsim-cpu", "peer", _maxsim_cpu, "maxsim-cpu", (exact_only, no_gradients, float32_only, _maxsim_cpu_query)
+        ),
+        Contender(
+            "numkong",
+            "peer",
+            _numkong,
+            "numkong",
+            (
+                exact_only,
+                no_gradients,
+            ),
+        ),
     )
 
 

@@ -76,3 +76,22 @@ def on_rows(
     start = time.perf_counter()
     which = index(lengths).to(inputs.rows.device)
     return bind(lambda q, d: score(q, d, which), inputs, inputs.rows, since(start, inputs))
+
+
+def gemm_dequantized(inputs: Inputs) -> Prepared:
+    """Hold documents as int8 with a scale for each token, and give them the dtype of the queries in every call."""
+    start = time.perf_counter()
+    documents, scales = _int8(inputs.padded)
+    packing = since(start, inputs)
+
+    def score(q: Tensor, d: Tensor) -> Tensor:
+        similarity = d.flatten(0, 1).to(q.dtype) @ q.flatten(0, 1).T * scales
+        return similarity.view(*d.shape[:2], len(q), -1).amax(1).float().sum(-1).T
+
+    return bind(score, inputs, documents, packing)
+
+
+def _int8(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return documents rounded to 8 bits, and a scale for each of their tokens."""
+    scales = documents.abs().amax(-1, keepdim=True).float() / 127
+    return (documents / scales).round().to(torch.int8), scales.flatten(0, 1).to(documents.dtype)

@@ -20,12 +20,14 @@ from benchmarks.contender import (
     Contender,
     Prepared,
     equal_lengths_only,
+    exact_only,
     forced,
     no_gradients,
+    quantized_only,
     ragged_only,
 )
 from benchmarks.contenders import compiled, compiler, ours, sentence_transformers
-from benchmarks.layouts import bind, on_padded, on_rows, padded, since
+from benchmarks.layouts import bind, gemm_dequantized, on_padded, on_rows, padded, since
 from benchmarks.torch_paths import (
     einsum,
     einsum_chunked,
@@ -36,18 +38,6 @@ from benchmarks.torch_paths import (
     segment_reduce,
 )
 from colbert_fast.bench import Inputs, Workload
-
-
-def _exact(workload: Workload) -> str | None:
-    return "scores tokens as they are" if workload.quantized else None
-
-
-def _quantized(workload: Workload) -> str | None:
-    return None if workload.quantized else "meant for documents in 8 bits"
-
-
-def _no_quantize(_: Workload) -> str | None:
-    return None if hasattr(cf.PackedTokens, "quantize") else "this version has no PackedTokens.quantize"
 
 
 def _one_query(workload: Workload) -> str | None:
@@ -77,13 +67,6 @@ def _ours_packed(backend: str, inputs: Inputs) -> Prepared:
     return bind(score, inputs, inputs.rows, packing)
 
 
-def _ours_quantized(backend: str, inputs: Inputs) -> Prepared:
-    start = time.perf_counter()
-    documents: Any = inputs.packed.quantize("int8")
-    packing = since(start, inputs)
-    return Prepared(lambda: cf.maxsim(inputs.packed_queries, documents, backend=backend), (), packing)
-
-
 def _gemm_tf32(inputs: Inputs) -> Prepared:
     """Float32 copies, made once, multiplied as TF32, which holds half precision exactly: as precise as the kernels."""
     start = time.perf_counter()
@@ -99,24 +82,6 @@ def _gemm_tf32(inputs: Inputs) -> Prepared:
             torch.set_float32_matmul_precision(before)
 
     return bind(score, wide, wide.padded, packing)
-
-
-def _gemm_dequantized(inputs: Inputs) -> Prepared:
-    start = time.perf_counter()
-    documents, scales = _int8(inputs.padded)
-    packing = since(start, inputs)
-
-    def score(q: Tensor, d: Tensor) -> Tensor:
-        similarity = d.flatten(0, 1).to(q.dtype) @ q.flatten(0, 1).T * scales
-        return similarity.view(*d.shape[:2], len(q), -1).amax(1).float().sum(-1).T
-
-    return bind(score, inputs, documents, packing)
-
-
-def _int8(documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return documents rounded to 8 bits, and a scale for each of their tokens."""
-    scales = documents.abs().amax(-1, keepdim=True).float() / 127
-    return (documents / scales).round().to(torch.int8), scales.flatten(0, 1).to(documents.dtype)
 
 
 def _masked(score: Callable[[Tensor, Tensor, Tensor | None], Tensor], inputs: Inputs) -> Prepared:
@@ -255,9 +220,9 @@ def _ours(backend: Any) -> tuple[Contender, ...]:
         return Contender(name, "ours", made, "colbert-fast", (*refusals, forced(backend)), backend.name)
 
     return (
-        contender("", ours, _exact),
-        contender(", packed", _ours_packed, _exact, equal_lengths_only),
-        contender(", int8", _ours_quantized, _quantized, _no_quantize),
+        contender("", ours, exact_only),
+        contender(", packed", _ours_packed, exact_only, equal_lengths_only),
+        contender(", int8", ours, quantized_only),
     )
 
 
@@ -268,31 +233,33 @@ def _contenders() -> tuple[Contender, ...]:
     backends = [backend for backend in cf.backends() if backend.device in (None, "cuda")]
     return (
         *(contender for backend in backends for contender in _ours(backend)),
-        _torch("torch einsum", dense(einsum), _exact),
-        _torch("torch einsum, chunked", dense(einsum_chunked), _exact, no_gradients),
-        _torch("torch GEMM", dense(gemm), _exact, equal_lengths_only),
-        _torch("torch GEMM, documents first", dense(gemm_documents_first), _exact, equal_lengths_only),
-        _torch("torch GEMM, float32 copies as TF32", _gemm_tf32, _exact, equal_lengths_only, no_gradients),
-        _torch("torch GEMM + segment_reduce", segments, _exact, ragged_only),
-        _torch("torch GEMM + scatter_reduce", scattered, _exact, ragged_only),
-        _torch("torch GEMM, dequantized", _gemm_dequantized, _quantized),
-        _peer("sentence-transformers maxsim", sentence_transformers, _exact),
-        _peer("late-interaction-kernels", functools.partial(lik, None), _exact),
-        _peer("late-interaction-kernels unified", functools.partial(lik, "unified"), _exact, _gradients_only),
-        _peer("late-interaction-kernels varlen", lik_varlen, _exact, ragged_only),
-        _peer("late-interaction-kernels fp8", lik_fp8, _quantized),
-        _peer("flash-maxsim", fm, _exact),
-        _peer("flash-maxsim inverse grid", fm_inverse_grid, _exact, _gradients_only),
-        _peer("flash-maxsim packed", fm_packed, _exact, ragged_only, _one_query),
-        _peer("flash-maxsim persistent", fm_persistent, _exact, ragged_only),
-        _peer("flash-maxsim int8x8", fm_int8, _quantized, _one_query),
+        _torch("torch einsum", dense(einsum), exact_only),
+        _torch("torch einsum, chunked", dense(einsum_chunked), exact_only, no_gradients),
+        _torch("torch GEMM", dense(gemm), exact_only, equal_lengths_only),
+        _torch("torch GEMM, documents first", dense(gemm_documents_first), exact_only, equal_lengths_only),
+        _torch("torch GEMM, float32 copies as TF32", _gemm_tf32, exact_only, equal_lengths_only, no_gradients),
+        _torch("torch GEMM + segment_reduce", segments, exact_only, ragged_only),
+        _torch("torch GEMM + scatter_reduce", scattered, exact_only, ragged_only),
+        _torch("torch GEMM, dequantized", gemm_dequantized, quantized_only),
+        _peer("sentence-transformers maxsim", sentence_transformers, exact_only),
+        _peer("late-interaction-kernels", functools.partial(lik, None), exact_only),
+        _peer("late-interaction-kernels unified", functools.partial(lik, "unified"), exact_only, _gradients_only),
+        _peer("late-interaction-kernels varlen", lik_varlen, exact_only, ragged_only),
+        _peer("late-interaction-kernels fp8", lik_fp8, quantized_only),
+        _peer("flash-maxsim", fm, exact_only),
+        _peer("flash-maxsim inverse grid", fm_inverse_grid, exact_only, _gradients_only),
+        _peer("flash-maxsim packed", fm_packed, exact_only, ragged_only, _one_query),
+        _peer("flash-maxsim persistent", fm_persistent, exact_only, ragged_only),
+        _peer("flash-maxsim int8x8", fm_int8, quantized_only, _one_query),
         # Compiling these takes longer than timing everything else: they come last, as far as there is time.
-        _torch("torch einsum, compiled", functools.partial(compiled, "default"), _exact, compiler, late=True),
-        _peer("flash-maxsim query reuse", fm_query_reuse, _exact, no_gradients, _one_query, _long_queries, late=True),
+        _torch("torch einsum, compiled", functools.partial(compiled, "default"), exact_only, compiler, late=True),
+        _peer(
+            "flash-maxsim query reuse", fm_query_reuse, exact_only, no_gradients, _one_query, _long_queries, late=True
+        ),
         _torch(
             "torch einsum, compiled max-autotune",
             functools.partial(compiled, "max-autotune-no-cudagraphs"),
-            _exact,
+            exact_only,
             compiler,
             late=True,
         ),

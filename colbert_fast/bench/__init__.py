@@ -64,7 +64,7 @@ def relative_error(scores: Tensor, reference: Tensor) -> float:
 def contenders(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
     """Our backends that run here, and what torch users write: what ``colbert-fast bench`` compares."""
     workload = inputs.workload
-    documents = inputs.documents
+    documents: Any = inputs.packed.quantize("int8") if workload.quantized else inputs.documents
     queries = inputs.queries
     if workload.backward:
         queries, documents = queries.clone().requires_grad_(), documents.clone().requires_grad_()
@@ -95,6 +95,8 @@ def contenders(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
         return _with_backward(best.view(workload.nd, workload.nq, -1).float().sum(-1).T, workload)
 
     named = {b.name: ours(b.name) for b in cf.backends() if b.unsupported is None and b.device in (None, "cpu")}
+    if workload.quantized:
+        return named
     return {**named, "torch einsum": einsum, "torch GEMM": gemm}
 
 
@@ -119,8 +121,9 @@ def measure(functions: dict[str, Callable[[], Tensor]], inputs: Inputs, rounds: 
     ours = {b.name for b in cf.backends()}
     for name, function in functions.items():
         errors[name] = relative_error(function(), reference)
-        # torch's own half-precision products are further off, and known to be.
-        if errors[name] > (MAX_RELATIVE_ERROR if name in ours else 1e-2):
+        # torch's own half-precision products are further off, and known to be; so are documents rounded to 8 bits.
+        exact = name in ours and not inputs.workload.quantized
+        if errors[name] > (MAX_RELATIVE_ERROR if exact else 1e-2):
             results[name] = f"wrong: relative error {errors[name]:.1e}"
         else:
             times[name] = []
@@ -162,7 +165,10 @@ def _report(
         if isinstance(result, str):
             rows.append({"contender": name, "reason": result})
             continue
-        rate = found["flops_per_s"].get(name, next(iter(found["flops_per_s"].values()), {})).get(str(threads))
+        peaks = found["flops_per_s"]
+        dtype = "int8" if inputs.workload.quantized else str(inputs.workload.dtype).removeprefix("torch.")
+        peak: dict[str, float] = peaks.get(f"{name} {dtype}") or peaks.get(name) or next(iter(peaks.values()), {})
+        rate = peak.get(str(threads))
         bandwidth = found["read_bytes_per_s"].get(str(threads))
         floor = max(inputs.flops / rate if rate else 0.0, inputs.bytes / bandwidth if bandwidth else 0.0)
         rows.append(

@@ -41,9 +41,9 @@ def limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:
     -------
     dict
         ``read_bytes_per_s`` by number of threads, read with the prefetch of the kernels from memory several times
-        the size of the caches; ``flops_per_s`` by backend and number of threads, of float32 and, with a space and the dtype
-        behind the backend's name, of the narrower products that it has. A CUDA device adds the key ``"cuda"``: see
-        :func:`cuda_limits`.
+        the size of the caches; ``flops_per_s`` by backend and number of threads: of float32 and, with a space and
+        the dtype behind the backend's name, of the narrower products that it has. A CUDA device adds the key
+        ``"cuda"``: see :func:`cuda_limits`.
     """
     found = _cpu_limits(threads, seconds)
     if torch.cuda.is_available():

@@ -137,10 +137,22 @@ class Inputs:
 
 _LATE = "ColBERT reranking: 32 query tokens, passages of 300 tokens, the size maxsim-cpu and NumKong quote"
 _PAGES = "ColPali: 1024 patches a page, here page against page"
+_INT8 = "the same with compressed documents, packed once"
 WORKLOADS = (
     Workload("rerank-text-float32", 1, 32, 1000, 300, torch.float32, _LATE),
     Workload("rerank-text-bfloat16", 1, 32, 1000, 300, torch.bfloat16, _LATE),
     Workload("rerank-text-float16", 1, 32, 1000, 300, torch.float16, _LATE),
+    Workload(
+        "rerank-text-int8",
+        1,
+        32,
+        1000,
+        300,
+        torch.float32,
+        _INT8,
+        layout="packed",
+        quantized=True,
+    ),
     Workload("rerank-long-float32", 1, 32, 1000, 1024, torch.float32, "maxsim-cpu's own benchmark"),
     Workload(
         "ragged-list-float32",
