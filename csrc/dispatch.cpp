@@ -209,24 +209,10 @@ bool overlapping(const Tokens& tokens) {
   return false;
 }
 
-}  // namespace
+int64_t pairs_of(const Problem& p) { return p.all_pairs ? p.q.count * p.d.count : p.num_pairs; }
 
-int64_t calls(const Tier& tier) { return counters(tier).calls.load(); }
-
-int64_t chunks_screened(const Tier& tier) { return counters(tier).chunks_screened.load(); }
-
-bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax) {
-  const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
-  if (pairs == 0) return false;
-  counters(tier).calls.fetch_add(1);
-  if (flops(p) < kSerialFlops) threads = 1;
-  Plan plan;
-  const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
-  if (p.all_pairs) {
-    plan_all_pairs(p, wanted_units, plan);
-  } else {
-    plan_pair_list(p, wanted_units, plan);
-  }
+bool run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float* scores, int32_t* argmax,
+         float* maxima) {
   threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(plan.units.size())));
   Workspace workspace(p, tier, plan.lanes, plan.queries, threads);
 
@@ -235,22 +221,127 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
     const Plan* plan;
     Workspace* workspace;
     void (*run)(const ScoreJob&, const Unit&, Scratch&);
-  } context = {{&p, p.all_pairs ? nullptr : plan.order.data(), scores, argmax},
+  } context = {{&p, p.all_pairs ? nullptr : plan.order.data(), scores, argmax, maxima},
                &plan,
                &workspace,
                argmax != nullptr ? tier.score_argmax : tier.score};
-  const auto run = [](void* opaque, int64_t unit, int worker) {
+  const auto unit = [](void* opaque, int64_t number, int worker) {
     const Context& c = *static_cast<Context*>(opaque);
-    c.run(c.job, c.plan->units[static_cast<size_t>(unit)], (*c.workspace)[worker]);
+    c.run(c.job, c.plan->units[static_cast<size_t>(number)], (*c.workspace)[worker]);
   };
-  parallel_for(static_cast<int64_t>(plan.units.size()), threads, run, &context);
+  parallel_for(static_cast<int64_t>(plan.units.size()), threads, unit, &context);
   counters(tier).chunks_screened.fetch_add(workspace.chunks_screened());
   return workspace.saw_empty_document();
 }
 
+// Fewer documents than threads: each is cut into parts, which are scored like documents, and a token's
+// maximum is that of its maxima in the parts. The sums are those of emit() in loop.h, to the last bit.
+bool score_in_parts(const Tier& tier, const Problem& p, int64_t wanted_units, int threads, float* scores,
+                    int32_t* argmax) {
+  const int64_t pairs = pairs_of(p);
+  const int64_t parts_wanted = (wanted_units + pairs - 1) / pairs;
+  constexpr int64_t kLeastRows = 2 * kChunkRows;
+  std::vector<int64_t> starts, lengths, first_row, first_part, part_pairs, first_pair;
+  std::vector<const void*> items;
+  const int64_t element = p.d.dtype == DType::kFloat32 ? 4 : p.d.dtype == DType::kInt8 ? 1 : 2;
+  for (int64_t d = 0; d < p.d.count; ++d) {
+    first_part.push_back(static_cast<int64_t>(starts.size()));
+    const int64_t length = p.d.lengths[d];
+    const int64_t parts = std::max<int64_t>(1, std::min(parts_wanted, length / kLeastRows));
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t begin = length * part / parts;
+      first_row.push_back(begin);
+      lengths.push_back(length * (part + 1) / parts - begin);
+      starts.push_back(p.d.items != nullptr ? 0 : p.d.starts[d] + begin);
+      if (p.d.items != nullptr) {
+        items.push_back(static_cast<const char*>(p.d.items[d]) + begin * p.d.row_stride * element);
+      }
+    }
+  }
+  first_part.push_back(static_cast<int64_t>(starts.size()));
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    first_pair.push_back(static_cast<int64_t>(part_pairs.size()) / 2);
+    const int64_t q = p.all_pairs ? pair / p.d.count : p.pairs[2 * pair];
+    const int64_t d = p.all_pairs ? pair % p.d.count : p.pairs[2 * pair + 1];
+    for (int64_t part = first_part[static_cast<size_t>(d)]; part < first_part[static_cast<size_t>(d + 1)];
+         ++part) {
+      part_pairs.push_back(q);
+      part_pairs.push_back(part);
+    }
+  }
+  first_pair.push_back(static_cast<int64_t>(part_pairs.size()) / 2);
+
+  Problem parts = p;
+  parts.d.starts = starts.data();
+  parts.d.lengths = lengths.data();
+  parts.d.count = static_cast<int64_t>(starts.size());
+  parts.d.items = items.empty() ? nullptr : items.data();
+  parts.all_pairs = false;
+  parts.pairs = part_pairs.data();
+  parts.num_pairs = first_pair.back();
+  const size_t tokens = static_cast<size_t>(parts.num_pairs * p.max_lq);
+  std::vector<float> part_scores(static_cast<size_t>(parts.num_pairs)), maxima(tokens);
+  std::vector<int32_t> winners(tokens);
+  Plan plan;
+  plan_pair_list(parts, parts.num_pairs, plan);
+  run(tier, parts, plan, threads, part_scores.data(), winners.data(), maxima.data());
+
+  bool saw_empty_document = false;
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    // A query without tokens has no winners, but a score.
+    bool has_tokens = false;
+    double sum = 0.0;
+    for (int64_t i = first_pair[static_cast<size_t>(pair)]; i < first_pair[static_cast<size_t>(pair + 1)];
+         ++i)
+      has_tokens |= part_scores[static_cast<size_t>(i)] != kEmptyDocumentScore;
+    for (int64_t t = 0; t < p.max_lq; ++t) {
+      float best = 0.0f;
+      int64_t winner = -1;
+      for (int64_t i = first_pair[static_cast<size_t>(pair)]; i < first_pair[static_cast<size_t>(pair + 1)];
+           ++i) {
+        const size_t at = static_cast<size_t>(i * p.max_lq + t);
+        if (winners[at] < 0) continue;
+        // The first part that has the token, a larger number, or the first NaN.
+        if (winner >= 0 && (maxima[at] <= best || best != best)) continue;
+        best = maxima[at];
+        winner = first_row[static_cast<size_t>(part_pairs[static_cast<size_t>(2 * i + 1)])] + winners[at];
+      }
+      sum += static_cast<double>(best);
+      has_tokens |= winner >= 0;
+      if (argmax != nullptr) argmax[pair * p.max_lq + t] = static_cast<int32_t>(winner);
+    }
+    scores[pair] = has_tokens ? static_cast<float>(sum) : kEmptyDocumentScore;
+    saw_empty_document |= !has_tokens;
+  }
+  return saw_empty_document;
+}
+
+}  // namespace
+
+int64_t calls(const Tier& tier) { return counters(tier).calls.load(); }
+
+int64_t chunks_screened(const Tier& tier) { return counters(tier).chunks_screened.load(); }
+
+bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax) {
+  const int64_t pairs = pairs_of(p);
+  if (pairs == 0) return false;
+  counters(tier).calls.fetch_add(1);
+  if (flops(p) < kSerialFlops) threads = 1;
+  const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
+  Plan plan;
+  if (p.all_pairs) {
+    plan_all_pairs(p, wanted_units, plan);
+  } else {
+    plan_pair_list(p, wanted_units, plan);
+  }
+  if (static_cast<int64_t>(plan.units.size()) < threads)
+    return score_in_parts(tier, p, wanted_units, threads, scores, argmax);
+  return run(tier, p, plan, threads, scores, argmax, nullptr);
+}
+
 void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, const float* grad_scores,
               const int32_t* argmax, float* grad) {
-  const int64_t pairs = p.all_pairs ? p.q.count * p.d.count : p.num_pairs;
+  const int64_t pairs = pairs_of(p);
   if (pairs == 0 || p.dim == 0) return;
   counters(tier).calls.fetch_add(1);
   const Tokens& side = to_queries ? p.q : p.d;

@@ -248,6 +248,9 @@ inline void emit(const ScoreJob& job, int64_t pair, int64_t index, bool has_toke
   for (int64_t t = 0; t < job.problem->max_lq; ++t) to[t] = -1;
   if (!has_tokens) return;
   for (int64_t l = first; l < last; ++l) to[s.token[l]] = s.arg[l];
+  if (job.maxima == nullptr) return;
+  float* maxima = job.maxima + pair * job.problem->max_lq;
+  for (int64_t l = first; l < last; ++l) maxima[s.token[l]] = s.best[l];
 }
 
 template <typename T, bool kArgmax>

@@ -103,6 +103,7 @@ struct ScoreJob {
   const int64_t* order;  // pair numbers sorted by query, or null for all pairs
   float* scores;         // [pairs]
   int32_t* argmax;       // [pairs][max_lq], or null
+  float* maxima;         // [pairs][max_lq], or null; written where argmax is not -1
 };
 
 // Gradients of sum(grad_scores * scores). Each side is done alone: the side's items are the owners of the
