@@ -51,7 +51,7 @@
 // chains, the rounding of int8 sums to float32, and what denormals lose, since norms outside [2^-20, 2^20]
 // are not screened: at most 2^-126 (2^21 + 4) n < 2^-104 n, against 4 n 2^-24 2^-40. So
 //   e = D (||q - q^|| + r ||q^|| + 4 (n + 8) u (||q|| + ||q^||)),   r = 2^-8 or 0
-// with a margin of 2^-9 for the arithmetic that computes it, valid for n <= 2^15 (n u <= 2^-9). This also
+// with a margin of 2^-7 for the arithmetic that computes it, valid for n <= 2^15 (n u <= 2^-9). This also
 // keeps sums of int8 products, at most 2^15 * 255 * 127 < 2^31, within int32.
 //
 // About 1.7 of 300 random tokens survive for a query token, 5 if they are near duplicates, and the union over
@@ -68,7 +68,7 @@ namespace {
 constexpr int64_t kMostScreenedDim = 1 << 15;
 constexpr float kLeastNorm = 1.0f / (1 << 20);
 constexpr float kMostNorm = 1 << 20;
-constexpr float kMargin = 1.0f + 1.0f / 512;
+constexpr float kMargin = 1.0f + 1.0f / 128;
 // Chunks that are not screened after one that was not worth it.
 constexpr int64_t kRestAfterMany = 16;
 
@@ -92,132 +92,149 @@ inline float from_bfloat16(uint32_t bits) {
   return value;
 }
 
-// One panel of `width` packed lanes [dim][width] into narrow units [bytes / 4][width], two bfloat16 to a
-// unit. Of each lane: error, e / D of the bound above, or -inf if it is all zeros, or NaN if it is not to be
-// screened; floor, 2^30 A, or NaN.
-inline void narrow_panel_bfloat16(const float* packed, int64_t dim, int64_t bytes, int64_t width,
-                                  unsigned char* to, float* error, float* floor) {
-  double norm[kPanel] = {};
-  double narrow_norm[kPanel] = {};
-  double lost[kPanel] = {};
-  double sum[kPanel] = {};
-  bool plain[kPanel];
-  for (int64_t l = 0; l < width; ++l) plain[l] = true;
-  for (int64_t unit = 0; unit < bytes / 4; ++unit) {
-    uint32_t both[kPanel] = {};
-    for (int64_t half = 0; half < 2 && 2 * unit + half < dim; ++half) {
-      const float* from = packed + (2 * unit + half) * width;
-      for (int64_t l = 0; l < width; ++l) {
-        const float value = from[l];
-        const uint32_t bits = bfloat16_bits(value);
-        const double rounded = static_cast<double>(from_bfloat16(bits));
-        const double given = static_cast<double>(value);
-        both[l] |= bits << (16 * half);
-        norm[l] += given * given;
-        narrow_norm[l] += rounded * rounded;
-        lost[l] += (given - rounded) * (given - rounded);
-        const float magnitude = value < 0.0f ? -value : value;
-        sum[l] += static_cast<double>(magnitude);
-        plain[l] &= value == 0.0f || (magnitude >= std::numeric_limits<float>::min() &&
-                                      magnitude <= std::numeric_limits<float>::max());
-      }
-    }
-    std::memcpy(to + unit * width * 4, both, static_cast<size_t>(width) * 4);
+// What is known of the lanes of a panel, in float32: sums of up to 2^15 terms err by less than 2^-9, and
+// their roots by half of that. Every loop over lanes is one of constant length, for the compiler to
+// vectorise.
+template <int kWidth>
+struct LaneSums {
+  float squares[kWidth] = {};         // of the numbers
+  float narrow_squares[kWidth] = {};  // of what they became
+  float lost_squares[kWidth] = {};    // of the differences, which are exact for bfloat16
+
+  // e / D of the bound above, `rounding` being r; -inf for a lane of zeros, NaN for one not to be screened.
+  float error(int lane, int64_t dim, float rounding, bool zeros) const {
+    if (zeros) return -std::numeric_limits<float>::infinity();
+    const float norm = std::sqrt(squares[lane]);
+    if (!(norm >= kLeastNorm && norm <= kMostNorm)) return std::numeric_limits<float>::quiet_NaN();
+    const float narrow_norm = std::sqrt(narrow_squares[lane]);
+    const float slack = 4.0f * static_cast<float>(dim + 8) * 5.9604644775390625e-8f;
+    const float e = std::sqrt(lost_squares[lane]) + rounding * narrow_norm + slack * (norm + narrow_norm);
+    return e * kMargin;
   }
-  for (int64_t l = 0; l < width; ++l) {
-    const double n = static_cast<double>(dim);
-    const double size = std::sqrt(norm[l]);
-    const double narrow_size = std::sqrt(narrow_norm[l]);
-    const double bound =
-        std::sqrt(lost[l]) + narrow_size / 256 + 4 * (n + 8) * 5.9604644775390625e-8 * (size + narrow_size);
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    const bool zero = norm[l] == 0.0 && plain[l];
-    const bool screened = size >= static_cast<double>(kLeastNorm) && size <= static_cast<double>(kMostNorm);
-    error[l] = zero       ? -std::numeric_limits<float>::infinity()
-               : screened ? static_cast<float>(bound) * kMargin
-                          : nan;
-    const double flushed = (sum[l] + 2 * n) * 1.2621774483536189e-29;  // 2^30 * 2^-126 = 2^-96
-    floor[l] = zero ? 0.0f : plain[l] ? static_cast<float>(flushed) : nan;
+};
+
+// One panel of packed lanes [dim][kWidth] into narrow units [bytes / 4][kWidth], two bfloat16 to a unit.
+// `floor` is 2^30 A of the lane, 0 if it is all zeros, NaN if it has numbers that are denormal or not finite.
+template <int kWidth>
+void narrow_panel_bfloat16(const float* packed, int64_t dim, int64_t bytes, unsigned char* to, float* error,
+                           float* floor) {
+  const float zeros[kWidth] = {};
+  for (int64_t unit = 0; unit < bytes / 4; ++unit) {
+    const float* low = 2 * unit < dim ? packed + 2 * unit * kWidth : zeros;
+    const float* high = 2 * unit + 1 < dim ? low + kWidth : zeros;
+    uint32_t both[kWidth];
+    for (int l = 0; l < kWidth; ++l) both[l] = bfloat16_bits(low[l]) | (bfloat16_bits(high[l]) << 16);
+    std::memcpy(to + unit * kWidth * 4, both, sizeof both);
+  }
+  LaneSums<kWidth> sums;
+  float total[kWidth] = {};
+  float least[kWidth];
+  for (int l = 0; l < kWidth; ++l) least[l] = std::numeric_limits<float>::max();
+  for (int64_t k = 0; k < dim; ++k) {
+    const float* from = packed + k * kWidth;
+    for (int l = 0; l < kWidth; ++l) {
+      const float value = from[l];
+      const float rounded = from_bfloat16(bfloat16_bits(value));
+      const float magnitude = std::fabs(value);
+      sums.squares[l] += value * value;
+      sums.narrow_squares[l] += rounded * rounded;
+      sums.lost_squares[l] += (value - rounded) * (value - rounded);
+      total[l] += magnitude;
+      const float counted = magnitude == 0.0f ? least[l] : magnitude;
+      least[l] = counted < least[l] ? counted : least[l];
+    }
+  }
+  for (int l = 0; l < kWidth; ++l) {
+    const bool plain =
+        least[l] >= std::numeric_limits<float>::min() && total[l] <= std::numeric_limits<float>::max();
+    const float flushed =
+        (total[l] + 2.0f * static_cast<float>(dim)) * 1.2621774483536189e-29f;  // 2^-126 * 2^30
+    floor[l] = !plain ? std::numeric_limits<float>::quiet_NaN() : total[l] == 0.0f ? 0.0f : flushed;
+    error[l] = sums.error(l, dim, 1.0f / 256, total[l] == 0.0f);
   }
 }
 
-// The same with four int8 to a unit. The unit of c_j is the lane's step, and so is that of `error`.
-inline void narrow_panel_int8(const float* packed, int64_t dim, int64_t bytes, int64_t width,
-                              unsigned char* to, float* error, float* step, int32_t* bias) {
-  float most[kPanel] = {};
+// The same with four int8 to a unit. c_j is in units of the lane's `step`, and so is `error`; `bias` is the
+// sum of the lane's int8 numbers.
+template <int kWidth>
+void narrow_panel_int8(const float* packed, int64_t dim, int64_t bytes, unsigned char* to, float* error,
+                       float* step, int32_t* bias) {
+  float most[kWidth] = {};
   for (int64_t k = 0; k < dim; ++k) {
-    for (int64_t l = 0; l < width; ++l) {
-      const float value = packed[k * width + l];
-      const float magnitude = value < 0.0f ? -value : value;
-      // Not "magnitude > most": a NaN has to stay.
-      most[l] = magnitude <= most[l] ? most[l] : magnitude;
+    for (int l = 0; l < kWidth; ++l) {
+      const float magnitude = std::fabs(packed[k * kWidth + l]);
+      most[l] = magnitude > most[l] ? magnitude : most[l];
     }
   }
-  float per_step[kPanel];
-  for (int64_t l = 0; l < width; ++l) {
+  float per_step[kWidth];
+  for (int l = 0; l < kWidth; ++l) {
+    // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
     const bool usable = most[l] >= 1e-30f && most[l] <= 1e30f;
     step[l] = usable ? most[l] / 127.0f : 1.0f;
     per_step[l] = usable ? 127.0f / most[l] : 0.0f;
     bias[l] = 0;
   }
-  double norm[kPanel] = {};
-  double narrow_norm[kPanel] = {};
-  double lost[kPanel] = {};
+  LaneSums<kWidth> sums;
+  const float zeros[kWidth] = {};
   for (int64_t unit = 0; unit < bytes / 4; ++unit) {
-    uint32_t four[kPanel] = {};
-    for (int64_t part = 0; part < 4 && 4 * unit + part < dim; ++part) {
-      const float* from = packed + (4 * unit + part) * width;
-      for (int64_t l = 0; l < width; ++l) {
-        const float scaled = from[l] * per_step[l];
-        // Within [-127, 127], and 0 for what is no number, where the lane is not screened.
-        const int32_t level =
-            static_cast<int32_t>(scaled == scaled ? scaled + (scaled < 0 ? -0.5f : 0.5f) : 0.0f);
-        const double given = static_cast<double>(from[l]);
-        const double rounded = static_cast<double>(level) * static_cast<double>(step[l]);
-        four[l] |= (static_cast<uint32_t>(level) & 0xff) << (8 * part);
+    uint32_t four[kWidth] = {};
+    for (int64_t part = 0; part < 4; ++part) {
+      const float* from = 4 * unit + part < dim ? packed + (4 * unit + part) * kWidth : zeros;
+      const int shift = static_cast<int>(8 * part);
+      for (int l = 0; l < kWidth; ++l) {
+        const float value = from[l];
+        const float scaled = value * per_step[l];
+        const float bounded = scaled > 127.0f ? 127.0f : scaled >= -127.0f ? scaled : -127.0f;
+        const int32_t level = static_cast<int32_t>(bounded + (bounded < 0.0f ? -0.5f : 0.5f));
+        const float rounded = static_cast<float>(level) * step[l];
+        four[l] |= (static_cast<uint32_t>(level) & 0xff) << shift;
         bias[l] += level;
-        norm[l] += given * given;
-        narrow_norm[l] += rounded * rounded;
-        lost[l] += (given - rounded) * (given - rounded);
+        sums.squares[l] += value * value;
+        sums.narrow_squares[l] += rounded * rounded;
+        sums.lost_squares[l] += (value - rounded) * (value - rounded);
       }
     }
-    std::memcpy(to + unit * width * 4, four, static_cast<size_t>(width) * 4);
+    std::memcpy(to + unit * kWidth * 4, four, sizeof four);
   }
-  for (int64_t l = 0; l < width; ++l) {
-    const double n = static_cast<double>(dim);
-    const double size = std::sqrt(norm[l]);
-    const double bound =
-        std::sqrt(lost[l]) + 4 * (n + 8) * 5.9604644775390625e-8 * (size + std::sqrt(narrow_norm[l]));
-    const bool screened = size >= static_cast<double>(kLeastNorm) && size <= static_cast<double>(kMostNorm);
-    error[l] = norm[l] == 0.0 ? -std::numeric_limits<float>::infinity()
-               : screened     ? static_cast<float>(bound / static_cast<double>(step[l])) * kMargin
-                              : std::numeric_limits<float>::quiet_NaN();
+  for (int l = 0; l < kWidth; ++l) {
+    const bool zeros_alone = most[l] == 0.0f && sums.squares[l] == 0.0f;  // and no NaN
+    error[l] = sums.error(l, dim, 0.0f, zeros_alone) / step[l];
   }
 }
 
 // What the packed lanes need besides, for documents of T.
+template <typename N, typename T, int kWidth>
+void narrow_panel(const Problem& p, int64_t lane, int64_t bytes, Scratch& s) {
+  const float* from = s.packed + lane * p.dim;
+  unsigned char* to = s.narrow_packed + lane * bytes;
+  if constexpr (std::is_same<T, int8_t>::value) {
+    narrow_panel_int8<kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_step + lane,
+                              s.lane_bias + lane);
+  } else {
+    narrow_panel_bfloat16<kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_floor + lane);
+    for (int64_t l = lane; l < lane + kWidth; ++l) s.lane_step[l] = 1.0f;
+  }
+}
+
 template <typename N, typename T>
 void narrow_lanes(const Problem& p, int64_t lanes, Scratch& s) {
+  s.chunks_to_rest = 0;
+  s.zero_lane = false;
+  s.screens = p.dim > 0 && p.dim <= kMostScreenedDim && lanes >= N::template least_lanes<T>();
+  // bfloat16 is multiplied as it is, however few the lanes.
+  if (!s.screens && !std::is_same<T, BFloat16>::value) return;
   const int64_t bytes = narrow_bytes<N, T>(p.dim);
   for (int64_t lane = 0; lane < lanes; lane += kPanel) {
-    const int64_t width = lanes - lane > Isa::kLanes ? kPanel : Isa::kLanes;
-    const float* from = s.packed + lane * p.dim;
-    unsigned char* to = s.narrow_packed + lane * bytes;
-    if constexpr (std::is_same<T, int8_t>::value) {
-      narrow_panel_int8(from, p.dim, bytes, width, to, s.lane_error + lane, s.lane_step + lane,
-                        s.lane_bias + lane);
+    if (lanes - lane > Isa::kLanes) {
+      narrow_panel<N, T, kPanel>(p, lane, bytes, s);
     } else {
-      narrow_panel_bfloat16(from, p.dim, bytes, width, to, s.lane_error + lane, s.lane_floor + lane);
-      for (int64_t l = lane; l < lane + width; ++l) s.lane_step[l] = 1.0f;
+      narrow_panel<N, T, Isa::kLanes>(p, lane, bytes, s);
     }
   }
-  s.screens = p.dim > 0 && p.dim <= kMostScreenedDim && lanes >= N::template least_lanes<T>();
-  s.zero_lane = false;
   for (int64_t l = 0; l < lanes; ++l) {
     s.screens &= s.lane_error[l] == s.lane_error[l];
     s.zero_lane |= s.lane_error[l] < 0.0f;
   }
-  s.chunks_to_rest = 0;
 }
 
 // best = max(best, value), as Isa::update.
