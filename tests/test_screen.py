@@ -16,15 +16,19 @@ SCREENING = ["cpu:amx", "cpu:avx512_bf16"]
 PLAIN = "cpu:avx512"
 
 
-@pytest.fixture(params=SCREENING)
-def screening(request: pytest.FixtureRequest) -> str:
+def runnable(tier: str) -> str:
     reasons = {b.name: b.unsupported for b in cf.backends()}
-    for name in (request.param, PLAIN):
+    for name in (tier, PLAIN):
         if name not in reasons:
             pytest.skip(f"{name}: not a backend of this version")
         if reasons[name] is not None:
             pytest.skip(f"{name}: {reasons[name]}")
-    return request.param
+    return tier
+
+
+@pytest.fixture(params=SCREENING)
+def screening(request: pytest.FixtureRequest) -> str:
+    return runnable(request.param)
 
 
 def assert_same_bits(screening: str, q: list[Tensor], d: list[Tensor]) -> None:
@@ -94,6 +98,26 @@ def test_queries_made_to_be_screened_wrongly(screening: str, make: Callable[...,
 def test_dims(screening: str, dim: int, dtype: torch.dtype) -> None:
     q, d = embeddings([31, 17, 65], dim, dtype), embeddings([1, 12, 130, 257], dim, dtype)
     assert_same_bits(screening, q, planted(q, d))
+
+
+@pytest.mark.parametrize(
+    "make", [*DOCUMENTS, scaled(2.0**-21), scaled(2.0**21), scaled(1e30)], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tier", ["cpu:avx512_vnni", *SCREENING])
+def test_int8_documents(tier: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    runnable(tier)
+    for dim in (128, 33, 3):
+        q = embeddings([1, 40, 33], dim)
+        d = [make(query, row) for query in q for row in embeddings([1, 128, 300], dim)]
+        # The same level in every row, and scales that decide.
+        d.append(torch.ones(200, dim) * torch.linspace(1.0, 1.001, 200)[:, None])
+        documents = cf.PackedTokens.from_list(d).quantize("int8")
+        queries = [x.to(dtype) for x in q]
+        for ours, theirs in zip(
+            score_argmax(tier, queries, documents), score_argmax(PLAIN, queries, documents), strict=True
+        ):
+            assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
 def test_one_zero_token(screening: str) -> None:
