@@ -76,8 +76,8 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         return Scored(scores, winners, False)
     plan = _score_plan(
         _device_index(device),
-        q.dtype,
-        d.dtype,
+        p.q_tokens.dtype,
+        p.d_tokens.dtype,
         q.shape[1],
         q.stride(0),
         d.stride(0),
@@ -125,7 +125,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         other, other_starts, other_lengths = _readable(p.q_tokens), p.q_starts, p.q_lengths
     if p.num_pairs == 0 or own.numel() == 0:
         return torch.zeros_like(own, memory_format=torch.contiguous_format)
-    grad = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+    grad = torch.empty(own.shape, dtype=torch.float32 if INTERPRETED else own.dtype, device=own.device)
     order = bounds = None
     if p.pairs is not None:
         owners, order = p.pairs[:, 0 if for_q else 1].contiguous().sort(stable=True)
@@ -155,6 +155,8 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
 
 def _readable(tokens: Tensor) -> Tensor:
     """Return tokens with adjacent elements in a row; a copy only if need be."""
+    if INTERPRETED and tokens.dtype == torch.bfloat16:  # which it does not multiply, and cuts where a GPU rounds
+        tokens = tokens.float()
     if tokens.is_neg():
         tokens = tokens.resolve_neg()
     return tokens if tokens.stride(1) == 1 or tokens.shape[1] <= 1 else tokens.contiguous()

@@ -51,10 +51,13 @@ def _load(pointers, row_mask, k, DIM: tl.constexpr, MASK_K: tl.constexpr, MASK_R
 @triton.jit
 def _dot(q, d, s, SWAP: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """Add q [BLOCK_Q, K] times d [BLOCK_D, K] to s: [BLOCK_Q, BLOCK_D], with SWAP [BLOCK_D, BLOCK_Q]."""
+    if INTERPRETED:  # whose last bit depends on the place in a tile
+        q = q.to(tl.float64)
+        if SWAP:
+            return s + tl.dot(d.to(tl.float64), tl.trans(q)).to(tl.float32)
+        else:
+            return s + tl.dot(q, tl.trans(d.to(tl.float64))).to(tl.float32)
     d = d.to(q.dtype)  # int8 is exact in every type of a query
-    if INTERPRETED:  # which has no products of bfloat16
-        q = q.to(tl.float32)
-        d = d.to(tl.float32)
     if SWAP:
         return tl.dot(d, tl.trans(q), s, input_precision=PRECISION)
     else:
@@ -468,7 +471,7 @@ def _grad_tile(
                 elif TOKEN_BY_TOKEN:
                     t = step % chunks
                     won = mine & (token == tl.load(winners + t).to(tl.int64))
-                    used = (k < DIM) & (t < tl.load(other_lengths + other))
+                    used = k < tl.where(tl.load(other_lengths + other) > t, DIM, 0)
                     x = tl.load(other_tokens + (start + t) * STRIDE + k, mask=used, other=0.0).to(tl.float32)
                     total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
                 else:
@@ -478,8 +481,6 @@ def _grad_tile(
                     pointers = other_tokens + ((start + tokens) * STRIDE)[:, None] + k[None, :]
                     x = tl.load(pointers, mask=inside[:, None] & k_mask, other=0.0)
                     won = mine[:, None] & (token[:, None] == winner[None, :])
-                    if INTERPRETED:
-                        x = x.to(tl.float32)
                     total += weight * tl.dot(won.to(x.dtype), x, input_precision=PRECISION)
             hit &= numbers > item
             item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
