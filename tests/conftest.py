@@ -45,7 +45,7 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         tensor = empty(*args, **kwargs)
         if tensor.is_floating_point():
             return tensor.fill_(float("nan"))
-        return tensor.fill_(-77) if tensor.dtype in (torch.int32, torch.int64) else tensor
+        return tensor.fill_(-77) if tensor.dtype in (torch.int16, torch.int32, torch.int64) else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
 

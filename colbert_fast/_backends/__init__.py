@@ -10,7 +10,6 @@ import torch
 from colbert_fast._backends import cpu, torch_, triton_
 from colbert_fast._backends.problem import Backend
 
-
 _ON_THIS_MACHINE = (*cpu.BACKENDS, torch_.BACKEND)
 # In Triton's interpreter the kernels take CPU tensors, and are the slowest that do.
 BACKENDS: tuple[Backend, ...] = (

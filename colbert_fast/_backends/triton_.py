@@ -32,6 +32,7 @@ class Config(NamedTuple):
     delay: bool = False  # reduce a tile beside the next one's product
     run: int = 1  # documents that a program takes in turn, at most
     registers: int | None = None  # of a thread, at most
+    piece: int = 512  # dimensions multiplied at once, at most
 
 
 class _Gpu(NamedTuple):
@@ -43,10 +44,12 @@ class _Gpu(NamedTuple):
 class _Plan(NamedTuple):
     """Everything about a launch that does not depend on the number of documents."""
 
-    constants: dict[str, Any]  # constexpr arguments and compiler options
-    blocks: int  # tiles of one query, if longer than a tile
-    per_tile: int  # whole queries in a tile
-    run: int
+    constants: dict[str, Any]  # constexpr arguments, in the kernel's order
+    options: dict[str, Any]  # of the compiler
+    compiled: dict[Any, Any]  # kernels by what else their code depends on
+    blocks: int = 1  # tiles of one query, if longer than a tile
+    per_tile: int = 1  # whole queries in a tile
+    run: int = 1
 
 
 def _unsupported() -> str | None:
@@ -100,7 +103,8 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         programs,
         (q, p.q_starts, p.q_lengths, d, p.d_starts, p.d_lengths, p.d_scales, p.pairs, out, winners),
         (nq, nd, count, p.max_lq, tiles, run),
-        plan.constants,
+        plan,
+        (p.argmax_dtype, (q.data_ptr() | d.data_ptr()) % 16 == 0),
     )
     if plan.blocks > 1:
         scores = out.sum(0).to(torch.float32).view(p.shape)
@@ -131,9 +135,10 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         owners, order = p.pairs[:, 0 if for_q else 1].contiguous().sort(stable=True)
         bounds = torch.searchsorted(owners, torch.arange(len(starts) + 1, device=own.device))
     scales = p.d_scales if for_q else None
-    constants = _grad_plan(
+    plan = _grad_plan(
         _device_index(own.device),
-        other.dtype,
+        (p.d_tokens if for_q else p.q_tokens).dtype,
+        p.q_tokens.dtype,
         own.shape[1],
         other.stride(0),
         p.max_lq,
@@ -142,13 +147,27 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         scales is not None,
         torch.get_float32_matmul_precision(),
     )
-    programs = -(-own.shape[0] // constants["BLOCK_R"]) * -(-own.shape[1] // constants["BLOCK_K"])
+    programs = -(-own.shape[0] // plan.constants["BLOCK_R"]) * -(-own.shape[1] // plan.constants["BLOCK_K"])
     _launch(
         "grad_kernel",
         programs,
-        (starts, lengths, other, other_starts, other_lengths, scales, p.pairs, order, bounds, grad_scores, argmax, grad),
+        (
+            starts,
+            lengths,
+            other,
+            other_starts,
+            other_lengths,
+            scales,
+            p.pairs,
+            order,
+            bounds,
+            grad_scores,
+            argmax,
+            grad,
+        ),
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
-        constants,
+        plan,
+        (argmax.dtype, other.data_ptr() % 16 == 0),
     )
     return grad
 
@@ -163,12 +182,56 @@ def _readable(tokens: Tensor) -> Tensor:
 
 
 def _launch(
-    name: str, programs: int, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...], constants: dict[str, Any]
+    name: str,
+    programs: int,
+    tensors: tuple[Tensor | None, ...],
+    sizes: tuple[int, ...],
+    plan: _Plan,
+    key: tuple[torch.dtype, bool],
 ) -> None:
+    """Launch a kernel on the tensors' device, past Triton's own look-up of the compiled code once it is known.
+
+    That look-up goes through every argument of every call. Here the plan and ``key`` say what the code depends on: the
+    dtype of the argmax, and whether all token rows are aligned.
+    """
     if programs >= 2**31:
-        msg = f"one call may launch {2**31 - 1} Triton programs; this one needs {programs}: score fewer documents a call"
+        msg = (
+            f"one call may launch {2**31 - 1} Triton programs; this one needs {programs}: score fewer documents a call"
+        )
         raise NotImplementedError(msg)
-    _kernel(name)[(programs,)](*tensors, *sizes, **constants)
+    if INTERPRETED:
+        _kernel(name)[(programs,)](*tensors, *sizes, **plan.constants)
+        return
+    assert tensors[0] is not None
+    index = tensors[0].device.index
+    if index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            _launch(name, programs, tensors, sizes, plan, key)
+        return
+    compiled = plan.compiled.get(key)
+    if compiled is None or max(sizes) >= 2**31:
+        compiled = _kernel(name)[(programs,)](*tensors, *sizes, **plan.constants, **plan.options)
+        if _direct_launches() and max(sizes) < 2**31:
+            plan.compiled[key] = compiled
+        return
+    stream = _driver().get_current_stream(index)
+    nothing = (compiled.function, compiled.packed_metadata, None, None, None)
+    compiled.run(programs, 1, 1, stream, *nothing, *tensors, *sizes, *plan.constants.values())
+
+
+@functools.cache
+def _direct_launches() -> bool:
+    """Whether this Triton's compiled kernels are run with the arguments that ``_launch`` gives."""
+    import triton
+
+    return (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
+
+
+@functools.cache
+def _driver() -> Any:
+    from triton.runtime import driver
+
+    return driver.active
 
 
 @functools.cache
@@ -203,8 +266,11 @@ def _table() -> dict[str, Config]:
 
 
 def _config(arch: str, kind: str, work: str) -> Config:
+    return _config_in(_table(), arch, kind, work)
+
+
+def _config_in(table: dict[str, Config], arch: str, kind: str, work: str) -> Config:
     """Return the line of this architecture, or of the newest older one that has any."""
-    table = _table()
     known = sorted({key.partition("/")[0] for key in table if key.startswith("sm_")}, key=_arch_number)
     for name in [arch, *(a for a in reversed(known) if arch != "rocm" and _arch_number(a) <= _arch_number(arch))]:
         found = table.get(f"{name}/{kind}/{work}")
@@ -218,9 +284,9 @@ def _arch_number(arch: str) -> int:
 
 
 def _kind(q_dtype: torch.dtype, d_dtype: torch.dtype) -> str:
-    if d_dtype == torch.int8:
-        return "int8"
-    return "float" if q_dtype == torch.float32 else "half"
+    if q_dtype == torch.float32:
+        return "float"
+    return "int8" if d_dtype == torch.int8 else "half"
 
 
 def _precision(dtype: torch.dtype, precision: str) -> str:
@@ -234,14 +300,21 @@ def _power_of_two(n: int, least: int) -> int:
     return max(least, 1 << max(0, n - 1).bit_length())
 
 
-def _k_split(dim: int) -> tuple[int, int]:
-    """Cut dimensions into two powers of two: 96 = 64 + 32, 384 = 256 + 128. Few are lost in any dim."""
+def _k_split(dim: int, most: int) -> tuple[int, int]:
+    """Cut dimensions into two powers of two of at most ``most``: 96 = 64 + 32, 384 = 256 + 128.
+
+    Where two are not enough, the kernel repeats the first.
+    """
     if dim <= 16:
         return 16, 0
-    first = _power_of_two(dim // 2 + 1, 16)
+    first = min(most, _power_of_two(dim // 2 + 1, 16))
     rest = dim - first
     second = _power_of_two(rest, 16) if rest else 0
-    return (2 * first, 0) if second >= first else (first, second)
+    if second >= first and 2 * first <= most:
+        return 2 * first, 0
+    if second <= most:
+        return first, second
+    return next((k for k in (64, 32) if k <= most and dim % k == 0), min(most, 64)), 0
 
 
 @functools.lru_cache(4096)
@@ -288,16 +361,16 @@ def _score_plan(
         "SKIP_ZERO_D": skip_zero_d,
         "PRECISION": _precision(q_dtype, precision),
         "INTERPRETED": INTERPRETED,
-        **_options(gpu, config.warps, config.stages, config.registers),
     }
-    return _Plan(constants, -(-width // config.block_q), 1 if pairs else min(per_tile, nq), config.run)
+    blocks = -(-width // config.block_q)
+    return _Plan(constants, _options(gpu, config), {}, blocks, 1 if pairs else min(per_tile, nq), config.run)
 
 
-def _options(gpu: _Gpu, warps: int, stages: int, registers: int | None) -> dict[str, Any]:
-    if INTERPRETED:
-        return {}
-    options = {"num_warps": warps, "num_stages": stages}
-    return options if registers is None or gpu.arch == "rocm" else {**options, "maxnreg": registers}
+def _options(gpu: _Gpu, config: Config) -> dict[str, Any]:
+    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+    if config.registers is not None and gpu.arch != "rocm":
+        options["maxnreg"] = config.registers
+    return options
 
 
 def _fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tuple[Config, int, int]:
@@ -306,23 +379,40 @@ def _fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> t
     Returns the configuration and the dimensions K1 and K2 of a tile; in pieces if they are fewer than ``dim``.
     """
     room = shared - 4096  # for reductions and index loads
-    k1, k2 = _k_split(dim)
-    while config.block_q * (k1 + k2) * q_bytes + config.stages * config.block_d * (k1 + k2) * d_bytes > room:
+    wanted = config
+    k1, k2 = _k_split(dim, config.piece)
+    while dim <= k1 + k2 and _tile_bytes(config, k1 + k2, q_bytes, d_bytes) > room:
         if config.stages > 2:
             config = config._replace(stages=config.stages - 1)
         elif config.block_d > 64:
             config = config._replace(block_d=config.block_d // 2)
         else:
-            k1 = next((k for k in (64, 32) if dim % k == 0), 64)
-            stages = 3 if 3 * (config.block_q + config.block_d) * k1 * q_bytes <= room else 2
-            return config._replace(stages=stages), k1, 0
+            k1, k2 = _k_split(dim, k1 // 2)
+    if dim > k1 + k2:
+        config = wanted
+        while config.stages * (config.block_q + config.block_d) * k1 * q_bytes > room and config.block_q > 16:
+            if config.stages > 2:
+                config = config._replace(stages=config.stages - 1)
+            elif k1 > 32:
+                k1 //= 2
+            else:
+                config = config._replace(block_q=config.block_q // 2, block_d=min(config.block_d, 64))
+    elif k1 + k2 > 128:  # one such program fills a processor, and may have its registers
+        config = config._replace(registers=None)
     return config, k1, k2
+
+
+def _tile_bytes(config: Config, k: int, q_bytes: int, d_bytes: int) -> int:
+    """Bound the shared memory of a program, as compiled: float32 queries are kept in two parts, int8 also converted."""
+    q = config.block_q * k * q_bytes * (2 if q_bytes == 4 else 1)
+    return q + config.block_d * k * (config.stages * d_bytes + (q_bytes if d_bytes == 1 else 0))
 
 
 @functools.lru_cache(4096)
 def _grad_plan(
     index: int,
-    dtype: torch.dtype,
+    other_dtype: torch.dtype,
+    q_dtype: torch.dtype,
     dim: int,
     stride: int,
     max_lq: int,
@@ -330,24 +420,24 @@ def _grad_plan(
     for_q: bool,
     scaled: bool,
     precision: str,
-) -> dict[str, Any]:
+) -> _Plan:
     gpu = _gpu(index)
-    config = _config(gpu.arch, _kind(dtype, dtype), "grad_q" if for_q else "grad_d")
-    return {
+    config = _config(gpu.arch, _kind(q_dtype, other_dtype), "grad_q" if for_q else "grad_d")
+    constants = {
         "STRIDE": stride,
         "DIM": dim,
         "BLOCK_R": config.block_q if for_q else config.block_d,
         "BLOCK_T": 16 if for_q else min(_power_of_two(max_lq, 16), config.block_q),
-        "BLOCK_K": min(_power_of_two(dim, 16), 128 if dtype.itemsize <= 2 else 64),
+        "BLOCK_K": min(_power_of_two(dim, 16), config.piece),
         "ITEMS": 1024,
         "STAGES": config.stages,
         "FOR_Q": for_q,
         "PAIRS": pairs,
         "SCALED": scaled,
-        "PRECISION": _precision(dtype, precision),
+        "PRECISION": _precision(q_dtype, precision),
         "INTERPRETED": INTERPRETED,
-        **_options(gpu, config.warps, config.stages, config.registers),
     }
+    return _Plan(constants, _options(gpu, config), {})
 
 
 BACKEND = Backend(

@@ -3,6 +3,10 @@
 Nothing here is for one vendor: tiles, warps and stages come from the caller, loads go through pointers.
 """
 
+# An annotation here is Triton's, not Python's. A decision of the compiler is a statement, one of the GPU tl.where.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# ruff: noqa: SIM108
+
 from __future__ import annotations
 
 import triton
@@ -10,6 +14,14 @@ import triton.language as tl
 
 EMPTY_DOCUMENT_SCORE = tl.constexpr(-1e9)
 _NOWHERE = tl.constexpr(2**31 - 1)
+
+# The arguments whose value and alignment the code does not depend on: all but the token rows.
+_ANY_VALUE = [
+    *("q_starts", "q_lengths", "d_starts", "d_lengths", "d_scales", "pairs", "scores", "argmax"),
+    *("nq", "nd", "num_pairs", "max_lq", "tiles", "run"),
+    *("own_starts", "own_lengths", "other_starts", "other_lengths", "other_scales", "order", "bounds", "grad_scores"),
+    *("num_rows", "num_items", "num_others"),
+]
 
 
 @triton.jit
@@ -145,7 +157,7 @@ def _similarity(
 # a maximum is 0 or NaN, for elsewhere such a row has not won; the place of a NaN, which equals nothing.
 #
 # The maxima are added in float64, so that a score depends on the tile in its last bit at most once in 2^29.
-@triton.jit
+@triton.jit(do_not_specialize=_ANY_VALUE)
 def score_kernel(
     q_tokens,
     q_starts,
@@ -335,7 +347,7 @@ def score_kernel(
 # weight multiplies the float32 result. Work of the forward pass, but no sorting, no atomics and no scratch memory.
 # 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
 # token at a time.
-@triton.jit
+@triton.jit(do_not_specialize=_ANY_VALUE)
 def grad_kernel(
     own_starts,
     own_lengths,
