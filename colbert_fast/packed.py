@@ -196,7 +196,9 @@ class PackedTokens:
     def __getitem__(self, index: int | slice) -> Any:
         """Item ``index`` as ``[length, dim]``, or with a slice those items as PackedTokens; both share the rows."""
         if isinstance(index, slice):
-            return self._trusted(self.tokens, self.starts[index], self.lengths[index], self.max_length)
+            # Kernels read these one after the other, whatever the step of the slice.
+            starts, lengths = self.starts[index].contiguous(), self.lengths[index].contiguous()
+            return self._trusted(self.tokens, starts, lengths, self.max_length)
         if not -len(self) <= index < len(self):
             msg = f"index {index} is out of range for {len(self)} items"
             raise IndexError(msg)

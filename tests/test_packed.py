@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from colbert_fast import PackedTokens
+from colbert_fast import PackedTokens, maxsim
 from colbert_fast.maxsim import _parts
 from colbert_fast.packed import lower
 
@@ -104,6 +104,13 @@ def test_slices_share_rows() -> None:
     assert torch.equal(some[0], packed[1])
     assert torch.equal(packed[-1], packed[3])
     assert len(packed[4:]) == 0
+
+
+def test_slices_with_a_step(backend: str) -> None:
+    queries, documents = torch.randn(5, 3, 4), torch.randn(6, 3, 4)
+    q, d = PackedTokens.from_padded(queries), PackedTokens.from_padded(documents)
+    expected = maxsim(q, d, backend=backend)[::2, 1::2]
+    torch.testing.assert_close(maxsim(q[::2], d[1::2], backend=backend), expected)
 
 
 def test_to() -> None:
