@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from cases import DTYPES, assert_close, embeddings, planted
+from conftest import by_way_of
 
 import colbert_fast as cf
 from benchmarks import tune_triton
-from colbert_fast import reference
-from colbert_fast._backends import triton_
+from colbert_fast import _backends, reference
+from colbert_fast._backends import torch_, triton_
 from colbert_fast._backends.triton_ import Config
 
 TESTS = Path(__file__).parent
@@ -169,6 +170,19 @@ def test_every_work_has_a_workload_and_candidates() -> None:
     assert tuned <= table and {("half", work) for work in WORKS} <= tuned
     for workload in tune_triton.WORKLOADS:
         assert len(tune_triton.candidates(workload)) > 3
+
+
+def test_a_backend_of_another_device_is_tested_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the contract's tests do with this backend where there is a GPU, tried with a device that is always there."""
+    there = by_way_of("cpu", torch_.BACKEND)
+    monkeypatch.setattr(_backends, "BACKENDS", (there._replace(name="elsewhere"),))
+    q, d = torch.randn(2, 3, 4, requires_grad=True), torch.randn(3, 5, 4)
+    for backward in (False, True):
+        scores = cf.maxsim(q if backward else q.detach(), d, backend="elsewhere")
+        assert_close(scores.detach(), reference.maxsim(list(q.detach()), list(d)))
+    scores.sum().backward()
+    (expected,) = torch.autograd.grad(torch.einsum("ash,bth->abst", q, d).amax(-1).sum(), q)
+    torch.testing.assert_close(q.grad, expected)
 
 
 gpu = pytest.mark.skipif(triton_.BACKEND.unsupported is not None or triton_.INTERPRETED, reason="needs a CUDA device")
