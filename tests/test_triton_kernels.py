@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from cases import DTYPES, assert_close, assert_scores, embeddings, planted
+from cases import DTYPES, assert_close, assert_scores, embeddings, planted, score_argmax
 from torch import Tensor
 
 import colbert_fast as cf
@@ -189,3 +191,19 @@ def test_an_infinite_token_has_a_gradient_only_where_it_won(poison: float) -> No
             expected[20 * j + argmax[number, t]] += weight[number] * q[i][t]
     torch.testing.assert_close(grad, expected, equal_nan=True)
     assert (expected == 0).any()
+
+
+def test_rows_beyond_two_to_the_31_elements(tmp_path: Path) -> None:
+    """A product of a row number with the size of a row in 32 bits would be negative, or another row."""
+    dim, first = 64, 2**31 // 64 + 7
+    file = np.memmap(tmp_path / "sparse", dtype=np.float16, mode="w+", shape=(first + 40, dim))
+    rows = torch.from_numpy(file)
+    document, query = embeddings([37, 20], dim, torch.float16)
+    rows[first : first + 37] = planted([query], [document])[0]
+    far = cf.PackedTokens(rows, torch.tensor([first, 0]), torch.tensor([37, 3]))
+    near = [rows[first : first + 37].clone(), rows[:3].clone()]
+    scores, argmax = score_argmax("triton", [query], far)
+    expected = score_argmax("triton", [query], near)
+    assert torch.equal(scores, expected[0]) and torch.equal(argmax, expected[1])
+    assert_scores(scores, [query], near)
+    assert torch.equal(cf.maxsim(far, [query], backend="triton"), cf.maxsim(near, [query], backend="triton"))

@@ -104,7 +104,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         (q, p.q_starts, p.q_lengths, d, p.d_starts, p.d_lengths, p.d_scales, p.pairs, out, winners),
         (nq, nd, count, p.max_lq, tiles, run),
         plan,
-        (p.argmax_dtype, (q.data_ptr() | d.data_ptr()) % 16 == 0),
+        (p.argmax_dtype, q.data_ptr() % 16 == 0, d.data_ptr() % 16 == 0),
     )
     if plan.blocks > 1:
         scores = out.sum(0).to(torch.float32).view(p.shape)
@@ -167,7 +167,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         ),
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
         plan,
-        (argmax.dtype, other.data_ptr() % 16 == 0),
+        (argmax.dtype, other.data_ptr() % 16 == 0, grad.data_ptr() % 16 == 0),
     )
     return grad
 
@@ -187,12 +187,12 @@ def _launch(
     tensors: tuple[Tensor | None, ...],
     sizes: tuple[int, ...],
     plan: _Plan,
-    key: tuple[torch.dtype, bool],
+    key: tuple[torch.dtype, bool, bool],
 ) -> None:
     """Launch a kernel on the tensors' device, past Triton's own look-up of the compiled code once it is known.
 
     That look-up goes through every argument of every call. Here the plan and ``key`` say what the code depends on: the
-    dtype of the argmax, and whether all token rows are aligned.
+    dtype of the argmax, and whether each of two matrices of token rows is aligned.
     """
     if programs >= 2**31:
         msg = (
