@@ -135,7 +135,7 @@ def _fake_score(*arguments: Any) -> Tensor:
 
 def _fake_score_argmax(*arguments: Any) -> tuple[Tensor, Tensor]:
     problem = Problem(*arguments[:-1])
-    argmax = problem.d_tokens.new_empty((problem.num_pairs, problem.max_lq), dtype=torch.int32)
+    argmax = problem.d_tokens.new_empty((problem.num_pairs, problem.max_lq), dtype=problem.argmax_dtype)
     return _fake_score(*arguments), argmax
 
 

@@ -10,17 +10,29 @@ import pytest
 import torch
 
 import colbert_fast as cf
+from colbert_fast import _backends
+from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
 
 REQUIRED = {name for name in os.environ.get("COLBERT_FAST_REQUIRE", "").split(",") if name}
 
 
 @pytest.fixture(params=[b.name for b in cf.backends()])
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every backend by name. One that cannot run here is skipped with its reason.
 
-    COLBERT_FAST_REQUIRE="cpu:avx2,triton" turns the skips of these into failures.
+    COLBERT_FAST_REQUIRE="cpu:avx2,triton" turns the skips of these into failures. The tests make CPU tensors; a
+    backend for another device gets them there and back.
     """
-    return _runnable(request.param)
+    name = _runnable(request.param)
+    (chosen,) = (b for b in cf.backends() if b.name == name)
+    if chosen.device in (None, "cpu"):
+        yield name
+        return
+    others = [b for b in cf.backends() if b is not chosen]
+    monkeypatch.setattr(_backends, "BACKENDS", (*others, by_way_of(chosen.device, chosen)))
+    _backends._select.cache_clear()
+    yield name
+    _backends._select.cache_clear()
 
 
 @pytest.fixture(params=[b.name for b in cf.backends() if b.name.startswith("cpu:")])
@@ -36,6 +48,30 @@ def _runnable(name: str) -> str:
     return name
 
 
+def by_way_of(device: str, backend: Backend) -> Backend:
+    """A backend for CPU tensors that moves everything to the device and the results back."""
+
+    def moved(p: Problem) -> Problem:
+        return Problem(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in p))
+
+    def score(p: Problem) -> Scored:
+        scores = backend.score(moved(p)).scores.cpu()
+        return Scored(scores, None, bool((scores == EMPTY_DOCUMENT_SCORE).any()))
+
+    def score_argmax(p: Problem) -> Scored:
+        scores, argmax, _ = backend.score_argmax(moved(p))
+        assert argmax is not None
+        return Scored(scores.cpu(), argmax.cpu().int(), bool((scores == EMPTY_DOCUMENT_SCORE).any()))
+
+    def backward(p: Problem, grad_scores: torch.Tensor, argmax: torch.Tensor, for_q: bool, for_d: bool) -> Any:
+        there = moved(p)
+        argmax = argmax.to(device, there.argmax_dtype)
+        grads = backend.backward(there, grad_scores.to(device), argmax, for_q, for_d)
+        return tuple(None if grad is None else grad.cpu() for grad in grads)
+
+    return backend._replace(device="cpu", score=score, score_argmax=score_argmax, backward=backward)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.empty returns NaN, or -77 for integers, so that an output left unwritten is seen."""
@@ -45,7 +81,7 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         tensor = empty(*args, **kwargs)
         if tensor.is_floating_point():
             return tensor.fill_(float("nan"))
-        return tensor.fill_(-77) if tensor.dtype in (torch.int32, torch.int64) else tensor
+        return tensor.fill_(-77) if tensor.dtype in (torch.int16, torch.int32, torch.int64) else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
 

@@ -12,7 +12,7 @@ import colbert_fast
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
     {"reference", "packed", "_checks", "_C", "_backends.problem"},
-    {"_backends.torch_", "_backends.cpu"},
+    {"_backends.torch_", "_backends.cpu", "_backends.triton_", "_backends.triton_kernels"},
     {"_backends"},
     {"_ops"},
     {"maxsim"},

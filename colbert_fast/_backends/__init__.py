@@ -7,26 +7,14 @@ import os
 
 import torch
 
-from colbert_fast._backends import cpu, torch_
+from colbert_fast._backends import cpu, torch_, triton_
 from colbert_fast._backends.problem import Backend
 
-
-def _no_triton(*_: object) -> None:
-    msg = "select() never returns an unsupported backend"
-    raise AssertionError(msg)
-
-
-_TRITON = Backend(
-    name="triton",
-    unsupported="this version has no Triton kernels yet; the torch backend scores CUDA tensors",
-    device="cuda",
-    dtypes=(torch.float32, torch.bfloat16, torch.float16),
-    score=_no_triton,  # type: ignore[arg-type]
-    score_argmax=_no_triton,  # type: ignore[arg-type]
-    backward=_no_triton,  # type: ignore[arg-type]
+_ON_THIS_MACHINE = (*cpu.BACKENDS, torch_.BACKEND)
+# In Triton's interpreter the kernels take CPU tensors, and are the slowest that do.
+BACKENDS: tuple[Backend, ...] = (
+    (*_ON_THIS_MACHINE, triton_.BACKEND) if triton_.INTERPRETED else (triton_.BACKEND, *_ON_THIS_MACHINE)
 )
-
-BACKENDS: tuple[Backend, ...] = (_TRITON, *cpu.BACKENDS, torch_.BACKEND)
 
 
 def backends() -> list[Backend]:

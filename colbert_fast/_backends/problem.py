@@ -50,12 +50,18 @@ class Problem(NamedTuple):
             return self.pairs.shape[0]
         return self.q_starts.shape[0] * self.d_lengths.shape[0]
 
+    @property
+    def argmax_dtype(self) -> torch.dtype:
+        """Of the saved argmax: on a GPU, where it is most of what training keeps, the smallest that fits."""
+        on_gpu = self.d_tokens.device.type == "cuda"
+        return torch.int16 if on_gpu and self.max_ld <= torch.iinfo(torch.int16).max else torch.int32
+
 
 class Scored(NamedTuple):
     """What ``score`` and ``score_argmax`` return."""
 
     scores: Tensor  # problem.shape, float32 (float64 for float64 inputs)
-    argmax: Tensor | None  # [pairs, max_lq] int32: the winning document token, -1 where there is none
+    argmax: Tensor | None  # [pairs, max_lq] argmax_dtype: the winning document token, -1 where there is none
     empty_document: bool  # a document without a token was met, and it cost nothing to find out
 
 

@@ -22,7 +22,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
     device = p.d_tokens.device
     compute = _compute_dtype(p)
     scores = torch.full((p.num_pairs,), EMPTY_DOCUMENT_SCORE, dtype=compute, device=device)
-    winners = torch.full((p.num_pairs, p.max_lq), -1, dtype=torch.int32, device=device) if argmax else None
+    winners = torch.full((p.num_pairs, p.max_lq), -1, dtype=p.argmax_dtype, device=device) if argmax else None
     if p.num_pairs == 0 or p.max_ld == 0 or p.d_tokens.shape[0] == 0:
         return Scored(scores.view(p.shape), winners, p.num_pairs > 0)
     empty_document = False
@@ -43,7 +43,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         total = torch.where(counts, best, 0.0).sum(-1)
         scores[numbers] = torch.where(has_token, total, EMPTY_DOCUMENT_SCORE)
         if winners is not None:
-            winners[numbers, : where.shape[-1]] = torch.where(counts, where, -1).to(torch.int32)
+            winners[numbers, : where.shape[-1]] = torch.where(counts, where, -1).to(p.argmax_dtype)
         if device.type == "cpu":
             empty_document = empty_document or not bool(has_token.all())
     return Scored(scores.view(p.shape), winners, empty_document)

@@ -1,0 +1,229 @@
+"""Measure how the Triton kernels are best cut on the GPU at hand, and rewrite its lines of the package's table.
+
+``python -m benchmarks.tune_triton`` on a machine with a CUDA device; some minutes, most of them compiling. Every
+candidate must give the scores of the torch backend before it is timed. ``--dry-run`` prints and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import colbert_fast as cf
+from colbert_fast._backends import torch_, triton_
+from colbert_fast._backends.problem import Problem
+from colbert_fast._backends.triton_ import Config
+
+
+class Workload(NamedTuple):
+    """What a line of the table is tuned on."""
+
+    kind: str  # "half", "float", "int8"
+    work: str
+    nq: int
+    nd: int
+    lq: int
+    ld: int
+
+
+# Of several workloads of one line the sum of the times relative to the first candidate's decides.
+WORKLOADS = [
+    *(
+        Workload(kind, work, *shape)
+        for kind, factor in (("half", 4), ("float", 1), ("int8", 4))
+        for work, shape in (
+            ("short", (1, 2500 * factor, 32, 300)),
+            ("wide", (128, 128, 32, 300)),
+            ("wide", (1, 250 * factor, 1024, 1024)),
+        )
+    ),
+    *(
+        Workload(kind, work, *shape)
+        for kind in ("half", "float")
+        for work, shape in (
+            ("short_argmax", (1, 2500, 32, 300)),
+            ("wide_argmax", (128, 128, 32, 300)),
+            ("grad_q", (128, 128, 32, 300)),
+            ("grad_d", (128, 128, 32, 300)),
+        )
+    ),
+]
+Seconds = Callable[[Workload, Config], "float | None"]
+
+
+def candidates(workload: Workload) -> list[Config]:
+    """Return what is tried for a line: what compiles without spilling, around what the table was first given."""
+    short, grad = workload.work.startswith("short"), workload.work.startswith("grad")
+    piece = {"half": 512, "float": 64, "int8": 512}[workload.kind]
+    if grad:
+        rows = (16, 32) if workload.work == "grad_q" else (64, 128)
+        found = [
+            Config(
+                block_q=rows_ if workload.work == "grad_q" else tokens,
+                block_d=rows_ if workload.work == "grad_d" else 16,
+                warps=warps,
+                stages=stages,
+                piece=min(piece, 128),
+            )
+            for rows_, tokens, warps, stages in itertools.product(rows, (32, 64), (2, 4, 8), (1, 2, 3))
+        ]
+        return list(dict.fromkeys(found))
+    queries = (64,) if short else (64, 128, 256)
+    runs = (1,) if short else (1, 4)
+    delays = (False,) if short or "argmax" in workload.work else (False, True)
+    limits = (None, 168) if short else (None, 128)
+    return [
+        Config(q, d, warps, stages, delay, run, registers, piece)
+        for q, d, warps, stages, delay, run, registers in itertools.product(
+            queries, (64, 128), (4, 8), (2, 3, 4), delays, runs, limits
+        )
+        if q * d <= 16384 and (warps == 8 or q * d <= 8192)
+    ]
+
+
+def tune(arch: str, path: Path, where: str, seconds: Seconds) -> None:
+    """Choose for each line of ``arch`` the candidate with the least time, and write it to the table at ``path``."""
+    table = json.loads(path.read_text(encoding="utf-8"))["configs"]
+    best: dict[str, Config] = {}
+    for (kind, work), group in itertools.groupby(
+        sorted(WORKLOADS, key=lambda w: (w.kind, w.work)), lambda w: (w.kind, w.work)
+    ):
+        workloads = list(group)
+        key = f"{arch}/{kind}/{work}"
+        # The line as it is comes first, and is left only for one that is better by more than noise.
+        present = triton_._config_in({k: Config(**row) for k, row in table.items()}, arch, kind, work)
+        first = [seconds(workload, present) for workload in workloads]
+        least, chosen = float(len(workloads)), present
+        for config in candidates(workloads[0]):
+            times = [seconds(workload, config) for workload in workloads]
+            if any(time is None for time in times):
+                continue
+            relative = sum(t / f if f else 1.0 for t, f in zip(times, first, strict=True) if t is not None)
+            if relative < 0.98 * least:
+                least, chosen = relative, config
+        best[key] = chosen
+        print(f"{key}: {least / len(workloads):.2f} of the time with {chosen}", flush=True)
+    rewrite(path, best, f"{arch}: {where}.")
+
+
+def rewrite(path: Path, best: dict[str, Config], provenance: str) -> None:
+    """Put lines into the table, and where they come from behind what it says; the rest stays byte for byte."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if provenance:
+        arch = provenance.partition(":")[0]
+        others = re.sub(rf" {arch}: .*?\.(?= sm_|$)", "", table["provenance"])
+        table["provenance"] = f"{others} {provenance}"
+    for key, config in best.items():
+        table["configs"][key] = {
+            name: value
+            for name, value in config._asdict().items()
+            if name not in Config._field_defaults or value != Config._field_defaults[name]
+        }
+    lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in table["configs"].items())
+    head = f'{{\n  "provenance": {json.dumps(table["provenance"])},\n  "configs": {{\n'
+    path.write_text(f"{head}{lines}\n  }}\n}}\n", encoding="utf-8")
+
+
+@contextmanager
+def configured(config: Config) -> Iterator[None]:
+    """Let the backend use one configuration for everything."""
+    chosen = triton_._config
+    triton_._config = lambda *_: config
+    _forget_plans()
+    try:
+        yield
+    finally:
+        triton_._config = chosen
+        _forget_plans()
+
+
+def _forget_plans() -> None:
+    triton_._score_plan.cache_clear()
+    triton_._grad_plan.cache_clear()
+
+
+def measured(workload: Workload, config: Config) -> float | None:
+    """Seconds of the GPU; None if the candidate is wrong or does not fit."""
+    import triton
+
+    problem, expected = _problem(workload)
+    argmax = torch_.score_argmax(problem).argmax if workload.work.startswith("grad") else None
+    weight = torch.ones(problem.num_pairs, device="cuda")
+
+    def run() -> Any:
+        if argmax is not None:
+            return triton_.backward(problem, weight, argmax, workload.work == "grad_q", workload.work == "grad_d")
+        return (triton_.score_argmax if "argmax" in workload.work else triton_.score)(problem).scores
+
+    with configured(config):
+        try:
+            result = run()
+        except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError) as error:
+            print(f"  {config}: {type(error).__name__}", flush=True)
+            return None
+        if argmax is None and not torch.allclose(result, expected, rtol=1e-4, atol=1e-3):
+            print(f"  {config}: wrong by {(result - expected).abs().max().item():.1e}", flush=True)
+            return None
+        return float(triton.testing.do_bench(run, warmup=10, rep=50, return_mode="median")) / 1e3
+
+
+_last: dict[Workload, tuple[Problem, Any]] = {}
+
+
+def _problem(w: Workload) -> tuple[Problem, Any]:
+    if w in _last:
+        return _last[w]
+    _last.clear()
+    torch.manual_seed(0)
+    dtype = torch.float32 if w.kind == "float" else torch.bfloat16
+    normalize = torch.nn.functional.normalize
+    q = cf.PackedTokens.from_padded(normalize(torch.randn(w.nq, w.lq, 128, device="cuda"), dim=-1).to(dtype))
+    d = cf.PackedTokens.from_padded(normalize(torch.randn(w.nd, w.ld, 128, device="cuda"), dim=-1).to(dtype))
+    sides = (q.tokens, q.starts, q.lengths, d.tokens, None, d.starts, d.lengths, None, w.lq, w.ld, False, False, 2**26)
+    problem = Problem(*sides)
+    if w.kind == "int8":
+        scales = d.tokens.float().abs().amax(1) / 127
+        rows = (d.tokens.float() / scales[:, None]).round().to(torch.int8)
+        exact = problem._replace(q_tokens=q.tokens.float(), d_tokens=rows.float() * scales[:, None])
+        expected = torch_.score(exact).scores
+        problem = problem._replace(d_tokens=rows, d_scales=scales)
+    else:
+        expected = torch_.score(problem).scores
+    _last[w] = problem, expected
+    return _last[w]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="leave the table as it is")
+    parser.add_argument("--table", type=Path, default=triton_.TUNING, help="the table to rewrite")
+    arguments = parser.parse_args()
+    if triton_.BACKEND.unsupported is not None:
+        parser.error(f"nothing to measure: {triton_.BACKEND.unsupported}")
+    import triton
+
+    gpu = triton_._gpu(torch.cuda.current_device())
+    path = _copy(arguments.table) if arguments.dry_run else arguments.table
+    name = torch.cuda.get_device_name()
+    where = f"measured on {name} on {datetime.date.today()}, torch {torch.__version__}, triton {triton.__version__}"
+    tune(gpu.arch, path, where, measured)
+
+
+def _copy(path: Path) -> Path:
+    copy = Path(tempfile.mkdtemp()) / path.name
+    copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    return copy
+
+
+if __name__ == "__main__":
+    main()

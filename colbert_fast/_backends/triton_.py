@@ -1,0 +1,452 @@
+"""Our Triton kernels as a backend: what fits which work, and the launches. Triton is imported on first use.
+
+The host knows shapes and never asks the device for anything: no call waits, and all can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
+
+# Triton's own switch, which it reads when the kernels are imported: they then run in Python, on CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TUNING = Path(__file__).with_name("triton_tuning.json")
+
+
+class Config(NamedTuple):
+    """How a kernel's work is cut for one kind of GPU and of work; a line of triton_tuning.json."""
+
+    block_q: int  # query tokens of a tile; the most, where queries are short
+    block_d: int  # document tokens of a tile
+    warps: int
+    stages: int  # tiles on their way from memory
+    delay: bool = False  # reduce a tile beside the next one's product
+    run: int = 1  # documents that a program takes in turn, at most
+    registers: int | None = None  # of a thread, at most
+    piece: int = 512  # dimensions multiplied at once, at most
+
+
+class _Gpu(NamedTuple):
+    arch: str  # "sm_90", or "rocm"
+    shared: int  # bytes that one program may use
+    processors: int
+
+
+class _Plan(NamedTuple):
+    """Everything about a launch that does not depend on the number of documents."""
+
+    constants: dict[str, Any]  # constexpr arguments, in the kernel's order
+    options: dict[str, Any]  # of the compiler
+    compiled: dict[Any, Any]  # kernels by what else their code depends on
+    blocks: int = 1  # tiles of one query, if longer than a tile
+    per_tile: int = 1  # whole queries in a tile
+    run: int = 1
+
+
+def _unsupported() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; `pip install 'colbert-fast[triton]'` on Linux"
+    # Counting devices does not initialise CUDA, after which a process could not fork.
+    if not INTERPRETED and torch.cuda.device_count() == 0:
+        return "there is no CUDA device"
+    return None
+
+
+def score(p: Problem) -> Scored:
+    return _score(p, argmax=False)
+
+
+def score_argmax(p: Problem) -> Scored:
+    return _score(p, argmax=True)
+
+
+def _score(p: Problem, *, argmax: bool) -> Scored:
+    q, d = _readable(p.q_tokens), _readable(p.d_tokens)
+    device = d.device
+    scores = torch.empty(p.shape, dtype=torch.float32, device=device)
+    winners = torch.empty((p.num_pairs, p.max_lq), dtype=p.argmax_dtype, device=device) if argmax else None
+    nq, nd, count = len(p.q_starts), len(p.d_starts), p.num_pairs
+    if count == 0:
+        return Scored(scores, winners, False)
+    plan = _score_plan(
+        _device_index(device),
+        p.q_tokens.dtype,
+        p.d_tokens.dtype,
+        q.shape[1],
+        q.stride(0),
+        d.stride(0),
+        min(nq, 256),
+        p.max_lq,
+        p.pairs is not None,
+        argmax,
+        p.skip_zero_q,
+        p.skip_zero_d,
+        torch.get_float32_matmul_precision(),
+    )
+    tiles = plan.blocks if p.pairs is not None else plan.blocks * -(-nq // plan.per_tile)
+    run = 1
+    if plan.run > 1 and p.pairs is None:
+        run = max(1, min(plan.run, tiles * nd // (8 * _gpu(_device_index(device)).processors)))
+    programs = (count if p.pairs is not None else -(-nd // run)) * tiles
+    out = scores if plan.blocks == 1 else torch.empty((plan.blocks, count), dtype=torch.float64, device=device)
+    _launch(
+        "score_kernel",
+        programs,
+        (q, p.q_starts, p.q_lengths, d, p.d_starts, p.d_lengths, p.d_scales, p.pairs, out, winners),
+        (nq, nd, count, p.max_lq, tiles, run),
+        plan,
+        (p.argmax_dtype, q.data_ptr() % 16 == 0, d.data_ptr() % 16 == 0),
+    )
+    if plan.blocks > 1:
+        scores = out.sum(0).to(torch.float32).view(p.shape)
+    return Scored(scores, winners, INTERPRETED and bool((scores == EMPTY_DOCUMENT_SCORE).any()))
+
+
+def backward(
+    p: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    grad_scores, argmax = grad_scores.to(torch.float32).contiguous(), argmax.contiguous()
+    grad_q = _grad(p, grad_scores, argmax, for_q=True) if for_q else None
+    grad_d = _grad(p, grad_scores, argmax, for_q=False) if for_d else None
+    return grad_q, grad_d
+
+
+def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Tensor:
+    if for_q:
+        own, starts, lengths = p.q_tokens, p.q_starts, p.q_lengths
+        other, other_starts, other_lengths = _readable(p.d_tokens), p.d_starts, p.d_lengths
+    else:
+        own, starts, lengths = p.d_tokens, p.d_starts, p.d_lengths
+        other, other_starts, other_lengths = _readable(p.q_tokens), p.q_starts, p.q_lengths
+    if p.num_pairs == 0 or own.numel() == 0:
+        return torch.zeros_like(own, memory_format=torch.contiguous_format)
+    grad = torch.empty(own.shape, dtype=torch.float32 if INTERPRETED else own.dtype, device=own.device)
+    order = bounds = None
+    if p.pairs is not None:
+        owners, order = p.pairs[:, 0 if for_q else 1].contiguous().sort(stable=True)
+        bounds = torch.searchsorted(owners, torch.arange(len(starts) + 1, device=own.device))
+    scales = p.d_scales if for_q else None
+    plan = _grad_plan(
+        _device_index(own.device),
+        (p.d_tokens if for_q else p.q_tokens).dtype,
+        p.q_tokens.dtype,
+        own.shape[1],
+        other.stride(0),
+        p.max_lq,
+        p.pairs is not None,
+        for_q,
+        scales is not None,
+        torch.get_float32_matmul_precision(),
+    )
+    programs = -(-own.shape[0] // plan.constants["BLOCK_R"]) * -(-own.shape[1] // plan.constants["BLOCK_K"])
+    _launch(
+        "grad_kernel",
+        programs,
+        (
+            starts,
+            lengths,
+            other,
+            other_starts,
+            other_lengths,
+            scales,
+            p.pairs,
+            order,
+            bounds,
+            grad_scores,
+            argmax,
+            grad,
+        ),
+        (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
+        plan,
+        (argmax.dtype, other.data_ptr() % 16 == 0, grad.data_ptr() % 16 == 0),
+    )
+    return grad
+
+
+def _readable(tokens: Tensor) -> Tensor:
+    """Return tokens with adjacent elements in a row; a copy only if need be."""
+    if INTERPRETED and tokens.dtype == torch.bfloat16:  # which it does not multiply, and cuts where a GPU rounds
+        tokens = tokens.float()
+    if tokens.is_neg():
+        tokens = tokens.resolve_neg()
+    return tokens if tokens.stride(1) == 1 or tokens.shape[1] <= 1 else tokens.contiguous()
+
+
+def _launch(
+    name: str,
+    programs: int,
+    tensors: tuple[Tensor | None, ...],
+    sizes: tuple[int, ...],
+    plan: _Plan,
+    key: tuple[torch.dtype, bool, bool],
+) -> None:
+    """Launch a kernel on the tensors' device, past Triton's own look-up of the compiled code once it is known.
+
+    That look-up goes through every argument of every call. Here the plan and ``key`` say what the code depends on: the
+    dtype of the argmax, and whether each of two matrices of token rows is aligned.
+    """
+    if programs >= 2**31:
+        msg = (
+            f"one call may launch {2**31 - 1} Triton programs; this one needs {programs}: score fewer documents a call"
+        )
+        raise NotImplementedError(msg)
+    if INTERPRETED:
+        _kernel(name)[(programs,)](*tensors, *sizes, **plan.constants)
+        return
+    assert tensors[0] is not None
+    index = tensors[0].device.index
+    if index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            _launch(name, programs, tensors, sizes, plan, key)
+        return
+    compiled = plan.compiled.get(key)
+    if compiled is None or max(sizes) >= 2**31:
+        compiled = _kernel(name)[(programs,)](*tensors, *sizes, **plan.constants, **plan.options)
+        if _direct_launches() and max(sizes) < 2**31:
+            plan.compiled[key] = compiled
+        return
+    stream = _driver().get_current_stream(index)
+    nothing = (compiled.function, compiled.packed_metadata, None, None, None)
+    compiled.run(programs, 1, 1, stream, *nothing, *tensors, *sizes, *plan.constants.values())
+
+
+@functools.cache
+def _direct_launches() -> bool:
+    """Whether this Triton's compiled kernels are run with the arguments that ``_launch`` gives."""
+    import triton
+
+    return (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
+
+
+@functools.cache
+def _driver() -> Any:
+    from triton.runtime import driver
+
+    return driver.active
+
+
+@functools.cache
+def _kernel(name: str) -> Any:
+    from colbert_fast._backends import triton_kernels
+
+    return getattr(triton_kernels, name)
+
+
+def _device_index(device: torch.device) -> int:
+    return -1 if device.index is None else device.index
+
+
+@functools.cache
+def _gpu(index: int) -> _Gpu:
+    if INTERPRETED:
+        return _Gpu("sm_90", 232448, 1)
+    properties: Any = torch.cuda.get_device_properties(index)
+    arch = "rocm" if torch.version.hip else f"sm_{properties.major}{properties.minor}"
+    if arch != "rocm" and properties.major < 8:
+        msg = f"the triton backend needs compute capability 8.0 or more; {properties.name} has {arch}: backend='torch'"
+        raise NotImplementedError(msg)
+    shared = 65536 if arch == "rocm" else getattr(properties, "shared_memory_per_block_optin", 101376)
+    return _Gpu(arch, shared, properties.multi_processor_count)
+
+
+@functools.cache
+def _table() -> dict[str, Config]:
+    """Read the tuning table: "arch/kind/work" to a configuration."""
+    rows = json.loads(TUNING.read_text(encoding="utf-8"))["configs"]
+    return {key: Config(**row) for key, row in rows.items()}
+
+
+def _config(arch: str, kind: str, work: str) -> Config:
+    return _config_in(_table(), arch, kind, work)
+
+
+def _config_in(table: dict[str, Config], arch: str, kind: str, work: str) -> Config:
+    """Return the line of this architecture, or of the newest older one that has any."""
+    known = sorted({key.partition("/")[0] for key in table if key.startswith("sm_")}, key=_arch_number)
+    for name in [arch, *(a for a in reversed(known) if arch != "rocm" and _arch_number(a) <= _arch_number(arch))]:
+        found = table.get(f"{name}/{kind}/{work}")
+        if found is not None:
+            return found
+    return table[f"{known[0]}/{kind}/{work}"]
+
+
+def _arch_number(arch: str) -> int:
+    return int(arch.removeprefix("sm_"))
+
+
+def _kind(q_dtype: torch.dtype, d_dtype: torch.dtype) -> str:
+    if q_dtype == torch.float32:
+        return "float"
+    return "int8" if d_dtype == torch.int8 else "half"
+
+
+def _precision(dtype: torch.dtype, precision: str) -> str:
+    """Return how float32 is multiplied: in three passes of 11 bits each, about 2^-22, or in one if the user allows."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32x3" if precision == "highest" else "tf32"
+
+
+def _power_of_two(n: int, least: int) -> int:
+    return max(least, 1 << max(0, n - 1).bit_length())
+
+
+def _k_split(dim: int, most: int) -> tuple[int, int]:
+    """Cut dimensions into two powers of two of at most ``most``: 96 = 64 + 32, 384 = 256 + 128.
+
+    Where two are not enough, the kernel repeats the first.
+    """
+    if dim <= 16:
+        return 16, 0
+    first = min(most, _power_of_two(dim // 2 + 1, 16))
+    rest = dim - first
+    second = _power_of_two(rest, 16) if rest else 0
+    if second >= first and 2 * first <= most:
+        return 2 * first, 0
+    if second <= most:
+        return first, second
+    return next((k for k in (64, 32) if k <= most and dim % k == 0), min(most, 64)), 0
+
+
+@functools.lru_cache(4096)
+def _score_plan(
+    index: int,
+    q_dtype: torch.dtype,
+    d_dtype: torch.dtype,
+    dim: int,
+    q_stride: int,
+    d_stride: int,
+    nq: int,
+    max_lq: int,
+    pairs: bool,
+    argmax: bool,
+    skip_zero_q: bool,
+    skip_zero_d: bool,
+    precision: str,
+) -> _Plan:
+    gpu = _gpu(index)
+    width = max(1, max_lq)
+    rows = width if pairs else width * nq
+    swap = rows <= 64
+    work = ("short" if swap else "wide") + ("_argmax" if argmax else "")
+    config = _config(gpu.arch, _kind(q_dtype, d_dtype), work)
+    block_q = _power_of_two(rows, 16) if swap else config.block_q
+    config, k1, k2 = _fit(config._replace(block_q=block_q), dim, q_dtype.itemsize, d_dtype.itemsize, gpu.shared)
+    per_tile = max(1, config.block_q // width)
+    constants = {
+        "Q_STRIDE": q_stride,
+        "D_STRIDE": d_stride,
+        "DIM": dim,
+        "K1": k1,
+        "K2": k2,
+        "BLOCK_Q": config.block_q,
+        "BLOCK_D": config.block_d,
+        "QUERIES": 1 if pairs or per_tile == 1 or nq == 1 else _power_of_two(min(per_tile, nq), 1),
+        "SWAP": swap,
+        "DELAY": config.delay and not swap and not argmax,
+        "STAGES": config.stages,
+        "PAIRS": pairs,
+        "ARGMAX": argmax,
+        "SCALED": d_dtype == torch.int8,
+        "SKIP_ZERO_Q": skip_zero_q,
+        "SKIP_ZERO_D": skip_zero_d,
+        "PRECISION": _precision(q_dtype, precision),
+        "INTERPRETED": INTERPRETED,
+    }
+    blocks = -(-width // config.block_q)
+    return _Plan(constants, _options(gpu, config), {}, blocks, 1 if pairs else min(per_tile, nq), config.run)
+
+
+def _options(gpu: _Gpu, config: Config) -> dict[str, Any]:
+    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+    if config.registers is not None and gpu.arch != "rocm":
+        options["maxnreg"] = config.registers
+    return options
+
+
+def _fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tuple[Config, int, int]:
+    """Make the tiles fit into shared memory: fewer stages, smaller tiles, at last pieces of the dimensions.
+
+    Returns the configuration and the dimensions K1 and K2 of a tile; in pieces if they are fewer than ``dim``.
+    """
+    room = shared - 4096  # for reductions and index loads
+    wanted = config
+    k1, k2 = _k_split(dim, config.piece)
+    while dim <= k1 + k2 and _tile_bytes(config, k1 + k2, q_bytes, d_bytes) > room:
+        if config.stages > 2:
+            config = config._replace(stages=config.stages - 1)
+        elif config.block_d > 64:
+            config = config._replace(block_d=config.block_d // 2)
+        else:
+            k1, k2 = _k_split(dim, k1 // 2)
+    if dim > k1 + k2:
+        config = wanted
+        while config.stages * (config.block_q + config.block_d) * k1 * q_bytes > room and config.block_q > 16:
+            if config.stages > 2:
+                config = config._replace(stages=config.stages - 1)
+            elif k1 > 32:
+                k1 //= 2
+            else:
+                config = config._replace(block_q=config.block_q // 2, block_d=min(config.block_d, 64))
+    elif k1 + k2 > 128:  # one such program fills a processor, and may have its registers
+        config = config._replace(registers=None)
+    return config, k1, k2
+
+
+def _tile_bytes(config: Config, k: int, q_bytes: int, d_bytes: int) -> int:
+    """Bound the shared memory of a program, as compiled: float32 queries are kept in two parts, int8 also converted."""
+    q = config.block_q * k * q_bytes * (2 if q_bytes == 4 else 1)
+    return q + config.block_d * k * (config.stages * d_bytes + (q_bytes if d_bytes == 1 else 0))
+
+
+@functools.lru_cache(4096)
+def _grad_plan(
+    index: int,
+    other_dtype: torch.dtype,
+    q_dtype: torch.dtype,
+    dim: int,
+    stride: int,
+    max_lq: int,
+    pairs: bool,
+    for_q: bool,
+    scaled: bool,
+    precision: str,
+) -> _Plan:
+    gpu = _gpu(index)
+    config = _config(gpu.arch, _kind(q_dtype, other_dtype), "grad_q" if for_q else "grad_d")
+    constants = {
+        "STRIDE": stride,
+        "DIM": dim,
+        "BLOCK_R": config.block_q if for_q else config.block_d,
+        "BLOCK_T": 16 if for_q else min(_power_of_two(max_lq, 16), config.block_q),
+        "BLOCK_K": min(_power_of_two(dim, 16), config.piece),
+        "ITEMS": 1024,
+        "STAGES": config.stages,
+        "FOR_Q": for_q,
+        "PAIRS": pairs,
+        "SCALED": scaled,
+        "PRECISION": _precision(q_dtype, precision),
+        "INTERPRETED": INTERPRETED,
+    }
+    return _Plan(constants, _options(gpu, config), {})
+
+
+BACKEND = Backend(
+    name="triton",
+    unsupported=_unsupported(),
+    device="cpu" if INTERPRETED else "cuda",
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    score=score,
+    score_argmax=score_argmax,
+    backward=backward,
+    int8=True,
+)

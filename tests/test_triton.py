@@ -1,0 +1,224 @@
+"""The Triton backend: the contract's tests in Triton's interpreter, its planning, and CUDA where there is a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import DTYPES, assert_close, embeddings, planted
+from conftest import by_way_of
+
+import colbert_fast as cf
+from benchmarks import tune_triton
+from colbert_fast import _backends, reference
+from colbert_fast._backends import torch_, triton_
+from colbert_fast._backends.triton_ import Config
+
+TESTS = Path(__file__).parent
+WORKS = ["short", "wide", "short_argmax", "wide_argmax", "grad_q"]
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+
+# A file, and of its tests those that say something of kernels beyond what the others say.
+INTERPRETED = {
+    "test_triton_kernels.py": "",
+    "test_edges.py": "",
+    "test_zero_rows.py": "",
+    "test_grad.py": "not float16",
+    "test_maxsim.py": "not chunks and not kinds_of_mask",
+    "test_topk.py": "not nothing",
+    "test_ops.py": "opcheck or compile_forward",
+    "test_properties.py": "batch_equals_loop or split_document or duplicate_token",
+}
+
+
+@pytest.mark.skipif(triton_.INTERPRETED, reason="this is the interpreter")
+@pytest.mark.parametrize("file", INTERPRETED)
+def test_the_contract_in_the_interpreter(file: str) -> None:
+    """Triton reads TRITON_INTERPRET when kernels are defined, so a process is one or the other."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "COLBERT_FAST_REQUIRE": "triton"}
+    chosen = "triton" + (f" and ({INTERPRETED[file]})" if INTERPRETED[file] else "")
+    # numpy, on which the interpreter runs, warns of the infinities and NaNs that some tests are about.
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "-k", chosen]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(TESTS / file)],
+        env=environment,
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and "skipped" not in done.stdout, done.stdout[-2000:]
+
+
+def test_the_reason_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert triton_._unsupported() == "there is no CUDA device"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert triton_._unsupported() is None
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "triton is not installed" in str(triton_._unsupported())
+
+
+def test_interpreter_is_never_chosen_for_a_cpu() -> None:
+    code = (
+        "import colbert_fast as cf, torch; from colbert_fast._backends import select;"
+        "print(cf.backends()[-1].name, cf.backends()[-1].unsupported, select('cpu', torch.float32, None).name,"
+        "select('cpu', torch.float32, 'triton').name)"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, cwd=TESTS.parent, capture_output=True)
+    last, reason, chosen, forced = output.stdout.decode().split()
+    assert (last, reason, forced) == ("triton", "None", "triton")
+    assert chosen.startswith("cpu:")
+
+
+@pytest.mark.parametrize("most", [512, 128, 64, 32])
+@pytest.mark.parametrize("dim", [0, 1, 15, 16, 17, 48, 96, 127, 128, 129, 320, 384, 768, 1024, 2560])
+def test_dims_are_cut_into_powers_of_two(dim: int, most: int) -> None:
+    k1, k2 = triton_._k_split(dim, most)
+    for k in (k1, k2):
+        assert k == 0 or (k >= 16 and k & (k - 1) == 0 and k <= most)
+    if dim > k1 + k2:  # in pieces
+        assert k2 == 0 and dim > most
+    elif dim > 16:
+        assert k1 + k2 < 2 * dim
+    if dim in (48, 96, 320, 384, 768, 1024, 2560):  # nothing is lost in the dims that models have
+        assert k1 + k2 == dim or (dim > k1 + k2 and dim % k1 == 0)
+
+
+@pytest.mark.parametrize("shared", [65536, 101376, 166912, 232448])
+@pytest.mark.parametrize("dim", [48, 128, 384, 768, 2560])
+@pytest.mark.parametrize("q_bytes", [2, 4])
+def test_tiles_fit_into_shared_memory(dim: int, q_bytes: int, shared: int) -> None:
+    for config in triton_._table().values():
+        for d_bytes in (q_bytes, 1):
+            fitted, k1, k2 = triton_._fit(config, dim, q_bytes, d_bytes, shared)
+            pieces = dim > k1 + k2
+            tile = fitted.stages * (fitted.block_q + fitted.block_d) * k1 * q_bytes
+            assert (tile if pieces else triton_._tile_bytes(fitted, k1 + k2, q_bytes, d_bytes)) <= shared
+
+
+def test_the_table_is_whole() -> None:
+    raw = json.loads(triton_.TUNING.read_text(encoding="utf-8"))
+    assert raw["provenance"]
+    for arch in ("sm_80", "sm_90", "sm_100", "rocm"):
+        for kind in ("half", "float", "int8"):
+            for work in [*WORKS, *(["grad_d"] if kind != "int8" else [])]:
+                config = triton_._table()[f"{arch}/{kind}/{work}"]
+                for size in (config.block_q, config.block_d, config.warps, config.piece):
+                    assert size & (size - 1) == 0
+                assert config.block_q >= 16 and config.block_d >= 16 and config.stages >= 1
+
+
+def test_an_unknown_gpu_takes_the_newest_older_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {f"{arch}/half/short": Config(16, 16, n, 1) for n, arch in enumerate(("sm_80", "sm_90", "sm_100"))}
+    monkeypatch.setattr(triton_, "_table", lambda: lines)
+    found = {arch: triton_._config(arch, "half", "short").warps for arch in ("sm_80", "sm_89", "sm_90", "sm_120")}
+    assert found == {"sm_80": 0, "sm_89": 0, "sm_90": 1, "sm_120": 2}
+
+
+def test_the_tuner_rewrites_the_lines_of_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "table.json"
+    before = triton_.TUNING.read_text(encoding="utf-8")
+    path.write_text(before, encoding="utf-8")
+    tune_triton.rewrite(path, {}, "")
+    assert path.read_text(encoding="utf-8") == before  # nothing tuned, nothing changed
+
+    def seconds(_: tune_triton.Workload, config: Config) -> float | None:
+        if config.warps == 8:
+            return None  # wrong, or does not fit
+        return 1.0 if (config.block_d, config.stages) == (64, 3) else 2.0
+
+    tune_triton.tune("sm_90", path, "somewhere, someday", seconds)
+    after, old = json.loads(path.read_text(encoding="utf-8")), json.loads(before)
+    assert after["provenance"].endswith("sm_90: somewhere, someday.")
+    assert list(after["configs"]) == list(old["configs"])
+    changed = {key for key in old["configs"] if after["configs"][key] != old["configs"][key]}
+    assert changed and all(key.startswith("sm_90/") for key in changed)
+    best = Config(**after["configs"]["sm_90/half/short"])
+    assert (best.block_d, best.stages) == (64, 3) and best.warps != 8
+    tune_triton.tune("sm_90", path, "later", seconds)
+    assert "someday" not in json.loads(path.read_text(encoding="utf-8"))["provenance"]
+    monkeypatch.setattr(triton_, "TUNING", path)
+    triton_._table.cache_clear()
+    test_the_table_is_whole()
+    triton_._table.cache_clear()
+
+
+def test_the_tuner_keeps_a_line_that_nothing_beats(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(triton_.TUNING.read_text(encoding="utf-8"), encoding="utf-8")
+    tune_triton.tune("sm_90", path, "here", lambda workload, config: 1.0)
+    tuned = json.loads(path.read_text(encoding="utf-8"))["configs"]
+    assert tuned == json.loads(triton_.TUNING.read_text(encoding="utf-8"))["configs"]
+
+
+def test_every_work_has_a_workload_and_candidates() -> None:
+    tuned = {(w.kind, w.work) for w in tune_triton.WORKLOADS}
+    table = {tuple(key.split("/")[1:]) for key in triton_._table()}
+    assert tuned <= table and {("half", work) for work in WORKS} <= tuned
+    for workload in tune_triton.WORKLOADS:
+        assert len(tune_triton.candidates(workload)) > 3
+
+
+def test_a_backend_of_another_device_is_tested_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the contract's tests do with this backend where there is a GPU, tried with a device that is always there."""
+    there = by_way_of("cpu", torch_.BACKEND)
+    monkeypatch.setattr(_backends, "BACKENDS", (there._replace(name="elsewhere"),))
+    q, d = torch.randn(2, 3, 4, requires_grad=True), torch.randn(3, 5, 4)
+    for backward in (False, True):
+        scores = cf.maxsim(q if backward else q.detach(), d, backend="elsewhere")
+        assert_close(scores.detach(), reference.maxsim(list(q.detach()), list(d)))
+    scores.sum().backward()
+    (expected,) = torch.autograd.grad(torch.einsum("ash,bth->abst", q, d).amax(-1).sum(), q)
+    torch.testing.assert_close(q.grad, expected)
+
+
+gpu = pytest.mark.skipif(triton_.BACKEND.unsupported is not None or triton_.INTERPRETED, reason="needs a CUDA device")
+
+
+@gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lq", [[32], [32] * 9, [200, 7]], ids=["short", "packed", "long"])
+@pytest.mark.parametrize("dim", [48, 128, 768])
+def test_scores_and_gradients_on_cuda(dim: int, lq: list[int], dtype: torch.dtype) -> None:
+    queries = embeddings(lq, dim, dtype)
+    documents = planted(queries, embeddings([300, 64, 1, 129], dim, dtype))
+    expected = reference.maxsim(queries, documents)
+    q, d = ([x.cuda().requires_grad_() for x in side] for side in (queries, documents))
+    scores = cf.maxsim(q, d, backend="triton")
+    assert_close(scores.detach().cpu(), expected)
+    assert_close(cf.maxsim([x.detach() for x in q], [x.detach() for x in d], backend="triton").cpu(), expected)
+    weight = torch.randn(scores.shape)
+    grads = torch.autograd.grad(scores, [*q, *d], weight.cuda())
+    again = torch.autograd.grad(cf.maxsim(q, d, backend="triton"), [*q, *d], weight.cuda())
+    by_torch = torch.autograd.grad(cf.maxsim(q, d, backend="torch"), [*q, *d], weight.cuda())
+    for grad, other, rerun in zip(grads, by_torch, again, strict=True):
+        assert grad.dtype == dtype and torch.equal(grad, rerun)
+        torch.testing.assert_close(grad.float(), other.float(), rtol=2e-2, atol=2e-2)
+
+
+@gpu
+def test_capture_in_a_cuda_graph() -> None:
+    """Which fails if anything waits for the device."""
+    q = torch.randn(3, 32, 128, device="cuda", dtype=torch.bfloat16)
+    d = cf.PackedTokens.from_list([torch.randn(n, 128, device="cuda", dtype=torch.bfloat16) for n in (300, 7, 64)])
+    packed = cf.PackedTokens.from_padded(q)
+    expected = cf.maxsim(packed, d, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        scores = cf.maxsim(packed, d, backend="triton")
+    scores.zero_()
+    graph.replay()
+    assert torch.equal(scores, expected)

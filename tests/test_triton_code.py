@@ -1,0 +1,258 @@
+"""What Triton compiles our kernels to for GPUs that need not be here, and how they are launched."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from colbert_fast._backends import triton_
+from colbert_fast._backends.problem import Problem
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+pytestmark = pytest.mark.skipif(triton_.INTERPRETED, reason="the interpreter does not compile")
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SHARED = {80: 166912, 90: 232448, 100: 232448}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8"}
+BF16, F32, I8 = torch.bfloat16, torch.float32, torch.int8
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+
+
+@pytest.fixture(autouse=True)
+def own_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plans of this file are made for a GPU whose number is its architecture."""
+    monkeypatch.setattr(triton_, "_gpu", lambda arch: triton_._Gpu(f"sm_{arch}", SHARED[arch], 132))
+    yield
+    triton_._score_plan.cache_clear()
+    triton_._grad_plan.cache_clear()
+
+
+def compiled(name: str, arch: int, plan: triton_._Plan, types: dict[str, str], aligned: list[str]) -> Any:
+    kernel = triton_._kernel(name)
+    names = kernel.arg_names
+    absent = {n: None for n in names if n not in types and n not in plan.constants}
+    source = triton.compiler.ASTSource(
+        kernel,
+        {n: types.get(n, "constexpr") for n in names},
+        constexprs={(names.index(n),): value for n, value in {**plan.constants, **absent}.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
+    )
+    code = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=plan.options)
+    assert code.metadata.shared <= SHARED[arch]
+    return code
+
+
+def score_code(
+    arch: int,
+    q_dtype: torch.dtype,
+    d_dtype: torch.dtype,
+    nq: int,
+    lq: int,
+    *,
+    dim: int = 128,
+    argmax: bool = False,
+    skip_zero: bool = False,
+    precision: str = "highest",
+) -> Any:
+    plan = triton_._score_plan(
+        arch, q_dtype, d_dtype, dim, dim, dim, nq, lq, False, argmax, skip_zero, skip_zero, precision
+    )
+    types = dict.fromkeys(["q_starts", "q_lengths", "d_starts", "d_lengths"], "*i64")
+    types |= dict.fromkeys(["nq", "nd", "num_pairs", "max_lq", "tiles", "run"], "i32")
+    types |= {"q_tokens": POINTERS[q_dtype], "d_tokens": POINTERS[d_dtype]}
+    types["scores"] = "*fp32" if plan.blocks == 1 else "*fp64"
+    types |= {"argmax": "*i16"} if argmax else {}
+    types |= {"d_scales": "*fp32"} if d_dtype == I8 else {}
+    return compiled("score_kernel", arch, plan, types, ["q_tokens", "d_tokens"])
+
+
+def grad_code(arch: int, dtype: torch.dtype, *, for_q: bool, pairs: bool = False) -> Any:
+    plan = triton_._grad_plan(arch, dtype, dtype, 128, 128, 32, pairs, for_q, False, "highest")
+    types = dict.fromkeys(["own_starts", "own_lengths", "other_starts", "other_lengths"], "*i64")
+    types |= dict.fromkeys(["pairs", "order", "bounds"], "*i64") if pairs else {}
+    types |= dict.fromkeys(["num_rows", "num_items", "num_others", "nd", "max_lq"], "i32")
+    types |= {"other_tokens": POINTERS[dtype], "grad": POINTERS[dtype], "grad_scores": "*fp32", "argmax": "*i16"}
+    return compiled("grad_kernel", arch, plan, types, ["other_tokens", "grad"])
+
+
+def loops(code: Any) -> list[Counter[str]]:
+    """Instructions of each loop of the machine code that multiplies matrices, the innermost first."""
+    if not (TOOLS / "nvdisasm").exists():
+        pytest.skip("this Triton brings no disassembler")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code.asm["cubin"])
+        file.flush()
+        done = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
+    found = []
+    for end, line in enumerate(lines):
+        jump = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        if jump and labels.get(jump[1], end) < end:
+            body = lines[labels[jump[1]] : end]
+            names = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", "\n".join(body), re.M)
+            if {"HGMMA", "HMMA"} & set(names):
+                found.append((len(names), Counter(names)))
+    assert found, "no loop multiplies matrices"
+    return [names for _, names in sorted(found, key=lambda pair: pair[0])]
+
+
+def main_loop(code: Any) -> Counter[str]:
+    """The loop over tiles without masks: of the two innermost the one that reads ahead, by asynchronous copies."""
+    return next(loop for loop in loops(code) if loop["LDGSTS"])
+
+
+@pytest.mark.parametrize("argmax", [False, True], ids=["score", "argmax"])
+@pytest.mark.parametrize(("nq", "lq"), [(1, 32), (2, 32), (128, 32), (1, 1024)], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool) -> None:
+    """The matrix units of warp groups, nothing spilled; and no element is selected, unless its number is wanted."""
+    loop = main_loop(score_code(90, dtype, dtype, nq, lq, argmax=argmax))
+    assert loop["HGMMA"] and not loop["HMMA"]
+    if (dtype, nq, lq) != (F32, 2, 32):  # 64 float32 tokens in three parts do not fit; 4 to 20 of 800 instructions
+        assert not loop["LDL"] and not loop["STL"]
+    if dtype == BF16 and not argmax:
+        assert loop["FSEL"] == 0 and loop["SEL"] <= 4  # which stage is next
+        assert loop["FMNMX"] >= 16 and sum(loop.values()) < 180
+
+
+@pytest.mark.parametrize(("nq", "lq"), [(1, 32), (128, 32)], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_int8_documents_on_hopper(dtype: torch.dtype, nq: int, lq: int) -> None:
+    """Read as bytes: a quarter of the copies of float32 rows."""
+    loop = main_loop(score_code(90, dtype, I8, nq, lq))
+    assert loop["HGMMA"] and not loop["LDL"] and not loop["STL"]
+    assert loop["FMNMX"] and (dtype == F32 or loop["FSEL"] == 0)
+
+
+@pytest.mark.parametrize("dim", [48, 96, 320, 384, 768, 2560])
+@pytest.mark.parametrize("nq", [1, 128])
+def test_dims_on_hopper(dim: int, nq: int) -> None:
+    loop = main_loop(score_code(90, BF16, BF16, nq, 32, dim=dim))
+    assert loop["HGMMA"] and not loop["LDL"] and not loop["STL"]
+    if dim <= 384:  # as many products as the dimensions need, 16 at a time and 64 rows by 4 warps, and not more
+        assert loop["HGMMA"] == dim // 16
+        assert loop["FSEL"] == 0
+
+
+def test_zero_rows_cost_the_main_loop_nothing() -> None:
+    plain, skipping = (score_code(90, BF16, BF16, 128, 32, skip_zero=skip) for skip in (False, True))
+    for name in ("HGMMA", "FMNMX", "FSEL", "LDL", "STL", "LDGSTS"):
+        assert main_loop(plain)[name] == main_loop(skipping)[name]
+
+
+def test_float32_obeys_the_precision_setting() -> None:
+    """Three products of parts at "highest", one where the user allows TF32."""
+    highest, high = (score_code(90, F32, F32, 1, 32, precision=p).asm["ptx"] for p in ("highest", "high"))
+    count = {name: len(re.findall(r"wgmma\.mma_async\S*\.tf32", ptx)) for name, ptx in (("3", highest), ("1", high))}
+    assert count["3"] == 3 * count["1"] > 0
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_gradients_on_hopper(dtype: torch.dtype) -> None:
+    documents = grad_code(90, dtype, for_q=False)
+    assert "atomic" not in documents.asm["ttir"]
+    loop = loops(documents)[0]
+    assert loop["HGMMA"] and not loop["LDL"] and not loop["STL"]
+    for pairs in (False, True):
+        queries = grad_code(90, dtype, for_q=True, pairs=pairs)
+        assert "atomic" not in queries.asm["ttir"]
+    grad_code(90, dtype, for_q=False, pairs=True)
+
+
+@pytest.mark.parametrize(("arch", "instruction"), [(80, "mma.sync"), (100, "tcgen05.mma")])
+def test_other_generations(arch: int, instruction: str) -> None:
+    for nq, argmax in ((1, False), (128, False), (128, True)):
+        assert instruction in score_code(arch, BF16, BF16, nq, 32, argmax=argmax).asm["ptx"]
+    assert instruction in score_code(arch, BF16, I8, 1, 32).asm["ptx"]
+    assert instruction in grad_code(arch, BF16, for_q=False).asm["ptx"]
+    grad_code(arch, BF16, for_q=True)
+
+
+class _Driver:
+    """Just enough of a driver for Triton to compile for a Hopper GPU and hand the launch over to us."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+        self.loaded = 0
+        self.utils = self
+
+    def launcher_cls(self, *_: Any) -> Any:
+        return lambda *arguments: self.launches.append(arguments)
+
+    def load_binary(self, *_: Any) -> tuple[int, ...]:
+        self.loaded += 1
+        return (1, 2, 128, 0, 1024)
+
+    def unload_module(self, _: Any) -> None:
+        pass
+
+    def get_device_properties(self, _: Any) -> dict[str, int]:
+        return {"max_shared_mem": SHARED[90], "multiprocessor_count": 132, "warpSize": 32}
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: Any = None) -> int:
+        return 7
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", 90, 32)
+
+    def is_active(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("argmax", [False, True], ids=["score", "argmax"])
+def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call goes through Triton; the others past its look-up, with the same arguments in the same order."""
+    driver = _Driver()
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(triton_, "_gpu", lambda _: triton_._Gpu("sm_90", SHARED[90], 132))
+    triton_._driver.cache_clear()
+    triton_._kernel("score_kernel").device_caches.clear()
+    outputs: list[torch.Tensor] = []
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: outputs.append(torch.zeros(*a, **k)) or outputs[-1])
+    q, d = torch.randn(3 * 32, 128).bfloat16(), torch.randn(400, 128).bfloat16()
+    starts, lengths = torch.arange(0, 96, 32), torch.full((3,), 32)
+    p = Problem(q, starts, lengths, d, None, starts, lengths, None, 32, 32, False, False, 2**24)
+    run = triton_.score_argmax if argmax else triton_.score
+    for _ in range(3):
+        run(p)
+    assert driver.loaded == 1
+    # Another alignment is other code: the first row is not at a multiple of 16 bytes.
+    run(p._replace(d_tokens=torch.randn(400 * 128 + 1).bfloat16()[1:].view(400, 128)))
+    assert driver.loaded == 2
+    run(p._replace(q_tokens=torch.randn(96 * 128 + 1).bfloat16()[1:].view(96, 128)))
+    assert driver.loaded == 3
+    triton_._driver.cache_clear()
+    triton_._kernel("score_kernel").device_caches.clear()
+    first, second, third, *_ = driver.launches
+    assert len(outputs) == 5 * (1 + argmax)
+    fresh = {id(output) for output in outputs}
+    for later in (second, third):
+        assert len(later) == len(first)
+        for position, (a, b) in enumerate(zip(first, later, strict=True)):
+            if id(a) in fresh:
+                assert id(b) in fresh and a.shape == b.shape and a.dtype == b.dtype
+            elif position not in _HOOKS:
+                assert a is b or a == b
+
+
+# Positions of what the profiler's hooks are given, which a direct launch leaves out.
+_HOOKS = range(6, 9)

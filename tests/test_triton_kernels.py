@@ -1,0 +1,209 @@
+"""What only the Triton kernels can get wrong: tiles, pieces, the second look, the saved argmax. In the interpreter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, assert_close, assert_scores, embeddings, planted, score_argmax
+from torch import Tensor
+
+import colbert_fast as cf
+from colbert_fast import reference
+from colbert_fast._backends import triton_
+from colbert_fast._backends.problem import Problem
+from colbert_fast._backends.triton_ import Config
+
+pytestmark = pytest.mark.skipif(
+    not triton_.INTERPRETED, reason="needs TRITON_INTERPRET=1 from the start; tests/test_triton.py runs this file so"
+)
+
+SMALL = Config(block_q=32, block_d=16, warps=1, stages=2)
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Replace the table by one configuration."""
+
+    def use(config: Config, processors: int = 1) -> None:
+        monkeypatch.setattr(triton_, "_config", lambda *_: config)
+        monkeypatch.setattr(triton_, "_gpu", lambda _: triton_._Gpu("sm_90", 232448, processors))
+        triton_._score_plan.cache_clear()
+        triton_._grad_plan.cache_clear()
+
+    yield use
+    monkeypatch.undo()
+    triton_._score_plan.cache_clear()
+    triton_._grad_plan.cache_clear()
+
+
+def problem(queries: list[Tensor], documents: list[Tensor], **changes: Any) -> Problem:
+    q, d = cf.PackedTokens.from_list(queries), cf.PackedTokens.from_list(documents)
+    sides = (q.tokens, q.starts, q.lengths, d.tokens, None, d.starts, d.lengths, None, q.max_length, d.max_length)
+    return Problem(*sides, False, False, 2**24)._replace(**changes)
+
+
+def assert_winners(p: Problem, queries: list[Tensor], documents: list[Tensor]) -> None:
+    scores, argmax, _ = triton_.score_argmax(p)
+    assert argmax is not None
+    assert_scores(scores, queries, documents)
+    assert_scores(triton_.score(p).scores, queries, documents)
+    argmax = argmax.view(len(queries), len(documents), -1)
+    for i, q in enumerate(queries):
+        for j, d in enumerate(documents):
+            assert torch.equal(argmax[i, j, : len(q)].long(), reference.maxsim_pair(q, d)[1])
+            assert (argmax[i, j, len(q) :] == -1).all()
+
+
+@pytest.mark.parametrize("lq", [[3], [32], [20, 9, 0, 11, 1], [40]], ids=["one", "full", "packed", "long"])
+@pytest.mark.parametrize("delay", [False, True], ids=["", "delay"])
+def test_a_maximum_at_every_place_of_a_tile(tiles: Any, lq: list[int], delay: bool) -> None:
+    """Tiles of 16: one short, one exact, overlapping by 1, 15, 14, 0. The winner is alone in its place."""
+    tiles(SMALL._replace(delay=delay))
+    queries = embeddings(lq, 20)
+    documents = []
+    for length in (1, 16, 17, 31, 33, 50):
+        for place in sorted({0, 1, 14, 15, 16, length - 17, length - 16, length - 2, length - 1} & set(range(length))):
+            document = 0.3 * embeddings([length], 20)[0]
+            document[place] = torch.cat(queries)[place % len(torch.cat(queries))]
+            documents.append(document)
+    assert_winners(problem(queries, documents), queries, documents)
+
+
+def test_equal_tokens_in_two_tiles_and_in_their_overlap(tiles: Any) -> None:
+    tiles(SMALL)
+    q = torch.eye(8)[:3]
+    for lq in (1, 3):
+        for first, second in ((0, 39), (15, 16), (16, 24), (24, 31), (23, 39), (7, 23)):
+            d = torch.zeros(40, 8)
+            d[first], d[second] = 1.0, 1.0
+            queries = [q[:lq]] * (20 if lq == 3 else 1)
+            assert_winners(problem(queries, [d]), queries, [d])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("queries", [[32], [40] * 7, [300]], ids=["short", "packed", "long"])
+def test_tiles_of_the_table(queries: list[int], dtype: torch.dtype) -> None:
+    q = embeddings(queries, 24, dtype)
+    d = planted(q, embeddings([300, 64, 129, 7], 24, dtype))
+    p = problem(q, d)
+    assert_scores(triton_.score(p).scores, q, d)
+    assert_scores(triton_.score_argmax(p).scores, q, d)
+
+
+@pytest.mark.parametrize("lq", [[5], [9] * 8], ids=["short", "packed"])
+@pytest.mark.parametrize(
+    ("dim", "piece"), [(5, 512), (48, 512), (96, 64), (100, 32), (320, 512), (384, 64), (768, 512), (2560, 64)]
+)
+def test_dims_in_pieces(tiles: Any, dim: int, piece: int, lq: list[int]) -> None:
+    tiles(SMALL._replace(piece=piece))
+    queries = embeddings(lq, dim)
+    documents = planted(queries, embeddings([37, 16, 3], dim))
+    assert_scores(triton_.score(problem(queries, documents)).scores, queries, documents)
+    zeros = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True)  # looks for rows of zeros in pieces, too
+    a = -torch.stack(queries).abs()
+    zeros.abs_()
+    assert_scores(cf.maxsim(a, zeros, backend="triton"), list(a), [d.abs() for d in documents])
+
+
+@pytest.mark.parametrize("processors", [1, 10**6], ids=["several-documents", "one-document"])
+def test_documents_in_turn(tiles: Any, processors: int) -> None:
+    tiles(SMALL._replace(run=4), processors)
+    queries = embeddings([9, 3, 0, 12, 7, 1, 12], 16)
+    documents = planted(queries, embeddings([1, 40, 3, 16, 0, 0, 17, 64, 5, 33, 8], 16))
+    assert_winners(problem(queries, documents), queries, documents)
+
+
+def test_empty_documents_in_parts_of_a_long_query(tiles: Any) -> None:
+    tiles(SMALL)
+    scores, argmax, empty = triton_.score_argmax(problem(embeddings([100], 8), embeddings([0, 4, 0], 8)))
+    assert scores[0, [0, 2]].tolist() == [-1e9, -1e9] and argmax is not None and (argmax[[0, 2]] == -1).all()
+    assert empty
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lq", [[32], [17] * 9], ids=["short", "packed"])
+@pytest.mark.parametrize("dim", [16, 100, 128])
+def test_int8_documents(dim: int, lq: list[int], dtype: torch.dtype) -> None:
+    """Within the contract of float64 on the dequantised rows; some rows have a scale of another sign, or zero."""
+    queries = embeddings(lq, dim, dtype)
+    lengths = [70, 1, 64, 130, 12]
+    rows = torch.randint(-128, 128, (sum(lengths), dim), dtype=torch.int8)
+    scales = torch.rand(len(rows)) / 64
+    scales[::7], scales[3] = -scales[::7], 0.0
+    exact = list((rows.double() * scales.double()[:, None]).split(lengths))
+    p = problem(queries, list(rows.float().split(lengths)), d_tokens=rows, d_scales=scales)
+    expected = reference.maxsim([q.double() for q in queries], exact)
+    assert_close(triton_.score(p).scores, expected)
+    scores, argmax, _ = triton_.score_argmax(p)
+    assert_close(scores, expected)
+    assert argmax is not None
+    grad_scores = torch.randn(argmax.shape[0])
+    grad_q, grad_d = triton_.backward(p, grad_scores, argmax, True, False)
+    assert grad_d is None and grad_q is not None
+    total = torch.zeros(p.q_tokens.shape, dtype=torch.float64)
+    for number, (i, j) in enumerate((i, j) for i in range(len(queries)) for j in range(len(exact))):
+        rows_of_q = slice(int(p.q_starts[i]), int(p.q_starts[i] + p.q_lengths[i]))
+        total[rows_of_q] += grad_scores[number].double() * exact[j][argmax[number].long()]
+    assert_close(grad_q, total)
+
+
+@pytest.mark.parametrize("tensor", ["pairs", "all"])
+def test_gradients_from_an_int16_argmax(tiles: Any, tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA tensors get. Rows are shared by documents, tiles begin inside items, and some rows are nobody's."""
+    tiles(SMALL._replace(block_q=16))
+    pairs = torch.tensor([[2, 0], [0, 3], [1, 1], [2, 0], [0, 0], [1, 2]]) if tensor == "pairs" else None
+    q, rows = cf.PackedTokens.from_list(embeddings([20, 5, 33], 12)), torch.randn(70, 12)
+    starts, lengths = torch.tensor([0, 10, 3, 40]), torch.tensor([18, 25, 30, 17])
+    sides = (q.tokens, q.starts, q.lengths, rows, None, starts, lengths, pairs, 33, 30, False, False, 2**24)
+    weight = torch.randn(12 if pairs is None else 6)
+    expected_argmax = torch.ops.colbert_fast.score_argmax(*sides, "cpu")[1]
+    expected = torch.ops.colbert_fast.backward(*sides, weight, expected_argmax, True, True, "cpu")
+    monkeypatch.setattr(Problem, "argmax_dtype", property(lambda _: torch.int16))
+    p = Problem(*sides)
+    argmax = triton_.score_argmax(p).argmax
+    assert argmax is not None and argmax.dtype == torch.int16
+    assert torch.equal(argmax.int(), expected_argmax)
+    for grad, expected_grad in zip(triton_.backward(p, weight, argmax, True, True), expected, strict=True):
+        assert grad is not None
+        assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
+def test_an_infinite_token_has_a_gradient_only_where_it_won(poison: float) -> None:
+    """In a product with ones and zeros, 0 * inf would reach every row."""
+    q, d = embeddings([6, 9], 8), embeddings([20, 5], 8)
+    d = [x.abs() for x in d]
+    q[0][2] = poison
+    p = problem(q, d)
+    argmax = triton_.score_argmax(p).argmax
+    assert argmax is not None
+    weight = torch.tensor([1.0, math.inf, 2.0, 3.0])
+    grad = triton_.backward(p, weight, argmax, False, True)[1]
+    expected = torch.zeros(25, 8)
+    for number, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        for t in range(len(q[i])):
+            expected[20 * j + argmax[number, t]] += weight[number] * q[i][t]
+    torch.testing.assert_close(grad, expected, equal_nan=True)
+    assert (expected == 0).any()
+
+
+def test_rows_beyond_two_to_the_31_elements(tmp_path: Path) -> None:
+    """A product of a row number with the size of a row in 32 bits would be negative, or another row."""
+    dim, first = 64, 2**31 // 64 + 7
+    file = np.memmap(tmp_path / "sparse", dtype=np.float16, mode="w+", shape=(first + 40, dim))
+    rows = torch.from_numpy(file)
+    document, query = embeddings([37, 20], dim, torch.float16)
+    rows[first : first + 37] = planted([query], [document])[0]
+    far = cf.PackedTokens(rows, torch.tensor([first, 0]), torch.tensor([37, 3]))
+    near = [rows[first : first + 37].clone(), rows[:3].clone()]
+    scores, argmax = score_argmax("triton", [query], far)
+    expected = score_argmax("triton", [query], near)
+    assert torch.equal(scores, expected[0]) and torch.equal(argmax, expected[1])
+    assert_scores(scores, [query], near)
+    assert torch.equal(cf.maxsim(far, [query], backend="triton"), cf.maxsim(near, [query], backend="triton"))
