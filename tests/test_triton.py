@@ -30,6 +30,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 INTERPRETED = {
     "test_triton_kernels.py": "",
     "test_edges.py": "",
+    "test_int8.py": "before_the_maximum or minus_128 or ties or empty or gradients or wherever_it_is",
     "test_zero_rows.py": "",
     "test_grad.py": "not float16",
     "test_maxsim.py": "not chunks and not kinds_of_mask",
