@@ -21,6 +21,7 @@ namespace {
 
 struct Narrow : Int8Narrow {
   static constexpr bool kBFloat16 = false;
+  static constexpr bool kFloat = false;
   // Twice as fast as the tile of float32 from the first query token on, measured on Zen 5.
   template <typename T>
   static constexpr int64_t least_lanes() {

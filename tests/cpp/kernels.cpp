@@ -11,7 +11,7 @@
 //
 // `./kernels` prints why a tier cannot run, exits 0 after a line with those that did, or 1 after the first
 // difference. `./kernels threads` leaves out the problems that are too small for more than one thread: enough
-// for ThreadSanitizer, which takes its time.
+// for ThreadSanitizer, which takes its time. `./kernels best` runs the first tier that can, and no other.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -641,12 +641,14 @@ void check_concurrent_callers(const Tier& tier) {
 
 int main(int argc, char** argv) {
   const bool only_shared_work = argc > 1 && std::strcmp(argv[1], "threads") == 0;
+  const bool only_the_best = argc > 1 && std::strcmp(argv[1], "best") == 0;
   std::string tiers;
   for (const Tier* const* t = colbert_fast::kTiers; *t != nullptr; ++t) {
     if (const char* reason = (*t)->unsupported()) {
       std::printf("kernels: no %s: %s\n", (*t)->name, reason);
       continue;
     }
+    if (only_the_best && !tiers.empty()) continue;
     check_tier(**t, only_shared_work);
     if (!only_shared_work) check_special_values(**t);
     check_concurrent_callers(**t);
