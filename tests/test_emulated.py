@@ -26,7 +26,6 @@ NO_ARM = "not an AArch64 processor"
 NO_AVX2 = "this CPU has no AVX2, FMA and F16C"
 NO_AVX512 = "this CPU has no AVX-512 (F, BW, DQ, VL)"  # the emulator's own limit, too
 NOT_SAVED = "the operating system does not save AVX registers"
-
 NO_DOTPROD = "this CPU has no FEAT_DotProd"
 NO_BF16 = "this CPU has no FEAT_BF16 and FEAT_DotProd"
 
