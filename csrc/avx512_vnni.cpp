@@ -63,8 +63,7 @@ namespace colbert_fast {
 namespace {
 const char* unsupported() { return "not an x86-64 processor"; }
 }  // namespace
-const Tier kAvx512Vnni = {"avx512_vnni", &unsupported, 1, 1,       0,      nullptr,
-                          nullptr,       nullptr,      0, nullptr, nullptr};
+const Tier kAvx512Vnni = {"avx512_vnni", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

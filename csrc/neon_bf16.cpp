@@ -35,6 +35,9 @@ struct BFloat16Ops {
   static CF_ALWAYS_INLINE Acc fma(Lane0 unit, Acc lanes, Acc sum) {
     return vbfdotq_lane_f32(sum, vreinterpretq_bf16_f32(lanes), vreinterpret_bf16_f32(unit.bits), 0);
   }
+  static CF_ALWAYS_INLINE Acc fma(Acc a, Acc b, Acc sum) {
+    return vbfdotq_f32(sum, vreinterpretq_bf16_f32(a), vreinterpretq_bf16_f32(b));
+  }
 };
 
 struct Narrow : Int8Narrow {
@@ -64,12 +67,14 @@ namespace {
 const char* unsupported() {
   return features().bf16 && features().dotprod ? nullptr : "this CPU has no FEAT_BF16 and FEAT_DotProd";
 }
+constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
+                                 product<BFloat16Ops>("bfloat16", 2),
+                                 product<Int8Ops>("int8", 4),
+                                 {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kNeonBf16 = {"neon_bf16",      &unsupported,   kPanel,
-                        Isa::kRows,       Narrow::kBytes, &score_any<false>,
-                        &score_any<true>, &backward_any,  2 * kPanel * Isa::kRows,
-                        &multiply_add,    &read};
+const Tier kNeonBf16 = {"neon_bf16",       &unsupported,     kPanel,        Isa::kRows, Narrow::kBytes,
+                        &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
 }  // namespace colbert_fast
 
 #else
@@ -80,7 +85,7 @@ const char* unsupported() {
   return CF_AARCH64 ? "the compiler that built this has no intrinsics for it" : "not an AArch64 processor";
 }
 }  // namespace
-const Tier kNeonBf16 = {"neon_bf16", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
+const Tier kNeonBf16 = {"neon_bf16", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

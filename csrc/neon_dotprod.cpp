@@ -40,12 +40,12 @@ CF_TARGET_END
 namespace colbert_fast {
 namespace {
 const char* unsupported() { return features().dotprod ? nullptr : "this CPU has no FEAT_DotProd"; }
+constexpr Product kProducts[] = {
+    product<Float32Ops>("float32", 1), product<Int8Ops>("int8", 4), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kNeonDotprod = {"neon_dotprod",   &unsupported,   kPanel,
-                           Isa::kRows,       Narrow::kBytes, &score_any<false>,
-                           &score_any<true>, &backward_any,  2 * kPanel * Isa::kRows,
-                           &multiply_add,    &read};
+const Tier kNeonDotprod = {"neon_dotprod",    &unsupported,     kPanel,        Isa::kRows, Narrow::kBytes,
+                           &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
 }  // namespace colbert_fast
 
 #else
@@ -56,8 +56,8 @@ const char* unsupported() {
   return CF_AARCH64 ? "the compiler that built this has no intrinsics for it" : "not an AArch64 processor";
 }
 }  // namespace
-const Tier kNeonDotprod = {"neon_dotprod", &unsupported, 1, 1,       0,      nullptr,
-                           nullptr,        nullptr,      0, nullptr, nullptr};
+const Tier kNeonDotprod = {"neon_dotprod", &unsupported, 1,       1,       0,
+                           nullptr,        nullptr,      nullptr, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

@@ -49,6 +49,9 @@ struct Int8Ops {
   static CF_ALWAYS_INLINE Acc fma(Lane0 unit, Acc lanes, Acc sum) {
     return vdotq_lane_s32(sum, vreinterpretq_s8_s32(lanes), vreinterpret_s8_f32(unit.bits), 0);
   }
+  static CF_ALWAYS_INLINE Acc fma(Acc a, Acc b, Acc sum) {
+    return vdotq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
+  }
 };
 
 // A sink of tile(): the products in units of each row's scale.
