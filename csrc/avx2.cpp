@@ -95,6 +95,7 @@ struct Isa {
 
 struct Narrow {
   static constexpr bool kBFloat16 = false;
+  static constexpr bool kFloat = false;
   static constexpr bool kInt8 = false;
 };
 

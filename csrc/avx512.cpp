@@ -20,6 +20,7 @@ namespace {
 
 struct Narrow {
   static constexpr bool kBFloat16 = false;
+  static constexpr bool kFloat = false;
   static constexpr bool kInt8 = false;
 };
 

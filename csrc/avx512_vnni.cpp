@@ -21,6 +21,7 @@ namespace {
 
 struct Narrow : Int8Narrow {
   static constexpr bool kBFloat16 = false;
+  static constexpr bool kFloat = false;
   // Twice as fast as the tile of float32 from the first query token on, measured on Zen 5.
   template <typename T>
   static constexpr int64_t least_lanes() {
@@ -62,8 +63,7 @@ namespace colbert_fast {
 namespace {
 const char* unsupported() { return "not an x86-64 processor"; }
 }  // namespace
-const Tier kAvx512Vnni = {"avx512_vnni", &unsupported, 1, 1,       0,      nullptr,
-                          nullptr,       nullptr,      0, nullptr, nullptr};
+const Tier kAvx512Vnni = {"avx512_vnni", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 }  // namespace colbert_fast
 
 #endif

@@ -12,6 +12,12 @@
 #endif
 #endif
 
+#if CF_AARCH64 && defined(__linux__)
+#include <sys/auxv.h>
+#elif CF_AARCH64 && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace colbert_fast {
 namespace {
 
@@ -66,6 +72,27 @@ Features detect() {
   f.avx512vl = bit(leaf7.ebx, 31);
   f.avx512vnni = bit(leaf7.ecx, 11);
   f.avx512bf16 = leaf7.eax >= 1 && bit(cpuid(7, 1).eax, 5);
+  return f;
+}
+#elif CF_AARCH64 && defined(__linux__)
+// Bit numbers: arch/arm64/include/uapi/asm/hwcap.h of Linux.
+Features detect() {
+  Features f = {};
+  f.dotprod = ((getauxval(AT_HWCAP) >> 20) & 1) != 0;
+  f.bf16 = ((getauxval(AT_HWCAP2) >> 14) & 1) != 0;
+  return f;
+}
+#elif CF_AARCH64 && defined(__APPLE__)
+bool has(const char* feature) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+Features detect() {
+  Features f = {};
+  f.dotprod = has("hw.optional.arm.FEAT_DotProd");
+  f.bf16 = has("hw.optional.arm.FEAT_BF16");
   return f;
 }
 #else

@@ -11,7 +11,8 @@
 
 namespace colbert_fast {
 
-const Tier* const kTiers[] = {&kAvx512Bf16, &kAvx512Vnni, &kAvx512, &kAvx2, &kNeon, &kPortable, nullptr};
+const Tier* const kTiers[] = {&kAvx512Bf16,  &kAvx512Vnni, &kAvx512,   &kAvx2, &kNeonBf16,
+                              &kNeonDotprod, &kNeon,       &kPortable, nullptr};
 
 namespace {
 

@@ -3,8 +3,8 @@
 //
 //   struct Narrow {
 //     // Whether the tier has a product of bfloat16 or of int8 that is faster than its multiply-adds, and
-//     // then offers what screen.h wants.
-//     static constexpr bool kBFloat16, kInt8;
+//     // then offers what screen.h wants. kFloat: float32 and float16 are screened in bfloat16.
+//     static constexpr bool kBFloat16, kFloat, kInt8;
 //   };
 //
 // inside the tier's target region.
@@ -80,7 +80,8 @@ inline void reset(int64_t first_row, int64_t lanes, float* best, int32_t* arg) {
 // Whether documents of T are multiplied, or screened, in narrow numbers.
 template <typename T>
 constexpr bool narrows() {
-  return std::is_same<T, int8_t>::value ? Narrow::kInt8 : Narrow::kBFloat16;
+  if (std::is_same<T, int8_t>::value) return Narrow::kInt8;
+  return std::is_same<T, BFloat16>::value ? Narrow::kBFloat16 : Narrow::kFloat;
 }
 
 // The same, by whatever is fastest.

@@ -149,6 +149,8 @@ extern const Tier kAvx512Bf16;
 extern const Tier kAvx512Vnni;
 extern const Tier kAvx512;
 extern const Tier kAvx2;
+extern const Tier kNeonBf16;
+extern const Tier kNeonDotprod;
 extern const Tier kNeon;
 extern const Tier kPortable;
 

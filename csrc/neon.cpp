@@ -1,11 +1,4 @@
 // AArch64: its baseline has NEON with FMA and binary16 conversion, so every such processor runs this.
-//
-// Tile: 6 document rows x 4 vectors of 4 query tokens. Registers: 24 accumulators + 4 query vectors = 28 of
-// 32, which leaves 4 for document elements. Per dimension 4 + 6 loads feed 24 FMAs, the fewest loads of the
-// tiles that fit (8 x 3 takes 11, 12 x 2 takes 14), and 24 chains cover a latency of 4 cycles x 4 units, the
-// widest cores there are. With two FMAs and two loads a cycle (Cortex-A72, Neoverse N1) 5 cycles of loads
-// hide behind 12 of FMAs, with four and three (Neoverse V1, Apple M1) 4 behind 6. 32 query tokens are two
-// panels of 8 KiB at dim 128, one dimension a cache line.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -17,100 +10,25 @@
 #include "target.h"
 
 #if CF_AARCH64
+CF_IN_PROGRAM_ORDER_BEGIN
+
+#include "neon_isa.h"
 
 namespace colbert_fast {
 namespace {
 
-struct Isa {
-  using Vec = float32x4_t;
-  using Idx = int32x4_t;
-  static constexpr int kLanes = 4;
-  static constexpr int kVecs = 4;
-  static constexpr int kRows = 6;
-
-  static CF_ALWAYS_INLINE Vec zero() { return vdupq_n_f32(0.0f); }
-  static CF_ALWAYS_INLINE Vec load(const float* from) { return vld1q_f32(from); }
-  static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return vld1q_s32(from); }
-  static CF_ALWAYS_INLINE void store(float* to, Vec value) { vst1q_f32(to, value); }
-  static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) { vst1q_s32(to, value); }
-
-  // FMLA multiplies by one lane at no cost, while a load into all lanes (LD1R) also takes a slot of the
-  // vector units, which are the bottleneck: the element stays in lane 0.
-  struct Element {
-    float32x2_t lane0;
-  };
-  static CF_ALWAYS_INLINE Element broadcast(const float* from) {
-    Element element = {vset_lane_f32(*from, vdup_n_f32(0.0f), 0)};
-#if defined(__GNUC__)
-    // Compilers that see where the vector comes from make an LD1R of it.
-    __asm__("" : "+w"(element.lane0));
-#endif
-    return element;
-  }
-  static CF_ALWAYS_INLINE Vec fma(Element a, Vec b, Vec c) { return vfmaq_lane_f32(c, b, a.lane0, 0); }
-  static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
-
-  // FMAX is NaN if either operand is.
-  static CF_ALWAYS_INLINE void update(Vec& best, Vec value) { best = vmaxq_f32(best, value); }
-  // "Not less or equal" is true for a NaN value as well; a best that is NaN already is left alone.
-  static CF_ALWAYS_INLINE void update(Vec& best, Idx& arg, Vec value, int32_t row) {
-    const uint32x4_t wins = vbicq_u32(vceqq_f32(best, best), vcleq_f32(value, best));
-    best = vbslq_f32(wins, value, best);
-    arg = vbslq_s32(wins, vdupq_n_s32(row), arg);
-  }
-
-  // convert() makes four floats of the four elements at an address. A tail is copied, never read past.
-  template <typename T, typename Convert>
-  static CF_ALWAYS_INLINE void widen_by(const T* from, float* to, int64_t n, Convert convert) {
-    int64_t k = 0;
-    for (; k + 4 <= n; k += 4) vst1q_f32(to + k, convert(from + k));
-    if (k == n) return;
-    T tail[4] = {};
-    float wide[4];
-    for (int64_t i = k; i < n; ++i) tail[i - k] = from[i];
-    vst1q_f32(wide, convert(tail));
-    for (int64_t i = k; i < n; ++i) to[i] = wide[i - k];
-  }
-  static CF_ALWAYS_INLINE uint16x4_t load4(const void* from) {
-    uint16x4_t bits;
-    std::memcpy(&bits, from, sizeof bits);
-    return bits;
-  }
-  static void widen(const BFloat16* from, float* to, int64_t n) {
-    widen_by(from, to, n,
-             [](const BFloat16* at) { return vreinterpretq_f32_u32(vshll_n_u16(load4(at), 16)); });
-  }
-  static void widen(const Float16* from, float* to, int64_t n) {
-    widen_by(from, to, n, [](const Float16* at) { return vcvt_f32_f16(vreinterpret_f16_u16(load4(at))); });
-  }
-  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
-    widen_by(from, to, n, [scale](const int8_t* at) {
-      int32_t four;
-      std::memcpy(&four, at, sizeof four);
-      const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
-      return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))), scale);
-    });
-  }
-};
-
 struct Narrow {
   static constexpr bool kBFloat16 = false;
+  static constexpr bool kFloat = false;
   static constexpr bool kInt8 = false;
 };
 
 }  // namespace
 }  // namespace colbert_fast
 
-// GCC's scheduler begins the loop of tile() with all six element loads: that is 34 registers, and
-// accumulators spill. In program order one is live at a time.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC push_options
-#pragma GCC optimize("no-schedule-insns")
-#endif
 #include "loop.h"
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC pop_options
-#endif
+
+CF_IN_PROGRAM_ORDER_END
 
 namespace colbert_fast {
 namespace {

@@ -102,6 +102,7 @@ struct Isa {
 
 struct Narrow {
   static constexpr bool kBFloat16 = false;
+  static constexpr bool kFloat = false;
   static constexpr bool kInt8 = false;
 };
 

@@ -1,9 +1,9 @@
 // The result of float32 from products of fewer bits, for a tier whose CPU multiplies bfloat16 or int8 faster
 // than float32. loop.h includes it, and a tier offers, over T = float, Float16 or int8_t and
-// Number = BFloat16 or int8_t, as far as kBFloat16 and kInt8 promise them,
+// Number = BFloat16 or int8_t, as far as kFloat and kInt8 promise them,
 //
 //   struct Narrow {
-//     static constexpr bool kBFloat16, kInt8;
+//     static constexpr bool kBFloat16, kFloat, kInt8;
 //     static constexpr int64_t kBytes;  // narrow rows are padded to a multiple of this, itself one of 4
 //
 //     // With fewer query tokens than this, screening documents of T does not pay.

@@ -29,6 +29,13 @@
 #define CF_AARCH64 0
 #endif
 
+// Whether arm_neon.h has the dot products without being told so on the command line.
+#if CF_AARCH64 && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 17)
+#define CF_AARCH64_DOT 1
+#else
+#define CF_AARCH64_DOT 0
+#endif
+
 #define CF_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define CF_TARGET_BEGIN(isa) \
@@ -40,6 +47,17 @@
 #else
 #define CF_TARGET_BEGIN(isa)
 #define CF_TARGET_END
+#endif
+
+// A region that GCC does not schedule before it has allocated registers. Its scheduler begins the loop of
+// tile() with the loads of all rows' units: with the tile of NEON that is 34 registers, and accumulators
+// spill.
+#if defined(__GNUC__) && !defined(__clang__)
+#define CF_IN_PROGRAM_ORDER_BEGIN CF_PRAGMA(GCC push_options) CF_PRAGMA(GCC optimize("no-schedule-insns"))
+#define CF_IN_PROGRAM_ORDER_END CF_PRAGMA(GCC pop_options)
+#else
+#define CF_IN_PROGRAM_ORDER_BEGIN
+#define CF_IN_PROGRAM_ORDER_END
 #endif
 
 #if defined(__clang__)

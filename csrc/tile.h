@@ -232,16 +232,17 @@ float multiply_add(int64_t steps) {
   constexpr int kChains = Isa::kRows * Isa::kVecs;
   // Every chain begins with another number: equal ones would be computed once. About 1e-3 as float32 and as
   // two bfloat16.
-  uint32_t seed[kChains + Isa::kLanes];
-  for (int i = 0; i < kChains + Isa::kLanes; ++i)
-    seed[i] = 0x3a833a83u + static_cast<uint32_t>(steps % 97 + i);
-  const auto at = [&](int i) { return reinterpret_cast<const typename Ops::Unit*>(seed + i); };
-  const Acc factor = Ops::load(at(0));
+  typename Ops::Unit seed[kChains + Isa::kLanes];
+  for (int i = 0; i < kChains + Isa::kLanes; ++i) {
+    const uint32_t bits = 0x3a833a83u + static_cast<uint32_t>(steps % 97 + i);
+    std::memcpy(seed + i, &bits, sizeof bits);
+  }
+  const Acc factor = Ops::load(seed);
   Acc acc[Isa::kRows][Isa::kVecs];
   CF_UNROLL
   for (int r = 0; r < Isa::kRows; ++r) {
     CF_UNROLL
-    for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Ops::load(at(r * Isa::kVecs + v));
+    for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Ops::load(seed + r * Isa::kVecs + v);
   }
   for (int64_t i = 0; i < steps; ++i) {
     CF_UNROLL
