@@ -11,7 +11,7 @@
 
 namespace colbert_fast {
 
-const Tier* const kTiers[] = {&kAvx512Bf16, &kAvx512Vnni, &kAvx512, &kAvx2, &kPortable, nullptr};
+const Tier* const kTiers[] = {&kAmx, &kAvx512Bf16, &kAvx512Vnni, &kAvx512, &kAvx2, &kPortable, nullptr};
 
 namespace {
 
@@ -210,6 +210,11 @@ bool overlapping(const Tokens& tokens) {
 }
 
 }  // namespace
+
+const char* refused(const Tier& tier) {
+  if (const char* reason = tier.unsupported()) return reason;
+  return tier.refused == nullptr ? nullptr : tier.refused();
+}
 
 int64_t calls(const Tier& tier) { return counters(tier).calls.load(); }
 

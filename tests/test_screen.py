@@ -20,8 +20,6 @@ PLAIN = "cpu:avx512"
 def screening(request: pytest.FixtureRequest) -> str:
     reasons = {b.name: b.unsupported for b in cf.backends()}
     for name in (request.param, PLAIN):
-        if name not in reasons:
-            pytest.skip(f"{name}: not a backend of this version")
         if reasons[name] is not None:
             pytest.skip(f"{name}: {reasons[name]}")
     return request.param

@@ -27,6 +27,8 @@ _TRITON = Backend(
 )
 
 BACKENDS: tuple[Backend, ...] = (_TRITON, *cpu.BACKENDS, torch_.BACKEND)
+# Backends that asked the system for what they need, and what it last answered them.
+_refusals: dict[str, str] = {}
 
 
 def backends() -> list[Backend]:
@@ -34,9 +36,10 @@ def backends() -> list[Backend]:
 
     Each has a ``name``, and in ``unsupported`` None or the reason why it cannot run on this machine. A call takes
     the first one that runs here and accepts its device and dtype, unless ``backend=`` or the environment variable
-    COLBERT_FAST_BACKEND names one.
+    COLBERT_FAST_BACKEND names one. One that needs the system's permission, as cpu:amx does, asks for it when it is
+    first chosen: ``unsupported`` tells of a refusal from then on.
     """
-    return list(BACKENDS)
+    return [b._replace(unsupported=_refusals[b.name]) if b.name in _refusals else b for b in BACKENDS]
 
 
 def select(device: str, dtype: torch.dtype, name: str | None) -> Backend:
@@ -87,4 +90,11 @@ def _why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
         return f"takes tensors on {backend.device} only"
     if dtype not in backend.dtypes:
         return f"has no {dtype} kernel"
-    return None
+    if backend.refused is None:
+        return None
+    refusal = backend.refused()
+    if refusal is None:
+        _refusals.pop(backend.name, None)
+    else:
+        _refusals[backend.name] = refusal
+    return refusal

@@ -20,7 +20,7 @@ except ImportError as error:
     _MISSING = f"the C++ extension is not there ({error}); reinstall where a C++17 compiler works"
 
 # The tiers of csrc/dispatch.cpp, for an installation without the extension to name.
-_TIERS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
+_TIERS = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
 # The numbers of DType in csrc/maxsim.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -169,6 +169,7 @@ def _backend(tier: str, unsupported: str | None) -> Backend:
         score=partial(_score, tier, False),
         score_argmax=partial(_score, tier, True),
         backward=partial(_backward, tier),
+        refused=None if _C is None else partial(_C.refused, tier),
     )
 
 

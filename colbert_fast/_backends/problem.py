@@ -70,3 +70,5 @@ class Backend(NamedTuple):
     score_argmax: Callable[[Problem], Scored]
     backward: Callable[[Problem, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]
     """(problem, grad_scores [pairs], argmax, for queries?, for documents?) -> gradients of q_tokens, d_tokens."""
+    refused: Callable[[], str | None] | None = None
+    """Asks the system for what the backend needs, before it is first chosen: None, or why it was refused."""

@@ -10,6 +10,7 @@
 //
 // `./kernels` exits 0 after one line, or 1 after the first difference. `./kernels threads` leaves out the
 // problems that are too small for more than one thread: enough for ThreadSanitizer, which takes its time.
+// `./kernels amx` checks that tier alone.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -458,9 +459,11 @@ void check_concurrent_callers(const Tier& tier) {
 
 int main(int argc, char** argv) {
   const bool only_shared_work = argc > 1 && std::strcmp(argv[1], "threads") == 0;
+  const char* only = argc > 1 && !only_shared_work ? argv[1] : nullptr;
   std::string tiers;
   for (const Tier* const* t = colbert_fast::kTiers; *t != nullptr; ++t) {
-    if ((*t)->unsupported() != nullptr) continue;
+    if (only != nullptr && std::strcmp(only, (*t)->name) != 0) continue;
+    if (colbert_fast::refused(**t) != nullptr) continue;
     check_tier(**t, only_shared_work);
     check_concurrent_callers(**t);
     check(colbert_fast::calls(**t) > 0, "the call counter");
