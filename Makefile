@@ -29,7 +29,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/cpp/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --profile full

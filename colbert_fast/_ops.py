@@ -13,12 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _get_tracing_state, _len_torch_dispatch_stack
-from torch._C._autograd import _profiler_enabled
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
+
+try:
+    from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+    from torch._C._autograd import _profiler_enabled
+    from torch._C._functorch import is_functorch_wrapped_tensor
+
+    _knows_observers = True
+except ImportError:  # private names, which another version of torch need not have
+    _knows_observers = False
 
 _SIDES = (
     "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, "
@@ -70,7 +76,8 @@ def plain(q_tokens: Tensor, d_tokens: Tensor) -> bool:
     The dispatcher, which serves all of these, takes 3 us, and more for a list of tensors.
     """
     return (
-        not torch.compiler.is_compiling()
+        _knows_observers
+        and not torch.compiler.is_compiling()
         and type(q_tokens) is type(d_tokens) is Tensor
         and q_tokens.is_cpu
         and d_tokens.is_cpu

@@ -17,7 +17,7 @@
 #if CF_X86_64
 CF_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-#include "avx512_vnni.h"
+#include "avx512_bf16.h"
 
 namespace colbert_fast {
 namespace {
@@ -59,41 +59,14 @@ struct Narrow : Int8Narrow {
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 33 : std::is_same<T, int8_t>::value ? 1 : 17;
   }
-  static CF_ALWAYS_INLINE __m512 load(const float* from) { return _mm512_loadu_ps(from); }
-  static CF_ALWAYS_INLINE __m512 load(const float* from, __mmask16 mask) {
-    return _mm512_maskz_loadu_ps(mask, from);
-  }
-  static CF_ALWAYS_INLINE __m512 load(const Float16* from) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  }
-  static CF_ALWAYS_INLINE __m512 load(const Float16* from, __mmask16 mask) {
-    return _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, from));
-  }
-  static CF_ALWAYS_INLINE void store(unsigned char* to, __m512 low, __m512 high) {
-    _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
-  }
+
   template <typename T>
   static float narrow(const T* row, int64_t dim, unsigned char* to) {
-    __m512 squares = _mm512_setzero_ps();
-    __m512 more_squares = _mm512_setzero_ps();
-    int64_t k = 0;
-    for (; k + 32 <= dim; k += 32) {
-      const __m512 low = load(row + k);
-      const __m512 high = load(row + k + 16);
-      store(to + 2 * k, low, high);
-      squares = _mm512_fmadd_ps(low, low, squares);
-      more_squares = _mm512_fmadd_ps(high, high, more_squares);
-    }
-    if (k < dim) {
-      const __m512 low = load(row + k, Isa::first_lanes(dim - k));
-      const __m512 high = dim - k > 16 ? load(row + k + 16, Isa::first_lanes(dim - k - 16)) : Isa::zero();
-      store(to + 2 * k, low, high);
-      squares = _mm512_fmadd_ps(low, low, squares);
-      more_squares = _mm512_fmadd_ps(high, high, more_squares);
-    }
-    return _mm512_reduce_add_ps(_mm512_add_ps(squares, more_squares));
+    return narrow_bfloat16(row, dim, to);
   }
-  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) { return narrow_int8(row, dim, to); }
+  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
+    return narrow_int8<128>(row, dim, to);
+  }
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {

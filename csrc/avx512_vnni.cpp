@@ -28,7 +28,9 @@ struct Narrow : Int8Narrow {
     return 1;
   }
 
-  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) { return narrow_int8(row, dim, to); }
+  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
+    return narrow_int8<128>(row, dim, to);
+  }
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
     products_int8<kVecs, kWidth>(rows, q, ahead, dots);

@@ -67,9 +67,12 @@ CF_ALWAYS_INLINE __m512i squares_of(__m512i numbers, __m512i sum) {
   return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, low, low), high, high);
 }
 
-// Stores d + 128 for each number of the row, and returns the sum of their squares.
-inline float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
-  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+// Stores d + kBias, 0 or 128, for each number of the row, and returns the sum of their squares. Whole vectors
+// of 64 numbers are stored, the last one with zeros for d.
+template <int kBias>
+float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
+  static_assert(kBias == 0 || kBias == 128, "adding 128 is flipping the sign bit");
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(kBias));
   __m512i squares = _mm512_setzero_si512();
   int64_t k = 0;
   for (; k + 64 <= dim; k += 64) {

@@ -52,8 +52,7 @@ const Tier& tier_named(const std::string& name) {
   std::string known;
   for (const Tier* const* t = kTiers; *t != nullptr; ++t) {
     if (name == (*t)->name) {
-      if (const char* reason = (*t)->unsupported())
-        throw std::runtime_error("tier '" + name + "': " + reason);
+      if (const char* reason = refused(**t)) throw std::runtime_error("tier '" + name + "': " + reason);
       return **t;
     }
     known += std::string(known.empty() ? "" : ", ") + (*t)->name;
@@ -214,6 +213,17 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         return result;
       },
       "[(name, None or the reason why it cannot run here)], best first.");
+  m.def(
+      "refused",
+      [](const std::string& name) -> py::object {
+        for (const Tier* const* t = kTiers; *t != nullptr; ++t) {
+          if (name != (*t)->name) continue;
+          const char* reason = refused(**t);
+          return reason == nullptr ? py::object(py::none()) : py::object(py::str(reason));
+        }
+        throw std::invalid_argument("no CPU tier '" + name + "'");
+      },
+      "None, or the reason why a tier cannot run; asks the operating system for what it needs.");
   m.def("calls", [] { return by_tier(&calls); }, "{name: how often the tier has run in this process}.");
   m.def(
       "chunks_screened", [] { return by_tier(&chunks_screened); },

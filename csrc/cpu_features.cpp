@@ -61,8 +61,9 @@ Features detect() {
   const Registers leaf7 = cpuid(7, 0);
   const bool osxsave = bit(leaf1.ecx, 27);
   const uint64_t saved = osxsave ? xcr0() : 0;
-  f.os_ymm = (saved & 0x06) == 0x06;  // SSE, AVX
-  f.os_zmm = (saved & 0xe6) == 0xe6;  // and opmask, the upper halves, the upper sixteen registers
+  f.os_ymm = (saved & 0x06) == 0x06;          // SSE, AVX
+  f.os_zmm = (saved & 0xe6) == 0xe6;          // and opmask, the upper halves, the upper sixteen registers
+  f.os_tiles = (saved & 0x60000) == 0x60000;  // their configuration, their data
   f.fma = bit(leaf1.ecx, 12);
   f.f16c = bit(leaf1.ecx, 29);
   f.avx2 = bit(leaf7.ebx, 5);
@@ -71,6 +72,9 @@ Features detect() {
   f.avx512bw = bit(leaf7.ebx, 30);
   f.avx512vl = bit(leaf7.ebx, 31);
   f.avx512vnni = bit(leaf7.ecx, 11);
+  f.amx_bf16 = bit(leaf7.edx, 22);
+  f.amx_tile = bit(leaf7.edx, 24);
+  f.amx_int8 = bit(leaf7.edx, 25);
   f.avx512bf16 = leaf7.eax >= 1 && bit(cpuid(7, 1).eax, 5);
   return f;
 }

@@ -11,8 +11,8 @@
 
 namespace colbert_fast {
 
-const Tier* const kTiers[] = {&kAvx512Bf16,  &kAvx512Vnni, &kAvx512,   &kAvx2, &kNeonBf16,
-                              &kNeonDotprod, &kNeon,       &kPortable, nullptr};
+const Tier* const kTiers[] = {&kAmx,      &kAvx512Bf16,  &kAvx512Vnni, &kAvx512,   &kAvx2,
+                              &kNeonBf16, &kNeonDotprod, &kNeon,       &kPortable, nullptr};
 
 namespace {
 
@@ -318,6 +318,11 @@ bool score_in_parts(const Tier& tier, const Problem& p, int64_t wanted_units, in
 }
 
 }  // namespace
+
+const char* refused(const Tier& tier) {
+  if (const char* reason = tier.unsupported()) return reason;
+  return tier.refused == nullptr ? nullptr : tier.refused();
+}
 
 int64_t calls(const Tier& tier) { return counters(tier).calls.load(); }
 

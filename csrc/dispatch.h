@@ -10,6 +10,10 @@ namespace colbert_fast {
 // Best first, ended by null. This list is the whole CPU dispatch.
 extern const Tier* const kTiers[];
 
+// Null, or the reason why a tier cannot run: its own, or that of the operating system, which this asks for
+// what the tier needs. To be called before anything else below.
+const char* refused(const Tier& tier);
+
 // How often a tier has scored or differentiated since the process started: how tests know that it really ran.
 int64_t calls(const Tier& tier);
 

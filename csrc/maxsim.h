@@ -143,8 +143,12 @@ struct Tier {
   void (*backward)(const BackwardJob&, const BackwardUnit&, Scratch&);
   const Product* products;  // float32 first, ended by dtype null
   float (*read)(const float* data, int64_t count);
+  // Null, or asks the operating system for what the tier needs: null, or the reason why it was refused.
+  // Nobody runs the tier before it has been granted.
+  const char* (*refused)() = nullptr;
 };
 
+extern const Tier kAmx;
 extern const Tier kAvx512Bf16;
 extern const Tier kAvx512Vnni;
 extern const Tier kAvx512;

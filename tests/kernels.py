@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [ROOT / "tests/cpp/kernels.cpp", *sorted(set(ROOT.glob("csrc/*.cpp")) - {ROOT / "csrc/bindings.cpp"})]
@@ -20,14 +23,37 @@ def output_of(*command: str | Path) -> str:
     return done.stdout
 
 
-def built(sources: Sequence[Path], flags: Sequence[str], folder: Path, compiler: Sequence[str] = CXX) -> Path:
-    """Return the program that the sources make, in ``folder``."""
-    objects = [folder / f"{source.stem}.o" for source in sources]
+def compiled(sources: Sequence[Path], flags: Sequence[str], folder: Path, compiler: Sequence[str] = CXX) -> list[Path]:
+    """Return the objects of the sources, in ``folder``."""
 
-    def compiled(source: Path, to: Path) -> str:
-        return output_of(*compiler, "-std=c++17", "-pthread", *flags, "-c", source, "-o", to)
+    def compile_one(source: Path) -> Path:
+        to = folder / f"{source.stem}.o"
+        output_of(*compiler, "-std=c++17", "-pthread", *flags, "-c", source, "-o", to)
+        return to
 
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        list(executor.map(compiled, sources, objects))
-    output_of(*compiler, "-pthread", *flags, *objects, "-o", folder / "program")
-    return folder / "program"
+        return list(executor.map(compile_one, sources))
+
+
+def linked(objects: Sequence[Path], flags: Sequence[str], program: Path, compiler: Sequence[str] = CXX) -> Path:
+    output_of(*compiler, "-pthread", *flags, *objects, "-o", program)
+    return program
+
+
+def built(sources: Sequence[Path], flags: Sequence[str], folder: Path, compiler: Sequence[str] = CXX) -> Path:
+    """Return the program that the sources make, in ``folder``."""
+    return linked(compiled(sources, flags, folder, compiler), flags, folder / "program", compiler)
+
+
+def sanitized(sanitizer: str, folder: Path) -> list[str]:
+    """Return the flags of a sanitizer, or skip where there is no compiler or the sanitizer does not work."""
+    if shutil.which(CXX[0]) is None:
+        pytest.skip(f"there is no C++ compiler {CXX[0]!r}")
+    flags = ["-O1", "-g", "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}"]
+    trivial = folder / "trivial.cpp"
+    trivial.write_text("int main() {}\n")
+    try:
+        output_of(built([trivial], flags, folder))
+    except (AssertionError, OSError) as error:
+        pytest.skip(f"-fsanitize={sanitizer} does not work here: {error}")
+    return flags

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import colbert_fast as cf
+from colbert_fast import _backends
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend
 
@@ -18,7 +19,7 @@ def runnable(prefix: str = "") -> list[Backend]:
 
 def test_every_backend_runs_or_says_why() -> None:
     names = [b.name for b in cf.backends()]
-    tiers = ["avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon_dotprod", "neon", "portable"]
+    tiers = ["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon_dotprod", "neon", "portable"]
     assert names == ["triton", *(f"cpu:{tier}" for tier in tiers), "torch"]
     for backend in cf.backends():
         assert backend.unsupported is None or len(backend.unsupported) > 10
@@ -94,7 +95,29 @@ def test_a_backend_that_cannot_run_says_why() -> None:
         cf.maxsim(*fp8)
 
 
+def test_a_refusal_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that the system refuses is passed over, or raises if it was named, and may be granted later."""
+    answers = ["the kernel said no", "the kernel said no again", None]
+    best = runnable("cpu:")[0]
+    asking = best._replace(name="cpu:asking", refused=lambda: answers.pop(0))
+    monkeypatch.setattr(_backends, "BACKENDS", (asking, *_backends.BACKENDS))
+    monkeypatch.setattr(_backends, "_refusals", {})
+    _backends._select.cache_clear()
+    try:
+        assert cf.backends()[0].unsupported is None
+        assert len(answers) == 3  # nothing was asked yet
+        assert select("cpu", torch.float32, None) is best
+        assert select("cpu", torch.float32, None) is best  # and asked once
+        assert cf.backends()[0].unsupported == "the kernel said no"
+        with pytest.raises(NotImplementedError, match="cpu:asking: the kernel said no again"):
+            select("cpu", torch.float32, "cpu:asking")
+        assert select("cpu", torch.float32, "cpu:asking") is asking
+        assert cf.backends()[0].unsupported is None
+    finally:
+        _backends._select.cache_clear()
+
+
 def test_the_extension_refuses_a_tier_it_has_not() -> None:
     empty = (0, 0, 0, 0, 0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match=r"no CPU tier 'mmx'; there are avx512_bf16, .*, neon, portable"):
+    with pytest.raises(ValueError, match=r"no CPU tier 'mmx'; there are amx, .*, neon, portable"):
         cf._backends.cpu._C.score("mmx", empty, empty, 1, 0, -1, 0, False, False, 1, 0, 0)

@@ -26,13 +26,14 @@ NO_ARM = "not an AArch64 processor"
 NO_AVX2 = "this CPU has no AVX2, FMA and F16C"
 NO_AVX512 = "this CPU has no AVX-512 (F, BW, DQ, VL)"  # the emulator's own limit, too
 NOT_SAVED = "the operating system does not save AVX registers"
+NO_AMX = "built without AMX, which takes x86-64, Linux and GCC 11 or Clang 12"
 NO_DOTPROD = "this CPU has no FEAT_DotProd"
 NO_BF16 = "this CPU has no FEAT_BF16 and FEAT_DotProd"
 
-AVX512 = ("avx512_bf16", "avx512_vnni", "avx512")
+AVX512 = ("amx", "avx512_bf16", "avx512_vnni", "avx512")
 NEON = ("neon_bf16", "neon_dotprod", "neon")
 EVERY: dict[str, str | None] = dict.fromkeys(cf._backends.cpu._TIERS)
-AARCH64 = {**EVERY, **dict.fromkeys((*AVX512, "avx2"), NO_X86)}
+AARCH64 = {**EVERY, **dict.fromkeys((*AVX512, "avx2"), NO_X86), "amx": NO_AMX}
 X86_64 = {**EVERY, **dict.fromkeys(AVX512, NO_AVX512), **dict.fromkeys(NEON, NO_ARM)}
 
 # What cpu_features.cpp has to find: (architecture, model) and why each tier cannot run on it.

@@ -19,8 +19,6 @@ PLAIN = "cpu:avx512"
 def runnable(tier: str) -> str:
     reasons = {b.name: b.unsupported for b in cf.backends()}
     for name in (tier, PLAIN):
-        if name not in reasons:
-            pytest.skip(f"{name}: not a backend of this version")
         if reasons[name] is not None:
             pytest.skip(f"{name}: {reasons[name]}")
     return tier

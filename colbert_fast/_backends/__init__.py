@@ -16,15 +16,19 @@ BACKENDS: tuple[Backend, ...] = (
     (*_ON_THIS_MACHINE, triton_.BACKEND) if triton_.INTERPRETED else (triton_.BACKEND, *_ON_THIS_MACHINE)
 )
 
+# Backends that asked the system for what they need, and what it last answered them.
+_refusals: dict[str, str] = {}
+
 
 def backends() -> list[Backend]:
     """Every backend of this package, best first.
 
     Each has a ``name``, and in ``unsupported`` None or the reason why it cannot run on this machine. A call takes
     the first one that runs here and accepts its device and dtype, unless ``backend=`` or the environment variable
-    COLBERT_FAST_BACKEND names one.
+    COLBERT_FAST_BACKEND names one. One that needs the system's permission, as cpu:amx does, asks for it when it is
+    first chosen: ``unsupported`` tells of a refusal from then on.
     """
-    return list(BACKENDS)
+    return [b._replace(unsupported=_refusals[b.name]) if b.name in _refusals else b for b in BACKENDS]
 
 
 def select(device: str, dtype: torch.dtype, name: str | None, int8: bool = False) -> Backend:
@@ -80,4 +84,11 @@ def _why_not(backend: Backend, device: str, dtype: torch.dtype, int8: bool) -> s
         return f"has no {dtype} kernel"
     if int8 and not backend.int8:
         return "has no kernel for int8 documents"
-    return None
+    if backend.refused is None:
+        return None
+    refusal = backend.refused()
+    if refusal is None:
+        _refusals.pop(backend.name, None)
+    else:
+        _refusals[backend.name] = refusal
+    return refusal

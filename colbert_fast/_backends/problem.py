@@ -84,3 +84,5 @@ class Backend(NamedTuple):
     """Whether it takes int8 documents too, with queries of any of these types."""
     scattered: bool = False
     """Whether its ``score`` takes documents that lie apart."""
+    refused: Callable[[], str | None] | None = None
+    """Asks the system for what the backend needs, before it is first chosen: None, or why it was refused."""

@@ -11,7 +11,8 @@
 //
 // `./kernels` prints why a tier cannot run, exits 0 after a line with those that did, or 1 after the first
 // difference. `./kernels threads` leaves out the problems that are too small for more than one thread: enough
-// for ThreadSanitizer, which takes its time. `./kernels best` runs the first tier that can, and no other.
+// for ThreadSanitizer, which takes its time. `./kernels best` runs the first tier that can, and no other;
+// `./kernels amx` that tier alone.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -657,10 +658,12 @@ void check_concurrent_callers(const Tier& tier) {
 int main(int argc, char** argv) {
   const bool only_shared_work = argc > 1 && std::strcmp(argv[1], "threads") == 0;
   const bool only_the_best = argc > 1 && std::strcmp(argv[1], "best") == 0;
+  const char* only = argc > 1 && !only_shared_work && !only_the_best ? argv[1] : nullptr;
   std::string tiers;
   uint64_t expected_digest = 0;
   for (const Tier* const* t = colbert_fast::kTiers; *t != nullptr; ++t) {
-    if (const char* reason = (*t)->unsupported()) {
+    if (only != nullptr && std::strcmp(only, (*t)->name) != 0) continue;
+    if (const char* reason = colbert_fast::refused(**t)) {
       std::printf("kernels: no %s: %s\n", (*t)->name, reason);
       continue;
     }

@@ -1,0 +1,366 @@
+// x86-64 with AMX (Sapphire Rapids and later), Linux: bfloat16 multiplied as it is, float32 and float16
+// screened in bfloat16, int8 in int8. What AMX does not do is that of AVX-512.
+//
+// A tile holds 16 rows of 64 bytes. tdpbf16ps and tdpbssd add to C, 16 x 16 of float32 or int32, the products
+// of A, 16 rows of 64 bytes, and B, 16 units of 4 bytes for each of 16 columns. Documents are A, loaded from
+// where they lie, for a tile is loaded with any stride; queries are B, whose layout is that of packed units;
+// so C has a row for a document token and a lane for a query token, and the maximum is vertical.
+//
+// Tiles: C 2 x 2 (32 document rows x 32 lanes), A 2, B 2: all eight. A step of 64 bytes loads 4 and
+// multiplies 4 times; four chains, a product every 16 cycles, cover its latency of 52 (Intel's optimization
+// manual, AMX).
+//
+// Sums: tdpbf16ps has one chain for the even and one for the odd numbers of its 32, adds these two and adds
+// the result to C (SDM volume 2). A product so passes at most 16 + 1 + n / 32 roundings, fewer than the n + 2
+// of screen.h; sums that may be flushed are n + 2 ceil(n / 32), and 1 for n = 1, at most the 2n of screen.h.
+// All rows take this way, those of a short document too, for equal rows must have equal products.
+//
+// Rows that are no multiple of 64 bytes are copied and padded by screen.h. A number of rows that is no
+// multiple of 16 is covered by a last tile that overlaps the one before, whose products are the same a second
+// time; fewer than 16 rows are copied, 64 bytes of each at a time. Nothing is read past a row.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "amx_permission.h"
+#include "cpu_features.h"
+#include "maxsim.h"
+#include "target.h"
+
+#if CF_AMX
+CF_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+#include "avx512_bf16.h"
+#ifdef CF_AMX_MODEL  // tests/cpp/amx_model
+#include CF_AMX_MODEL
+#else
+#include "amx_tiles.h"
+#endif
+
+namespace colbert_fast {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileBytes = 64;
+constexpr TileConfig kConfig = {1,
+                                0,
+                                {},
+                                {64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0},
+                                {16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0}};
+
+// While it lives, the tiles of this thread are configured as above. Others use AMX on the same threads, torch
+// through oneDNN, and may keep their configuration from one call to the next: what was loaded before is
+// loaded again. What their tiles held is not kept: loading a configuration clears them, so nobody can rely on
+// it.
+class Configured {
+ public:
+  Configured() {
+    tiles::store_config(before_);
+    tiles::load_config(kConfig);
+  }
+  Configured(const Configured&) = delete;
+  Configured& operator=(const Configured&) = delete;
+  ~Configured() {
+    if (before_.palette == 0) {
+      tiles::release();
+    } else {
+      tiles::load_config(before_);
+    }
+  }
+
+ private:
+  TileConfig before_;
+};
+
+struct BFloat16Tiles {
+  template <int kC, int kA, int kB>
+  static CF_ALWAYS_INLINE void multiply() {
+    tiles::multiply_bfloat16<kC, kA, kB>();
+  }
+};
+
+struct Int8Tiles {
+  template <int kC, int kA, int kB>
+  static CF_ALWAYS_INLINE void multiply() {
+    tiles::multiply_int8<kC, kA, kB>();
+  }
+};
+
+// The lines that are due with 64 bytes of each row of a tile: beside its products, not all of a step at once.
+CF_ALWAYS_INLINE void prefetch_beside(Ahead& ahead) {
+  for (int line = 0; line < ahead.lines; ++line) {
+    CF_UNROLL
+    for (int r = 0; r < kTileRows; ++r) prefetch(ahead.address + static_cast<uintptr_t>(64 * r));
+    ahead.address += 64 * kTileRows;
+  }
+}
+
+// The tiles 0 to 3 are C, [2][2]; 4 and 5 A; 6 and 7 B. kTiles tiles of rows, tile t beginning at row
+// begin[t], against kVecs vectors of a panel of kWidth lanes. If kShort there are only `count` rows, fewer
+// than a tile.
+template <typename Ops, int kTiles, int kVecs, int kWidth, bool kShort>
+CF_ALWAYS_INLINE void multiply_block(const NarrowRows& rows, const int64_t (&begin)[2],
+                                     const unsigned char* q, Ahead ahead) {
+  tiles::zero<0>();
+  if constexpr (kVecs == 2) tiles::zero<1>();
+  if constexpr (kTiles == 2) tiles::zero<2>();
+  if constexpr (kTiles == 2 && kVecs == 2) tiles::zero<3>();
+  alignas(64) unsigned char copied[kShort ? kTileRows * kTileBytes : 1] = {};
+  const unsigned char* first = rows.rows + begin[0] * rows.stride;
+  const unsigned char* second = rows.rows + begin[1] * rows.stride;
+  // Not read from `rows` again after every tile that is loaded, which may be from anywhere.
+  const int64_t stride = rows.stride;
+  const int64_t bytes = rows.bytes;
+  const int64_t q_stride = kWidth * 4;
+  for (int64_t k = 0; k < bytes; k += kTileBytes) {
+    tiles::load<6>(q + k * kWidth, q_stride);
+    if constexpr (kVecs == 2) tiles::load<7>(q + k * kWidth + 64, q_stride);
+    if constexpr (kShort) {
+      for (int64_t r = 0; r < rows.count; ++r)
+        _mm512_store_si512(copied + r * kTileBytes, _mm512_loadu_si512(first + r * stride + k));
+      tiles::load<4>(copied, kTileBytes);
+    } else {
+      tiles::load<4>(first + k, stride);
+    }
+    Ops::template multiply<0, 4, 6>();
+    if constexpr (kVecs == 2) Ops::template multiply<1, 4, 7>();
+    prefetch_beside(ahead);
+    if constexpr (kTiles == 2) {
+      tiles::load<5>(second + k, stride);
+      Ops::template multiply<2, 5, 6>();
+      if constexpr (kVecs == 2) Ops::template multiply<3, 5, 7>();
+      prefetch_beside(ahead);
+    }
+  }
+}
+
+// C as rows of lanes, `stride` bytes apart, the first tile's rows at `first` and the second's at `second`.
+template <int kTiles, int kVecs, typename T>
+CF_ALWAYS_INLINE void store_block(T* first, T* second, int64_t stride) {
+  tiles::store<0>(first, stride);
+  if constexpr (kVecs == 2) tiles::store<1>(first + Isa::kLanes, stride);
+  if constexpr (kTiles == 2) tiles::store<2>(second, stride);
+  if constexpr (kTiles == 2 && kVecs == 2) tiles::store<3>(second + Isa::kLanes, stride);
+}
+
+// What becomes of a block of C, whose tiles begin at rows begin[0] and begin[1] and have `count` rows each,
+// fewer than 16 only if it is the only one. Float32 for products():
+struct TileDots {
+  float* dots;
+
+  template <int kTiles, int kVecs>
+  CF_ALWAYS_INLINE void take(const int64_t (&begin)[2], int64_t) const {
+    // A short tile writes 16 rows of the kChunkRows that there are.
+    store_block<kTiles, kVecs>(dots + begin[0] * kPanel, dots + begin[1] * kPanel,
+                               kPanel * static_cast<int64_t>(sizeof(float)));
+  }
+};
+
+// int32, in units of each row's scale:
+struct TileDotsOfInt8 {
+  const float* scales;
+  float* dots;
+
+  template <int kTiles, int kVecs>
+  CF_ALWAYS_INLINE void take(const int64_t (&begin)[2], int64_t count) const {
+    alignas(64) int32_t sums[kTiles][kTileRows][kVecs * Isa::kLanes];
+    store_block<kTiles, kVecs>(&sums[0][0][0], &sums[kTiles - 1][0][0], sizeof sums[0][0]);
+    for (int t = 0; t < kTiles; ++t) {
+      for (int64_t r = 0; r < count; ++r) {
+        const __m512 scale = _mm512_set1_ps(scales[begin[t] + r]);
+        CF_UNROLL
+        for (int v = 0; v < kVecs; ++v) {
+          const __m512 product = _mm512_cvtepi32_ps(_mm512_load_si512(&sums[t][r][v * Isa::kLanes]));
+          Isa::store(dots + (begin[t] + r) * kPanel + v * Isa::kLanes, _mm512_mul_ps(product, scale));
+        }
+      }
+    }
+  }
+};
+
+// Their maxima:
+template <bool kArgmax>
+struct TileMaxima {
+  float* best;
+  int32_t* arg;
+  int64_t first_row;
+
+  template <int kTiles, int kVecs>
+  CF_ALWAYS_INLINE void take(const int64_t (&begin)[2], int64_t count) const {
+    alignas(64) float sums[kTiles][kTileRows][kVecs * Isa::kLanes];
+    store_block<kTiles, kVecs>(&sums[0][0][0], &sums[kTiles - 1][0][0], sizeof sums[0][0]);
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      Isa::Vec top = Isa::load(best + v * Isa::kLanes);
+      if constexpr (kArgmax) {
+        Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
+        for (int t = 0; t < kTiles; ++t) {
+          for (int64_t r = 0; r < count; ++r)
+            Isa::update(top, where, Isa::load(&sums[t][r][v * Isa::kLanes]),
+                        static_cast<int32_t>(first_row + begin[t] + r));
+        }
+        Isa::store(arg + v * Isa::kLanes, where);
+      } else {
+        // vmaxps loses a NaN, so these are noted beside it, two rows with one comparison: a chain of 2 cycles
+        // a row instead of the 8 of Isa::update, which would take longer than the products. Which zero of
+        // either sign wins is not seen in a score, which is summed from +0.
+        __mmask16 nan = _mm512_cmp_ps_mask(top, top, _CMP_UNORD_Q);
+        for (int t = 0; t < kTiles; ++t) {
+          for (int64_t r = 0; r < count; r += 2) {
+            const Isa::Vec even = Isa::load(&sums[t][r][v * Isa::kLanes]);
+            const Isa::Vec odd = r + 1 < count ? Isa::load(&sums[t][r + 1][v * Isa::kLanes]) : even;
+            nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(even, odd, _CMP_UNORD_Q));
+            top = _mm512_max_ps(top, _mm512_max_ps(even, odd));
+          }
+        }
+        top = _mm512_mask_mov_ps(top, nan, _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()));
+      }
+      Isa::store(best + v * Isa::kLanes, top);
+    }
+  }
+};
+
+template <typename Ops, int kVecs, int kWidth, typename Sink>
+void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+  if (rows.count < kTileRows) {
+    const int64_t begin[2] = {0, 0};
+    multiply_block<Ops, 1, kVecs, kWidth, true>(rows, begin, q, ahead);
+    sink.template take<1, kVecs>(begin, rows.count);
+    return;
+  }
+  const int64_t last = rows.count - kTileRows;
+  for (int64_t row = 0; row < rows.count; row += 2 * kTileRows) {
+    const Ahead here = {ahead.address + static_cast<uintptr_t>(row * rows.bytes * ahead.lines), ahead.lines};
+    if (row + kTileRows < rows.count) {
+      const int64_t second = row + kTileRows < last ? row + kTileRows : last;
+      const int64_t begin[2] = {row, second};
+      multiply_block<Ops, 2, kVecs, kWidth, false>(rows, begin, q, here);
+      sink.template take<2, kVecs>(begin, kTileRows);
+    } else {
+      const int64_t begin[2] = {last, last};
+      multiply_block<Ops, 1, kVecs, kWidth, false>(rows, begin, q, here);
+      sink.template take<1, kVecs>(begin, kTileRows);
+    }
+  }
+}
+
+struct Narrow : Int8Narrow {
+  static constexpr bool kBFloat16 = true;
+  static constexpr bool kFloat = true;
+  static constexpr int64_t kBytes = kTileBytes;
+  // Not measured with this code. A prototype on Sapphire Rapids took, at dim 128 for 32 query tokens in
+  // cache, 16.3 ns a document token screened and 44.8 by multiply-adds, whose time halves with 16 tokens and
+  // which a vector of lanes does not make shorter below: the screen, whose conversion costs the same for any
+  // number, is left to queries of half a vector. For int8 as the screen by AVX512-VNNI, whose products take
+  // longer.
+  template <typename T>
+  static constexpr int64_t least_lanes() {
+    return std::is_same<T, int8_t>::value ? 5 : 8;
+  }
+
+  template <typename T>
+  static float narrow(const T* row, int64_t dim, unsigned char* to) {
+    return narrow_bfloat16(row, dim, to);
+  }
+  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
+    return narrow_int8<0>(row, dim, to);
+  }
+
+  template <typename Number, int kVecs, int kWidth>
+  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
+    if constexpr (std::is_same<Number, int8_t>::value) {
+      panel_of_tiles<Int8Tiles, kVecs, kWidth>(rows, q, ahead, TileDotsOfInt8{rows.scales, dots});
+    } else {
+      panel_of_tiles<BFloat16Tiles, kVecs, kWidth>(rows, q, ahead, TileDots{dots});
+    }
+  }
+  template <int kVecs, int kWidth, bool kArgmax>
+  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
+                     float* best, int32_t* arg) {
+    panel_of_tiles<BFloat16Tiles, kVecs, kWidth>(rows, q, ahead, TileMaxima<kArgmax>{best, arg, first_row});
+  }
+};
+
+}  // namespace
+}  // namespace colbert_fast
+
+#include "loop.h"
+
+namespace colbert_fast {
+namespace {
+
+template <bool kArgmax>
+void score_configured(const ScoreJob& job, const Unit& unit, Scratch& scratch) {
+  const Configured tiles;
+  score_any<kArgmax>(job, unit, scratch);
+}
+
+// As multiply_add() of tile.h: a step is that of a block of 2 x 2 tiles of C, of 64 bytes of each row.
+template <typename Ops>
+float multiply_add_tiles(int64_t steps) {
+  const Configured configured;
+  // 9e-4 as bfloat16, and an int8 that is not zero either.
+  uint16_t numbers[kTileRows * kTileBytes / 2];
+  for (uint16_t& number : numbers) number = 0x3a6b;
+  tiles::load<4>(numbers, kTileBytes);
+  tiles::load<5>(numbers, kTileBytes);
+  tiles::load<6>(numbers, kTileBytes);
+  tiles::load<7>(numbers, kTileBytes);
+  tiles::zero<0>();
+  tiles::zero<1>();
+  tiles::zero<2>();
+  tiles::zero<3>();
+  for (int64_t i = 0; i < steps; ++i) {
+    Ops::template multiply<0, 4, 6>();
+    Ops::template multiply<1, 4, 7>();
+    Ops::template multiply<2, 5, 6>();
+    Ops::template multiply<3, 5, 7>();
+  }
+  return 0.0f;
+}
+
+template <typename Ops>
+constexpr Product tile_product(const char* dtype, int64_t numbers) {
+  return {dtype, 2 * numbers * 4 * kTileRows * kTileRows, &multiply_add_tiles<Ops>};
+}
+
+constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
+                                 tile_product<BFloat16Tiles>("bfloat16", 32),
+                                 tile_product<Int8Tiles>("int8", 64),
+                                 {nullptr, 0, nullptr}};
+
+}  // namespace
+}  // namespace colbert_fast
+
+CF_TARGET_END
+
+namespace colbert_fast {
+namespace {
+const char* unsupported() {
+  if (const char* reason = kAvx512Bf16.unsupported()) return reason;
+  return amx_unsupported();
+}
+}  // namespace
+
+const Tier kAmx = {"amx",
+                   &unsupported,
+                   kPanel,
+                   Isa::kRows,
+                   Narrow::kBytes,
+                   &score_configured<false>,
+                   &score_configured<true>,
+                   &backward_any,
+                   kProducts,
+                   &read,
+                   &amx_refused};
+}  // namespace colbert_fast
+
+#else
+
+namespace colbert_fast {
+const Tier kAmx = {"amx", &amx_unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+}  // namespace colbert_fast
+
+#endif
