@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from backends import REQUIRED, by_way_of
 
 import colbert_fast as cf
 from colbert_fast import _backends
-from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
-
-REQUIRED = {name for name in os.environ.get("COLBERT_FAST_REQUIRE", "").split(",") if name}
 
 
 @pytest.fixture(params=[b.name for b in cf.backends()])
@@ -46,30 +43,6 @@ def _runnable(name: str) -> str:
     if reason is not None:
         (pytest.fail if name in REQUIRED else pytest.skip)(f"{name}: {reason}")
     return name
-
-
-def by_way_of(device: str, backend: Backend) -> Backend:
-    """A backend for CPU tensors that moves everything to the device and the results back."""
-
-    def moved(p: Problem) -> Problem:
-        return Problem(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in p))
-
-    def score(p: Problem) -> Scored:
-        scores = backend.score(moved(p)).scores.cpu()
-        return Scored(scores, None, bool((scores == EMPTY_DOCUMENT_SCORE).any()))
-
-    def score_argmax(p: Problem) -> Scored:
-        scores, argmax, _ = backend.score_argmax(moved(p))
-        assert argmax is not None
-        return Scored(scores.cpu(), argmax.cpu().int(), bool((scores == EMPTY_DOCUMENT_SCORE).any()))
-
-    def backward(p: Problem, grad_scores: torch.Tensor, argmax: torch.Tensor, for_q: bool, for_d: bool) -> Any:
-        there = moved(p)
-        argmax = argmax.to(device, there.argmax_dtype)
-        grads = backend.backward(there, grad_scores.to(device), argmax, for_q, for_d)
-        return tuple(None if grad is None else grad.cpu() for grad in grads)
-
-    return backend._replace(device="cpu", score=score, score_argmax=score_argmax, backward=backward)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from platform import machine
 from shutil import which
 
 import pytest
-from conftest import REQUIRED
+from backends import REQUIRED
 from kernels import SOURCES, built, output_of
 
 import colbert_fast as cf

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends import by_way_of
 from cases import DTYPES, assert_close, embeddings, planted
-from conftest import by_way_of
 
 import colbert_fast as cf
 from benchmarks import tune_triton
