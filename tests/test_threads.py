@@ -26,6 +26,8 @@ import torch
 import colbert_fast as cf
 from colbert_fast._backends import cpu
 
+# A shell starts what runs in its background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 backend = sys.argv[1]
 torch.manual_seed(0)
 queries, documents = torch.randn(16, 32, 64), torch.randn(40, 30, 64)
