@@ -18,12 +18,6 @@
 // Rows that are no multiple of 64 bytes are copied and padded by screen.h. A number of rows that is no
 // multiple of 16 is covered by a last tile that overlaps the one before, whose products are the same a second
 // time; fewer than 16 rows are copied, 64 bytes of each at a time. Nothing is read past a row.
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "amx_permission.h"
 #include "cpu_features.h"
 #include "maxsim.h"
@@ -344,23 +338,23 @@ const char* unsupported() {
 }
 }  // namespace
 
-const Tier kAmx = {"amx",
-                   &unsupported,
-                   kPanel,
-                   Isa::kRows,
-                   Narrow::kBytes,
-                   &score_configured<false>,
-                   &score_configured<true>,
-                   &backward_any,
-                   kProducts,
-                   &read,
-                   &amx_refused};
+constexpr Tier kAmx = {"amx",
+                       &unsupported,
+                       kPanel,
+                       Isa::kRows,
+                       Narrow::kBytes,
+                       &score_configured<false>,
+                       &score_configured<true>,
+                       &backward_any,
+                       kProducts,
+                       &read,
+                       &amx_refused};
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-const Tier kAmx = {"amx", &amx_unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+constexpr Tier kAmx = absent("amx", &amx_unsupported);
 }  // namespace colbert_fast
 
 #endif

@@ -4,14 +4,6 @@
 // broadcast = 15 of 16. Per dimension 2 + 6 loads feed 12 FMAs: 4 cycles of loads behind 6 of FMAs, and 12
 // chains cover the FMA latency of 4 to 5 cycles x 2 units. 32 query tokens are two panels; block_rows keeps
 // the document rows in L1 between them.
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -93,11 +85,7 @@ struct Isa {
   }
 };
 
-struct Narrow {
-  static constexpr bool kBFloat16 = false;
-  static constexpr bool kFloat = false;
-  static constexpr bool kInt8 = false;
-};
+using Narrow = NoNarrow;
 
 }  // namespace
 }  // namespace colbert_fast
@@ -116,17 +104,13 @@ const char* unsupported() {
 constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kAvx2 = {"avx2",           &unsupported,  kPanel,    Isa::kRows, 0, &score_any<false>,
-                    &score_any<true>, &backward_any, kProducts, &read};
+constexpr Tier kAvx2 = tier_of("avx2", &unsupported, kProducts);
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-namespace {
-const char* unsupported() { return "not an x86-64 processor"; }
-}  // namespace
-const Tier kAvx2 = {"avx2", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+constexpr Tier kAvx2 = absent("avx2", &not_x86_64);
 }  // namespace colbert_fast
 
 #endif

@@ -1,11 +1,4 @@
 // x86-64 with AVX-512 F, BW, DQ, VL (Skylake-X and later, Zen 4 and later).
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -17,13 +10,7 @@ CF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 namespace colbert_fast {
 namespace {
-
-struct Narrow {
-  static constexpr bool kBFloat16 = false;
-  static constexpr bool kFloat = false;
-  static constexpr bool kInt8 = false;
-};
-
+using Narrow = NoNarrow;
 }  // namespace
 }  // namespace colbert_fast
 
@@ -43,17 +30,13 @@ const char* unsupported() {
 constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kAvx512 = {"avx512",          &unsupported,     kPanel,        Isa::kRows, 0,
-                      &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
+constexpr Tier kAvx512 = tier_of("avx512", &unsupported, kProducts);
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-namespace {
-const char* unsupported() { return "not an x86-64 processor"; }
-}  // namespace
-const Tier kAvx512 = {"avx512", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+constexpr Tier kAvx512 = absent("avx512", &not_x86_64);
 }  // namespace colbert_fast
 
 #endif

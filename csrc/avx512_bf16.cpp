@@ -3,13 +3,6 @@
 //
 // vdpbf16ps multiplies two pairs of bfloat16 and adds both products to a float32. On Zen 5 it issues as often
 // as an FMA, which makes it twice as fast; on Sapphire Rapids a prototype found it slower.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -73,13 +66,13 @@ struct Narrow : Int8Narrow {
     if constexpr (std::is_same<Number, int8_t>::value) {
       products_int8<kVecs, kWidth>(rows, q, ahead, dots);
     } else {
-      panel_of<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Dots{dots});
+      panel<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Dots{dots});
     }
   }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
                      float* best, int32_t* arg) {
-    panel_of<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
+    panel<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
   }
 };
 
@@ -103,17 +96,13 @@ constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
                                  {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kAvx512Bf16 = {"avx512_bf16",     &unsupported,     kPanel,        Isa::kRows, Narrow::kBytes,
-                          &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
+constexpr Tier kAvx512Bf16 = tier_of("avx512_bf16", &unsupported, kProducts);
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-namespace {
-const char* unsupported() { return "not an x86-64 processor"; }
-}  // namespace
-const Tier kAvx512Bf16 = {"avx512_bf16", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+constexpr Tier kAvx512Bf16 = absent("avx512_bf16", &not_x86_64);
 }  // namespace colbert_fast
 
 #endif

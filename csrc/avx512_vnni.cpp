@@ -1,12 +1,5 @@
 // x86-64 with AVX-512 and AVX512-VNNI (Cascade Lake, Ice Lake and later, Zen 4 and later): the avx512 tier,
 // with int8 documents screened in int8.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -55,17 +48,13 @@ constexpr Product kProducts[] = {
     product<Float32Ops>("float32", 1), product<Int8Ops>("int8", 4), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kAvx512Vnni = {"avx512_vnni",     &unsupported,     kPanel,        Isa::kRows, Narrow::kBytes,
-                          &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
+constexpr Tier kAvx512Vnni = tier_of("avx512_vnni", &unsupported, kProducts);
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-namespace {
-const char* unsupported() { return "not an x86-64 processor"; }
-}  // namespace
-const Tier kAvx512Vnni = {"avx512_vnni", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+constexpr Tier kAvx512Vnni = absent("avx512_vnni", &not_x86_64);
 }  // namespace colbert_fast
 
 #endif

@@ -58,7 +58,7 @@ struct DotsOfInt8 {
 
 template <int kVecs, int kWidth>
 void products_int8(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
-  panel_of<Int8Ops, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, rows.bias, dots});
+  panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, rows.bias, dots});
 }
 
 CF_ALWAYS_INLINE __m512i squares_of(__m512i numbers, __m512i sum) {

@@ -110,4 +110,10 @@ const Features& features() {
   return detected;
 }
 
+const char* not_x86_64() { return "not an x86-64 processor"; }
+
+const char* not_aarch64() {
+  return CF_AARCH64 ? "the compiler that built this has no intrinsics for it" : "not an AArch64 processor";
+}
+
 }  // namespace colbert_fast

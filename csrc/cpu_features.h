@@ -13,4 +13,8 @@ struct Features {
 
 const Features& features();
 
+// Why a tier for the other processors is absent.
+const char* not_x86_64();
+const char* not_aarch64();
+
 }  // namespace colbert_fast

@@ -5,9 +5,11 @@
 //     // Whether the tier has a product of bfloat16 or of int8 that is faster than its multiply-adds, and
 //     // then offers what screen.h wants. kFloat: float32 and float16 are screened in bfloat16.
 //     static constexpr bool kBFloat16, kFloat, kInt8;
+//     static constexpr int64_t kBytes;  // 0, if it has none
 //   };
 //
-// inside the tier's target region.
+// inside the tier's target region; a tier without such products has NoNarrow. tier_of() is what the tier then
+// is.
 
 #pragma once
 
@@ -322,6 +324,11 @@ inline void backward_any(const BackwardJob& job, const BackwardUnit& u, Scratch&
     case DType::kInt8:
       return backward_unit<int8_t>(job, u, s);
   }
+}
+
+constexpr Tier tier_of(const char* name, const char* (*unsupported)(), const Product* products) {
+  return {name,          unsupported, kPanel, Isa::kRows, Narrow::kBytes, &score_any<false>, &score_any<true>,
+          &backward_any, products,    &read};
 }
 
 }  // namespace

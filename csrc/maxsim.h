@@ -3,8 +3,10 @@
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
 // One call walks bindings.cpp (checks) -> dispatch.cpp (chooses the tier, cuts the work into units, runs them
-// on threads.cpp) -> a tier (avx512.cpp, avx2.cpp, neon.cpp, portable.cpp: the arithmetic of loop.h for one
-// instruction set). A tier never allocates, starts no thread, throws nothing and reads no environment.
+// on threads.cpp) -> a tier: one file for each instruction set (the constants at the end of this one), and
+// written once for all of them loop.h (what is done with a document), tile.h (the register tile) and screen.h
+// (products of fewer bits). A tier never allocates, starts no thread, throws nothing and reads no
+// environment.
 #pragma once
 
 #include <cstdint>
@@ -55,7 +57,7 @@ struct Problem {
 constexpr float kEmptyDocumentScore = -1e9f;
 
 // One thread's working memory. `packed`, `best`, `arg` and `token` have one entry per lane, a lane being one
-// query token; loop.h says how the lanes lie.
+// query token; tile.h says how the lanes lie.
 struct Scratch {
   float* packed;     // [lanes * dim] queries, transposed
   float* best;       // [lanes] running maximum
@@ -67,28 +69,29 @@ struct Scratch {
   int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
   bool saw_empty_document;
 
-  // Only of a tier with narrow_bytes: screen.h.
-  unsigned char* narrow_packed;  // [lanes * bytes of a narrow row]
-  unsigned char* narrow_rows;    // [kChunkRows * bytes of a narrow row + kNarrowSlack]
-  float* dots;                   // [kChunkRows * panel_lanes]
-  int32_t* picked;               // [kChunkRows + 1]
-  float* lane_error;             // [lanes], and so are the following
-  float* lane_floor;
-  float* lane_step;
-  int32_t* lane_bias;
-  float* other_best;
-  int32_t* other_arg;
-  float* again_best;
-  int32_t* again_arg;
-  bool screens;    // these queries may be screened
-  bool zero_lane;  // one of their tokens is all zeros
-  int64_t chunks_to_rest;
+  // Only of a tier with narrow_bytes; screen.h has the names of its proof.
+  unsigned char* narrow_packed;  // [lanes * bytes of a narrow row] queries, as they are multiplied
+  unsigned char* narrow_rows;    // [kChunkRows * bytes of a narrow row + kNarrowSlack] document rows
+  float* dots;                   // [kChunkRows * panel_lanes] products of these rows with one panel
+  int32_t* picked;               // [kChunkRows + 1] the rows that survive
+  float* lane_error;             // [lanes] e / D
+  float* lane_floor;             // [lanes] what a maximum of bfloat16 has to reach: 2^30 A
+  float* lane_step;              // [lanes] what products are in units of
+  int32_t* lane_bias;            // [lanes] sum of the int8 numbers
+  float* other_best;             // [lanes] maxima of the products of bfloat16
+  int32_t* other_arg;            // [lanes]
+  float* again_best;             // [lanes] the same maxima in float32, for lanes below their floor
+  int32_t* again_arg;            // [lanes]
+  bool screens;                  // these queries may be screened
+  bool zero_lane;                // one of their tokens is all zeros
+  int64_t chunks_to_rest;        // so many are not screened, after one that was not worth it
   int64_t chunks_screened;
 };
 
 // Document rows that are narrowed together: at dim 128 in bfloat16 32 KiB, and their products with a panel of
 // 32 lanes 16 KiB, in an L1 cache of 48 KiB.
 constexpr int64_t kChunkRows = 128;
+// What narrowing may write past a row: less than a vector of 64 bytes.
 constexpr int64_t kNarrowSlack = 64;
 
 // A piece of work for one thread: queries [q_begin, q_end) against documents [begin, end); or, when pairs are
@@ -147,6 +150,19 @@ struct Tier {
   // Nobody runs the tier before it has been granted.
   const char* (*refused)() = nullptr;
 };
+
+// The Narrow of loop.h for a tier that multiplies nothing but float32.
+struct NoNarrow {
+  static constexpr bool kBFloat16 = false;
+  static constexpr bool kFloat = false;
+  static constexpr bool kInt8 = false;
+  static constexpr int64_t kBytes = 0;
+};
+
+// A tier that was not built: its instructions, or the compiler's names for them, are those of others.
+constexpr Tier absent(const char* name, const char* (*unsupported)()) {
+  return {name, unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+}
 
 extern const Tier kAmx;
 extern const Tier kAvx512Bf16;

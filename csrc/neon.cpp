@@ -1,11 +1,5 @@
 // AArch64: its baseline has NEON with FMA and binary16 conversion, so every such processor runs this.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
+#include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
 
@@ -16,13 +10,7 @@ CF_IN_PROGRAM_ORDER_BEGIN
 
 namespace colbert_fast {
 namespace {
-
-struct Narrow {
-  static constexpr bool kBFloat16 = false;
-  static constexpr bool kFloat = false;
-  static constexpr bool kInt8 = false;
-};
-
+using Narrow = NoNarrow;
 }  // namespace
 }  // namespace colbert_fast
 
@@ -36,17 +24,13 @@ const char* unsupported() { return nullptr; }
 constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kNeon = {"neon",           &unsupported,  kPanel,    Isa::kRows, 0, &score_any<false>,
-                    &score_any<true>, &backward_any, kProducts, &read};
+constexpr Tier kNeon = tier_of("neon", &unsupported, kProducts);
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-namespace {
-const char* unsupported() { return "not an AArch64 processor"; }
-}  // namespace
-const Tier kNeon = {"neon", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+constexpr Tier kNeon = absent("neon", &not_aarch64);
 }  // namespace colbert_fast
 
 #endif

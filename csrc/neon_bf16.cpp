@@ -6,13 +6,6 @@
 // of the two products and that with the chain: each is off by less than 2^-23, so that n numbers have n
 // roundings of at most twice the error of the n of a float32 chain. Denormal inputs count as zero, and
 // denormal products and sums, four for two numbers, become zero: the 2n of A in screen.h.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -50,7 +43,7 @@ struct Narrow : Int8Narrow {
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
                      float* best, int32_t* arg) {
-    panel_of<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
+    panel<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
   }
 };
 
@@ -73,19 +66,13 @@ constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
                                  {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kNeonBf16 = {"neon_bf16",       &unsupported,     kPanel,        Isa::kRows, Narrow::kBytes,
-                        &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
+constexpr Tier kNeonBf16 = tier_of("neon_bf16", &unsupported, kProducts);
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-namespace {
-const char* unsupported() {
-  return CF_AARCH64 ? "the compiler that built this has no intrinsics for it" : "not an AArch64 processor";
-}
-}  // namespace
-const Tier kNeonBf16 = {"neon_bf16", &unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+constexpr Tier kNeonBf16 = absent("neon_bf16", &not_aarch64);
 }  // namespace colbert_fast
 
 #endif

@@ -1,12 +1,5 @@
 // AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier, with int8 documents
 // screened in int8.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -44,20 +37,13 @@ constexpr Product kProducts[] = {
     product<Float32Ops>("float32", 1), product<Int8Ops>("int8", 4), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kNeonDotprod = {"neon_dotprod",    &unsupported,     kPanel,        Isa::kRows, Narrow::kBytes,
-                           &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
+constexpr Tier kNeonDotprod = tier_of("neon_dotprod", &unsupported, kProducts);
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-namespace {
-const char* unsupported() {
-  return CF_AARCH64 ? "the compiler that built this has no intrinsics for it" : "not an AArch64 processor";
-}
-}  // namespace
-const Tier kNeonDotprod = {"neon_dotprod", &unsupported, 1,       1,       0,
-                           nullptr,        nullptr,      nullptr, nullptr, nullptr};
+constexpr Tier kNeonDotprod = absent("neon_dotprod", &not_aarch64);
 }  // namespace colbert_fast
 
 #endif

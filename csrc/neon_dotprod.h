@@ -74,7 +74,7 @@ struct DotsOfInt8 {
 
 template <int kVecs, int kWidth>
 void products_int8(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
-  panel_of<Int8Ops, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, dots});
+  panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, dots});
 }
 
 }  // namespace

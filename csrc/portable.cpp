@@ -2,13 +2,6 @@
 //
 // Tile: 4 document rows x 2 vectors of 4 query tokens, the register file of SSE2 or NEON, which compilers
 // find by themselves: 8 accumulators + 2 query vectors + 1 broadcast = 11 of 16.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
 #include "maxsim.h"
 #include "target.h"
 
@@ -100,11 +93,7 @@ struct Isa {
   }
 };
 
-struct Narrow {
-  static constexpr bool kBFloat16 = false;
-  static constexpr bool kFloat = false;
-  static constexpr bool kInt8 = false;
-};
+using Narrow = NoNarrow;
 
 }  // namespace
 }  // namespace colbert_fast
@@ -117,6 +106,5 @@ const char* unsupported() { return nullptr; }
 constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-const Tier kPortable = {"portable",        &unsupported,     kPanel,        Isa::kRows, 0,
-                        &score_any<false>, &score_any<true>, &backward_any, kProducts,  &read};
+constexpr Tier kPortable = tier_of("portable", &unsupported, kProducts);
 }  // namespace colbert_fast

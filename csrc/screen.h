@@ -334,10 +334,11 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
         s.lane_bias + lane};
     // While the first panel is multiplied, the next rows come from memory, so that narrowing finds them in
     // L2.
-    const Ahead ahead = {reinterpret_cast<uintptr_t>(rows + count * p.d.row_stride),
-                         lane > 0                        ? 0
-                         : std::is_same<T, float>::value ? 2
-                                                         : 1};
+    const Ahead ahead = {
+        reinterpret_cast<uintptr_t>(rows) + static_cast<uintptr_t>(count * p.d.row_stride) * sizeof(T),
+        lane > 0                        ? 0
+        : std::is_same<T, float>::value ? 2
+                                        : 1};
     const bool whole = lanes - lane > Isa::kLanes;
     if (whole) {
       N::template products<Number, Isa::kVecs, kPanel>(narrow, q, ahead, s.dots);

@@ -1,10 +1,18 @@
 // Regions of code compiled for an instruction set that the rest of the extension does not assume.
 //
 // A region, not a per-file flag: everything outside it, inline functions of shared headers included, stays on
-// the baseline, so the linker can never keep an AVX copy of a function that an older CPU then runs. Include
-// every system header before the region opens. A region, not a function attribute: lambdas do not inherit the
-// attribute. MSVC compiles any intrinsic anywhere and needs neither.
+// the baseline, so the linker can never keep an AVX copy of a function that an older CPU then runs. Every
+// system header is included before the region opens: this file includes those that a tier needs. A region,
+// not a function attribute: lambdas do not inherit the attribute. MSVC compiles any intrinsic anywhere and
+// needs neither.
 #pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define CF_X86_64 1

@@ -217,7 +217,7 @@ struct NarrowRows {
 
 // panel() for narrow rows, whose stride is a multiple of 4 bytes.
 template <typename Ops, int kVecs, int kWidth, typename Sink>
-void panel_of(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+void panel(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
   panel<Ops, kVecs, kWidth>(reinterpret_cast<const FourBytes*>(q),
                             reinterpret_cast<const FourBytes*>(rows.rows), rows.stride / 4, rows.bytes / 4,
                             rows.count, ahead, sink);
