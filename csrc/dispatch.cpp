@@ -235,77 +235,80 @@ bool run(const Tier& tier, const Problem& p, const Plan& plan, int threads, floa
   return workspace.saw_empty_document();
 }
 
-// Fewer documents than threads: each is cut into parts, which are scored like documents, and a token's
-// maximum is that of its maxima in the parts. The sums are those of emit() in loop.h, to the last bit.
-bool score_in_parts(const Tier& tier, const Problem& p, int64_t wanted_units, int threads, float* scores,
-                    int32_t* argmax) {
-  const int64_t pairs = pairs_of(p);
-  const int64_t parts_wanted = (wanted_units + pairs - 1) / pairs;
-  constexpr int64_t kLeastRows = 2 * kChunkRows;
-  std::vector<int64_t> starts, lengths, first_row, first_part, part_pairs, first_pair;
+// Documents cut into parts that are scored like documents, for calls with fewer documents than threads.
+struct Parts {
+  std::vector<int64_t> starts, lengths;
   std::vector<const void*> items;
+  std::vector<int64_t> first_row;  // [parts] number of the part's first row within its document
+  std::vector<int64_t> pairs;      // [part pairs][2] of (query, part)
+  std::vector<int64_t>
+      first_pair;  // pair i of the problem is the part pairs first_pair[i] .. first_pair[i + 1]
+};
+
+Parts cut_documents(const Problem& p, int64_t parts_wanted) {
+  constexpr int64_t kLeastRows = 2 * kChunkRows;
   const int64_t element = p.d.dtype == DType::kFloat32 ? 4 : p.d.dtype == DType::kInt8 ? 1 : 2;
+  Parts cut;
+  std::vector<int64_t> first_part;
   for (int64_t d = 0; d < p.d.count; ++d) {
-    first_part.push_back(static_cast<int64_t>(starts.size()));
+    first_part.push_back(static_cast<int64_t>(cut.lengths.size()));
     const int64_t length = p.d.lengths[d];
     const int64_t parts = std::max<int64_t>(1, std::min(parts_wanted, length / kLeastRows));
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t begin = length * part / parts;
-      first_row.push_back(begin);
-      lengths.push_back(length * (part + 1) / parts - begin);
-      starts.push_back(p.d.items != nullptr ? 0 : p.d.starts[d] + begin);
+      cut.first_row.push_back(begin);
+      cut.lengths.push_back(length * (part + 1) / parts - begin);
+      cut.starts.push_back(p.d.items != nullptr ? 0 : p.d.starts[d] + begin);
       if (p.d.items != nullptr) {
-        items.push_back(static_cast<const char*>(p.d.items[d]) + begin * p.d.row_stride * element);
+        cut.items.push_back(static_cast<const char*>(p.d.items[d]) + begin * p.d.row_stride * element);
       }
     }
   }
-  first_part.push_back(static_cast<int64_t>(starts.size()));
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    first_pair.push_back(static_cast<int64_t>(part_pairs.size()) / 2);
+  first_part.push_back(static_cast<int64_t>(cut.lengths.size()));
+  const auto pairs_so_far = [&] { return static_cast<int64_t>(cut.pairs.size()) / 2; };
+  for (int64_t pair = 0; pair < pairs_of(p); ++pair) {
+    cut.first_pair.push_back(pairs_so_far());
     const int64_t q = p.all_pairs ? pair / p.d.count : p.pairs[2 * pair];
-    const int64_t d = p.all_pairs ? pair % p.d.count : p.pairs[2 * pair + 1];
-    for (int64_t part = first_part[static_cast<size_t>(d)]; part < first_part[static_cast<size_t>(d + 1)];
-         ++part) {
-      part_pairs.push_back(q);
-      part_pairs.push_back(part);
+    const size_t d = static_cast<size_t>(p.all_pairs ? pair % p.d.count : p.pairs[2 * pair + 1]);
+    for (int64_t part = first_part[d]; part < first_part[d + 1]; ++part) {
+      cut.pairs.push_back(q);
+      cut.pairs.push_back(part);
     }
   }
-  first_pair.push_back(static_cast<int64_t>(part_pairs.size()) / 2);
+  cut.first_pair.push_back(pairs_so_far());
+  return cut;
+}
 
-  Problem parts = p;
-  parts.d.starts = starts.data();
-  parts.d.lengths = lengths.data();
-  parts.d.count = static_cast<int64_t>(starts.size());
-  parts.d.items = items.empty() ? nullptr : items.data();
-  parts.all_pairs = false;
-  parts.pairs = part_pairs.data();
-  parts.num_pairs = first_pair.back();
-  const size_t tokens = static_cast<size_t>(parts.num_pairs * p.max_lq);
-  std::vector<float> part_scores(static_cast<size_t>(parts.num_pairs)), maxima(tokens);
-  std::vector<int32_t> winners(tokens);
-  Plan plan;
-  plan_pair_list(parts, parts.num_pairs, plan);
-  run(tier, parts, plan, threads, part_scores.data(), winners.data(), maxima.data());
+// The scores of the parts, [part pairs], and of each query token in each, [part pairs][max_lq].
+struct PartScores {
+  std::vector<float> scores, maxima;
+  std::vector<int32_t> argmax;
+};
 
+// A token's maximum is that of its maxima in the parts. The sums are those of emit() in loop.h, to the last
+// bit. True if a document has no token.
+bool join_parts(const Problem& p, const Parts& cut, const PartScores& in, float* scores, int32_t* argmax) {
   bool saw_empty_document = false;
-  for (int64_t pair = 0; pair < pairs; ++pair) {
+  for (int64_t pair = 0; pair < pairs_of(p); ++pair) {
+    const int64_t begin = cut.first_pair[static_cast<size_t>(pair)];
+    const int64_t end = cut.first_pair[static_cast<size_t>(pair + 1)];
     // A query without tokens has no winners, but a score.
     bool has_tokens = false;
+    for (int64_t i = begin; i < end; ++i) {
+      has_tokens |= in.scores[static_cast<size_t>(i)] != kEmptyDocumentScore;
+    }
     double sum = 0.0;
-    for (int64_t i = first_pair[static_cast<size_t>(pair)]; i < first_pair[static_cast<size_t>(pair + 1)];
-         ++i)
-      has_tokens |= part_scores[static_cast<size_t>(i)] != kEmptyDocumentScore;
     for (int64_t t = 0; t < p.max_lq; ++t) {
       float best = 0.0f;
       int64_t winner = -1;
-      for (int64_t i = first_pair[static_cast<size_t>(pair)]; i < first_pair[static_cast<size_t>(pair + 1)];
-           ++i) {
+      for (int64_t i = begin; i < end; ++i) {
         const size_t at = static_cast<size_t>(i * p.max_lq + t);
-        if (winners[at] < 0) continue;
+        if (in.argmax[at] < 0) continue;
         // The first part that has the token, a larger number, or the first NaN.
-        if (winner >= 0 && (maxima[at] <= best || best != best)) continue;
-        best = maxima[at];
-        winner = first_row[static_cast<size_t>(part_pairs[static_cast<size_t>(2 * i + 1)])] + winners[at];
+        if (winner >= 0 && (in.maxima[at] <= best || best != best)) continue;
+        const int64_t part = cut.pairs[static_cast<size_t>(2 * i + 1)];
+        best = in.maxima[at];
+        winner = cut.first_row[static_cast<size_t>(part)] + in.argmax[at];
       }
       sum += static_cast<double>(best);
       has_tokens |= winner >= 0;
@@ -315,6 +318,28 @@ bool score_in_parts(const Tier& tier, const Problem& p, int64_t wanted_units, in
     saw_empty_document |= !has_tokens;
   }
   return saw_empty_document;
+}
+
+bool score_in_parts(const Tier& tier, const Problem& p, int64_t wanted_units, int threads, float* scores,
+                    int32_t* argmax) {
+  const int64_t pairs = pairs_of(p);
+  const Parts cut = cut_documents(p, (wanted_units + pairs - 1) / pairs);
+  Problem parts = p;
+  parts.d.starts = cut.starts.data();
+  parts.d.lengths = cut.lengths.data();
+  parts.d.count = static_cast<int64_t>(cut.lengths.size());
+  parts.d.items = cut.items.empty() ? nullptr : cut.items.data();
+  parts.all_pairs = false;
+  parts.pairs = cut.pairs.data();
+  parts.num_pairs = cut.first_pair.back();
+
+  const size_t tokens = static_cast<size_t>(parts.num_pairs * p.max_lq);
+  PartScores of_parts = {std::vector<float>(static_cast<size_t>(parts.num_pairs)), std::vector<float>(tokens),
+                         std::vector<int32_t>(tokens)};
+  Plan plan;
+  plan_pair_list(parts, parts.num_pairs, plan);
+  run(tier, parts, plan, threads, of_parts.scores.data(), of_parts.argmax.data(), of_parts.maxima.data());
+  return join_parts(p, cut, of_parts, scores, argmax);
 }
 
 }  // namespace
