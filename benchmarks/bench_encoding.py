@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,7 +187,7 @@ def test_encoding(benchmark: Any, recorder: Any, texts: Texts, turn: int, conten
     name = f"encode-scores-{len(texts.queries)}"
     benchmark.group = name
     benchmark.extra_info.update(contender=contender, turn=turn, max_relative_error=error)
-    benchmark.pedantic(score, (texts.queries, texts.documents), setup=partial(time.sleep, bench.PAUSE))
+    benchmark.pedantic(score, (texts.queries, texts.documents), setup=bench.rest)
     if benchmark.stats is not None:
         recorder.add_encoding(
             name,

@@ -190,7 +190,7 @@ def _rest(workload: Workload, entry: Entry) -> Any:
         _clear(entry.prepared)
         if workload.flush:
             machine.flush_caches()
-        time.sleep(bench.PAUSE)
+        bench.rest()
 
     return rest
 
