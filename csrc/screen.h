@@ -332,10 +332,11 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
     const NarrowRows narrow = {
         s.narrow_rows,     bytes, bytes, count, scales == nullptr ? nullptr : scales + first_row,
         s.lane_bias + lane};
-    // While the first panel is multiplied, the next rows come from memory, so that narrowing finds them in
-    // L2.
+    // While the first panel is multiplied, the rows a whole chunk further come from memory, so that narrowing
+    // finds them in L2. The distance is the same for a chunk of fewer rows: rows that follow one another are
+    // so asked for once, and none is left out, across the ends of documents too.
     const Ahead ahead = {
-        reinterpret_cast<uintptr_t>(rows) + static_cast<uintptr_t>(count * p.d.row_stride) * sizeof(T),
+        reinterpret_cast<uintptr_t>(rows) + static_cast<uintptr_t>(kChunkRows * p.d.row_stride) * sizeof(T),
         lane > 0                        ? 0
         : std::is_same<T, float>::value ? 2
                                         : 1};
