@@ -174,10 +174,10 @@ class _MaxSim(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_tokens: Tensor, d_tokens: Tensor, sides: tuple[Any, ...], backend: str | None) -> Tensor:
-        q_starts, q_lengths, d_scales, d_starts, d_lengths, pairs, *rest = sides
+        q_starts, q_lengths, d_scales, d_starts, d_lengths, pairs, *rest, d_order = sides
         tensors = (q_tokens, q_starts, q_lengths, d_tokens, d_scales, d_starts, d_lengths, pairs)
         scores: Tensor
-        scores, argmax = torch.ops.colbert_fast.score_argmax(*tensors, *rest, backend)
+        scores, argmax = torch.ops.colbert_fast.score_argmax(*tensors, *rest, backend, d_order=d_order)
         ctx.save_for_backward(*tensors, argmax)
         ctx.rest = rest
         ctx.backend = backend
@@ -223,9 +223,10 @@ def score(
         if scores is not None:
             return scores
     if torch.is_grad_enabled() and (q.tokens.requires_grad or d.tokens.requires_grad):
-        others = (q.starts, q.lengths, d.scales, d.starts, d.lengths, *rest)
+        others = (q.starts, q.lengths, d.scales, d.starts, d.lengths, *rest, d._order)
         return _MaxSim.apply(q.tokens, d.tokens, others, backend)  # type: ignore[no-any-return, no-untyped-call]
-    return _ops.score(q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths, *rest, backend)
+    tensors = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
+    return _ops.score(*tensors, *rest, backend, d_order=d._order)
 
 
 def checked_sides(

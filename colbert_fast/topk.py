@@ -76,7 +76,8 @@ def _best_of_all(
     scores = score(q, d[:0], None, skip_zero, CHUNK_ELEMENTS, backend)
     numbers = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     for start in range(0, len(d), at_once):
-        part = score(q, d[start : start + at_once], None, skip_zero, CHUNK_ELEMENTS, backend)
+        run = d if len(d) <= at_once else d[start : start + at_once]
+        part = score(q, run, None, skip_zero, CHUNK_ELEMENTS, backend)
         part_numbers = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape)
         scores, order = _sorted(torch.cat([scores, part], dim=1), k)
         numbers = torch.cat([numbers, part_numbers], dim=1).gather(1, order)

@@ -213,6 +213,17 @@ def test_bad_offsets_through_the_op(native: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "order", [torch.tensor([0]), torch.zeros(2, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)]
+)
+def test_an_order_that_does_not_fit_through_the_op(backend: str, order: torch.Tensor) -> None:
+    tokens, zero, three = torch.ones(3, 4), torch.tensor([0]), torch.tensor([3])
+    sides = (tokens, zero, three, tokens, None, zero, three, None, 3, 3, False, False, 2**20, backend)
+    for op in (torch.ops.colbert_fast.score, torch.ops.colbert_fast.score_argmax):
+        with pytest.raises(ValueError, match=matching("d_order must be contiguous int32 [1]; got torch.int")):
+            op(*sides, d_order=order)
+
+
+@pytest.mark.parametrize(
     ("d_tokens", "error", "message"),
     [
         (torch.ones(3, 9), ValueError, "q_tokens and d_tokens need the same dim; got 4 and 9"),

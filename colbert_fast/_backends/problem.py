@@ -35,6 +35,8 @@ class Problem(NamedTuple):
     # Documents that lie apart, for a backend that takes them: [length, dim] in CPU memory, the dtype of q_tokens.
     # Then d_tokens has no rows and d_starts says nothing.
     d_items: Sequence[Tensor] = ()
+    # The order in which to take the documents, [nd] int32: longest first, for speed and nothing else. Not for pairs.
+    d_order: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
