@@ -56,7 +56,7 @@ def _chosen(sides: Sequence[Any], name: str | None, d_order: Tensor | None = Non
         _check_scales(scales, d.shape[0])
     if d_order is not None:
         _check_order(d_order, problem.d_lengths.shape[0])
-    return problem, select(d.device.type, q.dtype, name, int8)
+    return problem, select(d.device, q.dtype, name, int8)
 
 
 def _check_scales(scales: Tensor | None, rows: int) -> None:

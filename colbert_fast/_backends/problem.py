@@ -86,5 +86,6 @@ class Backend(NamedTuple):
     """Whether it takes int8 documents too, with queries of any of these types."""
     scattered: bool = False
     """Whether its ``score`` takes documents that lie apart."""
-    refused: Callable[[], str | None] | None = None
-    """Asks the system for what the backend needs, before it is first chosen: None, or why it was refused."""
+    refused: Callable[[torch.device], str | None] | None = None
+    """Asks for what the backend needs of the system, or of a device, before it is first chosen there: None, or why it
+    was refused."""

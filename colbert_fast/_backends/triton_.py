@@ -61,6 +61,16 @@ def _unsupported() -> str | None:
     return None
 
 
+def _refused(device: torch.device) -> str | None:
+    """Say why the kernels cannot run on this device. Who has tensors there has initialised CUDA."""
+    if INTERPRETED or torch.version.hip:
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)
+    if properties.major >= 8:
+        return None
+    return f"needs compute capability 8.0 or more; {properties.name} has {properties.major}.{properties.minor}"
+
+
 def score(p: Problem) -> Scored:
     return _score(p, argmax=False)
 
@@ -265,9 +275,6 @@ def _gpu(index: int) -> _Gpu:
         return _Gpu("sm_90", 232448, 1)
     properties: Any = torch.cuda.get_device_properties(index)
     arch = "rocm" if torch.version.hip else f"sm_{properties.major}{properties.minor}"
-    if arch != "rocm" and properties.major < 8:
-        msg = f"the triton backend needs compute capability 8.0 or more; {properties.name} has {arch}: backend='torch'"
-        raise NotImplementedError(msg)
     shared = 65536 if arch == "rocm" else getattr(properties, "shared_memory_per_block_optin", 101376)
     return _Gpu(arch, shared, properties.multi_processor_count)
 
@@ -463,4 +470,5 @@ BACKEND = Backend(
     score_argmax=score_argmax,
     backward=backward,
     int8=True,
+    refused=_refused,
 )
