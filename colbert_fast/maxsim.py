@@ -147,7 +147,8 @@ def maxsim_pairs(a: Tokens, b: Tokens, pairs: Tensor | Sequence[Any], *, backend
     b
         Documents, likewise.
     pairs
-        ``[p, 2]`` integers: the number of a query and of a document. In any order; repetition is allowed.
+        ``[p, 2]`` integers: the number of a query and of a document. In any order; repetition is allowed. Checking
+        those on a GPU waits for it once, except under ``torch.compile``, and so does copying others to it.
     backend
         As in :func:`maxsim`.
 
@@ -312,15 +313,16 @@ def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
         msg = f"pairs must be [p, 2], (query, document) numbers; got shape {list(tensor.shape)}"
         raise ValueError(msg)
     if not torch.compiler.is_compiling():
-        check_range(tensor[:, 0], nq, "pairs", "queries")
-        check_range(tensor[:, 1], nd, "pairs", "documents")
+        check_range(tensor, {"queries": nq, "documents": nd}, "pairs")
     return aligned(tensor.contiguous())
 
 
-def check_range(numbers: Tensor, count: int, name: str, what: str) -> None:
+def check_range(numbers: Tensor, counts: dict[str, int], name: str) -> None:
+    """Raise unless each column of ``numbers [n, columns]`` numbers its things. Waits for their device once."""
     if len(numbers) == 0:
         return
-    low, high = (int(bound) for bound in torch.aminmax(numbers))
-    if low < 0 or high >= count:
-        msg = f"{name} must number {what} from 0 to {count - 1}; got numbers from {low} to {high}"
-        raise ValueError(msg)
+    lows, highs = torch.stack(torch.aminmax(numbers, dim=0)).tolist()
+    for low, high, (what, count) in zip(lows, highs, counts.items(), strict=True):
+        if low < 0 or high >= count:
+            msg = f"{name} must number {what} from 0 to {count - 1}; got numbers from {low} to {high}"
+            raise ValueError(msg)

@@ -107,6 +107,11 @@ def test_maxsim(arguments: tuple[Any, ...], options: dict[str, Any], error: type
             "candidates[1] must number documents from 0 to 4",
         ),
         (
+            lambda: cf.topk(Q, D, 2, candidates=torch.tensor([[0, 1], [4, -1]])),
+            ValueError,
+            "candidates must number documents from 0 to 4; got numbers from -1 to 4",
+        ),
+        (
             lambda: cf.topk(Q, D, 2, candidates=[[0], [[1]]]),
             ValueError,
             "candidates[1] must be a row of document numbers",
