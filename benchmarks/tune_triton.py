@@ -208,8 +208,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="leave the table as it is")
     parser.add_argument("--table", type=Path, default=triton_.TUNING, help="the table to rewrite")
     arguments = parser.parse_args()
-    if triton_.BACKEND.unsupported is not None:
-        parser.error(f"nothing to measure: {triton_.BACKEND.unsupported}")
+    reason = triton_.BACKEND.unsupported or triton_._refused(torch.device("cuda"))
+    if reason is not None:
+        parser.error(f"nothing to measure: {reason}")
     import triton
 
     gpu = triton_._gpu(torch.cuda.current_device())

@@ -32,15 +32,17 @@ _SIDES = (
     "SymInt max_lq, SymInt max_ld, bool skip_zero_q, bool skip_zero_d, SymInt chunk_elements, "
 )
 _LIBRARY = torch.library.Library("colbert_fast", "DEF")
-_LIBRARY.define(f"score({_SIDES} str? backend) -> Tensor")
-_LIBRARY.define(f"score_argmax({_SIDES} str? backend) -> (Tensor, Tensor)")
+# Where documents go in an order of their own, as in Problem; of the gradients nothing depends on it.
+_ORDER = "*, Tensor? d_order=None"
+_LIBRARY.define(f"score({_SIDES} str? backend, {_ORDER}) -> Tensor")
+_LIBRARY.define(f"score_argmax({_SIDES} str? backend, {_ORDER}) -> (Tensor, Tensor)")
 _LIBRARY.define(
     f"backward({_SIDES} Tensor grad_scores, Tensor argmax, bool for_q, bool for_d, str? backend) -> (Tensor, Tensor)"
 )
 
 
-def _chosen(sides: Sequence[Any], name: str | None) -> tuple[Problem, Backend]:
-    problem = Problem(*sides)
+def _chosen(sides: Sequence[Any], name: str | None, d_order: Tensor | None = None) -> tuple[Problem, Backend]:
+    problem = Problem._make((*sides, (), d_order))
     q, d, scales = problem.q_tokens, problem.d_tokens, problem.d_scales
     int8 = d.dtype is torch.int8
     # The kernels trust these.
@@ -52,13 +54,22 @@ def _chosen(sides: Sequence[Any], name: str | None) -> tuple[Problem, Backend]:
         raise ValueError(msg)
     if int8:
         _check_scales(scales, d.shape[0])
-    return problem, select(d.device.type, q.dtype, name, int8)
+    if d_order is not None:
+        _check_order(d_order, problem.d_lengths.shape[0])
+    return problem, select(d.device, q.dtype, name, int8)
 
 
 def _check_scales(scales: Tensor | None, rows: int) -> None:
     if scales is None or scales.dtype is not torch.float32 or scales.shape != (rows,) or not scales.is_contiguous():
         got = None if scales is None else f"{scales.dtype} {list(scales.shape)} with strides {list(scales.stride())}"
         msg = f"int8 d_tokens need d_scales, contiguous float32 [{rows}]; got {got}"
+        raise ValueError(msg)
+
+
+def _check_order(order: Tensor, count: int) -> None:
+    if order.dtype is not torch.int32 or order.shape != (count,) or not order.is_contiguous():
+        got = f"{order.dtype} {list(order.shape)} with strides {list(order.stride())}"
+        msg = f"d_order must be contiguous int32 [{count}]; got {got}"
         raise ValueError(msg)
 
 
@@ -89,21 +100,21 @@ def plain(q_tokens: Tensor, d_tokens: Tensor) -> bool:
     )
 
 
-def score(*arguments: Any) -> Tensor:
+def score(*arguments: Any, d_order: Tensor | None) -> Tensor:
     """``torch.ops.colbert_fast.score``, without the dispatcher where nobody would notice."""
     run = _score if plain(arguments[0], arguments[3]) else _SCORE
-    return run(*arguments)
+    return run(*arguments, d_order=d_order)
 
 
-def _score(*arguments: Any) -> Tensor:
+def _score(*arguments: Any, d_order: Tensor | None = None) -> Tensor:
     *sides, name = arguments
-    problem, backend = _chosen(sides, name)
+    problem, backend = _chosen(sides, name, d_order)
     return _warned(backend.score(problem)).scores
 
 
-def _score_argmax(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _score_argmax(*arguments: Any, d_order: Tensor | None = None) -> tuple[Tensor, Tensor]:
     *sides, name = arguments
-    problem, backend = _chosen(sides, name)
+    problem, backend = _chosen(sides, name, d_order)
     scored = _warned(backend.score_argmax(problem))
     assert scored.argmax is not None
     return scored.scores, scored.argmax
@@ -134,13 +145,13 @@ def _warned(scored: Scored) -> Scored:
     return scored
 
 
-def _fake_score(*arguments: Any) -> Tensor:
+def _fake_score(*arguments: Any, d_order: Tensor | None = None) -> Tensor:
     problem = Problem(*arguments[:-1])
     double = problem.q_tokens.dtype == torch.float64
     return problem.d_tokens.new_empty(problem.shape, dtype=torch.float64 if double else torch.float32)
 
 
-def _fake_score_argmax(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _fake_score_argmax(*arguments: Any, d_order: Tensor | None = None) -> tuple[Tensor, Tensor]:
     problem = Problem(*arguments[:-1])
     argmax = problem.d_tokens.new_empty((problem.num_pairs, problem.max_lq), dtype=problem.argmax_dtype)
     return _fake_score(*arguments), argmax

@@ -147,7 +147,8 @@ def maxsim_pairs(a: Tokens, b: Tokens, pairs: Tensor | Sequence[Any], *, backend
     b
         Documents, likewise.
     pairs
-        ``[p, 2]`` integers: the number of a query and of a document. In any order; repetition is allowed.
+        ``[p, 2]`` integers: the number of a query and of a document. In any order; repetition is allowed. Checking
+        those on a GPU waits for it once, except under ``torch.compile``, and so does copying others to it.
     backend
         As in :func:`maxsim`.
 
@@ -174,10 +175,10 @@ class _MaxSim(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_tokens: Tensor, d_tokens: Tensor, sides: tuple[Any, ...], backend: str | None) -> Tensor:
-        q_starts, q_lengths, d_scales, d_starts, d_lengths, pairs, *rest = sides
+        q_starts, q_lengths, d_scales, d_starts, d_lengths, pairs, *rest, d_order = sides
         tensors = (q_tokens, q_starts, q_lengths, d_tokens, d_scales, d_starts, d_lengths, pairs)
         scores: Tensor
-        scores, argmax = torch.ops.colbert_fast.score_argmax(*tensors, *rest, backend)
+        scores, argmax = torch.ops.colbert_fast.score_argmax(*tensors, *rest, backend, d_order=d_order)
         ctx.save_for_backward(*tensors, argmax)
         ctx.rest = rest
         ctx.backend = backend
@@ -223,9 +224,10 @@ def score(
         if scores is not None:
             return scores
     if torch.is_grad_enabled() and (q.tokens.requires_grad or d.tokens.requires_grad):
-        others = (q.starts, q.lengths, d.scales, d.starts, d.lengths, *rest)
+        others = (q.starts, q.lengths, d.scales, d.starts, d.lengths, *rest, d._order)
         return _MaxSim.apply(q.tokens, d.tokens, others, backend)  # type: ignore[no-any-return, no-untyped-call]
-    return _ops.score(q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths, *rest, backend)
+    tensors = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
+    return _ops.score(*tensors, *rest, backend, d_order=d._order)
 
 
 def checked_sides(
@@ -311,15 +313,16 @@ def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
         msg = f"pairs must be [p, 2], (query, document) numbers; got shape {list(tensor.shape)}"
         raise ValueError(msg)
     if not torch.compiler.is_compiling():
-        check_range(tensor[:, 0], nq, "pairs", "queries")
-        check_range(tensor[:, 1], nd, "pairs", "documents")
+        check_range(tensor, {"queries": nq, "documents": nd}, "pairs")
     return aligned(tensor.contiguous())
 
 
-def check_range(numbers: Tensor, count: int, name: str, what: str) -> None:
+def check_range(numbers: Tensor, counts: dict[str, int], name: str) -> None:
+    """Raise unless each column of ``numbers [n, columns]`` numbers its things. Waits for their device once."""
     if len(numbers) == 0:
         return
-    low, high = (int(bound) for bound in torch.aminmax(numbers))
-    if low < 0 or high >= count:
-        msg = f"{name} must number {what} from 0 to {count - 1}; got numbers from {low} to {high}"
-        raise ValueError(msg)
+    lows, highs = torch.stack(torch.aminmax(numbers, dim=0)).tolist()
+    for low, high, (what, count) in zip(lows, highs, counts.items(), strict=True):
+        if low < 0 or high >= count:
+            msg = f"{name} must number {what} from 0 to {count - 1}; got numbers from {low} to {high}"
+            raise ValueError(msg)

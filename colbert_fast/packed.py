@@ -21,6 +21,8 @@ Mask: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
 # Of the float32 copy that quantize makes of a piece: 16 MiB.
 _CHUNK_ELEMENTS = 2**22
+# Device types whose kernels take items in a given order. The threads of a CPU cut the work themselves.
+_ORDERED_ON = ("cuda",)
 
 
 class PackedTokens:
@@ -56,6 +58,10 @@ class PackedTokens:
     """No item is longer. Known without asking the device."""
     scales: Tensor | None
     """``[total]`` float32 if ``tokens`` is int8, else None: row r stands for ``scales[r] * tokens[r]``."""
+    # [n] int32, of items of different lengths on a GPU: their numbers, longest first. Made with the batch on the same
+    # stream, it lives as long, which a CUDA graph relies on. For speed only: any order of all items gives the same
+    # scores, so it may stay as it is if someone writes to the lengths.
+    _order: Tensor | None = None
 
     def __init__(self, tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> None:
         for name, value in (("tokens", tokens), ("starts", starts), ("lengths", lengths)):
@@ -79,30 +85,45 @@ class PackedTokens:
         starts = aligned(starts.to(device=tokens.device, dtype=torch.int64).contiguous())
         lengths = aligned(lengths.to(device=tokens.device, dtype=torch.int64).contiguous())
         total = tokens.shape[0]
-        longest = 0
+        shortest = longest = 0
         if len(lengths):
             outside = (starts < 0) | (lengths < 0) | (lengths > total) | (starts > total - lengths)
             if bool(outside.any()):
                 i = int(outside.int().argmax())
                 msg = f"item {i} has start {int(starts[i])} and length {int(lengths[i])}; tokens has {total} rows"
                 raise ValueError(msg)
-            longest = int(lengths.max())
-        self._set(tokens, starts, lengths, longest, scales)
+            shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
+        order = _longest_first(lengths) if shortest < longest else None
+        self._set(tokens, starts, lengths, longest, scales, order)
 
-    def _set(self, tokens: Tensor, starts: Tensor, lengths: Tensor, max_length: int, scales: Tensor | None) -> None:
+    def _set(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        max_length: int,
+        scales: Tensor | None,
+        order: Tensor | None,
+    ) -> None:
         self.tokens = tokens
         self.starts = starts
         self.lengths = lengths
         self.max_length = max_length
         self.scales = scales
+        self._order = order
 
     @staticmethod
     def _trusted(
-        tokens: Tensor, starts: Tensor, lengths: Tensor, max_length: int, scales: Tensor | None = None
+        tokens: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        max_length: int,
+        scales: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> PackedTokens:
         """Build without checks: for the lowerings, which are right by construction and must not wait for a device."""
         packed = PackedTokens.__new__(PackedTokens)
-        packed._set(tokens, starts, lengths, max_length, scales)
+        packed._set(tokens, starts, lengths, max_length, scales, order)
         return packed
 
     @classmethod
@@ -131,7 +152,9 @@ class PackedTokens:
         tokens = torch.cat(tensors)  # type: ignore[arg-type]
         lengths = torch.tensor(counts, dtype=torch.int64)
         starts = lengths.cumsum(0) - lengths
-        return cls._trusted(tokens, starts.to(tokens.device), lengths.to(tokens.device), max(counts))
+        starts, lengths = starts.to(tokens.device), lengths.to(tokens.device)
+        order = _longest_first(lengths) if min(counts) < max(counts) else None
+        return cls._trusted(tokens, starts, lengths, max(counts), order=order)
 
     @classmethod
     def from_padded(cls, tokens: Any, mask: Mask | None = None) -> PackedTokens:
@@ -158,7 +181,9 @@ class PackedTokens:
             raise ValueError(msg)
         if mask is None:
             return cls._uniform(tokens)
-        return _mask_rows(tokens, _bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
+        packed = _mask_rows(tokens, _bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
+        packed._order = _longest_first(packed.lengths)
+        return packed
 
     @classmethod
     def from_nested(cls, nested: Tensor) -> PackedTokens:
@@ -227,7 +252,8 @@ class PackedTokens:
             got = f"shape {list(tokens.shape)} on {tokens.device}"
             msg = f"tokens must be [{self.rows}, dim] on {self.device}; got {got}"
             raise ValueError(msg)
-        return self._trusted(tokens, self.starts, self.lengths, self.max_length, _checked_scales(scales, tokens))
+        scales = _checked_scales(scales, tokens)
+        return self._trusted(tokens, self.starts, self.lengths, self.max_length, scales, self._order)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PackedTokens:
         """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`."""
@@ -245,7 +271,12 @@ class PackedTokens:
             tokens, scales = tokens * wide.unsqueeze(1), None
         tokens = tokens.to(device=device, dtype=dtype)
         scales = None if scales is None else scales.to(device)
-        return self._trusted(tokens, self.starts.to(device), self.lengths.to(device), self.max_length, scales)
+        starts, lengths, order = self.starts.to(device), self.lengths.to(device), self._order
+        if order is not None:
+            order = order.to(device)
+        elif self.lengths.is_cpu and len(self) and int(self.lengths.min()) < self.max_length:
+            order = _longest_first(lengths)
+        return self._trusted(tokens, starts, lengths, self.max_length, scales, order)
 
     def quantize(self, dtype: Literal["int8"] = "int8") -> PackedTokens:
         """Return these documents with int8 tokens and one float32 scale per token: a quarter of the memory of float32.
@@ -291,7 +322,7 @@ class PackedTokens:
         if bool(bad.any()):
             self._check_unused(bad)
             scales[bad], tokens[bad] = 0, 0
-        return self._trusted(tokens, self.starts, self.lengths, self.max_length, scales)
+        return self._trusted(tokens, self.starts, self.lengths, self.max_length, scales, self._order)
 
     def _check_unused(self, bad: Tensor) -> None:
         """Raise if an item has one of the rows ``bad [total]``."""
@@ -410,6 +441,16 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         return PackedTokens._uniform(tokens), True
     keep = _bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
     return _mask_rows(tokens, keep), False
+
+
+def _longest_first(lengths: Tensor) -> Tensor | None:
+    """Return the order in which a GPU should take the items, if they are on one; does not wait for it.
+
+    Its programs start in turn as others end: a long item that starts last is waited for by all.
+    """
+    if lengths.device.type not in _ORDERED_ON:
+        return None
+    return lengths.argsort(descending=True).to(torch.int32)
 
 
 def aligned(tensor: Tensor) -> Tensor:

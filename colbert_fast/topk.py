@@ -39,7 +39,9 @@ def topk(
         How many, 1 or more.
     candidates
         The documents to consider: integers ``[A, c]``, or a list with one sequence of document numbers
-        per query, of any lengths. Default: all.
+        per query, of any lengths. Default: all. With documents on a GPU, a matrix on the same GPU waits for it once,
+        to be checked before a kernel reads what it names; a matrix or a list in CPU memory is checked there and waits
+        for its copy; a list of tensors on a GPU waits for each. Without candidates nothing waits.
     backend
         As in :func:`maxsim`.
 
@@ -76,7 +78,8 @@ def _best_of_all(
     scores = score(q, d[:0], None, skip_zero, CHUNK_ELEMENTS, backend)
     numbers = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     for start in range(0, len(d), at_once):
-        part = score(q, d[start : start + at_once], None, skip_zero, CHUNK_ELEMENTS, backend)
+        run = d if len(d) <= at_once else d[start : start + at_once]
+        part = score(q, run, None, skip_zero, CHUNK_ELEMENTS, backend)
         part_numbers = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape)
         scores, order = _sorted(torch.cat([scores, part], dim=1), k)
         numbers = torch.cat([numbers, part_numbers], dim=1).gather(1, order)
@@ -92,15 +95,13 @@ def _best_of_candidates(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """At most k columns; a query with fewer candidates than another has -inf and -1 in its last ones."""
-    pairs, row, column = (part.to(d.device) for part in _candidate_pairs(candidates, len(q), len(d)))
-    found = score(q, d, pairs, skip_zero, CHUNK_ELEMENTS, backend)
-    width = int(column.max()) + 1 if len(column) else 0
-    scores = found.new_full((len(q), width), float("-inf"))
-    numbers = pairs.new_full((len(q), width), -1)
-    scores[row, column] = found
-    numbers[row, column] = pairs[:, 1]
+    numbers, place, width = _placed(candidates, len(q), len(d), d.device)
+    row = place // max(1, width)
+    found = score(q, d, torch.stack([row, numbers], dim=1), skip_zero, CHUNK_ELEMENTS, backend)
+    scores = found.new_full((len(q) * width,), float("-inf")).index_copy_(0, place, found).view(len(q), width)
+    every = numbers.new_full((len(q) * width,), -1).index_copy_(0, place, numbers).view(len(q), width)
     scores, order = _sorted(scores, k)
-    return scores, numbers.gather(1, order)
+    return scores, every.gather(1, order)
 
 
 def _sorted(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -109,20 +110,25 @@ def _sorted(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], order[:, :k]
 
 
-def _candidate_pairs(candidates: Tensor | Sequence[Any], nq: int, nd: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pairs ``[p, 2]``, and the query and the place among its candidates of each, ``[p]``."""
+def _placed(candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """Return candidates ``[p]``; the place of each in a matrix with a row for every query, ``[p]``; and its width.
+
+    The device is not asked for a number, except once by the check of candidates that are there.
+    """
     if len(candidates) != nq:
         msg = f"candidates needs one row per query; got {len(candidates)} rows for {nq} queries"
         raise ValueError(msg)
+    if isinstance(candidates, Tensor) and candidates.ndim == 2:
+        numbers = as_integers(candidates, "candidates")
+        check_range(numbers.reshape(-1, 1), {"documents": nd}, "candidates")
+        return numbers.reshape(-1).to(device), torch.arange(numbers.numel(), device=device), numbers.shape[1]
     rows = [as_integers(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
-    for i, numbers in enumerate(rows):
-        if numbers.ndim != 1:
-            msg = f"candidates[{i}] must be a row of document numbers; got shape {list(numbers.shape)}"
+    for i, row in enumerate(rows):
+        if row.ndim != 1:
+            msg = f"candidates[{i}] must be a row of document numbers; got shape {list(row.shape)}"
             raise ValueError(msg)
-        check_range(numbers, nd, f"candidates[{i}]", "documents")
-    if not rows:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return nothing.view(0, 2), nothing, nothing
-    row = torch.cat([torch.full((len(numbers),), i) for i, numbers in enumerate(rows)])
-    column = torch.cat([torch.arange(len(numbers)) for numbers in rows])
-    return torch.stack([row, torch.cat(rows).cpu()], dim=1), row, column
+        check_range(row.unsqueeze(1), {"documents": nd}, f"candidates[{i}]")
+    width = max((len(row) for row in rows), default=0)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    place = torch.cat([nothing, *(torch.arange(i * width, i * width + len(row)) for i, row in enumerate(rows))])
+    return torch.cat([nothing, *(row.cpu() for row in rows)]).to(device), place.to(device), width

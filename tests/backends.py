@@ -34,4 +34,6 @@ def by_way_of(device: str, backend: Backend) -> Backend:
         grads = backend.backward(there, grad_scores.to(device), argmax, for_q, for_d)
         return tuple(None if grad is None else grad.cpu() for grad in grads)
 
-    return backend._replace(device="cpu", score=score, score_argmax=score_argmax, backward=backward)
+    asks = backend.refused
+    refused = None if asks is None else lambda _: asks(torch.device(device))
+    return backend._replace(device="cpu", refused=refused, score=score, score_argmax=score_argmax, backward=backward)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import colbert_fast as cf
 from colbert_fast import _backends
-from colbert_fast._backends import select
+from colbert_fast._backends import select, torch_, triton_
 from colbert_fast._backends.problem import Backend
 
 INPUTS = (torch.ones(1, 2, 3), torch.ones(1, 2, 3))
@@ -99,7 +101,7 @@ def test_a_refusal_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that the system refuses is passed over, or raises if it was named, and may be granted later."""
     answers = ["the kernel said no", "the kernel said no again", None]
     best = runnable("cpu:")[0]
-    asking = best._replace(name="cpu:asking", refused=lambda: answers.pop(0))
+    asking = best._replace(name="cpu:asking", refused=lambda _: answers.pop(0))
     monkeypatch.setattr(_backends, "BACKENDS", (asking, *_backends.BACKENDS))
     monkeypatch.setattr(_backends, "_refusals", {})
     _backends._select.cache_clear()
@@ -113,6 +115,49 @@ def test_a_refusal_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
             select("cpu", torch.float32, "cpu:asking")
         assert select("cpu", torch.float32, "cpu:asking") is asking
         assert cf.backends()[0].unsupported is None
+    finally:
+        _backends._select.cache_clear()
+
+
+@dataclass
+class _Properties:
+    name: str
+    major: int
+    minor: int
+
+
+def test_a_gpu_that_is_too_old_scores_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside one that is not; each is asked once. Only who names the backend is told."""
+    gpus = [_Properties("NVIDIA A100", 8, 0), _Properties("Tesla T4", 7, 5)]
+    asked = []
+
+    def properties(device: torch.device) -> _Properties:
+        asked.append(device.index)
+        return gpus[device.index]
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(
+        _backends, "BACKENDS", (triton_.BACKEND._replace(unsupported=None, device="cuda"), torch_.BACKEND)
+    )
+    monkeypatch.setattr(_backends, "_refusals", {})
+    monkeypatch.setattr(triton_, "INTERPRETED", False)
+    _backends._select.cache_clear()
+    new, old = torch.device("cuda", 0), torch.device("cuda", 1)
+    try:
+        for _ in range(2):
+            assert select(new, torch.float32, None).name == "triton"
+            assert cf.backends()[0].unsupported is None
+        for _ in range(2):
+            assert select(old, torch.float32, None).name == "torch"
+        assert asked == [0, 1]
+        reason = "needs compute capability 8.0 or more; Tesla T4 has 7.5"
+        assert cf.backends()[0].unsupported == reason
+        with pytest.raises(NotImplementedError, match=f"(?s)'triton' cannot score .* on cuda:1.*triton: {reason}"):
+            select(old, torch.float32, "triton")
+        assert select(new, torch.float32, "triton").name == "triton"
+        monkeypatch.setattr(torch.version, "hip", "6.0")  # whose numbers mean something else
+        assert select(old, torch.bfloat16, None).name == "triton"
     finally:
         _backends._select.cache_clear()
 

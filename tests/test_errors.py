@@ -107,6 +107,11 @@ def test_maxsim(arguments: tuple[Any, ...], options: dict[str, Any], error: type
             "candidates[1] must number documents from 0 to 4",
         ),
         (
+            lambda: cf.topk(Q, D, 2, candidates=torch.tensor([[0, 1], [4, -1]])),
+            ValueError,
+            "candidates must number documents from 0 to 4; got numbers from -1 to 4",
+        ),
+        (
             lambda: cf.topk(Q, D, 2, candidates=[[0], [[1]]]),
             ValueError,
             "candidates[1] must be a row of document numbers",
@@ -210,6 +215,17 @@ def test_bad_offsets_through_the_op(native: str) -> None:
         sides = (tokens, zero, torch.tensor([3]), tokens, None, torch.tensor(starts), torch.tensor(lengths), None)
         with pytest.raises(ValueError, match="item 0 of d is the rows"):
             torch.ops.colbert_fast.score(*sides, 3, 9, False, False, 2**20, native)
+
+
+@pytest.mark.parametrize(
+    "order", [torch.tensor([0]), torch.zeros(2, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)]
+)
+def test_an_order_that_does_not_fit_through_the_op(backend: str, order: torch.Tensor) -> None:
+    tokens, zero, three = torch.ones(3, 4), torch.tensor([0]), torch.tensor([3])
+    sides = (tokens, zero, three, tokens, None, zero, three, None, 3, 3, False, False, 2**20, backend)
+    for op in (torch.ops.colbert_fast.score, torch.ops.colbert_fast.score_argmax):
+        with pytest.raises(ValueError, match=matching("d_order must be contiguous int32 [1]; got torch.int")):
+            op(*sides, d_order=order)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import colbert_fast as cf
+from colbert_fast import packed
 
 
 def arguments(dtype: torch.dtype = torch.float32, *, pairs: Tensor | None = None) -> tuple[Any, ...]:
@@ -31,8 +32,9 @@ PAIRS = torch.tensor([[0, 1], [1, 1], [0, 0]])
 def test_opcheck(backend: str, pairs: Tensor | None) -> None:
     args = arguments(pairs=pairs)
     ops = torch.ops.colbert_fast
-    torch.library.opcheck(ops.score.default, (*args, backend))
-    torch.library.opcheck(ops.score_argmax.default, (*args, backend))
+    for d_order in (None, torch.tensor([1, 0], dtype=torch.int32)):
+        torch.library.opcheck(ops.score.default, (*args, backend), {"d_order": d_order})
+        torch.library.opcheck(ops.score_argmax.default, (*args, backend), {"d_order": d_order})
     scores, argmax = ops.score_argmax(*args, backend)
     grad = torch.randn(scores.numel())
     for for_q, for_d in ((True, True), (True, False), (False, True)):
@@ -44,6 +46,17 @@ def test_fake_results_have_the_real_shapes_and_dtypes(dtype: torch.dtype) -> Non
     args = arguments(dtype)
     torch.library.opcheck(torch.ops.colbert_fast.score.default, (*args, None), test_utils="test_faketensor")
     torch.library.opcheck(torch.ops.colbert_fast.score_argmax.default, (*args, None), test_utils="test_faketensor")
+
+
+def test_compile_forward_of_prebuilt_documents(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which have an order on a GPU."""
+    monkeypatch.setattr(packed, "_ORDERED_ON", ("cuda", "cpu"))
+    documents = cf.PackedTokens.from_list([torch.randn(n, 8) for n in (2, 9, 5)])
+    queries = torch.randn(2, 3, 8)
+    assert documents._order is not None
+    expected = cf.maxsim(queries, documents, backend=backend)
+    compiled = torch.compile(lambda q: cf.maxsim(q, documents, backend=backend), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(queries), expected)
 
 
 def keep(n: int, length: int) -> Tensor:

@@ -9,6 +9,7 @@ from cases import assert_scores, embeddings
 
 import colbert_fast as cf
 from colbert_fast import PackedTokens
+from colbert_fast import packed as packed_module
 from colbert_fast.maxsim import _parts
 from colbert_fast.packed import lower
 
@@ -172,3 +173,49 @@ def test_parts_for_another_device_hold_every_item_once(chunk_elements: int) -> N
     for part in parts:
         assert len(part) == 1 or part.tokens.numel() <= chunk_elements
     assert sum(part.tokens.shape[0] for part in parts) == packed.tokens.shape[0]
+
+
+@pytest.fixture
+def ordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches on the CPU get the order that those on a GPU have."""
+    monkeypatch.setattr(packed_module, "_ORDERED_ON", ("cuda", "cpu"))
+
+
+@pytest.mark.usefixtures("ordered")
+def test_the_order_is_longest_first() -> None:
+    items = [torch.randn(n, 4) for n in (2, 0, 5, 2, 5, 1)]
+    by_list = PackedTokens.from_list(items)
+    by_hand = PackedTokens(by_list.tokens, by_list.starts, by_list.lengths)
+    mask = torch.arange(5) < by_list.lengths[:, None]
+    by_mask = PackedTokens.from_padded(torch.nn.utils.rnn.pad_sequence(items, batch_first=True), mask)
+    other_rows = by_list.with_tokens(torch.randn(len(by_list.tokens), 7))
+    for packed in (by_list, by_hand, by_mask, other_rows, by_list.quantize("int8"), by_list.to(dtype=torch.float16)):
+        order = packed._order
+        assert order is not None and order.dtype == torch.int32
+        assert packed.lengths[order].tolist() == [5, 5, 2, 2, 1, 0]
+        assert sorted(order.tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("ordered")
+def test_nothing_is_sorted_in_vain() -> None:
+    """Items of one length have no order; nor has what a call lowers, or cuts out, and drops."""
+    same = [torch.randn(3, 4) for _ in range(4)]
+    by_list = PackedTokens.from_list(same)
+    assert by_list._order is None
+    assert PackedTokens(by_list.tokens, by_list.starts, by_list.lengths)._order is None
+    padded = torch.randn(3, 5, 4)
+    assert PackedTokens.from_padded(padded)._order is None
+    assert lower(padded, torch.tensor([[1, 1, 0, 0, 0]]), "b")[0]._order is None
+    assert PackedTokens.from_list([*same, torch.randn(1, 4)])[1:]._order is None
+    assert PackedTokens.from_list([])._order is None
+
+
+def test_the_order_is_made_on_the_way_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nowhere else: no kernel of a CPU asks for it."""
+    monkeypatch.setattr(packed_module, "_ORDERED_ON", ("meta",))
+    ragged = PackedTokens.from_list([torch.randn(n, 4) for n in (2, 5)])
+    assert ragged._order is None
+    moved = ragged.to("meta")._order
+    assert moved is not None and moved.device.type == "meta" and moved.shape == (2,)
+    assert PackedTokens.from_list([torch.randn(2, 4)] * 2).to("meta")._order is None
+    assert PackedTokens.from_list([]).to("meta")._order is None

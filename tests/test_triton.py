@@ -212,9 +212,12 @@ def test_scores_and_gradients_on_cuda(dim: int, lq: list[int], dtype: torch.dtyp
 
 @gpu
 def test_capture_in_a_cuda_graph() -> None:
-    """Which fails if anything waits for the device."""
+    """Which fails if anything waits for the device. There are documents enough to be taken longest first."""
     q = torch.randn(3, 32, 128, device="cuda", dtype=torch.bfloat16)
-    d = cf.PackedTokens.from_list([torch.randn(n, 128, device="cuda", dtype=torch.bfloat16) for n in (300, 7, 64)])
+    count = 2 * torch.cuda.get_device_properties("cuda").multi_processor_count
+    lengths = torch.randint(1, 300, (count,)).tolist()
+    d = cf.PackedTokens.from_list([torch.randn(n, 128, device="cuda", dtype=torch.bfloat16) for n in lengths])
+    assert d._order is not None and d._order.is_cuda
     packed = cf.PackedTokens.from_padded(q)
     expected = cf.maxsim(packed, d, backend="triton")
     graph = torch.cuda.CUDAGraph()
@@ -223,3 +226,5 @@ def test_capture_in_a_cuda_graph() -> None:
     scores.zero_()
     graph.replay()
     assert torch.equal(scores, expected)
+    in_turn = torch.cat([cf.maxsim(packed, d[i : i + 64], backend="triton") for i in range(0, count, 64)], dim=1)
+    assert torch.equal(scores, in_turn)

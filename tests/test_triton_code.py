@@ -67,6 +67,7 @@ def score_code(
     argmax: bool = False,
     skip_zero: bool = False,
     precision: str = "highest",
+    ordered: bool = False,
 ) -> Any:
     plan = triton_._score_plan(
         arch, q_dtype, d_dtype, dim, dim, dim, nq, lq, False, argmax, skip_zero, skip_zero, precision
@@ -76,6 +77,7 @@ def score_code(
     types |= {"q_tokens": POINTERS[q_dtype], "d_tokens": POINTERS[d_dtype]}
     types["scores"] = "*fp32" if plan.blocks == 1 else "*fp64"
     types |= {"argmax": "*i16"} if argmax else {}
+    types |= {"order": "*i32"} if ordered else {}
     types |= {"d_scales": "*fp32"} if d_dtype == I8 else {}
     return compiled("score_kernel", arch, plan, types, ["q_tokens", "d_tokens"])
 
@@ -155,6 +157,14 @@ def test_zero_rows_cost_the_main_loop_nothing() -> None:
         assert main_loop(plain)[name] == main_loop(skipping)[name]
 
 
+def test_an_order_costs_the_main_loop_nothing() -> None:
+    for nq in (1, 128):
+        plain, ordered = (score_code(90, BF16, BF16, nq, 32, ordered=ordered) for ordered in (False, True))
+        assert main_loop(plain) == main_loop(ordered)
+        assert plain.metadata.shared == ordered.metadata.shared
+    score_code(80, BF16, BF16, 128, 32, argmax=True, ordered=True)
+
+
 def test_float32_obeys_the_precision_setting() -> None:
     """Three products of parts at "highest", one where the user allows TF32."""
     highest, high = (score_code(90, F32, F32, 1, 32, precision=p).asm["ptx"] for p in ("highest", "high"))
@@ -223,7 +233,7 @@ def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch:
     driver = _Driver()
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
-    monkeypatch.setattr(triton_, "_gpu", lambda _: triton_._Gpu("sm_90", SHARED[90], 132))
+    monkeypatch.setattr(triton_, "_gpu", lambda _: triton_._Gpu("sm_90", SHARED[90], 1))
     triton_._driver.cache_clear()
     triton_._kernel("score_kernel").device_caches.clear()
     outputs: list[torch.Tensor] = []
@@ -240,18 +250,21 @@ def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch:
     assert driver.loaded == 2
     run(p._replace(q_tokens=torch.randn(96 * 128 + 1).bfloat16()[1:].view(96, 128)))
     assert driver.loaded == 3
+    # So is an order.
+    for _ in range(2):
+        run(p._replace(d_order=torch.tensor([2, 0, 1], dtype=torch.int32)))
+    assert driver.loaded == 4
     triton_._driver.cache_clear()
     triton_._kernel("score_kernel").device_caches.clear()
-    first, second, third, *_ = driver.launches
-    assert len(outputs) == 5 * (1 + argmax)
+    first, second, third, _, _, ordered, again = driver.launches
+    assert len(outputs) == 7 * (1 + argmax)
     fresh = {id(output) for output in outputs}
-    for later in (second, third):
-        assert len(later) == len(first)
-        for position, (a, b) in enumerate(zip(first, later, strict=True)):
+    for earlier, later in ((first, second), (first, third), (ordered, again)):
+        for position, (a, b) in enumerate(zip(earlier, later, strict=True)):
             if id(a) in fresh:
                 assert id(b) in fresh and a.shape == b.shape and a.dtype == b.dtype
             elif position not in _HOOKS:
-                assert a is b or a == b
+                assert a is b or (a == b if not isinstance(a, torch.Tensor) else torch.equal(a, b))
 
 
 # Positions of what the profiler's hooks are given, which a direct launch leaves out.

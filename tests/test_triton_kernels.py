@@ -14,7 +14,7 @@ from cases import DTYPES, assert_close, assert_scores, embeddings, planted, scor
 from torch import Tensor
 
 import colbert_fast as cf
-from colbert_fast import reference
+from colbert_fast import packed, reference
 from colbert_fast._backends import triton_
 from colbert_fast._backends.problem import Problem
 from colbert_fast._backends.triton_ import Config
@@ -117,6 +117,95 @@ def test_documents_in_turn(tiles: Any, processors: int) -> None:
     queries = embeddings([9, 3, 0, 12, 7, 1, 12], 16)
     documents = planted(queries, embeddings([1, 40, 3, 16, 0, 0, 17, 64, 5, 33, 8], 16))
     assert_winners(problem(queries, documents), queries, documents)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+    """The orders that forward kernels were given."""
+    orders: list[Tensor | None] = []
+    launch = triton_._launch
+
+    def spy(name: str, programs: int, tensors: tuple[Tensor | None, ...], *rest: Any) -> None:
+        if name == "score_kernel":
+            orders.append(tensors[ORDER])
+        launch(name, programs, tensors, *rest)
+
+    monkeypatch.setattr(triton_, "_launch", spy)
+    return orders
+
+
+ORDER = 8  # among the tensors of the forward kernel
+
+
+@pytest.mark.parametrize("order", ["longest", "shortest", "any"])
+@pytest.mark.parametrize("lq", [[5], [9, 3, 0, 12, 7, 1, 12], [40]], ids=["short", "packed", "long"])
+def test_the_order_makes_no_bit_of_difference(tiles: Any, launched: Any, lq: list[int], order: str) -> None:
+    """Eleven documents; the packed queries take them four in turn, and the last program three."""
+    tiles(SMALL._replace(run=4))
+    queries = embeddings(lq, 16)
+    documents = planted(queries, embeddings([1, 40, 3, 16, 0, 0, 17, 64, 5, 33, 8], 16))
+    p = problem(queries, documents)
+    by_length = p.d_lengths.argsort(descending=order == "longest", stable=True)
+    numbers = torch.randperm(len(documents)) if order == "any" else by_length
+    ordered = p._replace(d_order=numbers.to(torch.int32))
+    plain = triton_.score_argmax(p)
+    assert_scores(plain.scores, queries, documents)
+    scored = triton_.score_argmax(ordered)
+    assert plain.argmax is not None and scored.argmax is not None
+    assert torch.equal(scored.scores, plain.scores) and torch.equal(scored.argmax, plain.argmax)
+    assert torch.equal(triton_.score(ordered).scores, plain.scores)
+    assert [found is not None for found in launched] == [False, True, True]
+
+
+@pytest.mark.parametrize("processors", [1, 5, 6, 7, 10**6])
+def test_the_order_is_left_where_it_cannot_matter(tiles: Any, launched: Any, processors: int) -> None:
+    """Six programs: on six processors all start at once, on none of 256 to a processor is the last one noticed."""
+    tiles(SMALL, processors)
+    p = problem(embeddings([5], 16), embeddings([3, 40, 7, 1, 9, 16], 16))
+    p = p._replace(d_order=p.d_lengths.argsort(descending=True).to(torch.int32))
+    triton_.score(p)
+    assert [order is not None for order in launched] == [processors < 6]
+    tiles(SMALL, 1)
+    many = problem(embeddings([5], 16), embeddings([2] * 257, 16))
+    order = torch.arange(257, dtype=torch.int32)
+    triton_.score(many._replace(d_order=order))
+    few = problem(embeddings([5], 16), embeddings([2] * 256, 16))
+    triton_.score(few._replace(d_order=order[:256]))
+    assert [order is not None for order in launched[1:]] == [False, True]
+
+
+def test_pairs_are_taken_as_they_come(tiles: Any, launched: Any) -> None:
+    tiles(SMALL)
+    queries, documents = embeddings([5, 7], 16), embeddings([3, 40, 7], 16)
+    pairs = torch.tensor([[0, 2], [1, 1], [1, 0], [0, 0]])
+    p = problem(queries, documents, pairs=pairs, d_order=torch.tensor([1, 2, 0], dtype=torch.int32))
+    expected = reference.maxsim(queries, documents)[pairs[:, 0], pairs[:, 1]]
+    assert_close(triton_.score(p).scores, expected)
+    assert launched == [None]
+
+
+def test_prebuilt_documents_are_taken_longest_first(tiles: Any, launched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From PackedTokens to the kernel, with and without gradients; and still right when the lengths are written to."""
+    tiles(SMALL)
+    monkeypatch.setattr(packed, "_ORDERED_ON", ("cpu",))
+    queries, documents = embeddings([5, 7], 16), embeddings([3, 40, 7, 0, 16], 16)
+    q, d = cf.PackedTokens.from_list(queries), cf.PackedTokens.from_list(documents)
+    with pytest.warns(UserWarning, match="a document without a token"):
+        assert_close(cf.maxsim(q, d, backend="triton"), reference.maxsim(queries, documents))
+        rows = d.tokens.clone().requires_grad_()
+        cf.maxsim(q, d.with_tokens(rows), backend="triton").sum().backward()
+        best = cf.topk(q, d, 2, backend="triton")[1]
+    assert torch.equal(best, reference.maxsim(queries, documents).argsort(1, descending=True)[:, :2])
+    assert [order is None or order.tolist() for order in launched] == [[1, 4, 2, 0, 3]] * 3
+    assert rows.grad is not None and bool(rows.grad.any())
+    d.lengths[1], d.lengths[3] = 2, 1
+    d.starts[3] = 9
+    assert_close(
+        cf.maxsim(q, d, backend="triton"),
+        reference.maxsim(queries, [documents[0], documents[1][:2], documents[2], d.tokens[9:10], documents[4]]),
+    )
+    cf.maxsim_pairs(q, d, [[0, 1]], backend="triton")
+    assert launched[3] is not None and launched[4] is None
 
 
 def test_empty_documents_in_parts_of_a_long_query(tiles: Any) -> None:

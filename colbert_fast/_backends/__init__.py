@@ -16,7 +16,7 @@ BACKENDS: tuple[Backend, ...] = (
     (*_ON_THIS_MACHINE, triton_.BACKEND) if triton_.INTERPRETED else (triton_.BACKEND, *_ON_THIS_MACHINE)
 )
 
-# Backends that asked the system for what they need, and what it last answered them.
+# Backends that asked for what they need, and what they were last told.
 _refusals: dict[str, str] = {}
 
 
@@ -25,19 +25,19 @@ def backends() -> list[Backend]:
 
     Each has a ``name``, and in ``unsupported`` None or the reason why it cannot run on this machine. A call takes
     the first one that runs here and accepts its device and dtype, unless ``backend=`` or the environment variable
-    COLBERT_FAST_BACKEND names one. One that needs the system's permission, as cpu:amx does, asks for it when it is
-    first chosen: ``unsupported`` tells of a refusal from then on.
+    COLBERT_FAST_BACKEND names one. One that needs the system's permission, as cpu:amx does, or a device that is new
+    enough, as triton does, asks when it is first chosen: ``unsupported`` tells of a refusal from then on.
     """
     return [b._replace(unsupported=_refusals[b.name]) if b.name in _refusals else b for b in BACKENDS]
 
 
-def select(device: str, dtype: torch.dtype, name: str | None, int8: bool = False) -> Backend:
-    """Return the best backend for tensors of this device type and dtype.
+def select(device: torch.device | str, dtype: torch.dtype, name: str | None, int8: bool = False) -> Backend:
+    """Return the best backend for tensors of this device and dtype.
 
     Parameters
     ----------
     device
-        ``"cpu"``, ``"cuda"``, ``"mps"``, ...
+        Where they are; one of several GPUs may be older than another.
     dtype
         Of the query tokens.
     name
@@ -56,7 +56,7 @@ def select(device: str, dtype: torch.dtype, name: str | None, int8: bool = False
 
 
 @functools.cache
-def _select(device: str, dtype: torch.dtype, name: str | None, int8: bool) -> Backend:
+def _select(device: torch.device | str, dtype: torch.dtype, name: str | None, int8: bool) -> Backend:
     candidates = [b for b in BACKENDS if name in (None, b.name, b.name.partition(":")[0])]
     if not candidates:
         known = ", ".join(b.name for b in BACKENDS)
@@ -64,7 +64,7 @@ def _select(device: str, dtype: torch.dtype, name: str | None, int8: bool) -> Ba
         raise ValueError(msg)
     reasons = []
     for backend in candidates:
-        reason = _why_not(backend, device, dtype, int8)
+        reason = _why_not(backend, torch.device(device), dtype, int8)
         if reason is None:
             return backend
         reasons.append(f"  {backend.name}: {reason}")
@@ -75,10 +75,10 @@ def _select(device: str, dtype: torch.dtype, name: str | None, int8: bool) -> Ba
     raise NotImplementedError(msg)
 
 
-def _why_not(backend: Backend, device: str, dtype: torch.dtype, int8: bool) -> str | None:
+def _why_not(backend: Backend, device: torch.device, dtype: torch.dtype, int8: bool) -> str | None:
     if backend.unsupported is not None:
         return backend.unsupported
-    if backend.device not in (None, device):
+    if backend.device not in (None, device.type):
         return f"takes tensors on {backend.device} only"
     if dtype not in backend.dtypes:
         return f"has no {dtype} kernel"
@@ -86,7 +86,7 @@ def _why_not(backend: Backend, device: str, dtype: torch.dtype, int8: bool) -> s
         return "has no kernel for int8 documents"
     if backend.refused is None:
         return None
-    refusal = backend.refused()
+    refusal = backend.refused(device)
     if refusal is None:
         _refusals.pop(backend.name, None)
     else:

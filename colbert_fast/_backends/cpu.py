@@ -192,7 +192,7 @@ def _backend(tier: str, unsupported: str | None) -> Backend:
         backward=partial(_backward, tier),
         int8=True,
         scattered=True,
-        refused=None if _C is None else partial(_C.refused, tier),
+        refused=None if _C is None else lambda _: _C.refused(tier),
     )
 
 

@@ -35,6 +35,8 @@ class Problem(NamedTuple):
     # Documents that lie apart, for a backend that takes them: [length, dim] in CPU memory, the dtype of q_tokens.
     # Then d_tokens has no rows and d_starts says nothing.
     d_items: Sequence[Tensor] = ()
+    # The order in which to take the documents, [nd] int32: longest first, for speed and nothing else. Not for pairs.
+    d_order: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,5 +86,6 @@ class Backend(NamedTuple):
     """Whether it takes int8 documents too, with queries of any of these types."""
     scattered: bool = False
     """Whether its ``score`` takes documents that lie apart."""
-    refused: Callable[[], str | None] | None = None
-    """Asks the system for what the backend needs, before it is first chosen: None, or why it was refused."""
+    refused: Callable[[torch.device], str | None] | None = None
+    """Asks for what the backend needs of the system, or of a device, before it is first chosen there: None, or why it
+    was refused."""

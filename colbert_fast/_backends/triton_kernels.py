@@ -145,7 +145,8 @@ def _similarity(
 # Tile map. BLOCK_Q rows are query tokens, BLOCK_D rows document tokens. A query owns max(1, max_lq) rows, so a tile is
 # BLOCK_Q // max_lq whole queries, or for a longer query a part of one. Programs are numbered documents first: all tiles
 # that meet a document run together and read it from memory once. One program takes `run` documents in turn and reads
-# its queries once.
+# its queries once; with `order`, the documents in that order, which starts the longest first. Pairs are taken
+# as they come.
 #
 # The matrix units take 64 rows or more on one side and as few as 16 on the other: with SWAP the document is the side
 # of many rows, the maxima are kept element by element, and rows are compared once after the last tile. Without, each
@@ -167,6 +168,7 @@ def score_kernel(
     d_lengths,
     d_scales,
     pairs,
+    order,
     scores,
     argmax,
     nq,
@@ -195,6 +197,7 @@ def score_kernel(
     INTERPRETED: tl.constexpr,
 ):
     AXIS: tl.constexpr = 0 if SWAP else 1
+    ORDERED: tl.constexpr = order is not None
     MASKED_D: tl.constexpr = min(BLOCK_D, 64)
     pid = tl.program_id(0)
     tile = pid % tiles
@@ -233,6 +236,8 @@ def score_kernel(
     for item in range(first, last):
         if PAIRS:
             document = tl.load(pairs + 2 * item + 1)
+        elif ORDERED:
+            document = tl.load(order + item).to(tl.int64)
         else:
             document = item
         length = tl.load(d_lengths + document).to(tl.int32)
@@ -312,14 +317,14 @@ def score_kernel(
         if PAIRS:
             pair = query * 0 + item
         else:
-            pair = query * nd + item
+            pair = query * nd + document
         value = tl.where(real & has_token, best, 0.0).to(tl.float64)
         nothing = tl.where(has_token | (block > 0), 0.0, EMPTY_DOCUMENT_SCORE)
         if QUERIES == 1:
             if PAIRS:
                 number = item
             else:
-                number = (tile // blocks).to(tl.int64) * nd + item
+                number = (tile // blocks).to(tl.int64) * nd + document
             total = tl.sum(value, axis=0) + nothing
             tl.store(scores + block.to(tl.int64) * num_pairs + number, total.to(scores.dtype.element_ty))
         else:
@@ -327,7 +332,7 @@ def score_kernel(
             mine = (slot[:, None] == slots[None, :]) & owned[:, None]
             total = tl.sum(tl.where(mine, value[:, None], 0.0), axis=0) + nothing
             queries = (tile // blocks).to(tl.int64) * per_tile + slots
-            number = queries * nd + item
+            number = queries * nd + document
             stored = (slots < per_tile) & (queries < nq)
             tl.store(scores + number, total.to(scores.dtype.element_ty), mask=stored)
         if ARGMAX:
