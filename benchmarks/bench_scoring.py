@@ -171,8 +171,7 @@ def test_scoring(
         pytest.skip(f"one call takes {entry.seconds:.1f} s: enough rounds in earlier turns")
     benchmark.group = workload.name
     benchmark.extra_info.update(contender=contender.name, turn=turn, **entry.check._asdict())
-    # The rounds before were another contender's, who left the caches full of other things.
-    warmup = 0 if workload.flush or rounds < profile.rounds else 1
+    warmup = bench.warm_up_rounds(entry.seconds) if rounds == profile.rounds else 0
     benchmark.pedantic(entry.prepared.score, setup=_rest(workload, entry), rounds=rounds, warmup_rounds=warmup)
     if benchmark.stats is not None:
         facts = _facts(entry)

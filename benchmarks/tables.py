@@ -207,10 +207,10 @@ def encoding(run: Entry) -> str:
 # What stands above a section's tables, once for all machines.
 NOTES = {
     "scores": (
-        "A ratio is that contender's median time over ours: 6.0x takes six times as long. Of several paths or backends "
-        "the fastest correct one is shown. The limit is the time the hardware needs at the memory bandwidth or the "
-        "peak FLOP/s measured in the same run, whichever is longer. The error is the largest relative one against "
-        "float64."
+        "A ratio is that contender's median time over ours: 6.0x takes six times as long. Ours is a call that names no "
+        "backend; of several torch paths the fastest correct one is shown. The limit is the time the hardware needs at "
+        "the memory bandwidth or the peak FLOP/s measured in the same run, whichever is longer. The error is the "
+        "largest relative one against float64."
     ),
     "cuda": (
         "Milliseconds, medians. The device's time is between two events around a call, with its launches done ahead "

@@ -34,11 +34,14 @@ __all__ = [
     "relative_error",
     "rest",
     "run",
+    "warm_up_rounds",
 ]
 
 # Seconds between two rounds. The OpenMP threads of torch spin for some milliseconds after its last operation, on the
 # cores that the next contender is to run on.
 PAUSE = 0.005
+# Seconds of rounds that are not timed, when a contender follows another.
+WARM_UP = 0.05
 # The rounds of a contender are cut into so many turns, between which the others have theirs.
 TURNS = 4
 # Scores of ours that are further than this from float64 are not timed: the contract's bound.
@@ -66,6 +69,15 @@ def rest() -> None:
     end = time.perf_counter() + PAUSE
     while time.perf_counter() < end:
         pass
+
+
+def warm_up_rounds(seconds: float) -> int:
+    """Return the rounds not to time, for a contender whose call takes so long.
+
+    The contender before left the caches full of other things, and threads on cores from where it takes the scheduler
+    some milliseconds to move them.
+    """
+    return max(1, min(10, int(WARM_UP / seconds)))
 
 
 def relative_error(scores: Tensor, reference: Tensor) -> float:
@@ -143,7 +155,10 @@ def measure(functions: dict[str, Callable[[], Tensor]], inputs: Inputs, rounds: 
     turns = min(TURNS, rounds)
     for turn in range(turns):
         for name in times:
-            functions[name]()  # the caches, and the cores, were another contender's
+            start = time.perf_counter()
+            functions[name]()
+            for _ in range(warm_up_rounds(time.perf_counter() - start)):
+                functions[name]()
             for _ in range(rounds * turn // turns, rounds * (turn + 1) // turns):
                 rest()
                 start = time.perf_counter()
