@@ -134,6 +134,18 @@ def test_a_wrong_contender_is_never_the_best(folder: Path) -> None:
     assert "no correct result of ours" in (folder / "results" / "box.svg").read_text(encoding="utf-8")
 
 
+def test_ours_is_a_call_that_names_no_backend_even_if_a_forced_one_was_faster(folder: Path) -> None:
+    run = example()
+    results = run["workloads"][1]["results"]
+    results.append({**result("colbert_fast", 6, "ours"), "backend": "cpu:avx512"})
+    ((_, ours, torch, *_),) = cells(written(folder, run), "scores", "lost")
+    assert ours.startswith("6.00<br>")
+    assert torch.startswith("**0.50x, ours slower**")
+    results[-1].update(wrong=True)
+    ((_, ours, *_),) = cells(written(folder, run), "scores", "lost")
+    assert ours.startswith("4.00<br>")
+
+
 def test_the_heading_says_what_ran_where(folder: Path) -> None:
     text = written(folder)
     heading = "**box**: A CPU, 4 cores, 2 threads; commit 0123456789 (dirty), 2026-11-23; `make bench` (full profile"
