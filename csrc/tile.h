@@ -251,11 +251,15 @@ float multiply_add(int64_t steps) {
       for (int v = 0; v < Isa::kVecs; ++v) acc[r][v] = Ops::fma(factor, factor, acc[r][v]);
     }
   }
+  // By way of copies, which have addresses: an accumulator that had one would be stored in every step.
   uint32_t mixed = 0;
+  CF_UNROLL
   for (int r = 0; r < Isa::kRows; ++r) {
+    CF_UNROLL
     for (int v = 0; v < Isa::kVecs; ++v) {
+      const Acc sum = acc[r][v];
       uint32_t first;
-      std::memcpy(&first, &acc[r][v], sizeof first);
+      std::memcpy(&first, &sum, sizeof first);
       mixed ^= first;
     }
   }
