@@ -75,7 +75,11 @@ Features detect() {
   f.amx_bf16 = bit(leaf7.edx, 22);
   f.amx_tile = bit(leaf7.edx, 24);
   f.amx_int8 = bit(leaf7.edx, 25);
-  f.avx512bf16 = leaf7.eax >= 1 && bit(cpuid(7, 1).eax, 5);
+  if (leaf7.eax >= 1) {
+    const Registers leaf7_1 = cpuid(7, 1);
+    f.avx_vnni = bit(leaf7_1.eax, 4);
+    f.avx512bf16 = bit(leaf7_1.eax, 5);
+  }
   return f;
 }
 #elif CF_AARCH64 && defined(__linux__)

@@ -168,6 +168,7 @@ extern const Tier kAmx;
 extern const Tier kAvx512Bf16;
 extern const Tier kAvx512Vnni;
 extern const Tier kAvx512;
+extern const Tier kAvxVnni;
 extern const Tier kAvx2;
 extern const Tier kNeonBf16;
 extern const Tier kNeonDotprod;

@@ -44,6 +44,14 @@
 #define CF_AARCH64_DOT 0
 #endif
 
+// Whether immintrin.h has AVX-VNNI: GCC 11 and Clang 12 came with a header of this name, Visual Studio 2022
+// without one.
+#if CF_X86_64 && (__has_include(<avxvnniintrin.h>) || (!defined(__clang__) && _MSC_VER >= 1930))
+#define CF_AVX_VNNI 1
+#else
+#define CF_AVX_VNNI 0
+#endif
+
 #define CF_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define CF_TARGET_BEGIN(isa) \

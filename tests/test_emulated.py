@@ -25,24 +25,31 @@ NO_X86 = "not an x86-64 processor"
 NO_ARM = "not an AArch64 processor"
 NO_AVX2 = "this CPU has no AVX2, FMA and F16C"
 NO_AVX512 = "this CPU has no AVX-512 (F, BW, DQ, VL)"  # the emulator's own limit, too
+NO_AVX_VNNI = "this CPU has no AVX-VNNI"  # nor has any model of the emulator
 NOT_SAVED = "the operating system does not save AVX registers"
 NO_AMX = "built without AMX, which takes x86-64, Linux and GCC 11 or Clang 12"
 NO_DOTPROD = "this CPU has no FEAT_DotProd"
 NO_BF16 = "this CPU has no FEAT_BF16 and FEAT_DotProd"
 
 AVX512 = ("amx", "avx512_bf16", "avx512_vnni", "avx512")
+AVX2 = ("avx_vnni", "avx2")
 NEON = ("neon_bf16", "neon_dotprod", "neon")
 EVERY: dict[str, str | None] = dict.fromkeys(cf._backends.cpu._TIERS)
-AARCH64 = {**EVERY, **dict.fromkeys((*AVX512, "avx2"), NO_X86), "amx": NO_AMX}
-X86_64 = {**EVERY, **dict.fromkeys(AVX512, NO_AVX512), **dict.fromkeys(NEON, NO_ARM)}
+AARCH64 = {**EVERY, **dict.fromkeys((*AVX512, *AVX2), NO_X86), "amx": NO_AMX}
+X86_64 = {
+    **EVERY,
+    **dict.fromkeys(AVX512, NO_AVX512),
+    "avx_vnni": NO_AVX_VNNI,
+    **dict.fromkeys(NEON, NO_ARM),
+}
 
 # What cpu_features.cpp has to find: (architecture, model) and why each tier cannot run on it.
 MODELS: dict[tuple[str, str], dict[str, str | None]] = {
     ("aarch64", "cortex-a72"): {**AARCH64, "neon_bf16": NO_BF16, "neon_dotprod": NO_DOTPROD},
     ("aarch64", "neoverse-n1"): {**AARCH64, "neon_bf16": NO_BF16},
     ("aarch64", "max"): AARCH64,
-    ("x86_64", "Nehalem"): {**X86_64, "avx2": NO_AVX2},  # SSE4.2
-    ("x86_64", "Haswell,-xsave"): {**X86_64, "avx2": NOT_SAVED},
+    ("x86_64", "Nehalem"): {**X86_64, **dict.fromkeys(AVX2, NO_AVX2)},  # SSE4.2
+    ("x86_64", "Haswell,-xsave"): {**X86_64, **dict.fromkeys(AVX2, NOT_SAVED)},
     ("x86_64", "Haswell"): X86_64,
     ("x86_64", "max"): X86_64,
 }
@@ -143,6 +150,7 @@ def test_extension(architecture: str, model: str) -> None:
         ("x86_64", "Nehalem", "vcvtph2ps %xmm0, %ymm0"),
         ("x86_64", "Haswell,-xsave", "vpaddd %ymm0, %ymm0, %ymm0"),
         ("x86_64", "Haswell", "vaddps %zmm0, %zmm0, %zmm0"),
+        ("x86_64", "max", ".byte 0xc4, 0xe2, 0x7d, 0x50, 0xc0"),  # {vex} vpdpbusd %ymm0, %ymm0, %ymm0
         ("aarch64", "cortex-a72", ".inst 0x4e809400"),  # sdot v0.4s, v0.16b, v0.16b
         ("aarch64", "neoverse-n1", ".inst 0x6e40fc00"),  # bfdot v0.4s, v0.8h, v0.8h
     ],

@@ -11,14 +11,19 @@ from torch import Tensor
 
 import colbert_fast as cf
 
-# The tiers that screen, and the one with the same float32 chains that does not.
+# The tiers that screen, those that screen int8 only, and what does not but has the same float32 chains.
 SCREENING = ["cpu:amx", "cpu:avx512_bf16"]
-PLAIN = "cpu:avx512"
+SCREENING_INT8 = ["cpu:avx512_vnni", "cpu:avx_vnni"]
+PLAIN = {"cpu:avx_vnni": "cpu:avx2"}
+
+
+def plain(tier: str) -> str:
+    return PLAIN.get(tier, "cpu:avx512")
 
 
 def runnable(tier: str) -> str:
     reasons = {b.name: b.unsupported for b in cf.backends()}
-    for name in (tier, PLAIN):
+    for name in (tier, plain(tier)):
         if reasons[name] is not None:
             pytest.skip(f"{name}: {reasons[name]}")
     return tier
@@ -30,7 +35,7 @@ def screening(request: pytest.FixtureRequest) -> str:
 
 
 def assert_same_bits(screening: str, q: list[Tensor], d: list[Tensor]) -> None:
-    for ours, theirs in zip(score_argmax(screening, q, d), score_argmax(PLAIN, q, d), strict=True):
+    for ours, theirs in zip(score_argmax(screening, q, d), score_argmax(plain(screening), q, d), strict=True):
         assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
@@ -102,7 +107,7 @@ def test_dims(screening: str, dim: int, dtype: torch.dtype) -> None:
     "make", [*DOCUMENTS, scaled(2.0**-21), scaled(2.0**21), scaled(1e30)], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tier", ["cpu:avx512_vnni", *SCREENING])
+@pytest.mark.parametrize("tier", [*SCREENING_INT8, *SCREENING])
 def test_int8_documents(tier: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
     runnable(tier)
     for dim in (128, 33, 3):
@@ -113,7 +118,7 @@ def test_int8_documents(tier: str, make: Callable[..., Tensor], dtype: torch.dty
         documents = cf.PackedTokens.from_list(d).quantize("int8")
         queries = [x.to(dtype) for x in q]
         for ours, theirs in zip(
-            score_argmax(tier, queries, documents), score_argmax(PLAIN, queries, documents), strict=True
+            score_argmax(tier, queries, documents), score_argmax(plain(tier), queries, documents), strict=True
         ):
             assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
@@ -131,3 +136,14 @@ def test_screening_happens(screening: str) -> None:
     before = cf._backends.cpu._C.chunks_screened()[screening.removeprefix("cpu:")]
     cf.maxsim(embeddings([40], 128), embeddings([260], 128), backend=screening)
     assert cf._backends.cpu._C.chunks_screened()[screening.removeprefix("cpu:")] == before + 3
+
+
+@pytest.mark.parametrize("tier", [*SCREENING_INT8, *SCREENING])
+def test_screening_of_int8_happens(tier: str) -> None:
+    """From the first query token on."""
+    name = runnable(tier).removeprefix("cpu:")
+    documents = cf.PackedTokens.from_list(embeddings([260], 128)).quantize("int8")
+    for lq in (1, 40):
+        before = cf._backends.cpu._C.chunks_screened()[name]
+        cf.maxsim(embeddings([lq], 128), documents, backend=tier)
+        assert cf._backends.cpu._C.chunks_screened()[name] == before + 3
