@@ -249,11 +249,12 @@ def placed(side, rows, dim, stride, dtype, at_end):
     elements = (rows - 1) * stride + dim
     offset = DATA - elements * dtype.itemsize if at_end else 0
     flat = torch.frombuffer(pages[side], dtype=dtype, count=elements, offset=offset)
-    flat.normal_()
+    flat.normal_() if dtype.is_floating_point else flat.random_(-128, 128)
     return flat.as_strided((rows, dim), (stride, 1))
 
 def packed(tokens):
-    return cf.PackedTokens(tokens, torch.tensor([0]), torch.tensor([len(tokens)]))
+    scales = torch.ones(len(tokens)) if tokens.dtype == torch.int8 else None
+    return cf.PackedTokens(tokens, torch.tensor([0]), torch.tensor([len(tokens)]), scales)
 
 cf.set_num_threads(1)
 calls = 0
@@ -272,6 +273,15 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     q.requires_grad_(), d.requires_grad_()
                     cf.maxsim(packed(q), packed(d), backend=backend).sum().backward()
                     calls += 1
+for dim in (1, 3, 15, 17, 31, 33, 63, 65, 128, 130):
+    for lq in (1, 9, 33):
+        for ld in (1, 5, 13):
+            for end in (True, False):
+                q = placed(0, lq, dim, dim, torch.float32, end)
+                d = placed(1, ld, dim, dim + 5 * (lq % 2), torch.int8, end)
+                near = cf.maxsim(packed(q), packed(d), backend=backend)
+                assert torch.equal(near, cf.maxsim(packed(q), packed(d.clone()), backend=backend))
+                calls += 1
 # As padded tensors, where rows of zeros are looked for whenever a maximum is 0.
 for end in (True, False):
     q = placed(0, 9, 24, 24, torch.float32, end).abs_().view(1, 9, 24)
