@@ -20,8 +20,8 @@ namespace colbert_fast {
 namespace {
 
 // How long a caller that is done watches for its workers to be done before it sleeps. Workers that started
-// together end within one unit of each other, tens of microseconds in a short call, and a sleeper takes as long
-// to be woken. A call whose units are longer loses nothing that it would notice.
+// together end within one unit of each other, tens of microseconds in a short call, and a sleeper takes as
+// long to be woken. A call whose units are longer loses nothing that it would notice.
 constexpr std::chrono::microseconds kWatch{100};
 
 struct Job {
@@ -114,8 +114,8 @@ class Pool {
       lock.unlock();
       std::fesetenv(&job->environment);
       job->work(worker);
-      // The caller may return from here on, and the job with it. If it sleeps, or is about to, it did its last
-      // look under the lock: taking that before the call to wake up makes sure that it hears it.
+      // The caller may return from here on, and the job with it. If it sleeps, or is about to, it did its
+      // last look under the lock: taking that before the call to wake up makes sure that it hears it.
       const bool last = busy_.fetch_sub(1) == 1;
       lock.lock();
       if (last) idle_.notify_one();
@@ -126,8 +126,8 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   Job* job_ = nullptr;
-  uint64_t turn_ = 0;  // the number of jobs so far: no worker takes part twice in one
-  int seats_ = 0;      // workers that may still join this one
+  uint64_t turn_ = 0;         // the number of jobs so far: no worker takes part twice in one
+  int seats_ = 0;             // workers that may still join this one
   std::atomic<int> busy_{0};  // workers in this one: more of them only under the lock, fewer at any time
   int next_worker_ = 1;
   std::atomic<int> started_{0};
