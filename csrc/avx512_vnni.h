@@ -17,6 +17,7 @@ namespace {
 struct Int8Narrow {
   static constexpr bool kInt8 = true;
   static constexpr int64_t kBytes = 4;
+  static constexpr int64_t kTogether = 4;
 
   static CF_ALWAYS_INLINE __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
   static CF_ALWAYS_INLINE bool any_at_least(__m512 value, __m512 threshold) {

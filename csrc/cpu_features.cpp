@@ -87,6 +87,7 @@ Features detect() {
 Features detect() {
   Features f = {};
   f.dotprod = ((getauxval(AT_HWCAP) >> 20) & 1) != 0;
+  f.i8mm = ((getauxval(AT_HWCAP2) >> 13) & 1) != 0;
   f.bf16 = ((getauxval(AT_HWCAP2) >> 14) & 1) != 0;
   return f;
 }
@@ -101,6 +102,7 @@ Features detect() {
   Features f = {};
   f.dotprod = has("hw.optional.arm.FEAT_DotProd");
   f.bf16 = has("hw.optional.arm.FEAT_BF16");
+  f.i8mm = has("hw.optional.arm.FEAT_I8MM");
   return f;
 }
 #else

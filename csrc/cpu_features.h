@@ -7,7 +7,7 @@ struct Features {
   bool avx2, fma, f16c, avx_vnni;
   bool avx512f, avx512bw, avx512vl, avx512dq, avx512vnni, avx512bf16;
   bool amx_tile, amx_bf16, amx_int8;
-  bool dotprod, bf16;             // of AArch64
+  bool dotprod, bf16, i8mm;       // of AArch64
   bool os_ymm, os_zmm, os_tiles;  // the OS saves these registers on a context switch (XCR0)
 };
 

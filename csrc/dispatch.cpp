@@ -12,7 +12,7 @@
 namespace colbert_fast {
 
 const Tier* const kTiers[] = {&kAmx,      &kAvx512Bf16,  &kAvx512Vnni, &kAvx512,   &kAvxVnni, &kAvx2,
-                              &kNeonBf16, &kNeonDotprod, &kNeon,       &kPortable, nullptr};
+                              &kNeonI8mm, &kNeonDotprod, &kNeon,       &kPortable, nullptr};
 
 namespace {
 

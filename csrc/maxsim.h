@@ -170,7 +170,7 @@ extern const Tier kAvx512Vnni;
 extern const Tier kAvx512;
 extern const Tier kAvxVnni;
 extern const Tier kAvx2;
-extern const Tier kNeonBf16;
+extern const Tier kNeonI8mm;
 extern const Tier kNeonDotprod;
 extern const Tier kNeon;
 extern const Tier kPortable;

@@ -10,11 +10,12 @@
 namespace colbert_fast {
 namespace {
 
-// What both tiers with these products have of Narrow.
+// What both tiers that screen int8 have of Narrow.
 struct Int8Narrow {
   static constexpr bool kFloat = false;
   static constexpr bool kInt8 = true;
   static constexpr int64_t kBytes = 4;
+  static constexpr int64_t kTogether = 4;
   // Narrowing a row is less work than widening it, and its products a quarter: as on x86, where it is faster
   // from the first query token on.
   template <typename T>

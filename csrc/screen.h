@@ -4,7 +4,8 @@
 //
 //   struct Narrow {
 //     static constexpr bool kBFloat16, kFloat, kInt8;
-//     static constexpr int64_t kBytes;  // narrow rows are padded to a multiple of this, itself one of 4
+//     static constexpr int64_t kTogether;  // bytes of a lane that lie together in a panel: 4 or 8
+//     static constexpr int64_t kBytes;     // a multiple of it, to a multiple of which narrow rows are padded
 //
 //     // With fewer query tokens than this, screening documents of T does not pay.
 //     template <typename T>
@@ -113,9 +114,17 @@ struct LaneSums {
   }
 };
 
-// One panel of packed lanes [dim][kWidth] into narrow units [bytes / 4][kWidth], two bfloat16 to a unit.
+// Puts a unit of each lane into a panel [bytes / N::kTogether][kWidth][N::kTogether / 4].
+template <typename N, int kWidth>
+void store_units(const uint32_t (&units)[kWidth], int64_t unit, unsigned char* panel) {
+  constexpr int64_t kUnits = N::kTogether / 4;
+  unsigned char* to = panel + 4 * (unit / kUnits * kUnits * kWidth + unit % kUnits);
+  for (int l = 0; l < kWidth; ++l) std::memcpy(to + l * N::kTogether, units + l, 4);
+}
+
+// One panel of packed lanes [dim][kWidth] into narrow units, two bfloat16 to a unit.
 // `floor` is 2^30 A of the lane, 0 if it is all zeros, NaN if it has numbers that are denormal or not finite.
-template <int kWidth>
+template <typename N, int kWidth>
 void narrow_panel_bfloat16(const float* packed, int64_t dim, int64_t bytes, unsigned char* to, float* error,
                            float* floor) {
   const float zeros[kWidth] = {};
@@ -124,7 +133,7 @@ void narrow_panel_bfloat16(const float* packed, int64_t dim, int64_t bytes, unsi
     const float* high = 2 * unit + 1 < dim ? low + kWidth : zeros;
     uint32_t both[kWidth];
     for (int l = 0; l < kWidth; ++l) both[l] = bfloat16_bits(low[l]) | (bfloat16_bits(high[l]) << 16);
-    std::memcpy(to + unit * kWidth * 4, both, sizeof both);
+    store_units<N>(both, unit, to);
   }
   LaneSums<kWidth> sums;
   float total[kWidth] = {};
@@ -156,7 +165,7 @@ void narrow_panel_bfloat16(const float* packed, int64_t dim, int64_t bytes, unsi
 
 // The same with four int8 to a unit. c_j is in units of the lane's `step`, and so is `error`; `bias` is the
 // sum of the lane's int8 numbers.
-template <int kWidth>
+template <typename N, int kWidth>
 void narrow_panel_int8(const float* packed, int64_t dim, int64_t bytes, unsigned char* to, float* error,
                        float* step, int32_t* bias) {
   float most[kWidth] = {};
@@ -194,7 +203,7 @@ void narrow_panel_int8(const float* packed, int64_t dim, int64_t bytes, unsigned
         sums.lost_squares[l] += (value - rounded) * (value - rounded);
       }
     }
-    std::memcpy(to + unit * kWidth * 4, four, sizeof four);
+    store_units<N>(four, unit, to);
   }
   for (int l = 0; l < kWidth; ++l) {
     const bool zeros_alone = most[l] == 0.0f && sums.squares[l] == 0.0f;  // and no NaN
@@ -208,10 +217,10 @@ void narrow_panel(const Problem& p, int64_t lane, int64_t bytes, Scratch& s) {
   const float* from = s.packed + lane * p.dim;
   unsigned char* to = s.narrow_packed + lane * bytes;
   if constexpr (std::is_same<T, int8_t>::value) {
-    narrow_panel_int8<kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_step + lane,
-                              s.lane_bias + lane);
+    narrow_panel_int8<N, kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_step + lane,
+                                 s.lane_bias + lane);
   } else {
-    narrow_panel_bfloat16<kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_floor + lane);
+    narrow_panel_bfloat16<N, kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_floor + lane);
     for (int64_t l = lane; l < lane + kWidth; ++l) s.lane_step[l] = 1.0f;
   }
 }

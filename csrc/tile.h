@@ -137,53 +137,62 @@ struct Ahead {
   int lines;
 };
 
-// kRows document rows against kVecs vectors of a panel of kWidth lanes. `row` is the number of the first row,
-// for the sink.
-template <typename Ops, int kRows, int kVecs, int kWidth, typename Sink>
-void tile(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride, int64_t steps,
-          int64_t row, Ahead ahead, const Sink& sink) {
-  using Acc = typename Ops::Acc;
-  // Three rows share one base pointer: twelve addresses then need six registers and no spills.
-  constexpr int kBases = (kRows + 2) / 3;
-  const typename Ops::Unit* base[kBases];
-  CF_UNROLL
-  for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
-  Acc acc[kRows][kVecs];
-  CF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
+template <int kRows>
+CF_ALWAYS_INLINE void prefetch_lines(Ahead& ahead) {
+  for (int line = 0; line < ahead.lines; ++line) {
     CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::zero();
+    for (int r = 0; r < kRows; ++r) prefetch(ahead.address + static_cast<uintptr_t>(64 * r));
+    ahead.address += 64 * kRows;
   }
-  for (int64_t done = 0; done < steps; done += kUnitsPerLine) {
-    for (int line = 0; line < ahead.lines; ++line) {
+}
+
+// kRows document rows against kVecs vectors of a panel of kWidth lanes. `row` is the number of the first row,
+// for the sink. Ops that multiply matrices have a Tile of their own, in neon_i8mm.cpp.
+template <typename Ops>
+struct Tile {
+  template <int kRows, int kVecs, int kWidth, typename Sink>
+  static void compute(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride,
+                      int64_t steps, int64_t row, Ahead ahead, const Sink& sink) {
+    using Acc = typename Ops::Acc;
+    // Three rows share one base pointer: twelve addresses then need six registers and no spills.
+    constexpr int kBases = (kRows + 2) / 3;
+    const typename Ops::Unit* base[kBases];
+    CF_UNROLL
+    for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
+    Acc acc[kRows][kVecs];
+    CF_UNROLL
+    for (int r = 0; r < kRows; ++r) {
       CF_UNROLL
-      for (int r = 0; r < kRows; ++r) prefetch(ahead.address + static_cast<uintptr_t>(64 * r));
-      ahead.address += 64 * kRows;
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::zero();
     }
-    const int64_t end = steps - done < kUnitsPerLine ? steps : done + kUnitsPerLine;
-    for (int64_t k = done; k < end; ++k) {
-      Acc lanes[kVecs];
-      CF_UNROLL
-      for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+    for (int64_t done = 0; done < steps; done += kUnitsPerLine) {
+      prefetch_lines<kRows>(ahead);
+      const int64_t end = steps - done < kUnitsPerLine ? steps : done + kUnitsPerLine;
+      for (int64_t k = done; k < end; ++k) {
+        Acc lanes[kVecs];
         CF_UNROLL
-        for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
+        for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
+        CF_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+          CF_UNROLL
+          for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
+        }
       }
     }
+    sink.template take<kRows, kVecs>(acc, row);
   }
-  sink.template take<kRows, kVecs>(acc, row);
-}
+};
 
 template <typename Ops, typename Sink>
 using TileFunction = void (*)(const typename Ops::Unit*, const typename Ops::Unit*, int64_t, int64_t, int64_t,
                               Ahead, const Sink&);
 
-// tile<1 .. kRows>, one for each number of rows that can be left over.
+// Tiles of 1 .. kRows rows, one for each number of rows that can be left over.
 template <typename Ops, int kVecs, int kWidth, typename Sink, int... kMinusOne>
 TileFunction<Ops, Sink> tile_for(int64_t rows, std::integer_sequence<int, kMinusOne...>) {
-  static constexpr TileFunction<Ops, Sink> kTiles[] = {&tile<Ops, kMinusOne + 1, kVecs, kWidth, Sink>...};
+  static constexpr TileFunction<Ops, Sink> kTiles[] = {
+      &Tile<Ops>::template compute<kMinusOne + 1, kVecs, kWidth, Sink>...};
   return kTiles[rows - 1];
 }
 

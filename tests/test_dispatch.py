@@ -22,7 +22,7 @@ def runnable(prefix: str = "") -> list[Backend]:
 def test_every_backend_runs_or_says_why() -> None:
     names = [b.name for b in cf.backends()]
     x86_64 = ["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2"]
-    tiers = [*x86_64, "neon_bf16", "neon_dotprod", "neon", "portable"]
+    tiers = [*x86_64, "neon_i8mm", "neon_dotprod", "neon", "portable"]
     assert names == ["triton", *(f"cpu:{tier}" for tier in tiers), "torch"]
     for backend in cf.backends():
         assert backend.unsupported is None or len(backend.unsupported) > 10

@@ -29,11 +29,11 @@ NO_AVX_VNNI = "this CPU has no AVX-VNNI"  # nor has any model of the emulator
 NOT_SAVED = "the operating system does not save AVX registers"
 NO_AMX = "built without AMX, which takes x86-64, Linux and GCC 11 or Clang 12"
 NO_DOTPROD = "this CPU has no FEAT_DotProd"
-NO_BF16 = "this CPU has no FEAT_BF16 and FEAT_DotProd"
+NO_I8MM = "this CPU has no FEAT_I8MM, FEAT_BF16 and FEAT_DotProd"
 
 AVX512 = ("amx", "avx512_bf16", "avx512_vnni", "avx512")
 AVX2 = ("avx_vnni", "avx2")
-NEON = ("neon_bf16", "neon_dotprod", "neon")
+NEON = ("neon_i8mm", "neon_dotprod", "neon")
 EVERY: dict[str, str | None] = dict.fromkeys(cf._backends.cpu._TIERS)
 AARCH64 = {**EVERY, **dict.fromkeys((*AVX512, *AVX2), NO_X86), "amx": NO_AMX}
 X86_64 = {
@@ -45,8 +45,8 @@ X86_64 = {
 
 # What cpu_features.cpp has to find: (architecture, model) and why each tier cannot run on it.
 MODELS: dict[tuple[str, str], dict[str, str | None]] = {
-    ("aarch64", "cortex-a72"): {**AARCH64, "neon_bf16": NO_BF16, "neon_dotprod": NO_DOTPROD},
-    ("aarch64", "neoverse-n1"): {**AARCH64, "neon_bf16": NO_BF16},
+    ("aarch64", "cortex-a72"): {**AARCH64, "neon_i8mm": NO_I8MM, "neon_dotprod": NO_DOTPROD},
+    ("aarch64", "neoverse-n1"): {**AARCH64, "neon_i8mm": NO_I8MM},
     ("aarch64", "max"): AARCH64,
     ("x86_64", "Nehalem"): {**X86_64, **dict.fromkeys(AVX2, NO_AVX2)},  # SSE4.2
     ("x86_64", "Haswell,-xsave"): {**X86_64, **dict.fromkeys(AVX2, NOT_SAVED)},

@@ -22,7 +22,7 @@ except ImportError as error:
 
 # The tiers of csrc/dispatch.cpp, for an installation without the extension to name.
 _X86_64 = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2")
-_TIERS = (*_X86_64, "neon_bf16", "neon_dotprod", "neon", "portable")
+_TIERS = (*_X86_64, "neon_i8mm", "neon_dotprod", "neon", "portable")
 # The numbers of DType in csrc/maxsim.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 

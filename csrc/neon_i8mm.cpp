@@ -1,0 +1,157 @@
+// AArch64 with FEAT_I8MM, FEAT_BF16 and FEAT_DotProd (Neoverse N2 and V1, Apple M2 and later; Armv8.6 has
+// all): bfloat16 multiplied as it is, int8 screened in int8, both by products of matrices. float32 and
+// float16 are not screened: whether that pays has not been timed.
+//
+// SMMLA and BFMMLA multiply two rows by two lanes, eight bytes of each, and add the 2 x 2 products to four
+// numbers. They issue as often as SDOT and do twice its work, say LLVM's models of Neoverse N2, V1 and V2:
+// the tile takes 6.8 cycles by that of V1 for what takes the one of neon_dotprod.h 12.
+//
+// The tile keeps the shape of neon_isa.h: 6 rows are 3 pairs, 16 lanes are 8, and 3 x 8 products are the same
+// 24 registers. Panels have the eight bytes of a lane together, so that two lanes are one load; two rows are
+// a load and a load into the upper half, which also takes a slot of the vector pipes: 3 slots for 24
+// products. A last row without a partner is its own.
+//
+// BFMMLA adds two products to each of its sums, and then the next two. Unless a program asks for what
+// FEAT_EBF16 offers, it rounds to odd, the sum of the two products and that with the chain: each is off by
+// less than 2^-23, so that n numbers have n roundings of at most twice the error of the n of a float32 chain.
+// Denormal inputs count as zero, and denormal products and sums, four for two numbers, become zero: the 2n of
+// A in screen.h.
+#include "cpu_features.h"
+#include "maxsim.h"
+#include "target.h"
+
+#if CF_AARCH64_DOT
+CF_TARGET_BEGIN("arch=armv8.2-a+dotprod+bf16+i8mm")
+CF_IN_PROGRAM_ORDER_BEGIN
+
+#include "neon_dotprod.h"
+
+namespace colbert_fast {
+namespace {
+
+struct Int8Matrix {
+  using Unit = FourBytes;
+  using Acc = int32x4_t;
+  static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_s32(0); }
+  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_s32_u8(vld1q_u8(from->bytes)); }
+  static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
+    return vmmlaq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(lanes));
+  }
+  // The lower and the upper halves.
+  static CF_ALWAYS_INLINE Acc lower(Acc a, Acc b) { return vcombine_s32(vget_low_s32(a), vget_low_s32(b)); }
+  static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_s32(vget_high_s32(a), vget_high_s32(b)); }
+};
+
+struct BFloat16Matrix {
+  using Unit = FourBytes;
+  using Acc = float32x4_t;
+  static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_f32(0.0f); }
+  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_f32_u8(vld1q_u8(from->bytes)); }
+  static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
+    return vbfmmlaq_f32(sum, vreinterpretq_bf16_f32(rows), vreinterpretq_bf16_f32(lanes));
+  }
+  static CF_ALWAYS_INLINE Acc lower(Acc a, Acc b) { return vcombine_f32(vget_low_f32(a), vget_low_f32(b)); }
+  static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
+};
+
+// Tile of tile.h. A step is two units, of which there is an even number.
+template <typename Ops>
+struct MatrixTile {
+  template <int kRows, int kVecs, int kWidth, typename Sink>
+  static void compute(const FourBytes* q, const FourBytes* rows, int64_t stride, int64_t steps, int64_t row,
+                      Ahead ahead, const Sink& sink) {
+    using Acc = typename Ops::Acc;
+    constexpr int kPairs = (kRows + 1) / 2;
+    const FourBytes* first[kPairs];
+    const FourBytes* second[kPairs];
+    Acc acc[kPairs][2 * kVecs];
+    CF_UNROLL
+    for (int p = 0; p < kPairs; ++p) {
+      first[p] = rows + 2 * p * stride;
+      second[p] = 2 * p + 1 < kRows ? first[p] + stride : first[p];
+      CF_UNROLL
+      for (int v = 0; v < 2 * kVecs; ++v) acc[p][v] = Ops::zero();
+    }
+    for (int64_t done = 0; done < steps; done += kUnitsPerLine) {
+      prefetch_lines<kRows>(ahead);
+      const int64_t end = steps - done < kUnitsPerLine ? steps : done + kUnitsPerLine;
+      for (int64_t k = done; k < end; k += 2) {
+        Acc pair[kPairs];
+        CF_UNROLL
+        for (int p = 0; p < kPairs; ++p) {
+          const uint8x16_t both = vcombine_u8(vld1_u8(first[p][k].bytes), vld1_u8(second[p][k].bytes));
+          std::memcpy(&pair[p], &both, sizeof both);
+        }
+        CF_UNROLL
+        for (int v = 0; v < 2 * kVecs; ++v) {
+          const Acc lanes = Ops::load(q + k * kWidth + v * Isa::kLanes);
+          CF_UNROLL
+          for (int p = 0; p < kPairs; ++p) acc[p][v] = Ops::fma(pair[p], lanes, acc[p][v]);
+        }
+      }
+    }
+    Acc dots[kRows][kVecs];
+    CF_UNROLL
+    for (int p = 0; p < kPairs; ++p) {
+      CF_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        dots[2 * p][v] = Ops::lower(acc[p][2 * v], acc[p][2 * v + 1]);
+        if (2 * p + 1 < kRows) dots[2 * p + 1][v] = Ops::upper(acc[p][2 * v], acc[p][2 * v + 1]);
+      }
+    }
+    sink.template take<kRows, kVecs>(dots, row);
+  }
+};
+
+template <>
+struct Tile<Int8Matrix> : MatrixTile<Int8Matrix> {};
+template <>
+struct Tile<BFloat16Matrix> : MatrixTile<BFloat16Matrix> {};
+
+struct Narrow : Int8Narrow {
+  static constexpr bool kBFloat16 = true;
+  static constexpr int64_t kBytes = 8;
+  static constexpr int64_t kTogether = 8;
+
+  template <typename Number, int kVecs, int kWidth>
+  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
+    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, dots});
+  }
+  template <int kVecs, int kWidth, bool kArgmax>
+  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
+                     float* best, int32_t* arg) {
+    panel<BFloat16Matrix, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
+  }
+};
+
+}  // namespace
+}  // namespace colbert_fast
+
+#include "loop.h"
+
+CF_IN_PROGRAM_ORDER_END
+CF_TARGET_END
+
+namespace colbert_fast {
+namespace {
+const char* unsupported() {
+  return features().i8mm && features().bf16 && features().dotprod
+             ? nullptr
+             : "this CPU has no FEAT_I8MM, FEAT_BF16 and FEAT_DotProd";
+}
+constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
+                                 product<BFloat16Matrix>("bfloat16", 4),
+                                 product<Int8Matrix>("int8", 8),
+                                 {nullptr, 0, nullptr}};
+}  // namespace
+
+constexpr Tier kNeonI8mm = tier_of("neon_i8mm", &unsupported, kProducts);
+}  // namespace colbert_fast
+
+#else
+
+namespace colbert_fast {
+constexpr Tier kNeonI8mm = absent("neon_i8mm", &not_aarch64);
+}  // namespace colbert_fast
+
+#endif
