@@ -62,31 +62,24 @@ void products_int8(const NarrowRows& rows, const unsigned char* q, Ahead ahead, 
   panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, rows.bias, dots});
 }
 
-CF_ALWAYS_INLINE __m512i squares_of(__m512i numbers, __m512i sum) {
-  const __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(numbers));
-  const __m512i high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(numbers, 1));
-  return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, low, low), high, high);
-}
-
-// Stores d + kBias, 0 or 128, for each number of the row, and returns the sum of their squares. Whole vectors
-// of 64 numbers are stored, the last one with zeros for d.
+// Stores d + kBias, 0 or 128, for each number of the row, and returns the sum of their squares, as that of
+// (d + 128) d less that of 128 d: with 2^15 numbers each below 2^31. Whole vectors of 64 numbers are stored,
+// the last one with zeros for d.
 template <int kBias>
 float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
   static_assert(kBias == 0 || kBias == 128, "adding 128 is flipping the sign bit");
-  const __m512i sign = _mm512_set1_epi8(static_cast<char>(kBias));
-  __m512i squares = _mm512_setzero_si512();
-  int64_t k = 0;
-  for (; k + 64 <= dim; k += 64) {
-    const __m512i numbers = _mm512_loadu_si512(row + k);
-    _mm512_storeu_si512(to + k, _mm512_xor_si512(numbers, sign));
-    squares = squares_of(numbers, squares);
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  __m512i raised = _mm512_setzero_si512();
+  __m512i excess = _mm512_setzero_si512();
+  for (int64_t k = 0; k < dim; k += 64) {
+    const __m512i numbers = dim - k < 64 ? _mm512_maskz_loadu_epi8(Isa::first_bytes(dim - k), row + k)
+                                         : _mm512_loadu_si512(row + k);
+    const __m512i flipped = _mm512_xor_si512(numbers, sign);
+    _mm512_storeu_si512(to + k, kBias == 128 ? flipped : numbers);
+    raised = _mm512_dpbusd_epi32(raised, flipped, numbers);
+    excess = _mm512_dpbusd_epi32(excess, sign, numbers);
   }
-  if (k < dim) {
-    const __m512i numbers = _mm512_maskz_loadu_epi8(Isa::first_bytes(dim - k), row + k);
-    _mm512_storeu_si512(to + k, _mm512_xor_si512(numbers, sign));
-    squares = squares_of(numbers, squares);
-  }
-  return static_cast<float>(_mm512_reduce_add_epi32(squares));
+  return static_cast<float>(_mm512_reduce_add_epi32(_mm512_sub_epi32(raised, excess)));
 }
 
 }  // namespace

@@ -246,7 +246,7 @@ struct Parts {
 };
 
 Parts cut_documents(const Problem& p, int64_t parts_wanted) {
-  constexpr int64_t kLeastRows = 2 * kChunkRows;
+  constexpr int64_t kLeastRows = 256;
   const int64_t element = p.d.dtype == DType::kFloat32 ? 4 : p.d.dtype == DType::kInt8 ? 1 : 2;
   Parts cut;
   std::vector<int64_t> first_part;

@@ -88,9 +88,12 @@ struct Scratch {
   int64_t chunks_screened;
 };
 
-// Document rows that are narrowed together: at dim 128 in bfloat16 32 KiB, and their products with a panel of
-// 32 lanes 16 KiB, in an L1 cache of 48 KiB.
-constexpr int64_t kChunkRows = 128;
+// Document rows that are screened together, so that a passage is one chunk: what a chunk's first survivors
+// have to beat is the best of all its rows, and few of them are rescored in vain. At dim 128 in bfloat16 they
+// are 80 KiB, and their products with a panel of 32 lanes 40 KiB: rows come from L2, which the tile hides.
+// Measured on Zen 5 against 128 rows, for 400 documents of 300 tokens, one thread: 32 query tokens against
+// int8 2.78 -> 2.3 ms, four queries at once 9.7 -> 7.6, and in float32 13.5 -> 12.1. 512 rows gain no more.
+constexpr int64_t kChunkRows = 320;
 // What narrowing may write past a row: less than a vector of 64 bytes.
 constexpr int64_t kNarrowSlack = 64;
 

@@ -117,7 +117,7 @@ Result run(const Tier& tier, const Batch& b, int threads) {
 
 // Lengths around a tile, a block of two and a chunk.
 const std::vector<int64_t> kLengths = {1,  5,  15, 16,  17,  31,  32,  33,  47,  48,
-                                       49, 64, 65, 127, 128, 129, 143, 144, 161, 300};
+                                       49, 64, 65, 127, 161, 319, 320, 321, 335, 700};
 const std::vector<int64_t> kDims = {1, 31, 32, 33, 64, 100, 128, 200};
 
 std::string name_of(DType dtype, int64_t lq, int64_t dim) {
