@@ -24,6 +24,7 @@ struct Isa {
   }
   static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return _mm256_set1_ps(*from); }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return _mm256_mul_ps(a, _mm256_set1_ps(b)); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) { _mm256_storeu_ps(to, value); }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
@@ -42,42 +43,15 @@ struct Isa {
     arg = _mm256_blendv_epi8(arg, _mm256_set1_epi32(row), _mm256_castps_si256(mask));
   }
 
-  // Eight elements, the last `8 - n` of them zero: a tail is copied, never read past.
-  template <typename T>
-  static CF_ALWAYS_INLINE __m128i load_half(const T* from, int64_t n) {
-    if (n >= 8) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    T tail[8] = {};
-    for (int64_t k = 0; k < n; ++k) tail[k] = from[k];
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(tail));
+  static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
-  static CF_ALWAYS_INLINE void store_first(float* to, Vec value, int64_t n) {
-    if (n >= 8) return _mm256_storeu_ps(to, value);
-    float tail[8];
-    _mm256_storeu_ps(tail, value);
-    for (int64_t k = 0; k < n; ++k) to[k] = tail[k];
+  static CF_ALWAYS_INLINE Vec load(const Float16* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
-  static void widen(const BFloat16* from, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; k += 8) {
-      const __m256i bits = _mm256_cvtepu16_epi32(load_half(from + k, n - k));
-      store_first(to + k, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)), n - k);
-    }
-  }
-  static void widen(const Float16* from, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; k += 8)
-      store_first(to + k, _mm256_cvtph_ps(load_half(from + k, n - k)), n - k);
-  }
-  static CF_ALWAYS_INLINE __m128i load_quarter(const int8_t* from, int64_t n) {
-    if (n >= 8) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-    int8_t tail[8] = {};
-    for (int64_t k = 0; k < n; ++k) tail[k] = from[k];
-    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(tail));
-  }
-  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
-    const Vec factor = _mm256_set1_ps(scale);
-    for (int64_t k = 0; k < n; k += 8) {
-      const __m256i wide = _mm256_cvtepi8_epi32(load_quarter(from + k, n - k));
-      store_first(to + k, _mm256_mul_ps(_mm256_cvtepi32_ps(wide), factor), n - k);
-    }
+  static CF_ALWAYS_INLINE Vec load(const int8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
   }
 };
 

@@ -22,6 +22,7 @@ struct Isa {
   static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return _mm512_loadu_si512(from); }
   static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return _mm512_set1_ps(*from); }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) { _mm512_storeu_ps(to, value); }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) { _mm512_storeu_si512(to, value); }
 
@@ -44,27 +45,15 @@ struct Isa {
   static CF_ALWAYS_INLINE __mmask64 first_bytes(int64_t n) {
     return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
   }
-  static void widen(const BFloat16* from, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; k += 16) {
-      const __mmask16 mask = first_lanes(n - k);
-      const __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, from + k));
-      _mm512_mask_storeu_ps(to + k, mask, _mm512_castsi512_ps(_mm512_maskz_slli_epi32(mask, bits, 16)));
-    }
+  static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
   }
-  static void widen(const Float16* from, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; k += 16) {
-      const __mmask16 mask = first_lanes(n - k);
-      _mm512_mask_storeu_ps(to + k, mask,
-                            _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, from + k)));
-    }
+  static CF_ALWAYS_INLINE Vec load(const Float16* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
-  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
-    const Vec factor = _mm512_set1_ps(scale);
-    for (int64_t k = 0; k < n; k += 16) {
-      const __mmask16 mask = first_lanes(n - k);
-      const __m512i wide = _mm512_maskz_cvtepi8_epi32(mask, _mm_maskz_loadu_epi8(mask, from + k));
-      _mm512_mask_storeu_ps(to + k, mask, _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(mask, wide), factor));
-    }
+  static CF_ALWAYS_INLINE Vec load(const int8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   }
 };
 

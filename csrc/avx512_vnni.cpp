@@ -1,5 +1,5 @@
 // x86-64 with AVX-512 and AVX512-VNNI (Cascade Lake, Ice Lake and later, Zen 4 and later): the avx512 tier,
-// with int8 documents screened in int8.
+// with documents screened in int8.
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -12,21 +12,11 @@ CF_TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 namespace colbert_fast {
 namespace {
 
-struct Narrow : Int8Narrow {
+struct Narrow : RaisedInt8Narrow {
   static constexpr bool kBFloat16 = false;
-  static constexpr bool kFloat = false;
-  // Twice as fast as the tile of float32 from the first query token on, measured on Zen 5.
   template <typename T>
   static constexpr int64_t least_lanes() {
-    return 1;
-  }
-
-  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
-    return narrow_int8<128>(row, dim, to);
-  }
-  template <typename Number, int kVecs, int kWidth>
-  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
-    products_int8<kVecs, kWidth>(rows, q, ahead, dots);
+    return std::is_same<T, float>::value ? 17 : 1;
   }
 };
 

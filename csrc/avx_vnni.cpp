@@ -1,14 +1,14 @@
 // x86-64 with AVX2 and AVX-VNNI (Alder Lake and later client CPUs of Intel, Zen 5 and later): the avx2 tier,
-// with int8 documents screened in int8.
+// with documents screened in int8.
 //
 // vpdpbusd multiplies four unsigned by four signed numbers and adds the products to an int32, so that a step
 // of the tile does what takes four steps of float32. It issues as often as an FMA and its latency is no
 // longer, so that the tile of avx2_isa.h fits: 12 accumulators + 2 query vectors + 1 broadcast = 15 of 16
 // registers.
 //
-// Documents are stored as d + 128, which adds 128 * (the sum of a lane's numbers) to the lane's products;
-// DotsOfInt8 takes it off again. It does not saturate: int32 holds every sum of at most kMostScreenedDim
-// products, of which screen.h has the proof.
+// Documents are stored as d + 128, which adds 128 * (the sum of a lane's numbers) to the lane's products: the
+// offset of Bounds takes it off again. It does not saturate: int32 holds every sum of at most
+// kMostScreenedDim products, of which screen.h has the proof.
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -35,67 +35,112 @@ struct Int8Ops {
   }
 };
 
-// A sink of tile(): the products in units of each row's scale.
-struct DotsOfInt8 {
-  const float* scales;
-  const int32_t* bias;
-  float* dots;
+// A sink of tile().
+struct BoundsOfInt8 {
+  Bounds bounds;
 
   template <int kRows, int kVecs>
   CF_ALWAYS_INLINE void take(const __m256i (&sums)[kRows][kVecs], int64_t row) const {
+    float* uppers = bounds.uppers + row * kPanel;
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m256i excess = _mm256_slli_epi32(Isa::load(bias + v * Isa::kLanes), 7);
+      const __m256i offset = Isa::load(bounds.offset + v * Isa::kLanes);
+      const __m256 spread = Isa::load(bounds.spread + v * Isa::kLanes);
+      __m256 least = Isa::load(bounds.least + v * Isa::kLanes);
+      __m256i guess = Isa::load(bounds.guess + v * Isa::kLanes);
       CF_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const __m256 product = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[r][v], excess));
-        Isa::store(dots + (row + r) * kPanel + v * Isa::kLanes,
-                   _mm256_mul_ps(product, _mm256_set1_ps(scales[row + r])));
+        const __m256 scale = _mm256_set1_ps(bounds.scales[row + r]);
+        const __m256 upper = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(sums[r][v], offset)), scale);
+        Isa::store(uppers + r * kPanel + v * Isa::kLanes, upper);
+        const __m256 lower = _mm256_fnmadd_ps(scale, spread, upper);
+        const __m256 larger = _mm256_cmp_ps(lower, least, _CMP_GT_OQ);
+        least = _mm256_max_ps(least, lower);
+        guess = _mm256_blendv_epi8(guess, _mm256_set1_epi32(static_cast<int32_t>(row + r)),
+                                   _mm256_castps_si256(larger));
       }
+      Isa::store(bounds.least + v * Isa::kLanes, least);
+      Isa::store(bounds.guess + v * Isa::kLanes, guess);
     }
   }
 };
 
 struct Narrow {
+  template <typename T>
+  using Screen = int8_t;
   static constexpr bool kBFloat16 = false;
-  static constexpr bool kFloat = false;
-  static constexpr bool kInt8 = true;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
-  // Measured on Zen 5 at dim 128 with 300 tokens a document, in ns a token, by the tile of float32 and
-  // screened: 30 and 12 for 1 query token, 30 and 14 for 8, 39 and 21 for 16, 68 and 34 for 32.
+  static constexpr int64_t kAtOnce = 32;
+  static constexpr int kRaise = 128;
+  // Measured on Zen 5 at dim 128, one thread and documents of 300 tokens from memory, in ns a token by the
+  // chains of float32 and screened. float32: 25 and 27 for up to 8 query tokens, 33 and 26 for 16, 65 and 36
+  // for 32, 130 and 58 for 64. float16: 29 and 21 for 1, 71 and 38 for 32. int8: 30 and 12 for 1. Documents
+  // of 32 tokens of float32: 70 and 58 for 32 query tokens.
+  static constexpr int64_t kLeastRows = 32;
   template <typename T>
   static constexpr int64_t least_lanes() {
-    return 1;
+    return std::is_same<T, float>::value ? 9 : 1;
   }
 
+  static CF_ALWAYS_INLINE __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
   static CF_ALWAYS_INLINE __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
-  static CF_ALWAYS_INLINE bool any_at_least(__m256 value, __m256 threshold) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)) != 0;
+  static CF_ALWAYS_INLINE __m256 magnitude(__m256 value) {
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value);
+  }
+  static CF_ALWAYS_INLINE float sum(__m256 value) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static CF_ALWAYS_INLINE float largest(__m256 value) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  static CF_ALWAYS_INLINE uint32_t at_least(__m256 value, __m256 threshold) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
   }
 
-  // 32 numbers, the last `32 - n` of them zero: a tail is copied, never read past.
-  static CF_ALWAYS_INLINE __m256i load32(const int8_t* from, int64_t n) {
-    if (n >= 32) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    int8_t tail[32] = {};
-    std::memcpy(tail, from, static_cast<size_t>(n));
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tail));
+  // 8 x 8 in three rounds of 8 shuffles: pairs of rows, fours of rows, and the two halves.
+  static CF_ALWAYS_INLINE void transpose(__m256 (&rows)[8]) {
+    __m256 pairs[8];
+    CF_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    // fours[4 * i + c] has, in its half b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
+    __m256 fours[8];
+    CF_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+      CF_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        fours[i + 2 * half] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0x44);
+        fours[i + 2 * half + 1] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0xee);
+      }
+    }
+    CF_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      rows[c] = _mm256_permute2f128_ps(fours[c], fours[4 + c], 0x20);
+      rows[4 + c] = _mm256_permute2f128_ps(fours[c], fours[4 + c], 0x31);
+    }
   }
+
   static CF_ALWAYS_INLINE int32_t sum_of(__m256i lanes) {
     __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
   }
-  // Stores d + 128 for each number of the row, in whole vectors, the last one with zeros for d. The sum of
-  // the squares is that of (d + 128) d less that of 128 d: at most 2^15 * 2^14, so that int32 holds it, and
-  // the parts may wrap.
+  // Stores d + 128 for each number of the row. The sum of the squares is that of (d + 128) d less that of
+  // 128 d: at most 2^15 * 2^14, so that int32 holds it, and the parts may wrap.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     const __m256i sign = _mm256_set1_epi8(-128);
     const __m256i one = _mm256_set1_epi8(1);
     __m256i products = _mm256_setzero_si256();
     __m256i sum = _mm256_setzero_si256();
     for (int64_t k = 0; k < dim; k += 32) {
-      const __m256i numbers = load32(row + k, dim - k);
+      const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k));
       const __m256i raised = _mm256_xor_si256(numbers, sign);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), raised);
       products = _mm256_dpbusd_avx_epi32(products, raised, numbers);
@@ -103,10 +148,28 @@ struct Narrow {
     }
     return static_cast<float>(sum_of(_mm256_sub_epi32(products, _mm256_slli_epi32(sum, 7))));
   }
+  template <typename T>
+  static CF_ALWAYS_INLINE __m256i level(const T* from, __m256 factor) {
+    return _mm256_cvtps_epi32(_mm256_round_ps(_mm256_mul_ps(Isa::load(from), factor),
+                                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  template <typename T>
+  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
+    const __m256 factor = _mm256_set1_ps(levels_per_unit);
+    const __m256i sign = _mm256_set1_epi8(-128);
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within the halves
+    for (int64_t k = 0; k < dim; k += kAtOnce) {
+      const T* from = row + k;
+      const __m256i low = _mm256_packs_epi32(level(from, factor), level(from + 8, factor));
+      const __m256i high = _mm256_packs_epi32(level(from + 16, factor), level(from + 24, factor));
+      const __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), _mm256_xor_si256(packed, sign));
+    }
+  }
 
   template <typename Number, int kVecs, int kWidth>
-  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, rows.bias, dots});
+  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
   }
 };
 

@@ -55,8 +55,9 @@ bool bit(uint32_t word, int index) { return ((word >> index) & 1u) != 0; }
 // Bit numbers: Intel SDM volume 2A, CPUID, and volume 1, section 13.3 (XCR0).
 Features detect() {
   Features f = {};
-  const uint32_t max_leaf = cpuid(0, 0).eax;
-  if (max_leaf < 7) return f;
+  const Registers leaf0 = cpuid(0, 0);
+  f.intel = leaf0.ebx == 0x756e6547;  // "Genu" of GenuineIntel
+  if (leaf0.eax < 7) return f;
   const Registers leaf1 = cpuid(1, 0);
   const Registers leaf7 = cpuid(7, 0);
   const bool osxsave = bit(leaf1.ecx, 27);

@@ -4,6 +4,7 @@
 namespace colbert_fast {
 
 struct Features {
+  bool intel;
   bool avx2, fma, f16c, avx_vnni;
   bool avx512f, avx512bw, avx512vl, avx512dq, avx512vnni, avx512bf16;
   bool amx_tile, amx_bf16, amx_int8;

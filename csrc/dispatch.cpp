@@ -62,14 +62,24 @@ class Workspace {
         take(queries + 1, s.segment);
         take(block_rows * std::max<int64_t>(p.dim, 1), s.rows);
         if (tier.narrow_bytes > 0) {
-          const int64_t bytes = round_up(2 * std::max<int64_t>(p.dim, 1), tier.narrow_bytes);
-          take(lanes * bytes, s.narrow_packed);
-          take(kChunkRows * bytes + kNarrowSlack, s.narrow_rows);
-          take(kChunkRows * tier.panel_lanes, s.dots);
-          take(kChunkRows + 1, s.picked);
-          for (float** array : {&s.lane_error, &s.lane_floor, &s.lane_step, &s.other_best, &s.again_best})
+          const int64_t row_floats = std::max<int64_t>(p.dim, 1);
+          const int64_t bytes = round_up(2 * row_floats, tier.narrow_bytes);
+          take(lanes * bytes, s.direct_packed);
+          take(kChunkRows * bytes, s.direct_rows);
+          take(lanes * bytes, s.screen_packed);
+          take(lanes * row_floats, s.query_rows);
+          for (float** array : {&s.lane_floor, &s.other_best, &s.again_best, &s.lane_error, &s.lane_slack,
+                                &s.lane_step, &s.lane_spread})
             take(lanes, *array);
-          for (int32_t** array : {&s.lane_bias, &s.other_arg, &s.again_arg}) take(lanes, *array);
+          for (int32_t** array : {&s.other_arg, &s.again_arg, &s.lane_offset}) take(lanes, *array);
+          take(kChunkRows * bytes + kNarrowSlack, s.narrow_rows);
+          take(kChunkRows, s.row_scales);
+          take(kRowsAtOnce * round_up(row_floats, kMostPadding), s.padded_rows);
+          take(kChunkRows * tier.panel_lanes, s.uppers);
+          take(kChunkRows, s.picked);
+          take(kChunkRows + 1, s.picked_lanes);
+          take(kMostCandidates, s.candidates);
+          take(tier.panel_lanes * round_up(4 * row_floats, tier.narrow_bytes), s.winners);
         }
       }
       if (counting) memory_.reset(new unsigned char[static_cast<size_t>(used_ + kAlignment)]);

@@ -1,15 +1,8 @@
 // What a tier does with a unit of work: packs queries, walks documents, sums maxima, writes gradients. Over
 // the Isa and the tiles of tile.h, and over
 //
-//   struct Narrow {
-//     // Whether the tier has a product of bfloat16 or of int8 that is faster than its multiply-adds, and
-//     // then offers what screen.h wants. kFloat: float32 and float16 are screened in bfloat16.
-//     static constexpr bool kBFloat16, kFloat, kInt8;
-//     static constexpr int64_t kBytes;  // 0, if it has none
-//   };
-//
-// inside the tier's target region; a tier without such products has NoNarrow. tier_of() is what the tier then
-// is.
+// Narrow, the tier's products of fewer bits, of which screen.h says what they are, inside the tier's target
+// region; a tier without such products has NoNarrow. tier_of() is what the tier then is.
 
 #pragma once
 
@@ -29,13 +22,14 @@ inline const float* item_scales(const Tokens& tokens, int64_t item) {
   return tokens.scales == nullptr ? nullptr : tokens.scales + tokens.starts[item];
 }
 
-// `count` rows of a document, the first being its token number `first_row`, into best and arg of all packed
-// lanes, by the tiles of float32. `scales` are those of the document's tokens, if they have any.
+// `count` rows of a document, the first being its token number `first_row`, into best and arg of the packed
+// lanes from `begin`, that of a panel, to `end`, by the tiles of float32. `scales` are those of the
+// document's tokens, if they have any.
 template <typename T, bool kArgmax>
 void accumulate_float32(const Problem& p, const T* rows, const float* scales, int64_t first_row,
-                        int64_t count, int64_t lanes, float* best, int32_t* arg, Scratch& s) {
+                        int64_t count, int64_t begin, int64_t end, float* best, int32_t* arg, Scratch& s) {
   // With one panel nothing is read twice, and a document is one block.
-  const bool one_block = std::is_same<T, float>::value && lanes <= kPanel;
+  const bool one_block = std::is_same<T, float>::value && end - begin <= kPanel;
   const int64_t block = one_block ? count : s.block_rows;
   for (int64_t row = 0; row < count; row += block) {
     const int64_t n = count - row < block ? count - row : block;
@@ -56,13 +50,13 @@ void accumulate_float32(const Problem& p, const T* rows, const float* scales, in
       values = s.rows;
       stride = p.dim;
     }
-    for (int64_t lane = 0; lane < lanes; lane += kPanel) {
+    for (int64_t lane = begin; lane < end; lane += kPanel) {
       const float* q = s.packed + lane * p.dim;
       // The first panel streams the rows from memory; the others find them in the cache.
       const Ahead ahead = {reinterpret_cast<uintptr_t>(at) + kPrefetchBytes,
                            std::is_same<T, float>::value && lane == 0 ? 1 : 0};
       const Maxima<kArgmax> maxima = {best + lane, arg + lane, first_row + row};
-      if (lanes - lane > Isa::kLanes) {
+      if (end - lane > Isa::kLanes) {
         panel<Float32Ops, Isa::kVecs, kPanel>(q, values, stride, p.dim, n, ahead, maxima);
       } else {
         panel<Float32Ops, 1, Isa::kLanes>(q, values, stride, p.dim, n, ahead, maxima);
@@ -79,24 +73,57 @@ inline void reset(int64_t first_row, int64_t lanes, float* best, int32_t* arg) {
   }
 }
 
-// Whether documents of T are multiplied, or screened, in narrow numbers.
+// The products that decide between documents of T, and the numbers in which these are screened.
 template <typename T>
-constexpr bool narrows() {
-  if (std::is_same<T, int8_t>::value) return Narrow::kInt8;
-  return std::is_same<T, BFloat16>::value ? Narrow::kBFloat16 : Narrow::kFloat;
+constexpr bool multiplies_bfloat16() {
+  return std::is_same<T, BFloat16>::value && Narrow::kBFloat16;
+}
+template <typename T>
+constexpr bool screens() {
+  return !std::is_same<typename Narrow::template Screen<T>, void>::value;
 }
 
-// The same, by whatever is fastest.
+// The maxima of the tier's chains, chunk after chunk, some screened: by_chains(row, count, begin, end)
+// computes all that some rows have with some lanes.
+template <typename T, bool kArgmax, typename ByChains>
+void by_chunks(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
+               int64_t lanes, float* best, int32_t* arg, Scratch& s, const ByChains& by_chains) {
+  for (int64_t row = 0; row < count; row += kChunkRows) {
+    const int64_t n = count - row < kChunkRows ? count - row : kChunkRows;
+    const auto of_lanes = [&](int64_t begin, int64_t end) { by_chains(row, n, begin, end); };
+    if (s.screens && s.chunks_to_rest > 0) {
+      --s.chunks_to_rest;
+    } else if (s.screens) {
+      const T* at = rows + row * p.d.row_stride;
+      if (screen<Narrow, T, kArgmax>(p, at, scales, first_row + row, n, lanes, best, arg, s, of_lanes))
+        continue;
+    }
+    of_lanes(0, lanes);
+  }
+}
+
+// The same as accumulate_float32() for all packed lanes, by whatever is fastest.
 template <typename T, bool kArgmax>
 void accumulate(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
                 int64_t lanes, Scratch& s) {
-  if constexpr (!narrows<T>()) {
-    accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.best, s.arg, s);
-  } else if constexpr (std::is_same<T, BFloat16>::value) {
+  if constexpr (multiplies_bfloat16<T>()) {
     reset(first_row, lanes, s.other_best, s.other_arg);
-    if (multiply<Narrow, kArgmax>(p, rows, first_row, count, lanes, s)) {
+    const auto by_chains = [&](int64_t row, int64_t n, int64_t begin, int64_t end) {
+      multiply<Narrow, kArgmax>(p, rows + row * p.d.row_stride, first_row + row, n, begin, end, s);
+    };
+    if constexpr (screens<T>()) {
+      by_chunks<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.other_best, s.other_arg, s,
+                            by_chains);
+    } else {
+      for (int64_t row = 0; row < count; row += kChunkRows)
+        by_chains(row, count - row < kChunkRows ? count - row : kChunkRows, 0, lanes);
+    }
+    bool again = false;
+    for (int64_t l = 0; l < lanes; ++l) again |= !(std::fabs(s.other_best[l]) >= s.lane_floor[l]);
+    if (again) {
       reset(first_row, lanes, s.again_best, s.again_arg);
-      accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.again_best, s.again_arg, s);
+      accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.again_best, s.again_arg,
+                                     s);
       for (int64_t l = 0; l < lanes; ++l) {
         if (std::fabs(s.other_best[l]) >= s.lane_floor[l]) continue;
         s.other_best[l] = s.again_best[l];
@@ -104,19 +131,16 @@ void accumulate(const Problem& p, const T* rows, const float* scales, int64_t fi
       }
     }
     merge<kArgmax>(lanes, s.other_best, s.other_arg, s.best, s.arg);
-  } else if (!s.screens) {
-    accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.best, s.arg, s);
+  } else if constexpr (screens<T>()) {
+    if (!s.screens)
+      return accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.best, s.arg, s);
+    by_chunks<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.best, s.arg, s,
+                          [&](int64_t row, int64_t n, int64_t begin, int64_t end) {
+                            accumulate_float32<T, kArgmax>(p, rows + row * p.d.row_stride, scales,
+                                                           first_row + row, n, begin, end, s.best, s.arg, s);
+                          });
   } else {
-    for (int64_t row = 0; row < count; row += kChunkRows) {
-      const int64_t n = count - row < kChunkRows ? count - row : kChunkRows;
-      const T* at = rows + row * p.d.row_stride;
-      if (s.chunks_to_rest > 0) {
-        --s.chunks_to_rest;
-      } else if (screen<Narrow, T, kArgmax>(p, at, scales, first_row + row, n, lanes, row == 0, s)) {
-        continue;
-      }
-      accumulate_float32<T, kArgmax>(p, at, scales, first_row + row, n, lanes, s.best, s.arg, s);
-    }
+    accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.best, s.arg, s);
   }
 }
 
@@ -156,6 +180,8 @@ void pack(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
     const int64_t width = lanes - panel_start > Isa::kLanes ? kPanel : Isa::kLanes;
     float* to = s.packed + panel_start * p.dim + (lane - panel_start);
     for (int64_t k = 0; k < p.dim; ++k) to[k * width] = values[k];
+    if (Narrow::kBytes > 0 && p.dim > 0)
+      std::memcpy(s.query_rows + lane * p.dim, values, static_cast<size_t>(p.dim) * sizeof(float));
   }
   // The unused lanes of the last panel: any finite number would do, for nobody reads their maxima.
   const int64_t panel_start = lanes / kPanel * kPanel;
@@ -170,7 +196,7 @@ void pack(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
 
 template <typename T>
 void pack_narrow(const Problem& p, int64_t lanes, Scratch& s) {
-  if constexpr (narrows<T>()) narrow_lanes<Narrow, T>(p, lanes, s);
+  if constexpr (multiplies_bfloat16<T>() || screens<T>()) narrow_lanes<Narrow, T>(p, lanes, s);
 }
 
 inline void pack_any(const Problem& p, int64_t begin, int64_t end, Scratch& s) {

@@ -56,8 +56,14 @@ struct Problem {
 // The score of a document without a token: sentence-transformers' sentinel, below every real score.
 constexpr float kEmptyDocumentScore = -1e9f;
 
-// One thread's working memory. `packed`, `best`, `arg` and `token` have one entry per lane, a lane being one
-// query token; tile.h says how the lanes lie.
+// A document row that may win a lane.
+struct Candidate {
+  int32_t row;   // within its chunk
+  int32_t lane;  // within its panel
+};
+
+// One thread's working memory. Arrays over lanes have one entry for each, a lane being one query token;
+// tile.h says how they lie.
 struct Scratch {
   float* packed;     // [lanes * dim] queries, transposed
   float* best;       // [lanes] running maximum
@@ -69,33 +75,47 @@ struct Scratch {
   int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
   bool saw_empty_document;
 
-  // Only of a tier with narrow_bytes; screen.h has the names of its proof.
-  unsigned char* narrow_packed;  // [lanes * bytes of a narrow row] queries, as they are multiplied
-  unsigned char* narrow_rows;    // [kChunkRows * bytes of a narrow row + kNarrowSlack] document rows
-  float* dots;                   // [kChunkRows * panel_lanes] products of these rows with one panel
-  int32_t* picked;               // [kChunkRows + 1] the rows that survive
-  float* lane_error;             // [lanes] e / D
-  float* lane_floor;             // [lanes] what a maximum of bfloat16 has to reach: 2^30 A
-  float* lane_step;              // [lanes] what products are in units of
-  int32_t* lane_bias;            // [lanes] sum of the int8 numbers
-  float* other_best;             // [lanes] maxima of the products of bfloat16
+  // Only of a tier with narrow_bytes; screen.h has the names of its proof. Of bfloat16 that is multiplied as
+  // it is:
+  unsigned char* direct_packed;  // [lanes * bytes of a narrow row] queries
+  unsigned char* direct_rows;    // [kChunkRows * bytes of a narrow row] document rows, padded
+  float* lane_floor;             // [lanes] what a maximum has to reach: 2^30 A
+  float* other_best;             // [lanes] maxima of its products
   int32_t* other_arg;            // [lanes]
   float* again_best;             // [lanes] the same maxima in float32, for lanes below their floor
   int32_t* again_arg;            // [lanes]
-  bool screens;                  // these queries may be screened
-  bool zero_lane;                // one of their tokens is all zeros
-  int64_t chunks_to_rest;        // so many are not screened, after one that was not worth it
+  // Of documents that are screened:
+  bool screens;            // these queries may be
+  int64_t chunks_to_rest;  // so many are not, after one that was not worth it
   int64_t chunks_screened;
+  unsigned char* screen_packed;  // [lanes * bytes of a narrow row] queries, as they are multiplied
+  float* query_rows;             // [lanes * dim] and as they were
+  float* lane_error;             // [lanes] e / D, in units of the lane's step
+  float* lane_slack;             // [lanes] z / D
+  float* lane_step;              // [lanes] what products are in units of
+  float* lane_spread;            // [lanes] as in Bounds of tile.h
+  int32_t* lane_offset;          // [lanes]
+  unsigned char* narrow_rows;    // [kChunkRows * bytes of a narrow row + kNarrowSlack] document rows
+  float* row_scales;             // [kChunkRows] what their products are multiplied by
+  float* padded_rows;            // [kRowsAtOnce * padded dim] rows that are not of whole vectors, copied
+  float* uppers;                 // [kChunkRows * panel_lanes] bounds of these products
+  int32_t* picked;               // [kChunkRows] rows with candidates
+  uint32_t* picked_lanes;  // [kChunkRows + 1] and a bit for each lane of a panel they are of, ended by 0
+  Candidate* candidates;   // [kMostCandidates]
+  unsigned char* winners;  // [panel_lanes * bytes of a row of float32] a row for each lane
 };
 
-// Document rows that are screened together, so that a passage is one chunk: what a chunk's first survivors
-// have to beat is the best of all its rows, and few of them are rescored in vain. At dim 128 in bfloat16 they
-// are 80 KiB, and their products with a panel of 32 lanes 40 KiB: rows come from L2, which the tile hides.
-// Measured on Zen 5 against 128 rows, for 400 documents of 300 tokens, one thread: 32 query tokens against
-// int8 2.78 -> 2.3 ms, four queries at once 9.7 -> 7.6, and in float32 13.5 -> 12.1. 512 rows gain no more.
+// Document rows that are screened together: so many that a passage is one chunk, for there is a guess for
+// each lane in each chunk, right or wrong. At dim 128 they are 40 KiB in int8, and their products with a
+// panel of 32 lanes as much again: both come from L2 where L1 has 48 KiB, which the tile hides.
 constexpr int64_t kChunkRows = 320;
-// What narrowing may write past a row: less than a vector of 64 bytes.
-constexpr int64_t kNarrowSlack = 64;
+// What narrowing may write past a row, in bytes, and how its rows may be padded, in numbers: less than this.
+constexpr int64_t kNarrowSlack = 128;
+constexpr int64_t kMostPadding = 64;
+// Rows that are narrowed together, so that their chains overlap.
+constexpr int64_t kRowsAtOnce = 16;
+// Of one panel and one chunk: with more, all rows are computed.
+constexpr int64_t kMostCandidates = 1280;
 
 // A piece of work for one thread: queries [q_begin, q_end) against documents [begin, end); or, when pairs are
 // listed, the pairs order[begin .. end).
@@ -156,9 +176,9 @@ struct Tier {
 
 // The Narrow of loop.h for a tier that multiplies nothing but float32.
 struct NoNarrow {
+  template <typename T>
+  using Screen = void;
   static constexpr bool kBFloat16 = false;
-  static constexpr bool kFloat = false;
-  static constexpr bool kInt8 = false;
   static constexpr int64_t kBytes = 0;
 };
 

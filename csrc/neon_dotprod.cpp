@@ -1,4 +1,4 @@
-// AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier, with int8 documents
+// AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier, with documents
 // screened in int8.
 #include "cpu_features.h"
 #include "maxsim.h"
@@ -14,11 +14,15 @@ namespace colbert_fast {
 namespace {
 
 struct Narrow : Int8Narrow {
+  template <typename T>
+  using Screen = int8_t;
   static constexpr bool kBFloat16 = false;
+  static constexpr int64_t kBytes = 4;
+  static constexpr int64_t kTogether = 4;
 
   template <typename Number, int kVecs, int kWidth>
-  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
-    products_int8<kVecs, kWidth>(rows, q, ahead, dots);
+  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
   }
 };
 

@@ -10,34 +10,59 @@
 namespace colbert_fast {
 namespace {
 
-// What both tiers that screen int8 have of Narrow.
+// What both tiers have of Narrow.
 struct Int8Narrow {
-  static constexpr bool kFloat = false;
-  static constexpr bool kInt8 = true;
-  static constexpr int64_t kBytes = 4;
-  static constexpr int64_t kTogether = 4;
-  // Narrowing a row is less work than widening it, and its products a quarter: as on x86, where it is faster
-  // from the first query token on.
+  static constexpr int64_t kAtOnce = 16;
+  static constexpr int kRaise = 0;
+  // Not timed, but those of AVX-VNNI, where the products are a quarter of those of float32 too, and narrowing
+  // has as many steps beside them.
+  static constexpr int64_t kLeastRows = 32;
   template <typename T>
   static constexpr int64_t least_lanes() {
-    return 1;
+    return std::is_same<T, float>::value ? 9 : 1;
   }
 
+  static CF_ALWAYS_INLINE float32x4_t add(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
   static CF_ALWAYS_INLINE float32x4_t max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
-  static CF_ALWAYS_INLINE bool any_at_least(float32x4_t value, float32x4_t threshold) {
-    return vmaxvq_u32(vcgeq_f32(value, threshold)) != 0;
+  static CF_ALWAYS_INLINE float32x4_t magnitude(float32x4_t value) { return vabsq_f32(value); }
+  static CF_ALWAYS_INLINE float sum(float32x4_t value) { return vaddvq_f32(value); }
+  static CF_ALWAYS_INLINE float largest(float32x4_t value) { return vmaxvq_f32(value); }
+  static CF_ALWAYS_INLINE uint32_t at_least(float32x4_t value, float32x4_t threshold) {
+    const uint32_t bits[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgeq_f32(value, threshold), vld1q_u32(bits)));
   }
-  // Stores the row, and returns the sum of its squares: at most 2^15 * 2^14, so
-  // that int32 holds it.
+  static CF_ALWAYS_INLINE void transpose(float32x4_t (&rows)[4]) {
+    const float32x4x2_t upper = vtrnq_f32(rows[0], rows[1]);
+    const float32x4x2_t lower = vtrnq_f32(rows[2], rows[3]);
+    for (int c = 0; c < 2; ++c) {
+      rows[c] = vcombine_f32(vget_low_f32(upper.val[c]), vget_low_f32(lower.val[c]));
+      rows[2 + c] = vcombine_f32(vget_high_f32(upper.val[c]), vget_high_f32(lower.val[c]));
+    }
+  }
+
+  // Stores the row, and returns the sum of its squares: at most 2^15 * 2^14, so that int32 holds it.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     int32x4_t squares = vdupq_n_s32(0);
     for (int64_t k = 0; k < dim; k += 16) {
-      int8x16_t numbers = vdupq_n_s8(0);
-      std::memcpy(&numbers, row + k, static_cast<size_t>(dim - k < 16 ? dim - k : 16));
-      std::memcpy(to + k, &numbers, sizeof numbers);
+      const int8x16_t numbers = vld1q_s8(row + k);
+      vst1q_u8(to + k, vreinterpretq_u8_s8(numbers));
       squares = vdotq_s32(squares, numbers, numbers);
     }
     return static_cast<float>(vaddvq_s32(squares));
+  }
+  template <typename T>
+  static CF_ALWAYS_INLINE int16x4_t level(const T* from, float levels_per_unit) {
+    return vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(Isa::load(from), levels_per_unit)));
+  }
+  template <typename T>
+  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
+    for (int64_t k = 0; k < dim; k += kAtOnce) {
+      const T* from = row + k;
+      const int16x8_t low = vcombine_s16(level(from, levels_per_unit), level(from + 4, levels_per_unit));
+      const int16x8_t high =
+          vcombine_s16(level(from + 8, levels_per_unit), level(from + 12, levels_per_unit));
+      vst1q_u8(to + k, vreinterpretq_u8_s8(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high))));
+    }
   }
 };
 
@@ -55,28 +80,33 @@ struct Int8Ops {
   }
 };
 
-// A sink of tile(): the products in units of each row's scale.
-struct DotsOfInt8 {
-  const float* scales;
-  float* dots;
+// A sink of tile().
+struct BoundsOfInt8 {
+  Bounds bounds;
 
   template <int kRows, int kVecs>
   CF_ALWAYS_INLINE void take(const int32x4_t (&sums)[kRows][kVecs], int64_t row) const {
     CF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) {
+      const int32x4_t offset = vld1q_s32(bounds.offset + v * Isa::kLanes);
+      const float32x4_t spread = Isa::load(bounds.spread + v * Isa::kLanes);
+      float32x4_t least = Isa::load(bounds.least + v * Isa::kLanes);
+      int32x4_t guess = Isa::load(bounds.guess + v * Isa::kLanes);
       CF_UNROLL
-      for (int v = 0; v < kVecs; ++v) {
-        Isa::store(dots + (row + r) * kPanel + v * Isa::kLanes,
-                   vmulq_n_f32(vcvtq_f32_s32(sums[r][v]), scales[row + r]));
+      for (int r = 0; r < kRows; ++r) {
+        const float32x4_t scale = vdupq_n_f32(bounds.scales[row + r]);
+        const float32x4_t upper = vmulq_f32(vcvtq_f32_s32(vaddq_s32(sums[r][v], offset)), scale);
+        Isa::store(bounds.uppers + (row + r) * kPanel + v * Isa::kLanes, upper);
+        const float32x4_t lower = vfmsq_f32(upper, scale, spread);
+        const uint32x4_t larger = vcgtq_f32(lower, least);
+        least = vmaxq_f32(least, lower);
+        guess = vbslq_s32(larger, vdupq_n_s32(static_cast<int32_t>(row + r)), guess);
       }
+      Isa::store(bounds.least + v * Isa::kLanes, least);
+      Isa::store(bounds.guess + v * Isa::kLanes, guess);
     }
   }
 };
-
-template <int kVecs, int kWidth>
-void products_int8(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
-  panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, dots});
-}
 
 }  // namespace
 }  // namespace colbert_fast

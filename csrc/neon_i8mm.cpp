@@ -1,6 +1,5 @@
 // AArch64 with FEAT_I8MM, FEAT_BF16 and FEAT_DotProd (Neoverse N2 and V1, Apple M2 and later; Armv8.6 has
-// all): bfloat16 multiplied as it is, int8 screened in int8, both by products of matrices. float32 and
-// float16 are not screened: whether that pays has not been timed.
+// all): bfloat16 multiplied as it is, the rest screened in int8, both by products of matrices.
 //
 // SMMLA and BFMMLA multiply two rows by two lanes, eight bytes of each, and add the 2 x 2 products to four
 // numbers. They issue as often as SDOT and do twice its work, say LLVM's models of Neoverse N2, V1 and V2:
@@ -72,9 +71,10 @@ struct MatrixTile {
       CF_UNROLL
       for (int v = 0; v < 2 * kVecs; ++v) acc[p][v] = Ops::zero();
     }
-    for (int64_t done = 0; done < steps; done += kUnitsPerLine) {
-      prefetch_lines<kRows>(ahead);
-      const int64_t end = steps - done < kUnitsPerLine ? steps : done + kUnitsPerLine;
+    Prefetcher<kRows> prefetcher(ahead);
+    for (int64_t done = 0; done < steps; done += kStepsTogether) {
+      prefetcher.before(done + kStepsTogether);
+      const int64_t end = steps - done < kStepsTogether ? steps : done + kStepsTogether;
       for (int64_t k = done; k < end; k += 2) {
         Acc pair[kPairs];
         CF_UNROLL
@@ -109,13 +109,17 @@ template <>
 struct Tile<BFloat16Matrix> : MatrixTile<BFloat16Matrix> {};
 
 struct Narrow : Int8Narrow {
+  // The chains of BFMMLA are of two rows and two lanes, so that decide() of screen.h cannot compute one of
+  // each.
+  template <typename T>
+  using Screen = typename std::conditional<std::is_same<T, BFloat16>::value, void, int8_t>::type;
   static constexpr bool kBFloat16 = true;
   static constexpr int64_t kBytes = 8;
   static constexpr int64_t kTogether = 8;
 
   template <typename Number, int kVecs, int kWidth>
-  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots) {
-    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, DotsOfInt8{rows.scales, dots});
+  static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
+    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
   }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,

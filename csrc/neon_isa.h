@@ -46,6 +46,7 @@ struct Isa {
   static CF_ALWAYS_INLINE Lane0 broadcast(const float* from) { return Lane0::load(from); }
   static CF_ALWAYS_INLINE Vec fma(Lane0 a, Vec b, Vec c) { return vfmaq_lane_f32(c, b, a.bits, 0); }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return vmulq_n_f32(a, b); }
 
   // FMAX is NaN if either operand is.
   static CF_ALWAYS_INLINE void update(Vec& best, Vec value) { best = vmaxq_f32(best, value); }
@@ -56,37 +57,22 @@ struct Isa {
     arg = vbslq_s32(wins, vdupq_n_s32(row), arg);
   }
 
-  // convert() makes four floats of the four elements at an address. A tail is copied, never read past.
-  template <typename T, typename Convert>
-  static CF_ALWAYS_INLINE void widen_by(const T* from, float* to, int64_t n, Convert convert) {
-    int64_t k = 0;
-    for (; k + 4 <= n; k += 4) vst1q_f32(to + k, convert(from + k));
-    if (k == n) return;
-    T tail[4] = {};
-    float wide[4];
-    for (int64_t i = k; i < n; ++i) tail[i - k] = from[i];
-    vst1q_f32(wide, convert(tail));
-    for (int64_t i = k; i < n; ++i) to[i] = wide[i - k];
-  }
   static CF_ALWAYS_INLINE uint16x4_t load4(const void* from) {
     uint16x4_t bits;
     std::memcpy(&bits, from, sizeof bits);
     return bits;
   }
-  static void widen(const BFloat16* from, float* to, int64_t n) {
-    widen_by(from, to, n,
-             [](const BFloat16* at) { return vreinterpretq_f32_u32(vshll_n_u16(load4(at), 16)); });
+  static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
+    return vreinterpretq_f32_u32(vshll_n_u16(load4(from), 16));
   }
-  static void widen(const Float16* from, float* to, int64_t n) {
-    widen_by(from, to, n, [](const Float16* at) { return vcvt_f32_f16(vreinterpret_f16_u16(load4(at))); });
+  static CF_ALWAYS_INLINE Vec load(const Float16* from) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(load4(from)));
   }
-  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
-    widen_by(from, to, n, [scale](const int8_t* at) {
-      int32_t four;
-      std::memcpy(&four, at, sizeof four);
-      const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
-      return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))), scale);
-    });
+  static CF_ALWAYS_INLINE Vec load(const int8_t* from) {
+    int32_t four;
+    std::memcpy(&four, from, sizeof four);
+    const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
   }
 };
 

@@ -42,6 +42,7 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec load(const float* from) { return Vec{from[0], from[1], from[2], from[3]}; }
   static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return Vec{*from, *from, *from, *from}; }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return a * broadcast(&b); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) {
     for (int l = 0; l < kLanes; ++l) to[l] = value[l];
   }
@@ -70,9 +71,8 @@ struct Isa {
     std::memcpy(&value, &bits, sizeof value);
     return value;
   }
-  static void widen(const BFloat16* from, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; ++k) to[k] = from_bits(static_cast<uint32_t>(from[k].bits) << 16);
-  }
+  static float widen(BFloat16 number) { return from_bits(static_cast<uint32_t>(number.bits) << 16); }
+  static float widen(int8_t number) { return static_cast<float>(number); }
   static float widen(Float16 half) {
     const uint32_t sign = static_cast<uint32_t>(half.bits & 0x8000) << 16;
     const uint32_t exponent = (half.bits >> 10) & 0x1f;
@@ -85,11 +85,9 @@ struct Isa {
     const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
     return from_bits(sign | (wide << 23) | (fraction << 13));
   }
-  static void widen(const Float16* from, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; ++k) to[k] = widen(from[k]);
-  }
-  static void widen(const int8_t* from, float scale, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; ++k) to[k] = scale * static_cast<float>(from[k]);
+  template <typename T>
+  static Vec load(const T* from) {
+    return Vec{widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])};
   }
 };
 

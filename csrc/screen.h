@@ -1,32 +1,43 @@
-// The result of float32 from products of fewer bits, for a tier whose CPU multiplies bfloat16 or int8 faster
-// than float32. loop.h includes it, and a tier offers, over T = float, Float16 or int8_t and
-// Number = BFloat16 or int8_t, as far as kFloat and kInt8 promise them,
+// The result of a tier's own products from products of fewer bits, for a tier whose CPU multiplies int8 or
+// bfloat16 faster. loop.h includes it, and a tier offers
 //
 //   struct Narrow {
-//     static constexpr bool kBFloat16, kFloat, kInt8;
-//     static constexpr int64_t kTogether;  // bytes of a lane that lie together in a panel: 4 or 8
-//     static constexpr int64_t kBytes;     // a multiple of it, to a multiple of which narrow rows are padded
+//     // What documents of T are screened in: int8_t or BFloat16; void: they are not.
+//     template <typename T>
+//     using Screen;
+//     // Whether bfloat16 is multiplied as it is; if it is screened besides, by Direct, the Ops of its
+//     chains. static constexpr bool kBFloat16; using Direct;
 //
-//     // With fewer query tokens than this, screening documents of T does not pay.
+//     static constexpr int64_t kTogether;  // bytes of a lane that lie together in a panel: 4 or 8
+//     static constexpr int64_t kBytes;     // a multiple of it, to which narrow rows are padded
+//     static constexpr int kRaise;         // what is added to int8 rows: 128, if they are taken as unsigned
+//
+//     // With fewer query tokens or fewer rows than this, screening documents of T does not pay.
 //     template <typename T>
 //     static constexpr int64_t least_lanes();
+//     static constexpr int64_t kLeastRows;
 //
-//     // The row as what is multiplied, with zeros to a multiple of kBytes; and up to kNarrowSlack bytes of
-//     // any value, which the next row overwrites. Returns the sum of the squares of the row.
+//     // A row of `dim` numbers, a multiple of kAtOnce, as what is multiplied. narrow() returns the sum of
+//     the
+//     // squares of the row, of T = float or Float16, which becomes bfloat16, or of int8; levels() rounds the
+//     // numbers times `levels_per_unit` to the nearest int8, whatever the rounding mode.
+//     static constexpr int64_t kAtOnce;  // 4 vectors or more, at most kMostPadding
 //     static float narrow(const T* row, int64_t dim, unsigned char* to);
+//     static void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to);
 //
-//     // Products with kVecs vectors of a panel of kWidth lanes: dots[row * kPanel + lane].
+//     // Products with kVecs vectors of a panel of kWidth lanes, into `bounds`.
 //     template <typename Number, int kVecs, int kWidth>
-//     static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, float* dots);
+//     static void products(const NarrowRows&, const unsigned char* q, Ahead, const Bounds& bounds);
 //
 //     // The maxima of the products of bfloat16. The first row is document token number `first_row`.
 //     template <int kVecs, int kWidth, bool kArgmax>
-//     static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
-//                        float* best, int32_t* arg);
+//     static void maxima(const NarrowRows&, const unsigned char* q, Ahead, int64_t first_row, float* best,
+//                        int32_t* arg);
 //
-//     // Of numbers that are never NaN.
-//     static Isa::Vec max(Isa::Vec, Isa::Vec);
-//     static bool any_at_least(Isa::Vec value, Isa::Vec threshold);
+//     static Isa::Vec add(Isa::Vec, Isa::Vec), max(Isa::Vec, Isa::Vec), magnitude(Isa::Vec);
+//     static float sum(Isa::Vec), largest(Isa::Vec);
+//     static uint32_t at_least(Isa::Vec value, Isa::Vec threshold);  // bit l: whether lane l is
+//     static void transpose(Isa::Vec (&rows)[Isa::kLanes]);
 //   };
 //
 // as the parameter N of what is below.
@@ -39,376 +50,367 @@
 // rounding. The other lanes, and those of queries with numbers that are denormal or not finite, are done
 // again in float32.
 //
-// FLOAT32, FLOAT16 AND INT8 INPUTS. The tier's float32 chain f_j decides; the narrow product c_j only says
-// which rows cannot win. With |c_j - f_j| <= e for all rows, a row whose f_j is the maximum has
-// c_j >= max c - 2e: the others are dropped, the survivors go through the float32 tile. So the scores, the
-// argmax and their ties are those of the float32 tile, to the last bit.
+// SCREENING. What decides is the tier's own chain f_j, of float32 or of products of bfloat16 as above, of row
+// j of a chunk with a lane. The scores, the argmax and their ties are those of the chains of all rows, to the
+// last bit, but hardly a row's chain is computed:
+//   1. Products c_j of fewer bits, of all rows with a panel of lanes. They name the row that is likely to win
+//   a
+//      lane, the guess, and bound every f_j from above.
+//   2. decide(): the chain of each lane with its guess. The largest f so far is m.
+//   3. pick(): the candidates of a lane, those rows that may be at least m by the bound.
+//   4. refine(): a dot product of float32, in any order, rules out those that only the coarse c_j let pass.
+//   5. decide() again, for what is left: rows equal to the winner, or nearly.
+// Of 300 random tokens at n = 128 one is a candidate of a query token, of 180 tokens of all-MiniLM-L6-v2 one
+// to two; after refine() none is left but equal rows. Where there are so many that they take longer than the
+// chains of all rows, these are computed, and the next chunks are not screened.
 //
-// The bound e. Let q^ and d^ be what is multiplied, u = 2^-24, and D the largest ||d_j|| of the rows at hand.
+// The bound. Let q^ and d^ be what is multiplied, c_j = <q^, d^_j>, u = 2^-24, and D the largest ||d_j|| of
+// the rows at hand.
 //   |<q^,d^> - <q,d>| <= ||q - q^|| ||d|| + ||q^|| ||d - d^||   (Cauchy-Schwarz)
-// ||q - q^|| and ||q^|| are computed. For bfloat16, rounding to nearest of 8 significant bits gives
-// ||d - d^|| <= 2^-8 ||d||; for int8 d^ = d. Each chain of n + 2 roundings errs by at most
-// (n + 2) u / (1 - (n + 2) u) times the product of the norms; 4 (n + 8) u (||q|| + ||q^||) D covers both
-// chains, the rounding of int8 sums to float32, and what denormals lose, since norms outside [2^-20, 2^20]
-// are not screened: at most 2^-126 (2^21 + 4) n < 2^-104 n, against 4 n 2^-24 2^-40. So
-//   e = D (||q - q^|| + r ||q^|| + 4 (n + 8) u (||q|| + ||q^||)),   r = 2^-8 or 0
-// with a margin of 2^-7 for the arithmetic that computes it, valid for n <= 2^15 (n u <= 2^-9). This also
-// keeps sums of int8 products, at most 2^15 * 255 * 127 < 2^31, within int32.
-//
-// About 1.7 of 300 random tokens survive for a query token, 5 if they are near duplicates, and the union over
-// the lanes of a vector is what is done again. Where that is more than a third, the next chunks are not
-// screened: this changes the time, and no bit of the result.
+// ||q - q^|| and ||q^|| are computed. What a row loses depends on what it becomes:
+//   bfloat16: rounding to nearest of 8 significant bits gives ||d - d^|| <= r ||d||, r = 2^-8
+//   int8 that it was: nothing, r = 0
+//   int8 times s_j, the largest of its n numbers over 127: each is off by s_j / 2, and by 2^-13 of that for
+//   the
+//     rounding of 127 / largest, of its product with the number and of s_j: ||d - d^|| <= s_j sqrt(n) / 2.
+//     (A row whose numbers are below 2^-60 becomes zeros times s_j = 2^-59.)
+// Each chain of n + 2 roundings errs by at most (n + 2) u' / (1 - (n + 2) u') times the product of the norms,
+// u' = 2u where the caller rounds otherwise than to nearest; z = 4 (n + 8) u (||q|| + ||q^||) D covers two of
+// them, the rounding of int8 sums to float32, and what denormals lose, since norms outside [2^-20, 2^20]
+// are not screened: at most 2^-126 (2^21 + 4) n < 2^-104 n, against 4 n 2^-24 2^-40. With
+//   e = (||q - q^|| + r ||q^||) D + z   and   B_j = ||q^|| s_j sqrt(n) / 2 for the last kind of rows, else 0
+// |c_j - f_j| <= B_j + e: a row with f_j >= m has c_j + B_j >= m - e, and a dot product of at least m - z.
+// All of this is rounded up by a margin of 2^-7 for the arithmetic that computes it, valid for n <= 2^15
+// (n u <= 2^-9). This also keeps sums of int8 products, at most 2^15 * 255 * 127 < 2^31, within int32.
 
 #pragma once
 
-#include "tile.h"
+#include "narrow.h"
 
 namespace colbert_fast {
 namespace {
 
-constexpr int64_t kMostScreenedDim = 1 << 15;
-constexpr float kLeastNorm = 1.0f / (1 << 20);
-constexpr float kMostNorm = 1 << 20;
-constexpr float kMargin = 1.0f + 1.0f / 128;
 // Chunks that are not screened after one that was not worth it.
 constexpr int64_t kRestAfterMany = 16;
 
-template <typename N, typename T>
-int64_t narrow_bytes(int64_t dim) {
-  const int64_t bytes = std::is_same<T, int8_t>::value ? dim : 2 * dim;
-  return (bytes + N::kBytes - 1) / N::kBytes * N::kBytes;
-}
-
-// Round to nearest, ties to even. NaN may become Inf: nobody multiplies it.
-inline uint32_t bfloat16_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-
-inline float from_bfloat16(uint32_t bits) {
-  bits <<= 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// What is known of the lanes of a panel, in float32: sums of up to 2^15 terms err by less than 2^-9, and
-// their roots by half of that. Every loop over lanes is one of constant length, for the compiler to
-// vectorise.
-template <int kWidth>
-struct LaneSums {
-  float squares[kWidth] = {};         // of the numbers
-  float narrow_squares[kWidth] = {};  // of what they became
-  float lost_squares[kWidth] = {};    // of the differences, which are exact for bfloat16
-
-  // e / D of the bound above, `rounding` being r; -inf for a lane of zeros, NaN for one not to be screened.
-  float error(int lane, int64_t dim, float rounding, bool zeros) const {
-    if (zeros) return -std::numeric_limits<float>::infinity();
-    const float norm = std::sqrt(squares[lane]);
-    if (!(norm >= kLeastNorm && norm <= kMostNorm)) return std::numeric_limits<float>::quiet_NaN();
-    const float narrow_norm = std::sqrt(narrow_squares[lane]);
-    const float slack = 4.0f * static_cast<float>(dim + 8) * 5.9604644775390625e-8f;
-    const float e = std::sqrt(lost_squares[lane]) + rounding * narrow_norm + slack * (norm + narrow_norm);
-    return e * kMargin;
-  }
-};
-
-// Puts a unit of each lane into a panel [bytes / N::kTogether][kWidth][N::kTogether / 4].
-template <typename N, int kWidth>
-void store_units(const uint32_t (&units)[kWidth], int64_t unit, unsigned char* panel) {
-  constexpr int64_t kUnits = N::kTogether / 4;
-  unsigned char* to = panel + 4 * (unit / kUnits * kUnits * kWidth + unit % kUnits);
-  for (int l = 0; l < kWidth; ++l) std::memcpy(to + l * N::kTogether, units + l, 4);
-}
-
-// One panel of packed lanes [dim][kWidth] into narrow units, two bfloat16 to a unit.
-// `floor` is 2^30 A of the lane, 0 if it is all zeros, NaN if it has numbers that are denormal or not finite.
-template <typename N, int kWidth>
-void narrow_panel_bfloat16(const float* packed, int64_t dim, int64_t bytes, unsigned char* to, float* error,
-                           float* floor) {
-  const float zeros[kWidth] = {};
-  for (int64_t unit = 0; unit < bytes / 4; ++unit) {
-    const float* low = 2 * unit < dim ? packed + 2 * unit * kWidth : zeros;
-    const float* high = 2 * unit + 1 < dim ? low + kWidth : zeros;
-    uint32_t both[kWidth];
-    for (int l = 0; l < kWidth; ++l) both[l] = bfloat16_bits(low[l]) | (bfloat16_bits(high[l]) << 16);
-    store_units<N>(both, unit, to);
-  }
-  LaneSums<kWidth> sums;
-  float total[kWidth] = {};
-  float least[kWidth];
-  for (int l = 0; l < kWidth; ++l) least[l] = std::numeric_limits<float>::max();
-  for (int64_t k = 0; k < dim; ++k) {
-    const float* from = packed + k * kWidth;
-    for (int l = 0; l < kWidth; ++l) {
-      const float value = from[l];
-      const float rounded = from_bfloat16(bfloat16_bits(value));
-      const float magnitude = std::fabs(value);
-      sums.squares[l] += value * value;
-      sums.narrow_squares[l] += rounded * rounded;
-      sums.lost_squares[l] += (value - rounded) * (value - rounded);
-      total[l] += magnitude;
-      const float counted = magnitude == 0.0f ? least[l] : magnitude;
-      least[l] = counted < least[l] ? counted : least[l];
+// Of the rows of a chunk those that are candidates, in ascending order, and of which lanes: into s.picked and
+// s.picked_lanes.
+template <typename N, int kVecs>
+void pick(const Bounds& bounds, int64_t count, const float* threshold, Scratch& s) {
+  typename Isa::Vec least[kVecs];
+  CF_UNROLL
+  for (int v = 0; v < kVecs; ++v) least[v] = Isa::load(threshold + v * Isa::kLanes);
+  int64_t rows = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    uint32_t lanes = 0;
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const auto upper = Isa::load(bounds.uppers + r * kPanel + v * Isa::kLanes);
+      lanes |= N::at_least(upper, least[v]) << (v * Isa::kLanes);
     }
+    s.picked[rows] = static_cast<int32_t>(r);
+    s.picked_lanes[rows] = lanes;
+    rows += lanes != 0 ? 1 : 0;
   }
-  for (int l = 0; l < kWidth; ++l) {
-    const bool plain =
-        least[l] >= std::numeric_limits<float>::min() && total[l] <= std::numeric_limits<float>::max();
-    const float flushed =
-        (total[l] + 2.0f * static_cast<float>(dim)) * 1.2621774483536189e-29f;  // 2^-126 * 2^30
-    floor[l] = !plain ? std::numeric_limits<float>::quiet_NaN() : total[l] == 0.0f ? 0.0f : flushed;
-    error[l] = sums.error(l, dim, 1.0f / 256, total[l] == 0.0f);
-  }
+  s.picked_lanes[rows] = 0;
 }
 
-// The same with four int8 to a unit. c_j is in units of the lane's `step`, and so is `error`; `bias` is the
-// sum of the lane's int8 numbers.
-template <typename N, int kWidth>
-void narrow_panel_int8(const float* packed, int64_t dim, int64_t bytes, unsigned char* to, float* error,
-                       float* step, int32_t* bias) {
-  float most[kWidth] = {};
-  for (int64_t k = 0; k < dim; ++k) {
-    for (int l = 0; l < kWidth; ++l) {
-      const float magnitude = std::fabs(packed[k * kWidth + l]);
-      most[l] = magnitude > most[l] ? magnitude : most[l];
-    }
-  }
-  float per_step[kWidth];
-  for (int l = 0; l < kWidth; ++l) {
-    // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
-    const bool usable = most[l] >= 1e-30f && most[l] <= 1e30f;
-    step[l] = usable ? most[l] / 127.0f : 1.0f;
-    per_step[l] = usable ? 127.0f / most[l] : 0.0f;
-    bias[l] = 0;
-  }
-  LaneSums<kWidth> sums;
-  const float zeros[kWidth] = {};
-  for (int64_t unit = 0; unit < bytes / 4; ++unit) {
-    uint32_t four[kWidth] = {};
-    for (int64_t part = 0; part < 4; ++part) {
-      const float* from = 4 * unit + part < dim ? packed + (4 * unit + part) * kWidth : zeros;
-      const int shift = static_cast<int>(8 * part);
-      for (int l = 0; l < kWidth; ++l) {
-        const float value = from[l];
-        const float scaled = value * per_step[l];
-        const float bounded = scaled > 127.0f ? 127.0f : scaled >= -127.0f ? scaled : -127.0f;
-        const int32_t level = static_cast<int32_t>(bounded + (bounded < 0.0f ? -0.5f : 0.5f));
-        const float rounded = static_cast<float>(level) * step[l];
-        four[l] |= (static_cast<uint32_t>(level) & 0xff) << shift;
-        bias[l] += level;
-        sums.squares[l] += value * value;
-        sums.narrow_squares[l] += rounded * rounded;
-        sums.lost_squares[l] += (value - rounded) * (value - rounded);
-      }
-    }
-    store_units<N>(four, unit, to);
-  }
-  for (int l = 0; l < kWidth; ++l) {
-    const bool zeros_alone = most[l] == 0.0f && sums.squares[l] == 0.0f;  // and no NaN
-    error[l] = sums.error(l, dim, 0.0f, zeros_alone) / step[l];
-  }
+inline int lowest_bit(uint32_t bits) {
+#if defined(__GNUC__) || defined(__clang__)
+  return __builtin_ctz(bits);
+#else
+  int bit = 0;
+  while (((bits >> bit) & 1u) == 0) ++bit;
+  return bit;
+#endif
 }
 
-// What the packed lanes need besides, for documents of T.
-template <typename N, typename T, int kWidth>
-void narrow_panel(const Problem& p, int64_t lane, int64_t bytes, Scratch& s) {
-  const float* from = s.packed + lane * p.dim;
-  unsigned char* to = s.narrow_packed + lane * bytes;
-  if constexpr (std::is_same<T, int8_t>::value) {
-    narrow_panel_int8<N, kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_step + lane,
-                                 s.lane_bias + lane);
-  } else {
-    narrow_panel_bfloat16<N, kWidth>(from, p.dim, bytes, to, s.lane_error + lane, s.lane_floor + lane);
-    for (int64_t l = lane; l < lane + kWidth; ++l) s.lane_step[l] = 1.0f;
-  }
-}
-
-template <typename N, typename T>
-void narrow_lanes(const Problem& p, int64_t lanes, Scratch& s) {
-  s.chunks_to_rest = 0;
-  s.zero_lane = false;
-  s.screens = p.dim > 0 && p.dim <= kMostScreenedDim && lanes >= N::template least_lanes<T>();
-  // bfloat16 is multiplied as it is, however few the lanes.
-  if (!s.screens && !std::is_same<T, BFloat16>::value) return;
-  const int64_t bytes = narrow_bytes<N, T>(p.dim);
-  for (int64_t lane = 0; lane < lanes; lane += kPanel) {
-    if (lanes - lane > Isa::kLanes) {
-      narrow_panel<N, T, kPanel>(p, lane, bytes, s);
-    } else {
-      narrow_panel<N, T, Isa::kLanes>(p, lane, bytes, s);
-    }
-  }
-  for (int64_t l = 0; l < lanes; ++l) {
-    s.screens &= s.lane_error[l] == s.lane_error[l];
-    s.zero_lane |= s.lane_error[l] < 0.0f;
-  }
-}
-
-// best = max(best, value), as Isa::update.
-template <bool kArgmax>
-void merge(int64_t lanes, const float* value, const int32_t* row, float* best, int32_t* arg) {
-  for (int64_t l = 0; l < lanes; ++l) {
-    const bool wins = !(value[l] <= best[l]) && best[l] == best[l];
-    best[l] = wins ? value[l] : best[l];
-    if constexpr (kArgmax) arg[l] = wins ? row[l] : arg[l];
-  }
-}
-
-// The rows that may hold the maximum of one of kLanes lanes, in ascending order. Returns their number.
 template <typename N>
-int64_t survivors(const float* dots, int64_t count, const float* error, const float* step, const float* best,
-                  float largest, bool first, int32_t* picked) {
-  typename Isa::Vec top = Isa::load(dots);
-  for (int64_t r = 1; r < count; ++r) top = N::max(top, Isa::load(dots + r * kPanel));
-  float threshold[Isa::kLanes];
-  Isa::store(threshold, top);
-  for (int l = 0; l < Isa::kLanes; ++l) {
-    const float e = error[l] * largest;
-    // A row also has to beat what earlier chunks have found.
-    const float beat = best[l] / step[l] - e;
-    const float near = threshold[l] - 2.0f * e;
-    threshold[l] = beat > near ? beat : near;
+float dot(const float* a, const float* b, int64_t dim) {
+  typename Isa::Vec sum = Isa::zero();
+  typename Isa::Vec more = Isa::zero();
+  int64_t k = 0;
+  for (; k + 2 * Isa::kLanes <= dim; k += 2 * Isa::kLanes) {
+    sum = Isa::fma(Isa::load(a + k), Isa::load(b + k), sum);
+    more = Isa::fma(Isa::load(a + k + Isa::kLanes), Isa::load(b + k + Isa::kLanes), more);
   }
-  const typename Isa::Vec least = Isa::load(threshold);
+  float total = N::sum(N::add(sum, more));
+  for (; k < dim; ++k) total += a[k] * b[k];
+  return total;
+}
+
+// The candidates that were picked, less those that a dot product of float32 rules out: into s.candidates,
+// their rows in ascending order. Returns their number, or -1 if more than `limit` were picked.
+template <typename N, typename T>
+int64_t refine(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t lane,
+               float norm, const float* best, int64_t limit, Scratch& s) {
+  int64_t all = 0;
   int64_t kept = 0;
-  // A lane of zeros has no threshold, and the first row for its maximum.
-  if (first) picked[kept++] = 0;
-  for (int64_t r = first ? 1 : 0; r < count; ++r) {
-    picked[kept] = static_cast<int32_t>(r);
-    kept += N::any_at_least(Isa::load(dots + r * kPanel), least) ? 1 : 0;
+  for (int64_t i = 0; s.picked_lanes[i] != 0; ++i) {
+    const int32_t row = s.picked[i];
+    const float* values = widened(rows + row * p.d.row_stride, scales, first_row + row, p.dim, s.rows);
+    for (uint32_t lanes = s.picked_lanes[i]; lanes != 0; lanes &= lanes - 1) {
+      if (all++ == limit) return -1;
+      const int l = lowest_bit(lanes);
+      const float value = dot<N>(values, s.query_rows + (lane + l) * p.dim, p.dim);
+      s.candidates[kept] = {row, l};
+      // A best that is NaN rules nothing out, and stays.
+      kept += value < best[lane + l] - s.lane_slack[lane + l] * norm ? 0 : 1;
+    }
   }
   return kept;
 }
 
-// The rows `picked` of a chunk in float32, against the vector of lanes that begins at `lane`, of a panel of
-// kWidth lanes.
-template <typename T, bool kArgmax, int kWidth>
-void rescore(const Problem& p, const T* rows, const float* scales, int64_t first_row, const int32_t* picked,
-             int64_t count, int64_t lane, Scratch& s) {
-  const int64_t panel_start = lane / kPanel * kPanel;
-  const float* q = s.packed + panel_start * p.dim + (lane - panel_start);
-  for (int64_t begin = 0; begin < count; begin += s.block_rows) {
-    const int64_t n = count - begin < s.block_rows ? count - begin : s.block_rows;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = picked[begin + i];
-      float* to = s.rows + i * p.dim;
-      const float* values = widened(rows + row * p.d.row_stride, scales, first_row + row, p.dim, to);
-      if (values != to) std::memcpy(to, values, static_cast<size_t>(p.dim) * sizeof(float));
+// The chain of each lane of a panel with a row of its own, of `steps` units.
+template <typename N, typename Ops, int kVecs, int kWidth>
+void chains(const typename Ops::Unit* q, const typename Ops::Unit* const* rows, int64_t steps,
+            float* values) {
+  using Unit = typename Ops::Unit;
+  typename Ops::Acc sums[kVecs];
+  CF_UNROLL
+  for (int v = 0; v < kVecs; ++v) sums[v] = Ops::zero();
+  int64_t k = 0;
+  for (; k + Isa::kLanes <= steps; k += Isa::kLanes) {
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      typename Ops::Acc columns[Isa::kLanes];
+      CF_UNROLL
+      for (int l = 0; l < Isa::kLanes; ++l) columns[l] = Ops::load(rows[v * Isa::kLanes + l] + k);
+      N::transpose(columns);
+      CF_UNROLL
+      for (int i = 0; i < Isa::kLanes; ++i)
+        sums[v] = Ops::fma(columns[i], Ops::load(q + (k + i) * kWidth + v * Isa::kLanes), sums[v]);
     }
-    float value[Isa::kLanes];
-    int32_t where[Isa::kLanes];
-    for (int l = 0; l < Isa::kLanes; ++l) {
-      value[l] = -std::numeric_limits<float>::infinity();
-      where[l] = 0;
+  }
+  for (; k < steps; ++k) {
+    for (int v = 0; v < kVecs; ++v) {
+      Unit column[Isa::kLanes];
+      for (int l = 0; l < Isa::kLanes; ++l) column[l] = rows[v * Isa::kLanes + l][k];
+      sums[v] = Ops::fma(Ops::load(column), Ops::load(q + k * kWidth + v * Isa::kLanes), sums[v]);
     }
-    const Maxima<kArgmax> maxima = {value, where, 0};
-    panel<Float32Ops, 1, kWidth>(q, s.rows, p.dim, p.dim, n, Ahead{0, 0}, maxima);
-    if constexpr (kArgmax) {
-      for (int l = 0; l < Isa::kLanes; ++l)
-        where[l] = static_cast<int32_t>(first_row + picked[begin + where[l]]);
-    }
-    merge<kArgmax>(Isa::kLanes, value, where, s.best + lane, s.arg + lane);
+  }
+  CF_UNROLL
+  for (int v = 0; v < kVecs; ++v) Isa::store(values + v * Isa::kLanes, sums[v]);
+}
+
+// best = max(best, value), as Isa::update, the first of equal rows in whatever order they come.
+template <bool kArgmax>
+void merge(int64_t lanes, const float* value, const int32_t* row, float* best, int32_t* arg) {
+  for (int64_t l = 0; l < lanes; ++l) {
+    const bool wins = !(value[l] <= best[l]) && best[l] == best[l];
+    if constexpr (kArgmax) arg[l] = wins || (value[l] == best[l] && row[l] < arg[l]) ? row[l] : arg[l];
+    best[l] = wins ? value[l] : best[l];
   }
 }
 
-// accumulate() of loop.h for documents that are screened; false if these rows cannot be.
-template <typename N, typename T, bool kArgmax>
-bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
-            int64_t lanes, bool first, Scratch& s) {
-  using Number = typename std::conditional<std::is_same<T, int8_t>::value, int8_t, BFloat16>::type;
-  const int64_t bytes = narrow_bytes<N, T>(p.dim);
-  float largest = 0.0f;
-  bool usable = true;
-  for (int64_t r = 0; r < count; ++r) {
-    const T* row = rows + r * p.d.row_stride;
-    float squares = N::narrow(row, p.dim, s.narrow_rows + r * bytes);
-    if constexpr (std::is_same<T, int8_t>::value) {
-      const float scale = scales[first_row + r];
-      squares *= scale * scale;
-    }
-    // False for NaN.
-    usable &= squares <= kMostNorm * kMostNorm;
-    largest = squares > largest ? squares : largest;
+// Rows as the units of Ops: where they are, or in `to`.
+template <typename Ops, typename T>
+const typename Ops::Unit* units_of(const T* row, const float* scales, int64_t index, int64_t dim,
+                                   int64_t bytes, unsigned char* to) {
+  if constexpr (std::is_same<Ops, Float32Ops>::value) {
+    (void)bytes;
+    return widened(row, scales, index, dim, reinterpret_cast<float*>(to));
+  } else {
+    (void)scales;
+    (void)index;
+    const size_t used = static_cast<size_t>(dim) * sizeof(T);
+    if (used == static_cast<size_t>(bytes)) return reinterpret_cast<const typename Ops::Unit*>(row);
+    std::memcpy(to, row, used);
+    std::memset(to + used, 0, static_cast<size_t>(bytes) - used);
+    return reinterpret_cast<const typename Ops::Unit*>(to);
   }
-  if (!usable || largest < kLeastNorm * kLeastNorm) return false;
-  largest = std::sqrt(largest) * kMargin;
+}
 
-  int64_t kept = 0;
+// The chains of a row for each lane of a panel, into best and arg.
+template <typename N, typename Ops, typename T, bool kArgmax, int kVecs, int kWidth>
+void decide(const Problem& p, const T* rows, const float* scales, int64_t first_row, const int32_t* row_of,
+            int64_t lane, float* best, int32_t* arg, Scratch& s) {
+  using Unit = typename Ops::Unit;
+  constexpr int kLanes = kVecs * Isa::kLanes;
+  constexpr bool kFloat32 = std::is_same<Ops, Float32Ops>::value;
+  const int64_t bytes = kFloat32 ? 4 * p.dim : narrow_bytes<N, BFloat16>(p.dim);
+  const void* q =
+      kFloat32 ? static_cast<const void*>(s.packed + lane * p.dim) : s.direct_packed + lane * bytes;
+  const Unit* units[kLanes];
+  int32_t tokens[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    units[l] = units_of<Ops>(rows + row_of[l] * p.d.row_stride, scales, first_row + row_of[l], p.dim, bytes,
+                             s.winners + l * bytes);
+    tokens[l] = static_cast<int32_t>(first_row + row_of[l]);
+  }
+  float values[kLanes];
+  chains<N, Ops, kVecs, kWidth>(static_cast<const Unit*>(q), units,
+                                bytes / static_cast<int64_t>(sizeof(Unit)), values);
+  merge<kArgmax>(kLanes, values, tokens, best + lane, arg + lane);
+}
+
+// The first of `count` candidates of each lane into row_of; the others are kept. Returns their number.
+inline int64_t next_of_each_lane(int64_t count, int32_t* row_of, Scratch& s) {
+  uint32_t taken = 0;
+  int64_t left = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Candidate c = s.candidates[i];
+    if (((taken >> c.lane) & 1u) != 0) {
+      s.candidates[left++] = c;
+    } else {
+      row_of[c.lane] = c.row;
+      taken |= 1u << c.lane;
+    }
+  }
+  return left;
+}
+
+// Steps 1 to 5 for one panel; false if there are too many candidates, and then without the last.
+template <typename N, typename Number, typename Ops, typename T, bool kArgmax, int kVecs, int kWidth>
+bool screen_panel(const Problem& p, const T* rows, const float* scales, int64_t first_row,
+                  const NarrowRows& narrow, Ahead ahead, float norm, int64_t lane, float* best, int32_t* arg,
+                  Scratch& s) {
+  constexpr int kLanes = kVecs * Isa::kLanes;
+  int32_t guess[kLanes] = {};
+  float least[kLanes];
+  for (float& of_lane : least) of_lane = -std::numeric_limits<float>::infinity();
+  const Bounds bounds = {s.row_scales, s.lane_offset + lane, s.lane_spread + lane, s.uppers, least, guess};
+  N::template products<Number, kVecs, kWidth>(narrow, s.screen_packed + lane * narrow.bytes, ahead, bounds);
+  decide<N, Ops, T, kArgmax, kVecs, kWidth>(p, rows, scales, first_row, guess, lane, best, arg, s);
+
+  float threshold[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    threshold[l] = best[lane + l] / s.lane_step[lane + l] - s.lane_error[lane + l] * norm;
+    s.uppers[guess[l] * kPanel + l] = -std::numeric_limits<float>::infinity();
+  }
+  pick<N, kVecs>(bounds, narrow.count, threshold, s);
+  const int64_t eighth = narrow.count * kLanes / 8;
+  int64_t left = refine<N>(p, rows, scales, first_row, lane, norm, best,
+                           eighth < kMostCandidates ? eighth : kMostCandidates, s);
+  if (left < 0) return false;
+  // A lane without a candidate computes its guess again, which changes nothing.
+  while (left > 0) {
+    left = next_of_each_lane(left, guess, s);
+    decide<N, Ops, T, kArgmax, kVecs, kWidth>(p, rows, scales, first_row, guess, lane, best, arg, s);
+  }
+  return true;
+}
+
+// The Ops of the chains that decide between documents of T.
+template <typename N, typename T, bool kDirect = std::is_same<T, BFloat16>::value && N::kBFloat16>
+struct Deciding {
+  using Ops = Float32Ops;
+};
+template <typename N, typename T>
+struct Deciding<N, T, true> {
+  using Ops = typename N::Direct;
+};
+
+// The maxima of `count` rows, the first being document token number `first_row`, in the packed lanes; false
+// if these rows cannot be screened. by_chains(begin, end) computes all chains of some lanes.
+template <typename N, typename T, bool kArgmax, typename ByChains>
+bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
+            int64_t lanes, float* best, int32_t* arg, Scratch& s, const ByChains& by_chains) {
+  using Number = typename N::template Screen<T>;
+  using Ops = typename Deciding<N, T>::Ops;
+  if (count < N::kLeastRows) return false;
+  const float squares = narrow_rows<N, Number>(rows, p.d.row_stride, p.dim, scales, first_row, count, s);
+  if (!(squares >= kLeastNorm * kLeastNorm && squares <= kMostNorm * kMostNorm)) return false;
+  const float norm = std::sqrt(squares) * kMargin;
+
+  const int64_t bytes = narrow_bytes<N, Number>(p.dim);
+  const NarrowRows narrow = {s.narrow_rows, bytes, bytes, count};
+  int64_t panels = 0;
+  int64_t by_all = 0;
   for (int64_t lane = 0; lane < lanes; lane += kPanel) {
-    const unsigned char* q = s.narrow_packed + lane * bytes;
-    const NarrowRows narrow = {
-        s.narrow_rows,     bytes, bytes, count, scales == nullptr ? nullptr : scales + first_row,
-        s.lane_bias + lane};
     // While the first panel is multiplied, the rows a whole chunk further come from memory, so that narrowing
     // finds them in L2. The distance is the same for a chunk of fewer rows: rows that follow one another are
     // so asked for once, and none is left out, across the ends of documents too.
     const Ahead ahead = {
         reinterpret_cast<uintptr_t>(rows) + static_cast<uintptr_t>(kChunkRows * p.d.row_stride) * sizeof(T),
-        lane > 0                        ? 0
-        : std::is_same<T, float>::value ? 2
-                                        : 1};
-    const bool whole = lanes - lane > Isa::kLanes;
-    if (whole) {
-      N::template products<Number, Isa::kVecs, kPanel>(narrow, q, ahead, s.dots);
-    } else {
-      N::template products<Number, 1, Isa::kLanes>(narrow, q, ahead, s.dots);
-    }
-    for (int64_t l = lane; l < lanes && l < lane + kPanel; l += Isa::kLanes) {
-      const int64_t n = survivors<N>(s.dots + (l - lane), count, s.lane_error + l, s.lane_step + l,
-                                     s.best + l, largest, first && s.zero_lane, s.picked);
-      kept += n;
-      if (whole) {
-        rescore<T, kArgmax, kPanel>(p, rows, scales, first_row, s.picked, n, l, s);
-      } else {
-        rescore<T, kArgmax, Isa::kLanes>(p, rows, scales, first_row, s.picked, n, l, s);
-      }
-    }
+        lane > 0 ? 0 : static_cast<int>(sizeof(T) / SizeOf<Number>::kBytes)};
+    const bool done = lanes - lane > Isa::kLanes
+                          ? screen_panel<N, Number, Ops, T, kArgmax, Isa::kVecs, kPanel>(
+                                p, rows, scales, first_row, narrow, ahead, norm, lane, best, arg, s)
+                          : screen_panel<N, Number, Ops, T, kArgmax, 1, Isa::kLanes>(
+                                p, rows, scales, first_row, narrow, ahead, norm, lane, best, arg, s);
+    ++panels;
+    if (done) continue;
+    ++by_all;
+    by_chains(lane, lanes - lane < kPanel ? lanes : lane + kPanel);
   }
-  const int64_t all = count * ((lanes + Isa::kLanes - 1) / Isa::kLanes);
   ++s.chunks_screened;
-  if (3 * kept > all) s.chunks_to_rest = kRestAfterMany;
+  if (2 * by_all > panels) s.chunks_to_rest = kRestAfterMany;
   return true;
 }
 
-// The maxima of bfloat16 rows over all packed lanes, into s.other_best and s.other_arg. True if some lanes
-// have to be done again in float32.
+// The maxima of bfloat16 rows over some of the packed lanes, into s.other_best and s.other_arg.
 template <typename N, bool kArgmax>
-bool multiply(const Problem& p, const BFloat16* rows, int64_t first_row, int64_t count, int64_t lanes,
-              Scratch& s) {
+void multiply(const Problem& p, const BFloat16* rows, int64_t first_row, int64_t count, int64_t begin,
+              int64_t end, Scratch& s) {
   const int64_t bytes = narrow_bytes<N, BFloat16>(p.dim);
   const int64_t row_bytes = 2 * p.dim;
   const int64_t stride = 2 * p.d.row_stride;
-  const bool in_place = bytes == row_bytes && stride % 4 == 0;
-  for (int64_t row = 0; row < count; row += kChunkRows) {
-    const int64_t n = count - row < kChunkRows ? count - row : kChunkRows;
-    const unsigned char* from = reinterpret_cast<const unsigned char*>(rows + row * p.d.row_stride);
-    NarrowRows narrow = {from, stride, bytes, n, nullptr, nullptr};
-    if (!in_place) {
-      for (int64_t r = 0; r < n; ++r) {
-        unsigned char* to = s.narrow_rows + r * bytes;
-        std::memcpy(to, from + r * stride, static_cast<size_t>(row_bytes));
-        std::memset(to + row_bytes, 0, static_cast<size_t>(bytes - row_bytes));
-      }
-      narrow.rows = s.narrow_rows;
-      narrow.stride = bytes;
+  const unsigned char* from = reinterpret_cast<const unsigned char*>(rows);
+  NarrowRows narrow = {from, stride, bytes, count};
+  if (bytes != row_bytes || stride % 4 != 0) {
+    for (int64_t r = 0; r < count; ++r) {
+      unsigned char* to = s.direct_rows + r * bytes;
+      std::memcpy(to, from + r * stride, static_cast<size_t>(row_bytes));
+      std::memset(to + row_bytes, 0, static_cast<size_t>(bytes - row_bytes));
     }
-    for (int64_t lane = 0; lane < lanes; lane += kPanel) {
-      const unsigned char* q = s.narrow_packed + lane * bytes;
-      float* best = s.other_best + lane;
-      int32_t* arg = s.other_arg + lane;
-      const Ahead ahead = {reinterpret_cast<uintptr_t>(from) + kPrefetchBytes, lane == 0 ? 1 : 0};
-      if (lanes - lane > Isa::kLanes) {
-        N::template maxima<Isa::kVecs, kPanel, kArgmax>(narrow, q, ahead, first_row + row, best, arg);
-      } else {
-        N::template maxima<1, Isa::kLanes, kArgmax>(narrow, q, ahead, first_row + row, best, arg);
-      }
+    narrow.rows = s.direct_rows;
+    narrow.stride = bytes;
+  }
+  for (int64_t lane = begin; lane < end; lane += kPanel) {
+    const unsigned char* q = s.direct_packed + lane * bytes;
+    float* best = s.other_best + lane;
+    int32_t* arg = s.other_arg + lane;
+    const Ahead ahead = {reinterpret_cast<uintptr_t>(from) + kPrefetchBytes, lane == 0 ? 1 : 0};
+    if (end - lane > Isa::kLanes) {
+      N::template maxima<Isa::kVecs, kPanel, kArgmax>(narrow, q, ahead, first_row, best, arg);
+    } else {
+      N::template maxima<1, Isa::kLanes, kArgmax>(narrow, q, ahead, first_row, best, arg);
     }
   }
-  bool again = false;
-  for (int64_t l = 0; l < lanes; ++l) again |= !(std::fabs(s.other_best[l]) >= s.lane_floor[l]);
-  return again;
+}
+
+// What the packed lanes need besides, for documents of T.
+template <typename N, typename T, int kWidth>
+void narrow_panel(const Problem& p, int64_t lane, Scratch& s) {
+  using Number = typename N::template Screen<T>;
+  const float* from = s.packed + lane * p.dim;
+  const auto bfloat16 = [&](unsigned char* to) {
+    narrow_panel_bfloat16<N, kWidth>(from, p.dim, to + lane * narrow_bytes<N, BFloat16>(p.dim),
+                                     s.lane_error + lane, s.lane_slack + lane, s.lane_floor + lane);
+  };
+  if constexpr (std::is_same<T, BFloat16>::value && N::kBFloat16) bfloat16(s.direct_packed);
+  if constexpr (std::is_same<Number, int8_t>::value) {
+    if (!s.screens) return;
+    narrow_panel_int8<N, kWidth>(from, p.dim, std::is_same<T, int8_t>::value,
+                                 s.screen_packed + lane * narrow_bytes<N, int8_t>(p.dim), s.lane_error + lane,
+                                 s.lane_slack + lane, s.lane_step + lane, s.lane_spread + lane,
+                                 s.lane_offset + lane);
+  } else if constexpr (std::is_same<Number, BFloat16>::value) {
+    bfloat16(s.screen_packed);
+    for (int64_t l = lane; l < lane + kWidth; ++l) {
+      s.lane_step[l] = 1.0f;
+      s.lane_spread[l] = 0.0f;
+    }
+  }
+}
+
+template <typename N, typename T>
+void narrow_lanes(const Problem& p, int64_t lanes, Scratch& s) {
+  constexpr bool kDirect = std::is_same<T, BFloat16>::value && N::kBFloat16;
+  constexpr bool kScreens = !std::is_same<typename N::template Screen<T>, void>::value;
+  s.chunks_to_rest = 0;
+  s.screens = kScreens && p.dim > 0 && p.dim <= kMostScreenedDim && lanes >= N::template least_lanes<T>();
+  // bfloat16 is multiplied as it is, however few the lanes.
+  if (!s.screens && !kDirect) return;
+  for (int64_t lane = 0; lane < lanes; lane += kPanel) {
+    if (lanes - lane > Isa::kLanes) {
+      narrow_panel<N, T, kPanel>(p, lane, s);
+    } else {
+      narrow_panel<N, T, Isa::kLanes>(p, lane, s);
+    }
+  }
+  for (int64_t l = 0; s.screens && l < lanes; ++l) s.screens = s.lane_error[l] == s.lane_error[l];
 }
 
 }  // namespace

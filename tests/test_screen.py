@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,17 @@ from torch import Tensor
 
 import colbert_fast as cf
 
-# The tiers that screen, those that screen int8 only, and what does not but has the same float32 chains.
-SCREENING = ["cpu:amx", "cpu:avx512_bf16"]
-SCREENING_INT8 = ["cpu:avx512_vnni", "cpu:avx_vnni"]
+# What each tier screens: all dtypes but those that it multiplies as they are, bfloat16, with bits of their own.
+ALL = (torch.float32, torch.float16, torch.bfloat16)
+SCREENING = {
+    "cpu:amx": ALL[:2],
+    "cpu:avx512_bf16": ALL[:2],
+    "cpu:avx512_vnni": ALL,
+    "cpu:avx_vnni": ALL,
+}
+# What does not screen, but has the same float32 chains.
 PLAIN = {"cpu:avx_vnni": "cpu:avx2"}
+CASES = [pytest.param(tier, dtype, id=f"{tier}-{dtype}") for tier, dtypes in SCREENING.items() for dtype in dtypes]
 
 
 def plain(tier: str) -> str:
@@ -34,9 +42,17 @@ def screening(request: pytest.FixtureRequest) -> str:
     return runnable(request.param)
 
 
-def assert_same_bits(screening: str, q: list[Tensor], d: list[Tensor]) -> None:
-    for ours, theirs in zip(score_argmax(screening, q, d), score_argmax(plain(screening), q, d), strict=True):
-        assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+def screened(tier: str) -> int:
+    return cf._backends.cpu._C.chunks_screened()[tier.removeprefix("cpu:")]
+
+
+def assert_bits(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def assert_same_bits(tier: str, q: Sequence[Tensor], d: Any) -> None:
+    assert_bits(score_argmax(tier, q, d), score_argmax(plain(tier), q, d))
 
 
 def near_ties(q: Tensor, d: Tensor) -> Tensor:
@@ -82,12 +98,13 @@ SCALES = [2.0**-149, 1e-30, 2.0**-21, 2.0**-10, 2.0**10, 2.0**21, 1e30]
 ADVERSARIES = [*DOCUMENTS, *map(with_a, NUMBERS), *map(scaled, SCALES)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("tier", "dtype"), CASES)
 @pytest.mark.parametrize("make", ADVERSARIES, ids=lambda make: make.__name__)
-def test_documents_made_to_be_screened_wrongly(screening: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
+def test_documents_made_to_be_screened_wrongly(tier: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    runnable(tier)
     q = embeddings([40, 33, 64], 128)
-    d = [make(query, row) for query in q for row in embeddings([1, 319, 320, 321, 700], 128)]
-    assert_same_bits(screening, [x.to(dtype) for x in q], [x.to(dtype) for x in d])
+    d = [make(query, row) for query in q for row in embeddings([1, 60, 319, 320, 321, 700], 128)]
+    assert_same_bits(tier, [x.to(dtype) for x in q], [x.to(dtype) for x in d])
 
 
 @pytest.mark.parametrize("make", [zeros, *map(with_a, NUMBERS), *map(scaled, SCALES)], ids=lambda make: make.__name__)
@@ -96,31 +113,80 @@ def test_queries_made_to_be_screened_wrongly(screening: str, make: Callable[...,
     assert_same_bits(screening, [q[0], make(d[0], q[1]), q[2]], planted(q, d))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 31, 33, 48, 64, 100, 127, 129, 320, 1024])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_dims(screening: str, dim: int, dtype: torch.dtype) -> None:
-    q, d = embeddings([31, 17, 65], dim, dtype), embeddings([1, 12, 322, 641], dim, dtype)
-    assert_same_bits(screening, q, planted(q, d))
+@pytest.mark.parametrize("dim", [1, 2, 3, 31, 33, 48, 64, 96, 100, 127, 129, 320, 1024])
+@pytest.mark.parametrize(("tier", "dtype"), CASES)
+def test_dims(tier: str, dim: int, dtype: torch.dtype) -> None:
+    runnable(tier)
+    q, d = embeddings([31, 17, 65], dim, dtype), embeddings([1, 12, 45, 322, 641], dim, dtype)
+    assert_same_bits(tier, q, planted(q, d))
+
+
+def among(rows: list[Tensor], others: Tensor) -> Tensor:
+    """The rows, one at either end of others that are too short to win."""
+    return torch.cat([rows[0][None], others * 1e-3, rows[1][None]])
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["winner-last", "winner-first"])
+@pytest.mark.parametrize(("tier", "dtype"), CASES)
+def test_what_rows_may_lose_as_int8(tier: str, dtype: torch.dtype, swapped: bool) -> None:
+    """The winner loses 0.48 of a level in each number, 97 % of the bound, and another row wins as much."""
+    runnable(tier)
+    winner = torch.full((128,), 3.484375)
+    rival = torch.full((128,), 3.515625)
+    rival[1:3] = 0.0
+    winner[0] = rival[0] = 127.0  # the unit of a level is 1
+    q = torch.ones(40, 128)
+    assert q[0] @ winner > q[0] @ rival
+    assert q[0] @ winner.round() < q[0] @ rival.round() - 100
+    rows = [winner, rival] if swapped else [rival, winner]
+    assert_same_bits(tier, [q.to(dtype)], [among(rows, embeddings([100], 128)[0]).to(dtype)])
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["winner-last", "winner-first"])
+@pytest.mark.parametrize("tier", SCREENING)
+def test_what_queries_may_lose_as_int8(tier: str, swapped: bool) -> None:
+    """The winner has all that a query token loses, and another row nothing of it."""
+    runnable(tier)
+    q = torch.full((128,), 3.49)
+    q[0] = 127.0
+    rival = torch.zeros(128)
+    rival[0] = 127.0  # one level of this row is 0.0272
+    winner = torch.full((128,), 127.0)
+    winner[0] = 0.0
+    scales = torch.tensor([q @ winner / (q @ rival) * 0.99, 1.0])
+    rows = [rival * scales[0], winner * scales[1]]
+    assert q @ rows[1] > q @ rows[0] > q.round() @ rows[1] + 5000
+    documents = cf.PackedTokens.from_list([among(rows[::-1] if swapped else rows, embeddings([100], 128)[0])])
+    assert_same_bits(tier, [q.repeat(40, 1)], documents.quantize("int8"))
+
+
+@pytest.mark.parametrize("make", [*DOCUMENTS, *map(with_a, NUMBERS), *map(scaled, SCALES)], ids=lambda f: f.__name__)
+def test_bfloat16_is_the_same_in_a_batch(make: Callable[..., Tensor]) -> None:
+    """With few query tokens cpu:avx512_bf16 multiplies it as it is, with many it screens it."""
+    tier = runnable("cpu:avx512_bf16")
+    q = [x.bfloat16() for x in embeddings([40, 33, 64], 128)]
+    d = [*embeddings([500], 128), *(make(q[0].float(), row) for row in embeddings([1, 60, 320, 700], 128))]
+    d = [x.bfloat16() for x in d]
+    before = screened(tier)
+    together = score_argmax(tier, q, d)
+    after = screened(tier)
+    for i, query in enumerate(q):
+        scores, argmax = score_argmax(tier, [query], d)
+        assert_bits((together[0][i], together[1][i, :, : len(query)]), (scores[0], argmax[0]))
+    assert screened(tier) == after > before
 
 
 @pytest.mark.parametrize(
     "make", [*DOCUMENTS, scaled(2.0**-21), scaled(2.0**21), scaled(1e30)], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tier", [*SCREENING_INT8, *SCREENING])
-def test_int8_documents(tier: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    runnable(tier)
+def test_int8_documents(screening: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
     for dim in (128, 33, 3):
         q = embeddings([1, 40, 33], dim)
-        d = [make(query, row) for query in q for row in embeddings([1, 320, 700], dim)]
+        d = [make(query, row) for query in q for row in embeddings([1, 60, 320, 700], dim)]
         # The same level in every row, and scales that decide.
         d.append(torch.ones(200, dim) * torch.linspace(1.0, 1.001, 200)[:, None])
-        documents = cf.PackedTokens.from_list(d).quantize("int8")
-        queries = [x.to(dtype) for x in q]
-        for ours, theirs in zip(
-            score_argmax(tier, queries, documents), score_argmax(plain(tier), queries, documents), strict=True
-        ):
-            assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+        assert_same_bits(screening, [x.to(dtype) for x in q], cf.PackedTokens.from_list(d).quantize("int8"))
 
 
 def test_one_zero_token(screening: str) -> None:
@@ -131,22 +197,21 @@ def test_one_zero_token(screening: str) -> None:
     assert score_argmax(screening, q, d)[1][0, 0, 7] == 0
 
 
-def test_screening_happens(screening: str) -> None:
-    """The cases above would prove nothing if every chunk were left to the float32 tile."""
-    before = cf._backends.cpu._C.chunks_screened()[screening.removeprefix("cpu:")]
-    cf.maxsim(embeddings([40], 128), embeddings([500], 128), backend=screening)
-    assert cf._backends.cpu._C.chunks_screened()[screening.removeprefix("cpu:")] == before + 2
+@pytest.mark.parametrize(("tier", "dtype"), CASES)
+def test_screening_happens(tier: str, dtype: torch.dtype) -> None:
+    """The cases above would prove nothing if every chunk were left to the chains of all rows."""
+    before = screened(runnable(tier))
+    cf.maxsim(embeddings([40], 128, dtype), embeddings([500], 128, dtype), backend=tier)
+    assert screened(tier) == before + 2
 
 
 @pytest.mark.parametrize("level", [None, 20, -20])
-@pytest.mark.parametrize("tier", [*SCREENING_INT8, *SCREENING])
-def test_screening_of_int8_happens(tier: str, level: int | None) -> None:
-    """From the first query token on; and where the numbers of a row have one sign, which tells on their squares."""
-    name = runnable(tier).removeprefix("cpu:")
+def test_screening_of_int8_happens(screening: str, level: int | None) -> None:
+    """Also where the numbers of a row have one sign, which tells on their squares."""
     documents = cf.PackedTokens.from_list(embeddings([500], 128)).quantize("int8")
     if level is not None:
         documents = documents.with_tokens(torch.full_like(documents.tokens, level), documents.scales)
     for lq in (1, 40):
-        before = cf._backends.cpu._C.chunks_screened()[name]
-        cf.maxsim(embeddings([lq], 128), documents, backend=tier)
-        assert cf._backends.cpu._C.chunks_screened()[name] >= before + (2 if level is None else 1)
+        before = screened(screening)
+        cf.maxsim(embeddings([lq], 128), documents, backend=screening)
+        assert screened(screening) >= before + (2 if level is None else 1) * (lq > 1 or screening != "cpu:amx")

@@ -273,7 +273,7 @@ void check_permission() {
 }  // namespace
 
 int main() {
-  if (const char* reason = kAvx512Bf16.unsupported()) {
+  if (const char* reason = kAmx.unsupported()) {
     std::printf("amx: cannot run: %s\n", reason);
     return 0;
   }

@@ -473,6 +473,7 @@ const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLength
     {{31, 32, 33}, {23, 24, 25, 0, 61}},
     {{65}, {0}},
     {{0, 0}, {5, 2}},
+    {{64, 33}, {32, 40, 41, 90}},  // enough rows to be screened
 };
 const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130};
 // Above the serial threshold of dispatch.cpp, in scoring and in the gradients, so that four threads share the
@@ -676,7 +677,11 @@ int main(int argc, char** argv) {
     g_case = (*t)->name;
     check(is_portable || expected_digest == 0 || g_digest == expected_digest, "a bit of the other tiers'");
     if (!is_portable) expected_digest = g_digest;
-    if (!only_shared_work) check_special_values(**t);
+    if (!only_shared_work) {
+      check((*t)->narrow_bytes == 0 || colbert_fast::chunks_screened(**t) > 0,
+            "the count of screened chunks");
+      check_special_values(**t);
+    }
     check_concurrent_callers(**t);
     check(colbert_fast::calls(**t) > 0, "the call counter");
     tiers += std::string(" ") + (*t)->name;

@@ -1,0 +1,257 @@
+// Numbers of fewer bits: what screen.h multiplies in place of float32. screen.h has the names of the proof,
+// and what a tier has to offer as N.
+#pragma once
+
+#include "tile.h"
+
+namespace colbert_fast {
+namespace {
+
+constexpr int64_t kMostScreenedDim = 1 << 15;
+constexpr float kLeastNorm = 1.0f / (1 << 20);
+constexpr float kMostNorm = 1 << 20;
+constexpr float kMargin = 1.0f + 1.0f / 128;
+// A row with no number of this size becomes zeros: 127 over less might overflow.
+constexpr float kLeastNumber = 8.67361737988403547e-19f;  // 2^-60
+
+template <typename Number>
+struct SizeOf {
+  static constexpr int64_t kBytes = std::is_same<Number, int8_t>::value ? 1 : 2;
+};
+
+// The bytes of `dim` numbers, padded.
+template <typename N, typename Number>
+int64_t narrow_bytes(int64_t dim) {
+  return (SizeOf<Number>::kBytes * dim + N::kBytes - 1) / N::kBytes * N::kBytes;
+}
+
+// Round to nearest, ties to even. NaN may become Inf: nobody multiplies it.
+inline uint32_t bfloat16_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+inline float from_bfloat16(uint32_t bits) {
+  bits <<= 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// QUERIES. What is known of the lanes of a panel, in float32: sums of up to 2^15 terms err by less than 2^-9,
+// and their roots by half of that. Every loop over lanes is one of constant length, for the compiler to
+// vectorise.
+template <int kWidth>
+struct LaneSums {
+  float squares[kWidth] = {};         // of the numbers
+  float narrow_squares[kWidth] = {};  // of what they became
+  float lost_squares[kWidth] = {};    // of the differences, which are exact for bfloat16
+
+  // e / D of screen.h for products of lanes as they became by rows of which a part of `rounding` is lost, and
+  // its part that is the rounding of float32. -inf for a lane of zeros, NaN for one not to be screened.
+  void bound(int lane, int64_t dim, float rounding, bool zeros, float* error, float* slack) const {
+    const float norm = std::sqrt(squares[lane]);
+    const float narrow_norm = std::sqrt(narrow_squares[lane]);
+    const float of_float32 =
+        kMargin * 4.0f * static_cast<float>(dim + 8) * 5.9604644775390625e-8f * (norm + narrow_norm);
+    const float e = kMargin * (std::sqrt(lost_squares[lane]) + rounding * narrow_norm) + of_float32;
+    const bool plain = norm >= kLeastNorm && norm <= kMostNorm;
+    *slack = of_float32;
+    *error = zeros   ? -std::numeric_limits<float>::infinity()
+             : plain ? e
+                     : std::numeric_limits<float>::quiet_NaN();
+  }
+};
+
+// Puts a unit of each lane into a panel [bytes / N::kTogether][kWidth][N::kTogether / 4].
+template <typename N, int kWidth>
+void store_units(const uint32_t (&units)[kWidth], int64_t unit, unsigned char* panel) {
+  constexpr int64_t kUnits = N::kTogether / 4;
+  unsigned char* to = panel + 4 * (unit / kUnits * kUnits * kWidth + unit % kUnits);
+  for (int l = 0; l < kWidth; ++l) std::memcpy(to + l * N::kTogether, units + l, 4);
+}
+
+// One panel of packed lanes [dim][kWidth] into units of two bfloat16.
+// `floor` is 2^30 A of the lane, 0 if it is all zeros, NaN if it has numbers that are denormal or not finite.
+template <typename N, int kWidth>
+void narrow_panel_bfloat16(const float* packed, int64_t dim, unsigned char* to, float* error, float* slack,
+                           float* floor) {
+  const float zeros[kWidth] = {};
+  for (int64_t unit = 0; unit < narrow_bytes<N, BFloat16>(dim) / 4; ++unit) {
+    const float* low = 2 * unit < dim ? packed + 2 * unit * kWidth : zeros;
+    const float* high = 2 * unit + 1 < dim ? low + kWidth : zeros;
+    uint32_t both[kWidth];
+    for (int l = 0; l < kWidth; ++l) both[l] = bfloat16_bits(low[l]) | (bfloat16_bits(high[l]) << 16);
+    store_units<N>(both, unit, to);
+  }
+  LaneSums<kWidth> sums;
+  float total[kWidth] = {};
+  float least[kWidth];
+  for (int l = 0; l < kWidth; ++l) least[l] = std::numeric_limits<float>::max();
+  for (int64_t k = 0; k < dim; ++k) {
+    const float* from = packed + k * kWidth;
+    for (int l = 0; l < kWidth; ++l) {
+      const float value = from[l];
+      const float rounded = from_bfloat16(bfloat16_bits(value));
+      const float magnitude = std::fabs(value);
+      sums.squares[l] += value * value;
+      sums.narrow_squares[l] += rounded * rounded;
+      sums.lost_squares[l] += (value - rounded) * (value - rounded);
+      total[l] += magnitude;
+      const float counted = magnitude == 0.0f ? least[l] : magnitude;
+      least[l] = counted < least[l] ? counted : least[l];
+    }
+  }
+  for (int l = 0; l < kWidth; ++l) {
+    const bool plain =
+        least[l] >= std::numeric_limits<float>::min() && total[l] <= std::numeric_limits<float>::max();
+    const float flushed =
+        (total[l] + 2.0f * static_cast<float>(dim)) * 1.2621774483536189e-29f;  // 2^-126 * 2^30
+    floor[l] = !plain ? std::numeric_limits<float>::quiet_NaN() : total[l] == 0.0f ? 0.0f : flushed;
+    sums.bound(l, dim, 1.0f / 256, total[l] == 0.0f, error + l, slack + l);
+  }
+}
+
+// The same into units of four int8, for rows that are `exact` or become int8 too. Products and `error` are in
+// units of the lane's `step`; `spread` is 2 B and `offset` B, less what N::kRaise adds to the products.
+template <typename N, int kWidth>
+void narrow_panel_int8(const float* packed, int64_t dim, bool exact, unsigned char* to, float* error,
+                       float* slack, float* step, float* spread, int32_t* offset) {
+  float most[kWidth] = {};
+  for (int64_t k = 0; k < dim; ++k) {
+    for (int l = 0; l < kWidth; ++l) {
+      const float magnitude = std::fabs(packed[k * kWidth + l]);
+      most[l] = magnitude > most[l] ? magnitude : most[l];
+    }
+  }
+  float per_step[kWidth];
+  int32_t total[kWidth] = {};
+  for (int l = 0; l < kWidth; ++l) {
+    // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
+    const bool usable = most[l] >= 1e-30f && most[l] <= 1e30f;
+    step[l] = usable ? most[l] / 127.0f : 1.0f;
+    per_step[l] = usable ? 127.0f / most[l] : 0.0f;
+  }
+  LaneSums<kWidth> sums;
+  const float zeros[kWidth] = {};
+  for (int64_t unit = 0; unit < narrow_bytes<N, int8_t>(dim) / 4; ++unit) {
+    uint32_t four[kWidth] = {};
+    for (int64_t part = 0; part < 4; ++part) {
+      const float* from = 4 * unit + part < dim ? packed + (4 * unit + part) * kWidth : zeros;
+      const int shift = static_cast<int>(8 * part);
+      for (int l = 0; l < kWidth; ++l) {
+        const float value = from[l];
+        const float scaled = value * per_step[l];
+        const float bounded = scaled > 127.0f ? 127.0f : scaled >= -127.0f ? scaled : -127.0f;
+        const int32_t level = static_cast<int32_t>(bounded + (bounded < 0.0f ? -0.5f : 0.5f));
+        const float rounded = static_cast<float>(level) * step[l];
+        four[l] |= (static_cast<uint32_t>(level) & 0xff) << shift;
+        total[l] += level;
+        sums.squares[l] += value * value;
+        sums.narrow_squares[l] += rounded * rounded;
+        sums.lost_squares[l] += (value - rounded) * (value - rounded);
+      }
+    }
+    store_units<N>(four, unit, to);
+  }
+  const float lost_in_rows = exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(dim)) * kMargin;
+  for (int l = 0; l < kWidth; ++l) {
+    const bool zeros_alone = most[l] == 0.0f && sums.squares[l] == 0.0f;  // and no NaN
+    sums.bound(l, dim, 0.0f, zeros_alone, error + l, slack + l);
+    error[l] /= step[l];
+    // Below 2^22, as the levels are at most 127 and dim 2^15; NaN and Inf are of lanes that are not screened.
+    const float b = lost_in_rows * std::sqrt(sums.narrow_squares[l]) / step[l];
+    const int32_t whole = b > 0.0f && b < 4194304.0f ? static_cast<int32_t>(b) + 1 : 0;
+    spread[l] = static_cast<float>(2 * whole);
+    offset[l] = whole - N::kRaise * total[l];
+  }
+}
+
+// DOCUMENTS. Tiers are given rows of a multiple of N::kAtOnce numbers, 4 vectors or more: others are copied.
+template <typename N>
+constexpr int64_t padded_dim(int64_t dim) {
+  return (dim + N::kAtOnce - 1) / N::kAtOnce * N::kAtOnce;
+}
+
+template <typename N, typename T>
+CF_ALWAYS_INLINE const T* padded(const T* row, int64_t dim, T* to) {
+  if (dim == padded_dim<N>(dim)) return row;
+  std::memcpy(to, row, static_cast<size_t>(dim) * sizeof(T));
+  std::memset(to + dim, 0, static_cast<size_t>(padded_dim<N>(dim) - dim) * sizeof(T));
+  return to;
+}
+
+// The largest magnitude of a row of a multiple of 4 vectors, and the sum of its squares.
+struct Extent {
+  float largest, squares;
+};
+
+template <typename N, typename T>
+CF_ALWAYS_INLINE Extent extent(const T* row, int64_t dim) {
+  using Vec = typename Isa::Vec;
+  Vec largest = Isa::zero();
+  Vec squares = Isa::zero();
+  Vec more_squares = Isa::zero();
+  for (int64_t k = 0; k < dim; k += 4 * Isa::kLanes) {
+    const Vec a = Isa::load(row + k);
+    const Vec b = Isa::load(row + k + Isa::kLanes);
+    const Vec c = Isa::load(row + k + 2 * Isa::kLanes);
+    const Vec d = Isa::load(row + k + 3 * Isa::kLanes);
+    const Vec of_four =
+        N::max(N::max(N::magnitude(a), N::magnitude(b)), N::max(N::magnitude(c), N::magnitude(d)));
+    largest = N::max(largest, of_four);
+    squares = Isa::fma(c, c, Isa::fma(a, a, squares));
+    more_squares = Isa::fma(d, d, Isa::fma(b, b, more_squares));
+  }
+  return {N::largest(largest), N::sum(N::add(squares, more_squares))};
+}
+
+// `count` rows as Numbers, `bytes` apart, and what each is multiplied by. Returns the largest ||d||^2 of
+// them, not finite if a number is not.
+template <typename N, typename Number, typename T>
+float narrow_rows(const T* rows, int64_t row_stride, int64_t dim, const float* row_scales, int64_t first_row,
+                  int64_t count, Scratch& s) {
+  const int64_t bytes = narrow_bytes<N, Number>(dim);
+  const int64_t whole = padded_dim<N>(dim);
+  T* copies = reinterpret_cast<T*>(s.padded_rows);
+  float most = 0.0f;
+  bool finite = true;
+  const auto take = [&](float squares) {
+    // False for NaN.
+    finite &= squares <= std::numeric_limits<float>::max();
+    most = squares > most ? squares : most;
+  };
+  if constexpr (std::is_same<Number, BFloat16>::value || std::is_same<T, int8_t>::value) {
+    for (int64_t r = 0; r < count; ++r) {
+      const T* row = padded<N>(rows + r * row_stride, dim, copies);
+      const float squares = N::narrow(row, whole, s.narrow_rows + r * bytes);
+      s.row_scales[r] = std::is_same<T, int8_t>::value ? row_scales[first_row + r] : 1.0f;
+      take(squares * s.row_scales[r] * s.row_scales[r]);
+    }
+  } else {
+    for (int64_t begin = 0; begin < count; begin += kRowsAtOnce) {
+      const int64_t n = count - begin < kRowsAtOnce ? count - begin : kRowsAtOnce;
+      const T* at[kRowsAtOnce];
+      float largest[kRowsAtOnce];
+      float levels_per_unit[kRowsAtOnce];
+      for (int64_t r = 0; r < n; ++r) {
+        at[r] = padded<N>(rows + (begin + r) * row_stride, dim, copies + r * whole);
+        const Extent of_row = extent<N>(at[r], whole);
+        largest[r] = of_row.largest;
+        take(of_row.squares);
+      }
+      for (int64_t r = 0; r < n; ++r) {
+        const bool usable = largest[r] >= kLeastNumber;
+        s.row_scales[begin + r] = usable ? largest[r] / 127.0f : 2.0f * kLeastNumber;
+        levels_per_unit[r] = usable ? 127.0f / largest[r] : 0.0f;
+      }
+      for (int64_t r = 0; r < n; ++r)
+        N::levels(at[r], levels_per_unit[r], whole, s.narrow_rows + (begin + r) * bytes);
+    }
+  }
+  return finite ? most : std::numeric_limits<float>::infinity();
+}
+
+}  // namespace
+}  // namespace colbert_fast
