@@ -273,6 +273,9 @@ struct Narrow : Int8Narrow {
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     return narrow_int8<kRaise>(row, dim, to);
   }
+  static void levels(const float* row, float levels_per_unit, int64_t dim, unsigned char* to) {
+    levels_int8<kRaise>(row, levels_per_unit, dim, to);
+  }
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {

@@ -39,6 +39,39 @@ struct Isa {
     arg = _mm512_mask_mov_epi32(arg, mask, _mm512_set1_epi32(row));
   }
 
+  // 16 x 16 in four rounds of 16 shuffles: pairs of rows, fours of rows, and the 128-bit parts twice.
+  static CF_ALWAYS_INLINE void transpose(__m512 (&rows)[16]) {
+    __m512 pairs[16];
+    CF_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+      pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    // fours[4 * i + c] has, in its part b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
+    __m512 fours[16];
+    CF_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+      CF_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const __m512d a = _mm512_castps_pd(pairs[i + half]);
+        const __m512d b = _mm512_castps_pd(pairs[i + 2 + half]);
+        fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+      }
+    }
+    CF_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const __m512 even_low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0x88);
+      const __m512 odd_low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0xdd);
+      const __m512 even_high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0x88);
+      const __m512 odd_high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0xdd);
+      rows[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+      rows[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+      rows[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+      rows[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+  }
+
   static CF_ALWAYS_INLINE __mmask16 first_lanes(int64_t n) {
     return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
   }

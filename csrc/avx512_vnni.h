@@ -31,39 +31,6 @@ struct Int8Narrow {
   static CF_ALWAYS_INLINE uint32_t at_least(__m512 value, __m512 threshold) {
     return _mm512_cmp_ps_mask(value, threshold, _CMP_GE_OQ);
   }
-
-  // 16 x 16 in four rounds of 16 shuffles: pairs of rows, fours of rows, and the 128-bit parts twice.
-  static CF_ALWAYS_INLINE void transpose(__m512 (&rows)[16]) {
-    __m512 pairs[16];
-    CF_UNROLL
-    for (int i = 0; i < 16; i += 2) {
-      pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-      pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-    }
-    // fours[4 * i + c] has, in its part b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
-    __m512 fours[16];
-    CF_UNROLL
-    for (int i = 0; i < 16; i += 4) {
-      CF_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const __m512d a = _mm512_castps_pd(pairs[i + half]);
-        const __m512d b = _mm512_castps_pd(pairs[i + 2 + half]);
-        fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-      }
-    }
-    CF_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      const __m512 even_low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0x88);
-      const __m512 odd_low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0xdd);
-      const __m512 even_high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0x88);
-      const __m512 odd_high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0xdd);
-      rows[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
-      rows[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
-      rows[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
-      rows[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
-    }
-  }
 };
 
 struct Int8Ops {
@@ -134,6 +101,28 @@ float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
   return static_cast<float>(_mm512_reduce_add_epi32(_mm512_sub_epi32(raised, excess)));
 }
 
+template <typename T>
+CF_ALWAYS_INLINE __m512i level(const T* from, __m512 factor) {
+  return _mm512_cvt_roundps_epi32(_mm512_mul_ps(Isa::load(from), factor),
+                                  _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// Stores the levels, + kRaise.
+template <int kRaise, typename T>
+CF_ALWAYS_INLINE void levels_int8(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
+  const __m512 factor = _mm512_set1_ps(levels_per_unit);
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(kRaise));
+  // Packing works within parts of 128 bits.
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (int64_t k = 0; k < dim; k += 64) {
+    const T* from = row + k;
+    const __m512i low = _mm512_packs_epi32(level(from, factor), level(from + 16, factor));
+    const __m512i high = _mm512_packs_epi32(level(from + 32, factor), level(from + 48, factor));
+    const __m512i packed = _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
+    _mm512_storeu_si512(to + k, _mm512_xor_si512(packed, sign));
+  }
+}
+
 // What the tiers that screen everything in int8 have besides.
 //
 // Measured on Zen 5 at dim 128, one thread and documents of 300 tokens from memory, in ns a token by the
@@ -149,23 +138,8 @@ struct RaisedInt8Narrow : Int8Narrow {
     return narrow_int8<128>(row, dim, to);
   }
   template <typename T>
-  static CF_ALWAYS_INLINE __m512i level(const T* from, __m512 factor) {
-    return _mm512_cvt_roundps_epi32(_mm512_mul_ps(Isa::load(from), factor),
-                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-  template <typename T>
   static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-    const __m512 factor = _mm512_set1_ps(levels_per_unit);
-    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
-    // Packing works within parts of 128 bits.
-    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int64_t k = 0; k < dim; k += kAtOnce) {
-      const T* from = row + k;
-      const __m512i low = _mm512_packs_epi32(level(from, factor), level(from + 16, factor));
-      const __m512i high = _mm512_packs_epi32(level(from + 32, factor), level(from + 48, factor));
-      const __m512i packed = _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
-      _mm512_storeu_si512(to + k, _mm512_xor_si512(packed, sign));
-    }
+    levels_int8<128>(row, levels_per_unit, dim, to);
   }
 
   template <typename Number, int kVecs, int kWidth>

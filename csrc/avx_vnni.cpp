@@ -102,31 +102,6 @@ struct Narrow {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
   }
 
-  // 8 x 8 in three rounds of 8 shuffles: pairs of rows, fours of rows, and the two halves.
-  static CF_ALWAYS_INLINE void transpose(__m256 (&rows)[8]) {
-    __m256 pairs[8];
-    CF_UNROLL
-    for (int i = 0; i < 8; i += 2) {
-      pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-      pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-    }
-    // fours[4 * i + c] has, in its half b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
-    __m256 fours[8];
-    CF_UNROLL
-    for (int i = 0; i < 8; i += 4) {
-      CF_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        fours[i + 2 * half] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0x44);
-        fours[i + 2 * half + 1] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0xee);
-      }
-    }
-    CF_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      rows[c] = _mm256_permute2f128_ps(fours[c], fours[4 + c], 0x20);
-      rows[4 + c] = _mm256_permute2f128_ps(fours[c], fours[4 + c], 0x31);
-    }
-  }
-
   static CF_ALWAYS_INLINE int32_t sum_of(__m256i lanes) {
     __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));

@@ -55,6 +55,7 @@ class Workspace {
       for (Scratch& s : scratch_) {
         s = Scratch();
         s.block_rows = block_rows;
+        take(lanes * p.dim, s.query_rows);
         take(lanes * p.dim, s.packed);
         take(lanes, s.best);
         take(lanes, s.arg);
@@ -67,7 +68,6 @@ class Workspace {
           take(lanes * bytes, s.direct_packed);
           take(kChunkRows * bytes, s.direct_rows);
           take(lanes * bytes, s.screen_packed);
-          take(lanes * row_floats, s.query_rows);
           for (float** array : {&s.lane_floor, &s.other_best, &s.again_best, &s.lane_error, &s.lane_slack,
                                 &s.lane_step, &s.lane_spread})
             take(lanes, *array);

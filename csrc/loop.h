@@ -157,66 +157,76 @@ bool is_zero_row(const T* row, int64_t dim) {
   return true;
 }
 
-// Packs queries [begin, end) into lanes, leaving zero rows out where the problem says that they are padding.
+// The rows of queries [begin, end) as float32, leaving zero rows out where the problem says that they are
+// padding.
 template <typename T>
-void pack(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
+void widen_queries(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
   int64_t lanes = 0;
   for (int64_t q = begin; q < end; ++q) {
     s.segment[q - begin] = lanes;
     for (int64_t t = 0; t < p.q.lengths[q]; ++t) {
       const T* row = item_rows<T>(p.q, q) + t * p.q.row_stride;
       if (p.skip_zero_q && is_zero_row(row, p.dim)) continue;
+      float* to = s.query_rows + lanes * p.dim;
+      const float* values = widened(row, nullptr, 0, p.dim, to);
+      if (values != to && p.dim > 0) std::memcpy(to, values, static_cast<size_t>(p.dim) * sizeof(float));
       s.token[lanes++] = static_cast<int32_t>(t);
     }
   }
   s.segment[end - begin] = lanes;
+}
 
-  int64_t q = begin;
-  for (int64_t lane = 0; lane < lanes; ++lane) {
-    while (lane == s.segment[q + 1 - begin]) ++q;
-    const T* row = item_rows<T>(p.q, q) + s.token[lane] * p.q.row_stride;
-    const float* values = widened(row, nullptr, 0, p.dim, s.rows);
+// Packs the first `lanes` of s.query_rows.
+inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
+  constexpr int64_t kLanes = Isa::kLanes;
+  // The unused lanes of the last vector: any finite number would do, for nobody reads their maxima.
+  const int64_t padded = (lanes + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = lanes * dim; i < padded * dim; ++i) s.query_rows[i] = 0.0f;
+  for (int64_t lane = 0; lane < padded; lane += kLanes) {
     const int64_t panel_start = lane / kPanel * kPanel;
-    const int64_t width = lanes - panel_start > Isa::kLanes ? kPanel : Isa::kLanes;
-    float* to = s.packed + panel_start * p.dim + (lane - panel_start);
-    for (int64_t k = 0; k < p.dim; ++k) to[k * width] = values[k];
-    if (Narrow::kBytes > 0 && p.dim > 0)
-      std::memcpy(s.query_rows + lane * p.dim, values, static_cast<size_t>(p.dim) * sizeof(float));
-  }
-  // The unused lanes of the last panel: any finite number would do, for nobody reads their maxima.
-  const int64_t panel_start = lanes / kPanel * kPanel;
-  const int64_t width = lanes - panel_start > Isa::kLanes ? kPanel : Isa::kLanes;
-  if (lanes > panel_start) {
-    for (int64_t k = 0; k < p.dim; ++k) {
-      for (int64_t l = lanes - panel_start; l < width; ++l)
-        s.packed[panel_start * p.dim + k * width + l] = 0.0f;
+    const int64_t width = lanes - panel_start > kLanes ? kPanel : kLanes;
+    const float* rows = s.query_rows + lane * dim;
+    float* to = s.packed + panel_start * dim + (lane - panel_start);
+    int64_t k = 0;
+    for (; k + kLanes <= dim; k += kLanes) {
+      typename Isa::Vec block[kLanes];
+      CF_UNROLL
+      for (int l = 0; l < kLanes; ++l) block[l] = Isa::load(rows + l * dim + k);
+      Isa::transpose(block);
+      CF_UNROLL
+      for (int i = 0; i < kLanes; ++i) Isa::store(to + (k + i) * width, block[i]);
+    }
+    for (; k < dim; ++k) {
+      for (int64_t l = 0; l < kLanes; ++l) to[k * width + l] = rows[l * dim + k];
     }
   }
 }
 
 template <typename T>
 void pack_narrow(const Problem& p, int64_t lanes, Scratch& s) {
-  if constexpr (multiplies_bfloat16<T>() || screens<T>()) narrow_lanes<Narrow, T>(p, lanes, s);
+  if constexpr (multiplies_bfloat16<T>() || screens<T>()) prepare_lanes<Narrow, T>(p, lanes, s);
 }
 
-inline void pack_any(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
+// Puts queries [begin, end) into lanes, in the numbers in which documents of p.d.dtype meet them.
+inline void pack_queries(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
   if (s.packed_begin == begin && s.packed_end == end) return;
   s.packed_begin = begin;
   s.packed_end = end;
   switch (p.q.dtype) {
     case DType::kFloat32:
-      pack<float>(p, begin, end, s);
+      widen_queries<float>(p, begin, end, s);
       break;
     case DType::kBFloat16:
-      pack<BFloat16>(p, begin, end, s);
+      widen_queries<BFloat16>(p, begin, end, s);
       break;
     case DType::kFloat16:
-      pack<Float16>(p, begin, end, s);
+      widen_queries<Float16>(p, begin, end, s);
       break;
     case DType::kInt8:
       return;
   }
   const int64_t lanes = s.segment[end - begin];
+  pack(p.dim, lanes, s);
   switch (p.d.dtype) {
     case DType::kFloat32:
       return pack_narrow<float>(p, lanes, s);
@@ -290,7 +300,7 @@ void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
     const int64_t q_begin = job.order != nullptr ? p.pairs[2 * pair] : u.q_begin;
     const int64_t q_end = job.order != nullptr ? q_begin + 1 : u.q_end;
     const int64_t d = job.order != nullptr ? p.pairs[2 * pair + 1] : i;
-    pack_any(p, q_begin, q_end, s);
+    pack_queries(p, q_begin, q_end, s);
     const bool has_tokens = document<T, kArgmax>(p, d, s.segment[q_end - q_begin], s);
     if (!has_tokens) s.saw_empty_document = true;
     for (int64_t q = q_begin; q < q_end; ++q) {

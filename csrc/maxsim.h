@@ -65,12 +65,13 @@ struct Candidate {
 // One thread's working memory. Arrays over lanes have one entry for each, a lane being one query token;
 // tile.h says how they lie.
 struct Scratch {
-  float* packed;     // [lanes * dim] queries, transposed
-  float* best;       // [lanes] running maximum
-  int32_t* arg;      // [lanes] document token of that maximum
-  int32_t* token;    // [lanes] the lane's token number within its query
-  int64_t* segment;  // [queries in a block + 1] first lane of each query
-  float* rows;       // [block_rows * dim] document rows widened to float32
+  float* query_rows;  // [lanes * dim] queries as float32
+  float* packed;      // [lanes * dim] the same, transposed
+  float* best;        // [lanes] running maximum
+  int32_t* arg;       // [lanes] document token of that maximum
+  int32_t* token;     // [lanes] the lane's token number within its query
+  int64_t* segment;   // [queries in a block + 1] first lane of each query
+  float* rows;        // [block_rows * dim] document rows widened to float32
   int64_t block_rows;
   int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
   bool saw_empty_document;
@@ -86,10 +87,11 @@ struct Scratch {
   int32_t* again_arg;            // [lanes]
   // Of documents that are screened:
   bool screens;            // these queries may be
+  bool narrowed;           // and are there as screen_packed
+  int64_t rows_met;        // by these queries
   int64_t chunks_to_rest;  // so many are not, after one that was not worth it
   int64_t chunks_screened;
   unsigned char* screen_packed;  // [lanes * bytes of a narrow row] queries, as they are multiplied
-  float* query_rows;             // [lanes * dim] and as they were
   float* lane_error;             // [lanes] e / D, in units of the lane's step
   float* lane_slack;             // [lanes] z / D
   float* lane_step;              // [lanes] what products are in units of

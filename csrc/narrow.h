@@ -39,23 +39,21 @@ inline float from_bfloat16(uint32_t bits) {
   return value;
 }
 
-// QUERIES. What is known of the lanes of a panel, in float32: sums of up to 2^15 terms err by less than 2^-9,
-// and their roots by half of that. Every loop over lanes is one of constant length, for the compiler to
-// vectorise.
-template <int kWidth>
+// QUERIES. What is known of a lane, in float32: sums of up to 2^15 terms err by less than 2^-9, and their
+// roots by half of that.
 struct LaneSums {
-  float squares[kWidth] = {};         // of the numbers
-  float narrow_squares[kWidth] = {};  // of what they became
-  float lost_squares[kWidth] = {};    // of the differences, which are exact for bfloat16
+  float squares;         // of the numbers
+  float narrow_squares;  // of what they became
+  float lost_squares;    // of the differences
 
-  // e / D of screen.h for products of lanes as they became by rows of which a part of `rounding` is lost, and
-  // its part that is the rounding of float32. -inf for a lane of zeros, NaN for one not to be screened.
-  void bound(int lane, int64_t dim, float rounding, bool zeros, float* error, float* slack) const {
-    const float norm = std::sqrt(squares[lane]);
-    const float narrow_norm = std::sqrt(narrow_squares[lane]);
+  // e / D of screen.h for rows of which a part of `rounding` is lost, and its part that is the rounding of
+  // float32. -inf for a lane of zeros, NaN for one not to be screened.
+  void bound(int64_t dim, float rounding, bool zeros, float* error, float* slack) const {
+    const float norm = std::sqrt(squares);
+    const float narrow_norm = std::sqrt(narrow_squares);
     const float of_float32 =
         kMargin * 4.0f * static_cast<float>(dim + 8) * 5.9604644775390625e-8f * (norm + narrow_norm);
-    const float e = kMargin * (std::sqrt(lost_squares[lane]) + rounding * narrow_norm) + of_float32;
+    const float e = kMargin * (std::sqrt(lost_squares) + rounding * narrow_norm) + of_float32;
     const bool plain = norm >= kLeastNorm && norm <= kMostNorm;
     *slack = of_float32;
     *error = zeros   ? -std::numeric_limits<float>::infinity()
@@ -64,111 +62,14 @@ struct LaneSums {
   }
 };
 
-// Puts a unit of each lane into a panel [bytes / N::kTogether][kWidth][N::kTogether / 4].
-template <typename N, int kWidth>
-void store_units(const uint32_t (&units)[kWidth], int64_t unit, unsigned char* panel) {
+// Where a lane's unit is in a panel [bytes / N::kTogether][width][N::kTogether / 4].
+template <typename N>
+CF_ALWAYS_INLINE unsigned char* unit_of(unsigned char* panel, int64_t width, int64_t unit, int64_t lane) {
   constexpr int64_t kUnits = N::kTogether / 4;
-  unsigned char* to = panel + 4 * (unit / kUnits * kUnits * kWidth + unit % kUnits);
-  for (int l = 0; l < kWidth; ++l) std::memcpy(to + l * N::kTogether, units + l, 4);
+  return panel + 4 * (unit / kUnits * kUnits * width + unit % kUnits) + lane * N::kTogether;
 }
 
-// One panel of packed lanes [dim][kWidth] into units of two bfloat16.
-// `floor` is 2^30 A of the lane, 0 if it is all zeros, NaN if it has numbers that are denormal or not finite.
-template <typename N, int kWidth>
-void narrow_panel_bfloat16(const float* packed, int64_t dim, unsigned char* to, float* error, float* slack,
-                           float* floor) {
-  const float zeros[kWidth] = {};
-  for (int64_t unit = 0; unit < narrow_bytes<N, BFloat16>(dim) / 4; ++unit) {
-    const float* low = 2 * unit < dim ? packed + 2 * unit * kWidth : zeros;
-    const float* high = 2 * unit + 1 < dim ? low + kWidth : zeros;
-    uint32_t both[kWidth];
-    for (int l = 0; l < kWidth; ++l) both[l] = bfloat16_bits(low[l]) | (bfloat16_bits(high[l]) << 16);
-    store_units<N>(both, unit, to);
-  }
-  LaneSums<kWidth> sums;
-  float total[kWidth] = {};
-  float least[kWidth];
-  for (int l = 0; l < kWidth; ++l) least[l] = std::numeric_limits<float>::max();
-  for (int64_t k = 0; k < dim; ++k) {
-    const float* from = packed + k * kWidth;
-    for (int l = 0; l < kWidth; ++l) {
-      const float value = from[l];
-      const float rounded = from_bfloat16(bfloat16_bits(value));
-      const float magnitude = std::fabs(value);
-      sums.squares[l] += value * value;
-      sums.narrow_squares[l] += rounded * rounded;
-      sums.lost_squares[l] += (value - rounded) * (value - rounded);
-      total[l] += magnitude;
-      const float counted = magnitude == 0.0f ? least[l] : magnitude;
-      least[l] = counted < least[l] ? counted : least[l];
-    }
-  }
-  for (int l = 0; l < kWidth; ++l) {
-    const bool plain =
-        least[l] >= std::numeric_limits<float>::min() && total[l] <= std::numeric_limits<float>::max();
-    const float flushed =
-        (total[l] + 2.0f * static_cast<float>(dim)) * 1.2621774483536189e-29f;  // 2^-126 * 2^30
-    floor[l] = !plain ? std::numeric_limits<float>::quiet_NaN() : total[l] == 0.0f ? 0.0f : flushed;
-    sums.bound(l, dim, 1.0f / 256, total[l] == 0.0f, error + l, slack + l);
-  }
-}
-
-// The same into units of four int8, for rows that are `exact` or become int8 too. Products and `error` are in
-// units of the lane's `step`; `spread` is 2 B and `offset` B, less what N::kRaise adds to the products.
-template <typename N, int kWidth>
-void narrow_panel_int8(const float* packed, int64_t dim, bool exact, unsigned char* to, float* error,
-                       float* slack, float* step, float* spread, int32_t* offset) {
-  float most[kWidth] = {};
-  for (int64_t k = 0; k < dim; ++k) {
-    for (int l = 0; l < kWidth; ++l) {
-      const float magnitude = std::fabs(packed[k * kWidth + l]);
-      most[l] = magnitude > most[l] ? magnitude : most[l];
-    }
-  }
-  float per_step[kWidth];
-  int32_t total[kWidth] = {};
-  for (int l = 0; l < kWidth; ++l) {
-    // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
-    const bool usable = most[l] >= 1e-30f && most[l] <= 1e30f;
-    step[l] = usable ? most[l] / 127.0f : 1.0f;
-    per_step[l] = usable ? 127.0f / most[l] : 0.0f;
-  }
-  LaneSums<kWidth> sums;
-  const float zeros[kWidth] = {};
-  for (int64_t unit = 0; unit < narrow_bytes<N, int8_t>(dim) / 4; ++unit) {
-    uint32_t four[kWidth] = {};
-    for (int64_t part = 0; part < 4; ++part) {
-      const float* from = 4 * unit + part < dim ? packed + (4 * unit + part) * kWidth : zeros;
-      const int shift = static_cast<int>(8 * part);
-      for (int l = 0; l < kWidth; ++l) {
-        const float value = from[l];
-        const float scaled = value * per_step[l];
-        const float bounded = scaled > 127.0f ? 127.0f : scaled >= -127.0f ? scaled : -127.0f;
-        const int32_t level = static_cast<int32_t>(bounded + (bounded < 0.0f ? -0.5f : 0.5f));
-        const float rounded = static_cast<float>(level) * step[l];
-        four[l] |= (static_cast<uint32_t>(level) & 0xff) << shift;
-        total[l] += level;
-        sums.squares[l] += value * value;
-        sums.narrow_squares[l] += rounded * rounded;
-        sums.lost_squares[l] += (value - rounded) * (value - rounded);
-      }
-    }
-    store_units<N>(four, unit, to);
-  }
-  const float lost_in_rows = exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(dim)) * kMargin;
-  for (int l = 0; l < kWidth; ++l) {
-    const bool zeros_alone = most[l] == 0.0f && sums.squares[l] == 0.0f;  // and no NaN
-    sums.bound(l, dim, 0.0f, zeros_alone, error + l, slack + l);
-    error[l] /= step[l];
-    // Below 2^22, as the levels are at most 127 and dim 2^15; NaN and Inf are of lanes that are not screened.
-    const float b = lost_in_rows * std::sqrt(sums.narrow_squares[l]) / step[l];
-    const int32_t whole = b > 0.0f && b < 4194304.0f ? static_cast<int32_t>(b) + 1 : 0;
-    spread[l] = static_cast<float>(2 * whole);
-    offset[l] = whole - N::kRaise * total[l];
-  }
-}
-
-// DOCUMENTS. Tiers are given rows of a multiple of N::kAtOnce numbers, 4 vectors or more: others are copied.
+// ROWS. Tiers are given those of a multiple of N::kAtOnce numbers, 4 vectors or more: others are copied.
 template <typename N>
 constexpr int64_t padded_dim(int64_t dim) {
   return (dim + N::kAtOnce - 1) / N::kAtOnce * N::kAtOnce;
@@ -207,8 +108,117 @@ CF_ALWAYS_INLINE Extent extent(const T* row, int64_t dim) {
   return {N::largest(largest), N::sum(N::add(squares, more_squares))};
 }
 
-// `count` rows as Numbers, `bytes` apart, and what each is multiplied by. Returns the largest ||d||^2 of
-// them, not finite if a number is not.
+// One panel of packed lanes [dim][kWidth] into units of two bfloat16. Every loop over lanes is one of
+// constant length, for the compiler to vectorise. `floor` is 2^30 A of the lane, 0 if it is all zeros, NaN if
+// it has numbers that are denormal or not finite.
+template <typename N, int kWidth>
+void narrow_panel_bfloat16(const Problem& p, int64_t lane, unsigned char* to, Scratch& s) {
+  const float* packed = s.packed + lane * p.dim;
+  const float zeros[kWidth] = {};
+  for (int64_t unit = 0; unit < narrow_bytes<N, BFloat16>(p.dim) / 4; ++unit) {
+    const float* low = 2 * unit < p.dim ? packed + 2 * unit * kWidth : zeros;
+    const float* high = 2 * unit + 1 < p.dim ? low + kWidth : zeros;
+    uint32_t both[kWidth];
+    for (int l = 0; l < kWidth; ++l) both[l] = bfloat16_bits(low[l]) | (bfloat16_bits(high[l]) << 16);
+    for (int l = 0; l < kWidth; ++l) std::memcpy(unit_of<N>(to, kWidth, unit, l), both + l, 4);
+  }
+  float squares[kWidth] = {};
+  float narrow_squares[kWidth] = {};
+  float lost_squares[kWidth] = {};
+  float total[kWidth] = {};
+  float least[kWidth];
+  for (int l = 0; l < kWidth; ++l) least[l] = std::numeric_limits<float>::max();
+  for (int64_t k = 0; k < p.dim; ++k) {
+    const float* from = packed + k * kWidth;
+    for (int l = 0; l < kWidth; ++l) {
+      const float value = from[l];
+      const float rounded = from_bfloat16(bfloat16_bits(value));
+      const float magnitude = std::fabs(value);
+      squares[l] += value * value;
+      narrow_squares[l] += rounded * rounded;
+      lost_squares[l] += (value - rounded) * (value - rounded);
+      total[l] += magnitude;
+      const float counted = magnitude == 0.0f ? least[l] : magnitude;
+      least[l] = counted < least[l] ? counted : least[l];
+    }
+  }
+  for (int l = 0; l < kWidth; ++l) {
+    const bool plain =
+        least[l] >= std::numeric_limits<float>::min() && total[l] <= std::numeric_limits<float>::max();
+    const float flushed =
+        (total[l] + 2.0f * static_cast<float>(p.dim)) * 1.2621774483536189e-29f;  // 2^-126 * 2^30
+    s.lane_floor[lane + l] = !plain             ? std::numeric_limits<float>::quiet_NaN()
+                             : total[l] == 0.0f ? 0.0f
+                                                : flushed;
+    LaneSums{squares[l], narrow_squares[l], lost_squares[l]}.bound(
+        p.dim, 1.0f / 256, total[l] == 0.0f, s.lane_error + lane + l, s.lane_slack + lane + l);
+    s.lane_step[lane + l] = 1.0f;
+    s.lane_spread[lane + l] = 0.0f;
+  }
+}
+
+// The lanes from `begin` on as a panel of int8, for rows that are int8 too, `exact`, or become it. What
+// products are in units of, lane_step, is that of lane_error too.
+template <typename N>
+void narrow_panel_int8(const Problem& p, int64_t begin, int64_t lanes, int64_t width, bool exact,
+                       unsigned char* to, Scratch& s) {
+  using Vec = typename Isa::Vec;
+  const int64_t bytes = narrow_bytes<N, int8_t>(p.dim);
+  const int64_t whole = padded_dim<N>(p.dim);
+  const float lost_in_rows = exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(p.dim)) * kMargin;
+  // One row of levels at a time; nothing else is there yet.
+  unsigned char* levels = s.narrow_rows;
+  constexpr uint32_t kRaised = N::kRaise * 0x01010101u;
+  for (int64_t l = 0; l < width; ++l) {
+    const int64_t lane = begin + l;
+    if (lane >= lanes) {
+      for (int64_t unit = 0; unit < bytes / 4; ++unit) std::memset(unit_of<N>(to, width, unit, l), 0, 4);
+      s.lane_error[lane] = -std::numeric_limits<float>::infinity();
+      s.lane_slack[lane] = s.lane_spread[lane] = 0.0f;
+      s.lane_step[lane] = 1.0f;
+      s.lane_offset[lane] = 0;
+      continue;
+    }
+    const float* row = padded<N>(s.query_rows + lane * p.dim, p.dim, s.padded_rows);
+    const Extent of_row = extent<N>(row, whole);
+    // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
+    const bool usable = of_row.largest >= 1e-30f && of_row.largest <= 1e30f;
+    const float step = usable ? of_row.largest / 127.0f : 1.0f;
+    N::levels(row, usable ? 127.0f / of_row.largest : 0.0f, whole, levels);
+    for (int64_t unit = 0; unit < whole / 4; ++unit) {
+      uint32_t four;
+      std::memcpy(&four, levels + 4 * unit, 4);
+      four ^= kRaised;
+      std::memcpy(levels + 4 * unit, &four, 4);
+      if (unit < bytes / 4) std::memcpy(unit_of<N>(to, width, unit, l), &four, 4);
+    }
+    Vec total = Isa::zero();
+    Vec squares = Isa::zero();
+    Vec lost = Isa::zero();
+    for (int64_t k = 0; k < whole; k += Isa::kLanes) {
+      const Vec level = Isa::load(reinterpret_cast<const int8_t*>(levels) + k);
+      const Vec difference = N::add(Isa::load(row + k), Isa::multiply(level, -step));
+      total = N::add(total, level);
+      squares = Isa::fma(level, level, squares);
+      lost = Isa::fma(difference, difference, lost);
+    }
+    const float level_squares = N::sum(squares);
+    const bool zeros = of_row.largest == 0.0f && of_row.squares == 0.0f;  // and no NaN
+    LaneSums{of_row.squares, level_squares * step * step, N::sum(lost)}.bound(
+        p.dim, 0.0f, zeros, s.lane_error + lane, s.lane_slack + lane);
+    s.lane_error[lane] /= step;
+    s.lane_step[lane] = step;
+    // B: below 2^22, as levels are at most 127 and dim 2^15. 0 for a lane of zeros, whose guess is the first
+    // row.
+    const float b_of_rows = lost_in_rows * std::sqrt(level_squares);
+    const int32_t b = b_of_rows == 0.0f ? 0 : static_cast<int32_t>(b_of_rows) + 1;
+    s.lane_spread[lane] = static_cast<float>(2 * b);
+    s.lane_offset[lane] = b - N::kRaise * static_cast<int32_t>(N::sum(total));
+  }
+}
+
+// DOCUMENTS. `count` rows as Numbers, `bytes` apart, and what each is multiplied by. Returns the largest
+// ||d||^2 of them, not finite if a number is not.
 template <typename N, typename Number, typename T>
 float narrow_rows(const T* rows, int64_t row_stride, int64_t dim, const float* row_scales, int64_t first_row,
                   int64_t count, Scratch& s) {

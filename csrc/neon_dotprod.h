@@ -31,15 +31,6 @@ struct Int8Narrow {
     const uint32_t bits[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(value, threshold), vld1q_u32(bits)));
   }
-  static CF_ALWAYS_INLINE void transpose(float32x4_t (&rows)[4]) {
-    const float32x4x2_t upper = vtrnq_f32(rows[0], rows[1]);
-    const float32x4x2_t lower = vtrnq_f32(rows[2], rows[3]);
-    for (int c = 0; c < 2; ++c) {
-      rows[c] = vcombine_f32(vget_low_f32(upper.val[c]), vget_low_f32(lower.val[c]));
-      rows[2 + c] = vcombine_f32(vget_high_f32(upper.val[c]), vget_high_f32(lower.val[c]));
-    }
-  }
-
   // Stores the row, and returns the sum of its squares: at most 2^15 * 2^14, so that int32 holds it.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     int32x4_t squares = vdupq_n_s32(0);

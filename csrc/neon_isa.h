@@ -57,6 +57,15 @@ struct Isa {
     arg = vbslq_s32(wins, vdupq_n_s32(row), arg);
   }
 
+  static CF_ALWAYS_INLINE void transpose(float32x4_t (&rows)[4]) {
+    const float32x4x2_t upper = vtrnq_f32(rows[0], rows[1]);
+    const float32x4x2_t lower = vtrnq_f32(rows[2], rows[3]);
+    for (int c = 0; c < 2; ++c) {
+      rows[c] = vcombine_f32(vget_low_f32(upper.val[c]), vget_low_f32(lower.val[c]));
+      rows[2 + c] = vcombine_f32(vget_high_f32(upper.val[c]), vget_high_f32(lower.val[c]));
+    }
+  }
+
   static CF_ALWAYS_INLINE uint16x4_t load4(const void* from) {
     uint16x4_t bits;
     std::memcpy(&bits, from, sizeof bits);

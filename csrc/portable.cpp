@@ -66,6 +66,14 @@ struct Isa {
     }
   }
 
+  static CF_ALWAYS_INLINE void transpose(Vec (&rows)[kLanes]) {
+    Vec columns[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+      for (int c = 0; c < kLanes; ++c) columns[c][r] = rows[r][c];
+    }
+    for (int c = 0; c < kLanes; ++c) rows[c] = columns[c];
+  }
+
   static float from_bits(uint32_t bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);

@@ -37,7 +37,6 @@
 //     static Isa::Vec add(Isa::Vec, Isa::Vec), max(Isa::Vec, Isa::Vec), magnitude(Isa::Vec);
 //     static float sum(Isa::Vec), largest(Isa::Vec);
 //     static uint32_t at_least(Isa::Vec value, Isa::Vec threshold);  // bit l: whether lane l is
-//     static void transpose(Isa::Vec (&rows)[Isa::kLanes]);
 //   };
 //
 // as the parameter N of what is below.
@@ -92,6 +91,54 @@ namespace {
 
 // Chunks that are not screened after one that was not worth it.
 constexpr int64_t kRestAfterMany = 16;
+// Narrowing a query takes as long as screening saves in that many rows.
+constexpr int64_t kRowsWorthNarrowing = 160;
+
+// The packed lanes from `lane` on as a panel of Numbers at `to`.
+template <typename N, typename Number, typename T, int kWidth>
+void narrow_panel(const Problem& p, int64_t lane, int64_t lanes, unsigned char* to, Scratch& s) {
+  if constexpr (std::is_same<Number, int8_t>::value) {
+    narrow_panel_int8<N>(p, lane, lanes, kWidth, std::is_same<T, int8_t>::value, to, s);
+  } else {
+    narrow_panel_bfloat16<N, kWidth>(p, lane, to, s);
+  }
+}
+
+template <typename N, typename Number, typename T>
+void narrow_lanes(const Problem& p, int64_t lanes, unsigned char* to, Scratch& s) {
+  const int64_t bytes = narrow_bytes<N, Number>(p.dim);
+  for (int64_t lane = 0; lane < lanes; lane += kPanel) {
+    if (lanes - lane > Isa::kLanes) {
+      narrow_panel<N, Number, T, kPanel>(p, lane, lanes, to + lane * bytes, s);
+    } else {
+      narrow_panel<N, Number, T, Isa::kLanes>(p, lane, lanes, to + lane * bytes, s);
+    }
+  }
+}
+
+// What the lanes that have just been packed need besides, to meet documents of T.
+template <typename N, typename T>
+void prepare_lanes(const Problem& p, int64_t lanes, Scratch& s) {
+  constexpr bool kScreens = !std::is_same<typename N::template Screen<T>, void>::value;
+  s.screens = kScreens && p.dim > 0 && p.dim <= kMostScreenedDim && lanes >= N::template least_lanes<T>();
+  s.narrowed = false;
+  s.rows_met = 0;
+  s.chunks_to_rest = 0;
+  if constexpr (std::is_same<T, BFloat16>::value && N::kBFloat16)
+    narrow_lanes<N, BFloat16, T>(p, lanes, s.direct_packed, s);
+}
+
+// Whether the packed lanes are there in the numbers that screen documents of T: once they have met so many
+// rows that it was worth it, unless they have numbers for which there is no bound.
+template <typename N, typename T>
+bool narrowed(const Problem& p, int64_t lanes, int64_t rows, Scratch& s) {
+  s.rows_met += rows;
+  if (s.narrowed || s.rows_met < kRowsWorthNarrowing) return s.narrowed;
+  s.narrowed = true;
+  narrow_lanes<N, typename N::template Screen<T>, T>(p, lanes, s.screen_packed, s);
+  for (int64_t l = 0; l < lanes; ++l) s.screens &= s.lane_error[l] == s.lane_error[l];
+  return s.screens;
+}
 
 // Of the rows of a chunk those that are candidates, in ascending order, and of which lanes: into s.picked and
 // s.picked_lanes.
@@ -176,7 +223,7 @@ void chains(const typename Ops::Unit* q, const typename Ops::Unit* const* rows, 
       typename Ops::Acc columns[Isa::kLanes];
       CF_UNROLL
       for (int l = 0; l < Isa::kLanes; ++l) columns[l] = Ops::load(rows[v * Isa::kLanes + l] + k);
-      N::transpose(columns);
+      Isa::transpose(columns);
       CF_UNROLL
       for (int i = 0; i < Isa::kLanes; ++i)
         sums[v] = Ops::fma(columns[i], Ops::load(q + (k + i) * kWidth + v * Isa::kLanes), sums[v]);
@@ -308,7 +355,7 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
             int64_t lanes, float* best, int32_t* arg, Scratch& s, const ByChains& by_chains) {
   using Number = typename N::template Screen<T>;
   using Ops = typename Deciding<N, T>::Ops;
-  if (count < N::kLeastRows) return false;
+  if (count < N::kLeastRows || !narrowed<N, T>(p, lanes, count, s)) return false;
   const float squares = narrow_rows<N, Number>(rows, p.d.row_stride, p.dim, scales, first_row, count, s);
   if (!(squares >= kLeastNorm * kLeastNorm && squares <= kMostNorm * kMostNorm)) return false;
   const float norm = std::sqrt(squares) * kMargin;
@@ -368,49 +415,6 @@ void multiply(const Problem& p, const BFloat16* rows, int64_t first_row, int64_t
       N::template maxima<1, Isa::kLanes, kArgmax>(narrow, q, ahead, first_row, best, arg);
     }
   }
-}
-
-// What the packed lanes need besides, for documents of T.
-template <typename N, typename T, int kWidth>
-void narrow_panel(const Problem& p, int64_t lane, Scratch& s) {
-  using Number = typename N::template Screen<T>;
-  const float* from = s.packed + lane * p.dim;
-  const auto bfloat16 = [&](unsigned char* to) {
-    narrow_panel_bfloat16<N, kWidth>(from, p.dim, to + lane * narrow_bytes<N, BFloat16>(p.dim),
-                                     s.lane_error + lane, s.lane_slack + lane, s.lane_floor + lane);
-  };
-  if constexpr (std::is_same<T, BFloat16>::value && N::kBFloat16) bfloat16(s.direct_packed);
-  if constexpr (std::is_same<Number, int8_t>::value) {
-    if (!s.screens) return;
-    narrow_panel_int8<N, kWidth>(from, p.dim, std::is_same<T, int8_t>::value,
-                                 s.screen_packed + lane * narrow_bytes<N, int8_t>(p.dim), s.lane_error + lane,
-                                 s.lane_slack + lane, s.lane_step + lane, s.lane_spread + lane,
-                                 s.lane_offset + lane);
-  } else if constexpr (std::is_same<Number, BFloat16>::value) {
-    bfloat16(s.screen_packed);
-    for (int64_t l = lane; l < lane + kWidth; ++l) {
-      s.lane_step[l] = 1.0f;
-      s.lane_spread[l] = 0.0f;
-    }
-  }
-}
-
-template <typename N, typename T>
-void narrow_lanes(const Problem& p, int64_t lanes, Scratch& s) {
-  constexpr bool kDirect = std::is_same<T, BFloat16>::value && N::kBFloat16;
-  constexpr bool kScreens = !std::is_same<typename N::template Screen<T>, void>::value;
-  s.chunks_to_rest = 0;
-  s.screens = kScreens && p.dim > 0 && p.dim <= kMostScreenedDim && lanes >= N::template least_lanes<T>();
-  // bfloat16 is multiplied as it is, however few the lanes.
-  if (!s.screens && !kDirect) return;
-  for (int64_t lane = 0; lane < lanes; lane += kPanel) {
-    if (lanes - lane > Isa::kLanes) {
-      narrow_panel<N, T, kPanel>(p, lane, s);
-    } else {
-      narrow_panel<N, T, Isa::kLanes>(p, lane, s);
-    }
-  }
-  for (int64_t l = 0; s.screens && l < lanes; ++l) s.screens = s.lane_error[l] == s.lane_error[l];
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 //     static void store(float*, Vec);
 //     static Idx load(const int32_t*);
 //     static void store(int32_t*, Idx);
+//     static void transpose(Vec (&rows)[kLanes]);
 //
 //     // best = max(best, value). NaN wins, and stays.
 //     static void update(Vec& best, Vec value);

@@ -261,7 +261,7 @@ calls = 0
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for dim in (1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 128, 130):
         for lq in (1, 7, 8, 9, 17, 33):
-            for ld in (1, 4, 5, 6, 7, 11, 12, 13, 40):
+            for ld in (1, 4, 5, 6, 7, 11, 12, 13, 40, 170):
                 at_end = (lq + ld + dim) % 3 != 0
                 stride = dim + 5 * ((lq + ld) % 2)
                 for end in (at_end, not at_end) if ld in (1, 13) else (at_end,):
@@ -275,7 +275,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     calls += 1
 for dim in (1, 3, 15, 17, 31, 33, 63, 65, 128, 130):
     for lq in (1, 9, 33):
-        for ld in (1, 5, 13):
+        for ld in (1, 5, 13, 170):
             for end in (True, False):
                 q = placed(0, lq, dim, dim, torch.float32, end)
                 d = placed(1, ld, dim, dim + 5 * (lq % 2), torch.int8, end)
