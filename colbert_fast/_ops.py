@@ -16,15 +16,7 @@ from torch import Tensor
 
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
-
-try:
-    from torch._C import _get_tracing_state, _len_torch_dispatch_stack
-    from torch._C._autograd import _profiler_enabled
-    from torch._C._functorch import is_functorch_wrapped_tensor
-
-    _knows_observers = True
-except ImportError:  # private names, which another version of torch need not have
-    _knows_observers = False
+from colbert_fast._observers import plain
 
 _SIDES = (
     "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, "
@@ -79,25 +71,6 @@ def score_in_place(problem: Problem, name: str | None) -> Tensor | None:
     if not backend.scattered or not plain(problem.q_tokens, problem.d_tokens):
         return None
     return _warned(backend.score(problem)).scores
-
-
-def plain(q_tokens: Tensor, d_tokens: Tensor) -> bool:
-    """Whether nobody but the kernel cares about a call: no torch.compile, trace, profiler, mode, subclass or transform.
-
-    The dispatcher, which serves all of these, takes 3 us, and more for a list of tensors.
-    """
-    return (
-        _knows_observers
-        and not torch.compiler.is_compiling()
-        and type(q_tokens) is type(d_tokens) is Tensor
-        and q_tokens.is_cpu
-        and d_tokens.is_cpu
-        and _get_tracing_state() is None
-        and not _profiler_enabled()
-        and not _len_torch_dispatch_stack()
-        and not is_functorch_wrapped_tensor(q_tokens)
-        and not is_functorch_wrapped_tensor(d_tokens)
-    )
 
 
 def score(*arguments: Any, d_order: Tensor | None) -> Tensor:

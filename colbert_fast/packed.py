@@ -9,18 +9,27 @@ import math
 import warnings
 from array import array
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_fast._observers import plain
+
+try:
+    from colbert_fast import _C
+except ImportError:
+    _C = None  # type: ignore[assignment]
+
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 Mask: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
 # Of the float32 copy that quantize makes of a piece: 16 MiB.
 _CHUNK_ELEMENTS = 2**22
+# Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
+_FEW_ITEMS = 4096
 # Device types whose kernels take items in a given order. The threads of a CPU cut the work themselves.
 _ORDERED_ON = ("cuda",)
 
@@ -158,7 +167,7 @@ class PackedTokens:
 
     @classmethod
     def from_padded(cls, tokens: Any, mask: Mask | None = None) -> PackedTokens:
-        """View a padded batch; no copy unless the mask has holes or is on a GPU.
+        """View a padded batch; no copy unless the mask has holes, is on a GPU, or there is no C++ extension.
 
         Parameters
         ----------
@@ -212,8 +221,7 @@ class PackedTokens:
     def _uniform(tokens: Tensor) -> PackedTokens:
         """View ``tokens [n, length, dim]``, every row of which is a token."""
         n, length, _ = tokens.shape
-        lengths = torch.full((n,), length, dtype=torch.int64, device=tokens.device)
-        starts = torch.arange(0, n * length, length, device=tokens.device) if length else lengths
+        starts, lengths = _offsets(n, length, tokens.device)
         return PackedTokens._trusted(tokens.flatten(0, 1), starts, lengths, length)
 
     def __len__(self) -> int:
@@ -438,9 +446,26 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         )
         raise ValueError(msg)
     if mask is None:
-        return PackedTokens._uniform(tokens), True
+        n, length, _ = tokens.shape
+        if n > _FEW_ITEMS or not plain(tokens):
+            return PackedTokens._uniform(tokens), True
+        return PackedTokens._trusted(tokens.flatten(0, 1), *_shared_offsets(n, length), length), True
     keep = _bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
     return _mask_rows(tokens, keep), False
+
+
+def _offsets(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the starts and lengths of n items of one length that follow one another."""
+    lengths = torch.full((n,), length, dtype=torch.int64, device=device)
+    starts = torch.arange(0, n * length, length, device=device) if length else lengths
+    return starts, lengths
+
+
+@lru_cache(maxsize=64)
+def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
+    """The same on the CPU, made once: 2 of the 15 us of a small call. Not for batches that anybody could write to."""
+    with torch.inference_mode(False):
+        return _offsets(n, length, torch.device("cpu"))
 
 
 def _longest_first(lengths: Tensor) -> Tensor | None:
@@ -559,16 +584,16 @@ def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
     """Lower ``tokens [n, length, dim]`` with ``keep [n, length]`` bool.
 
     The kept rows of most masks are one run (padding on the right or on the left), which needs no copy. To know, the
-    mask must be read, so on other devices and under torch.compile the rows are always moved to the front.
+    mask must be read: on other devices, under torch.compile and without the extension, rows are moved to the front.
     """
     n, length, dim = tokens.shape
+    if _C is not None and plain(tokens, keep):
+        keep = keep.contiguous()
+        starts, counts = torch.empty((2, n), dtype=torch.int64).unbind()
+        if _C.runs_of_mask(keep.data_ptr(), n, length, starts.data_ptr(), counts.data_ptr()):
+            return PackedTokens._trusted(tokens.flatten(0, 1), starts, counts, length)
     counts = keep.sum(1)
     starts = torch.arange(0, n * length, length, device=tokens.device) if length else counts
-    if length and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-        first = keep.int().argmax(1)
-        last = length - 1 - keep.flip(1).int().argmax(1)
-        if bool(((last - first + 1 == counts) | (counts == 0)).all()):
-            return PackedTokens._trusted(tokens.flatten(0, 1), starts + first, counts, length)
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
     moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim))
     return PackedTokens._trusted(moved.flatten(0, 1), starts, counts, length)
@@ -590,6 +615,8 @@ def _bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str)
         got = f"{name} covers {tensor.shape[-1]} tokens" if tensor.ndim else name
         msg = f"{name} must be [{n}, {length}], one entry per token; {got}, with shape {list(tensor.shape)}"
         raise ValueError(msg)
+    if tensor.dtype is torch.bool and tensor.shape[0] == n and tensor.device == device:
+        return tensor
     return (tensor != 0).to(device).expand(n, length)
 
 

@@ -15,6 +15,7 @@
 
 #include "dispatch.h"
 #include "limits.h"
+#include "masks.h"
 #include "maxsim.h"
 #include "threads.h"
 
@@ -163,6 +164,12 @@ void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t 
            reinterpret_cast<const int32_t*>(argmax), reinterpret_cast<float*>(grad));
 }
 
+bool py_runs_of_mask(uintptr_t mask, int64_t n, int64_t length, uintptr_t starts, uintptr_t lengths) {
+  if (n < 0 || length < 0) throw std::invalid_argument("a mask needs 0 items and rows or more");
+  return runs_of_mask(reinterpret_cast<const unsigned char*>(mask), n, length,
+                      reinterpret_cast<int64_t*>(starts), reinterpret_cast<int64_t*>(lengths));
+}
+
 py::dict by_tier(int64_t (*count)(const Tier&)) {
   py::dict result;
   for (const Tier* const* t = kTiers; *t != nullptr; ++t) result[(*t)->name] = count(**t);
@@ -200,7 +207,7 @@ double py_measure_read(const std::string& tier, int threads, uintptr_t data, int
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   using namespace colbert_fast;
-  m.doc() = "CPU kernels of colbert_fast. Private: colbert_fast/_backends/cpu.py is the only caller.";
+  m.doc() = "CPU kernels of colbert_fast. Private: _backends/cpu.py, and packed.py for masks, call it.";
   m.def(
       "tiers",
       [] {
@@ -230,6 +237,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "{name: how many chunks of documents the tier has screened in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is 0, argmax. True if a document had no token.");
+  m.def("runs_of_mask", &py_runs_of_mask,
+        "Fills starts and lengths; False if an item is not one run of rows.");
   m.def("products", &py_products, "The dtypes that a tier has multiply-adds for.");
   m.def("measure_flops", &py_measure_flops, "Operations a second of a tier's multiply-adds of a dtype.");
   m.def("measure_read", &py_measure_read, "Bytes a second of one pass over memory with software prefetch.");

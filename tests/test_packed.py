@@ -219,3 +219,43 @@ def test_the_order_is_made_on_the_way_to_a_gpu(monkeypatch: pytest.MonkeyPatch) 
     assert moved is not None and moved.device.type == "meta" and moved.shape == (2,)
     assert PackedTokens.from_list([torch.randn(2, 4)] * 2).to("meta")._order is None
     assert PackedTokens.from_list([]).to("meta")._order is None
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 31])
+def test_a_mask_of_runs_costs_no_copy(length: int) -> None:
+    """Every run of every length and place, words of eight bytes and their rests alike."""
+    ends = torch.combinations(torch.arange(length + 1), 2)
+    position = torch.arange(length)
+    mask = torch.cat([torch.zeros(1, length, dtype=torch.bool), (position >= ends[:, :1]) & (position < ends[:, 1:])])
+    tokens = torch.randn(len(mask), length, 3)
+    packed = PackedTokens.from_padded(tokens, mask)
+    assert packed.tokens.data_ptr() == tokens.data_ptr()
+    assert packed.lengths.tolist() == mask.sum(1).tolist()
+    assert all(torch.equal(item, rows[keep]) for item, rows, keep in zip(packed, tokens, mask, strict=True))
+
+
+@pytest.mark.parametrize("hole", range(1, 17))
+def test_a_mask_with_a_hole_is_closed(hole: int) -> None:
+    mask = torch.ones(3, 18, dtype=torch.bool)
+    mask[1, hole] = False
+    tokens = torch.randn(3, 18, 2)
+    packed = PackedTokens.from_padded(tokens, mask)
+    assert all(torch.equal(item, rows[keep]) for item, rows, keep in zip(packed, tokens, mask, strict=True))
+
+
+def test_any_byte_but_0_keeps_a_row() -> None:
+    mask = torch.tensor([[0, 2, 255, 128, 0, 0, 0, 0, 0, 0]], dtype=torch.uint8).view(torch.bool)
+    tokens = torch.randn(1, 10, 2)
+    assert torch.equal(PackedTokens.from_padded(tokens, mask)[0], tokens[0, 1:4])
+
+
+def test_batches_of_one_shape_share_nothing() -> None:
+    """A call keeps the offsets of a padded tensor; nobody else gets hold of them."""
+    q, d = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    scores = cf.maxsim(q, d)
+    packed = PackedTokens.from_padded(d)
+    packed.starts.zero_(), packed.lengths.zero_()
+    with torch.inference_mode():
+        assert torch.equal(cf.maxsim(q, d), scores)
+    assert torch.equal(cf.maxsim(q.requires_grad_(), d), scores)
+    cf.maxsim(q, d).sum().backward()
