@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from colbert_fast.bench import rated_peaks
+
 Entry = dict[str, Any]
 
 
@@ -30,8 +32,8 @@ def limit(run: Entry, workload: Entry, backends: Iterable[str]) -> tuple[str, fl
     """What bounds a workload, and the seconds it takes there at least.
 
     The larger of reading the bytes once at the measured bandwidth ("memory") and of computing at the highest peak
-    measured for these backends, on a CUDA device for the type of the tokens ("compute"). Bandwidth bounds no warm
-    workload that fits into the last-level cache.
+    measured for these backends, that of int8 included, in which documents of any type are screened; on a CUDA device
+    for the type of the tokens ("compute"). Bandwidth bounds no warm workload that fits into the last-level cache.
     """
     machine, device = run["machine"], workload["device"]
     key = str(machine["threads"]) if device == "cpu" else device
@@ -42,7 +44,7 @@ def limit(run: Entry, workload: Entry, backends: Iterable[str]) -> tuple[str, fl
         bounds.append(("memory", workload["bytes"] / bandwidth))
     peaks = run["limits"].get("flops_per_s", {})
     dtype = workload.get("dtype")
-    rated = [name for b in backends for name in (b, f"{b} {dtype}")] if device == "cpu" else [dtype]
+    rated = [name for b in backends for name in rated_peaks(b, dtype)] if device == "cpu" else [dtype]
     peak = max((peaks.get(name, {}).get(key, 0.0) for name in rated), default=0.0)
     if peak and workload["flops"]:
         bounds.append(("compute", workload["flops"] / peak))
