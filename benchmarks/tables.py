@@ -209,8 +209,8 @@ NOTES = {
     "scores": (
         "A ratio is that contender's median time over ours: 6.0x takes six times as long. Ours is a call that names no "
         "backend; of several torch paths the fastest correct one is shown. The limit is the time the hardware needs at "
-        "the memory bandwidth or the peak measured in the same run, whichever is longer: that of int8 where the CPU has "
-        "products of it, for documents of any type are screened in these. The error is the largest relative one against "
+        "the memory bandwidth or the peak measured in the same run, whichever is longer: that of int8 where the CPU "
+        "multiplies it, for documents of any type are screened in int8. The error is the largest relative one against "
         "float64."
     ),
     "cuda": (
