@@ -66,18 +66,18 @@ class Workspace {
           const int64_t row_floats = std::max<int64_t>(p.dim, 1);
           const int64_t bytes = round_up(2 * row_floats, tier.narrow_bytes);
           take(lanes * bytes, s.direct_packed);
-          take(kChunkRows * bytes, s.direct_rows);
+          take(kMostChunkRows * bytes, s.direct_rows);
           take(lanes * bytes, s.screen_packed);
           for (float** array : {&s.lane_floor, &s.other_best, &s.again_best, &s.lane_error, &s.lane_slack,
                                 &s.lane_step, &s.lane_spread})
             take(lanes, *array);
           for (int32_t** array : {&s.other_arg, &s.again_arg, &s.lane_offset}) take(lanes, *array);
-          take(kChunkRows * bytes + kNarrowSlack, s.narrow_rows);
-          take(kChunkRows, s.row_scales);
+          take(kMostChunkRows * bytes + kNarrowSlack, s.narrow_rows);
+          take(kMostChunkRows, s.row_scales);
           take(kRowsAtOnce * round_up(row_floats, kMostPadding), s.padded_rows);
-          take(kChunkRows * tier.panel_lanes, s.uppers);
-          take(kChunkRows, s.picked);
-          take(kChunkRows + 1, s.picked_lanes);
+          take(kMostChunkRows * tier.panel_lanes, s.uppers);
+          take(kMostChunkRows, s.picked);
+          take(kMostChunkRows + 1, s.picked_lanes);
           take(kMostCandidates, s.candidates);
           take(tier.panel_lanes * round_up(4 * row_floats, tier.narrow_bytes), s.winners);
         }

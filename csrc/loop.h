@@ -88,8 +88,9 @@ constexpr bool screens() {
 template <typename T, bool kArgmax, typename ByChains>
 void by_chunks(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
                int64_t lanes, float* best, int32_t* arg, Scratch& s, const ByChains& by_chains) {
-  for (int64_t row = 0; row < count; row += kChunkRows) {
-    const int64_t n = count - row < kChunkRows ? count - row : kChunkRows;
+  const int64_t chunk = lanes >= kManyLanes ? kMostChunkRows : kChunkRows;
+  for (int64_t row = 0; row < count; row += chunk) {
+    const int64_t n = count - row < chunk ? count - row : chunk;
     const auto of_lanes = [&](int64_t begin, int64_t end) { by_chains(row, n, begin, end); };
     if (s.screens && s.chunks_to_rest > 0) {
       --s.chunks_to_rest;

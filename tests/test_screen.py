@@ -121,6 +121,16 @@ def test_dims(tier: str, dim: int, dtype: torch.dtype) -> None:
     assert_same_bits(tier, q, planted(q, d))
 
 
+@pytest.mark.parametrize("make", [near_ties, in_order], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("tier", "dtype"), CASES)
+def test_pages(tier: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    """With so many query tokens chunks are longer."""
+    runnable(tier)
+    (q,) = embeddings([600], 48)
+    d = [make(q, rows) for rows in embeddings([1023, 1024, 1025], 48)] + planted([q], embeddings([2100], 48))
+    assert_same_bits(tier, [q.to(dtype)], [x.to(dtype) for x in d])
+
+
 def among(rows: list[Tensor], others: Tensor) -> Tensor:
     """The rows, one at either end of others that are too short to win."""
     return torch.cat([rows[0][None], others * 1e-3, rows[1][None]])
