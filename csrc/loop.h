@@ -1,8 +1,7 @@
-// What a tier does with a unit of work: packs queries, walks documents, sums maxima, writes gradients. Over
-// the Isa and the tiles of tile.h, and over
-//
-// Narrow, the tier's products of fewer bits, of which screen.h says what they are, inside the tier's target
-// region; a tier without such products has NoNarrow. tier_of() is what the tier then is.
+// What a tier does with a unit of work: packs queries, walks documents, sums maxima, writes gradients.
+// Included inside the tier's target region, over its Isa, of which tile.h says what it is, and its Narrow, of
+// which screen.h does; a tier that multiplies nothing but float32 has NoNarrow. tier_of() is what the tier
+// then is.
 
 #pragma once
 
@@ -180,8 +179,9 @@ void widen_queries(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
 // Packs the first `lanes` of s.query_rows.
 inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
   constexpr int64_t kLanes = Isa::kLanes;
-  // The unused lanes of the last vector: any finite number would do, for nobody reads their maxima.
-  const int64_t padded = (lanes + kLanes - 1) / kLanes * kLanes;
+  // The unused lanes of the last panel: any finite number would do, for nobody reads their maxima.
+  const int64_t last_panel = (lanes - 1) / kPanel * kPanel;
+  const int64_t padded = lanes == 0 ? 0 : last_panel + (lanes - last_panel > kLanes ? kPanel : kLanes);
   for (int64_t i = lanes * dim; i < padded * dim; ++i) s.query_rows[i] = 0.0f;
   for (int64_t lane = 0; lane < padded; lane += kLanes) {
     const int64_t panel_start = lane / kPanel * kPanel;

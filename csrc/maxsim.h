@@ -65,7 +65,7 @@ struct Candidate {
 // One thread's working memory. Arrays over lanes have one entry for each, a lane being one query token;
 // tile.h says how they lie.
 struct Scratch {
-  float* query_rows;  // [lanes * dim] queries as float32
+  float* query_rows;  // [lanes * dim] queries as float32, zeros to the end of a panel
   float* packed;      // [lanes * dim] the same, transposed
   float* best;        // [lanes] running maximum
   int32_t* arg;       // [lanes] document token of that maximum

@@ -157,64 +157,53 @@ void narrow_panel_bfloat16(const Problem& p, int64_t lane, unsigned char* to, Sc
   }
 }
 
-// The lanes from `begin` on as a panel of int8, for rows that are int8 too, `exact`, or become it. What
-// products are in units of, lane_step, is that of lane_error too.
+// Lane `begin` + l, of zeros if there is none, as that lane of a panel of int8 at `to`, for rows that are
+// int8 too, `exact`, or become it. What products are in units of, lane_step, is that of lane_error too.
 template <typename N>
-void narrow_panel_int8(const Problem& p, int64_t begin, int64_t lanes, int64_t width, bool exact,
-                       unsigned char* to, Scratch& s) {
+void narrow_lane_int8(const Problem& p, int64_t begin, int64_t l, int64_t width, bool exact,
+                      unsigned char* to, Scratch& s) {
   using Vec = typename Isa::Vec;
-  const int64_t bytes = narrow_bytes<N, int8_t>(p.dim);
+  const int64_t lane = begin + l;
   const int64_t whole = padded_dim<N>(p.dim);
-  const float lost_in_rows = exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(p.dim)) * kMargin;
-  // One row of levels at a time; nothing else is there yet.
-  unsigned char* levels = s.narrow_rows;
+  const float* row = padded<N>(s.query_rows + lane * p.dim, p.dim, s.padded_rows);
+  const Extent of_row = extent<N>(row, whole);
+  // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
+  const bool usable = of_row.largest >= 1e-30f && of_row.largest <= 1e30f;
+  const float step = usable ? of_row.largest / 127.0f : 1.0f;
+
+  unsigned char* levels = s.narrow_rows;  // nothing else is there yet
+  N::levels(row, usable ? 127.0f / of_row.largest : 0.0f, whole, levels);
   constexpr uint32_t kRaised = N::kRaise * 0x01010101u;
-  for (int64_t l = 0; l < width; ++l) {
-    const int64_t lane = begin + l;
-    if (lane >= lanes) {
-      for (int64_t unit = 0; unit < bytes / 4; ++unit) std::memset(unit_of<N>(to, width, unit, l), 0, 4);
-      s.lane_error[lane] = -std::numeric_limits<float>::infinity();
-      s.lane_slack[lane] = s.lane_spread[lane] = 0.0f;
-      s.lane_step[lane] = 1.0f;
-      s.lane_offset[lane] = 0;
-      continue;
-    }
-    const float* row = padded<N>(s.query_rows + lane * p.dim, p.dim, s.padded_rows);
-    const Extent of_row = extent<N>(row, whole);
-    // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
-    const bool usable = of_row.largest >= 1e-30f && of_row.largest <= 1e30f;
-    const float step = usable ? of_row.largest / 127.0f : 1.0f;
-    N::levels(row, usable ? 127.0f / of_row.largest : 0.0f, whole, levels);
-    for (int64_t unit = 0; unit < whole / 4; ++unit) {
-      uint32_t four;
-      std::memcpy(&four, levels + 4 * unit, 4);
-      four ^= kRaised;
-      std::memcpy(levels + 4 * unit, &four, 4);
-      if (unit < bytes / 4) std::memcpy(unit_of<N>(to, width, unit, l), &four, 4);
-    }
-    Vec total = Isa::zero();
-    Vec squares = Isa::zero();
-    Vec lost = Isa::zero();
-    for (int64_t k = 0; k < whole; k += Isa::kLanes) {
-      const Vec level = Isa::load(reinterpret_cast<const int8_t*>(levels) + k);
-      const Vec difference = N::add(Isa::load(row + k), Isa::multiply(level, -step));
-      total = N::add(total, level);
-      squares = Isa::fma(level, level, squares);
-      lost = Isa::fma(difference, difference, lost);
-    }
-    const float level_squares = N::sum(squares);
-    const bool zeros = of_row.largest == 0.0f && of_row.squares == 0.0f;  // and no NaN
-    LaneSums{of_row.squares, level_squares * step * step, N::sum(lost)}.bound(
-        p.dim, 0.0f, zeros, s.lane_error + lane, s.lane_slack + lane);
-    s.lane_error[lane] /= step;
-    s.lane_step[lane] = step;
-    // B: below 2^22, as levels are at most 127 and dim 2^15. 0 for a lane of zeros, whose guess is the first
-    // row.
-    const float b_of_rows = lost_in_rows * std::sqrt(level_squares);
-    const int32_t b = b_of_rows == 0.0f ? 0 : static_cast<int32_t>(b_of_rows) + 1;
-    s.lane_spread[lane] = static_cast<float>(2 * b);
-    s.lane_offset[lane] = b - N::kRaise * static_cast<int32_t>(N::sum(total));
+  for (int64_t unit = 0; unit < whole / 4; ++unit) {
+    uint32_t four;
+    std::memcpy(&four, levels + 4 * unit, 4);
+    four ^= kRaised;
+    std::memcpy(levels + 4 * unit, &four, 4);
+    if (4 * unit < narrow_bytes<N, int8_t>(p.dim)) std::memcpy(unit_of<N>(to, width, unit, l), &four, 4);
   }
+
+  Vec total = Isa::zero();
+  Vec squares = Isa::zero();
+  Vec lost = Isa::zero();
+  for (int64_t k = 0; k < whole; k += Isa::kLanes) {
+    const Vec level = Isa::load(reinterpret_cast<const int8_t*>(levels) + k);
+    const Vec difference = N::add(Isa::load(row + k), Isa::multiply(level, -step));
+    total = N::add(total, level);
+    squares = Isa::fma(level, level, squares);
+    lost = Isa::fma(difference, difference, lost);
+  }
+  const float level_squares = N::sum(squares);
+  const bool zeros = of_row.largest == 0.0f && of_row.squares == 0.0f;  // and no NaN
+  LaneSums{of_row.squares, level_squares * step * step, N::sum(lost)}.bound(
+      p.dim, 0.0f, zeros, s.lane_error + lane, s.lane_slack + lane);
+  s.lane_error[lane] /= step;
+  s.lane_step[lane] = step;
+  // Below 2^22, as levels are at most 127 and dim 2^15. 0 for a lane of zeros, whose guess is the first row.
+  const float b =
+      exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(p.dim)) * kMargin * std::sqrt(level_squares);
+  const int32_t whole_b = b == 0.0f ? 0 : static_cast<int32_t>(b) + 1;
+  s.lane_spread[lane] = static_cast<float>(2 * whole_b);
+  s.lane_offset[lane] = whole_b - N::kRaise * static_cast<int32_t>(N::sum(total));
 }
 
 // DOCUMENTS. `count` rows as Numbers, `bytes` apart, and what each is multiplied by. Returns the largest

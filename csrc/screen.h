@@ -96,9 +96,10 @@ constexpr int64_t kRowsWorthNarrowing = 160;
 
 // The packed lanes from `lane` on as a panel of Numbers at `to`.
 template <typename N, typename Number, typename T, int kWidth>
-void narrow_panel(const Problem& p, int64_t lane, int64_t lanes, unsigned char* to, Scratch& s) {
+void narrow_panel(const Problem& p, int64_t lane, unsigned char* to, Scratch& s) {
   if constexpr (std::is_same<Number, int8_t>::value) {
-    narrow_panel_int8<N>(p, lane, lanes, kWidth, std::is_same<T, int8_t>::value, to, s);
+    for (int64_t l = 0; l < kWidth; ++l)
+      narrow_lane_int8<N>(p, lane, l, kWidth, std::is_same<T, int8_t>::value, to, s);
   } else {
     narrow_panel_bfloat16<N, kWidth>(p, lane, to, s);
   }
@@ -109,9 +110,9 @@ void narrow_lanes(const Problem& p, int64_t lanes, unsigned char* to, Scratch& s
   const int64_t bytes = narrow_bytes<N, Number>(p.dim);
   for (int64_t lane = 0; lane < lanes; lane += kPanel) {
     if (lanes - lane > Isa::kLanes) {
-      narrow_panel<N, Number, T, kPanel>(p, lane, lanes, to + lane * bytes, s);
+      narrow_panel<N, Number, T, kPanel>(p, lane, to + lane * bytes, s);
     } else {
-      narrow_panel<N, Number, T, Isa::kLanes>(p, lane, lanes, to + lane * bytes, s);
+      narrow_panel<N, Number, T, Isa::kLanes>(p, lane, to + lane * bytes, s);
     }
   }
 }
