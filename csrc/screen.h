@@ -5,8 +5,8 @@
 //     // What documents of T are screened in: int8_t or BFloat16; void: they are not.
 //     template <typename T>
 //     using Screen;
-//     // Whether bfloat16 is multiplied as it is; if it is screened besides, by Direct, the Ops of its
-//     chains. static constexpr bool kBFloat16; using Direct;
+//     static constexpr bool kBFloat16;  // whether bfloat16 is multiplied as it is
+//     using Direct;                     // the Ops of these chains, if it is screened besides
 //
 //     static constexpr int64_t kTogether;  // bytes of a lane that lie together in a panel: 4 or 8
 //     static constexpr int64_t kBytes;     // a multiple of it, to which narrow rows are padded
@@ -17,10 +17,9 @@
 //     static constexpr int64_t least_lanes();
 //     static constexpr int64_t kLeastRows;
 //
-//     // A row of `dim` numbers, a multiple of kAtOnce, as what is multiplied. narrow() returns the sum of
-//     the
-//     // squares of the row, of T = float or Float16, which becomes bfloat16, or of int8; levels() rounds the
-//     // numbers times `levels_per_unit` to the nearest int8, whatever the rounding mode.
+//     // A row of `dim` numbers, a multiple of kAtOnce, as what is multiplied. narrow() takes a row of T =
+//     // float or Float16, which becomes bfloat16, or of int8, and returns the sum of its squares; levels()
+//     // rounds the numbers times `levels_per_unit` to the nearest int8, whatever the rounding mode.
 //     static constexpr int64_t kAtOnce;  // 4 vectors or more, at most kMostPadding
 //     static float narrow(const T* row, int64_t dim, unsigned char* to);
 //     static void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to);
@@ -52,9 +51,8 @@
 // SCREENING. What decides is the tier's own chain f_j, of float32 or of products of bfloat16 as above, of row
 // j of a chunk with a lane. The scores, the argmax and their ties are those of the chains of all rows, to the
 // last bit, but hardly a row's chain is computed:
-//   1. Products c_j of fewer bits, of all rows with a panel of lanes. They name the row that is likely to win
-//   a
-//      lane, the guess, and bound every f_j from above.
+//   1. Products c_j of fewer bits, of all rows with a panel of lanes. They name the row that is likely to
+//      win a lane, the guess, and bound every f_j from above.
 //   2. decide(): the chain of each lane with its guess. The largest f so far is m.
 //   3. pick(): the candidates of a lane, those rows that may be at least m by the bound.
 //   4. refine(): a dot product of float32, in any order, rules out those that only the coarse c_j let pass.
@@ -70,8 +68,8 @@
 //   bfloat16: rounding to nearest of 8 significant bits gives ||d - d^|| <= r ||d||, r = 2^-8
 //   int8 that it was: nothing, r = 0
 //   int8 times s_j, the largest of its n numbers over 127: each is off by s_j / 2, and by 2^-13 of that for
-//   the
-//     rounding of 127 / largest, of its product with the number and of s_j: ||d - d^|| <= s_j sqrt(n) / 2.
+//     the rounding of 127 / largest, of its product with the number and of s_j:
+//     ||d - d^|| <= s_j sqrt(n) / 2.
 //     (A row whose numbers are below 2^-60 becomes zeros times s_j = 2^-59.)
 // Each chain of n + 2 roundings errs by at most (n + 2) u' / (1 - (n + 2) u') times the product of the norms,
 // u' = 2u where the caller rounds otherwise than to nearest; z = 4 (n + 8) u (||q|| + ||q^||) D covers two of
