@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from colbert_fast import _ops
+from colbert_fast._arrays import Mask, aligned
 from colbert_fast._backends.problem import Problem
 from colbert_fast._checks import positive_int
-from colbert_fast.packed import Mask, PackedTokens, TokenList, Tokens, aligned, lower
+from colbert_fast.packed import PackedTokens, TokenList, Tokens, lower
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24

@@ -5,8 +5,6 @@ This is the only file that knows layouts. To add one, add a ``from_*`` and a bra
 
 from __future__ import annotations
 
-import math
-import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_fast._arrays import Mask, aligned, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
 from colbert_fast._observers import plain
 
 try:
@@ -24,7 +23,6 @@ except ImportError:
     _C = None  # type: ignore[assignment]
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
-Mask: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
 # Of the float32 copy that quantize makes of a piece: 16 MiB.
 _CHUNK_ELEMENTS = 2**22
@@ -83,7 +81,7 @@ class PackedTokens:
         if tokens.ndim != 2:
             msg = f"tokens must be [total, dim]; got shape {list(tokens.shape)}"
             raise ValueError(msg)
-        scales = _checked_scales(scales, tokens)
+        scales = checked_scales(scales, tokens)
         for name, value in (("starts", starts), ("lengths", lengths)):
             if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
                 msg = f"{name} must be integer; got {value.dtype}"
@@ -152,11 +150,11 @@ class PackedTokens:
         ValueError
             An item that is not 2-D, or items of different dims or devices.
         """
-        tensors, counts = _tensors_and_counts(items)
+        tensors, counts = tensors_and_counts(items)
         if not tensors:
             return cls._uniform(torch.zeros(0, 0, 0))
         if counts is None:
-            tensors = _alike(tensors)
+            tensors = alike(tensors)
             counts = [t.shape[0] for t in tensors]
         tokens = torch.cat(tensors)  # type: ignore[arg-type]
         lengths = torch.tensor(counts, dtype=torch.int64)
@@ -184,13 +182,13 @@ class PackedTokens:
         ValueError
             Not 3-D, or a mask of another shape.
         """
-        tokens = _float_tensor(tokens, "tokens")
+        tokens = float_tensor(tokens, "tokens")
         if tokens.ndim != 3:
             msg = f"tokens must be [n, length, dim]; got shape {list(tokens.shape)}"
             raise ValueError(msg)
         if mask is None:
             return cls._uniform(tokens)
-        packed = _mask_rows(tokens, _bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
+        packed = _mask_rows(tokens, bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
         packed._order = _longest_first(packed.lengths)
         return packed
 
@@ -260,7 +258,7 @@ class PackedTokens:
             got = f"shape {list(tokens.shape)} on {tokens.device}"
             msg = f"tokens must be [{self.rows}, dim] on {self.device}; got {got}"
             raise ValueError(msg)
-        scales = _checked_scales(scales, tokens)
+        scales = checked_scales(scales, tokens)
         return self._trusted(tokens, self.starts, self.lengths, self.max_length, scales, self._order)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PackedTokens:
@@ -436,7 +434,7 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
             msg = f"{name}_mask cannot go with a nested tensor, which has no padding"
             raise ValueError(msg)
         return PackedTokens.from_nested(value), False
-    tokens = _float_tensor(value, name)
+    tokens = float_tensor(value, name)
     if tokens.ndim == 2:
         tokens = tokens.unsqueeze(0)
     if tokens.ndim != 3:
@@ -450,7 +448,7 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         if n > _FEW_ITEMS or not plain(tokens):
             return PackedTokens._uniform(tokens), True
         return PackedTokens._trusted(tokens.flatten(0, 1), *_shared_offsets(n, length), length), True
-    keep = _bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
+    keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
     return _mask_rows(tokens, keep), False
 
 
@@ -478,17 +476,10 @@ def _longest_first(lengths: Tensor) -> Tensor | None:
     return lengths.argsort(descending=True).to(torch.int32)
 
 
-def aligned(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy if its memory does not begin at a multiple of the element size."""
-    if tensor.is_cpu and not torch.compiler.is_compiling() and tensor.data_ptr() % tensor.element_size():
-        return tensor.clone()
-    return tensor
-
-
 def _lower_list(items: Sequence[Any]) -> PackedTokens:
     """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
     # A list of our own: the caller's may change in another thread before the kernel reads it.
-    items, counts = _tensors_and_counts(tuple(items))
+    items, counts = tensors_and_counts(tuple(items))
     if torch.compiler.is_compiling() or counts is None or not any(counts):
         return PackedTokens.from_list(items)
     if torch.is_grad_enabled() and any(t.requires_grad for t in items):
@@ -497,84 +488,10 @@ def _lower_list(items: Sequence[Any]) -> PackedTokens:
     return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
 
 
-def _tensors_and_counts(items: Sequence[Any]) -> tuple[Sequence[Tensor], list[int] | None]:
-    """Return the items as tensors; and the length of each, if nothing needs to be said or done about any of them."""
-    counts = _counts_if_alike(items)
-    if counts is None:
-        items = [_float_tensor(item, f"items[{i}]") for i, item in enumerate(items)]
-        counts = _counts_if_alike(items)
-    return items, counts
-
-
-def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
-    """Return the length of each item if all are plain matrices of one dim and dtype on the CPU, in a single pass."""
-    if not items or not isinstance(items[0], Tensor) or items[0].ndim != 2 or not items[0].is_floating_point():
-        return None
-    dim, dtype, strided = items[0].shape[1], items[0].dtype, torch.strided
-    counts = []
-    for t in items:
-        if type(t) is not Tensor or t.dtype is not dtype or t.layout is not strided or not t.is_cpu:
-            return None
-        shape = t.shape
-        if len(shape) != 2 or shape[1] != dim:
-            return None
-        counts.append(shape[0])
-    return counts
-
-
-def _alike(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Give items without tokens the dim and dtype of the others, which must agree."""
-    # An item without tokens need not say what dim it has not got.
-    first = next((t for t in tensors if t.numel()), tensors[0])
-    dim = first.shape[-1] if first.ndim == 2 else 0
-    result = []
-    for i, t in enumerate(tensors):
-        if t.numel() == 0 and t.ndim in (1, 2):
-            t = t.new_zeros(0, dim, dtype=first.dtype) if t.shape[-1] != dim or t.ndim == 1 else t
-        elif t.ndim != 2:
-            msg = f"items[{i}] must be [length, dim]; got shape {list(t.shape)}"
-            raise ValueError(msg)
-        elif t.shape[1] != dim:
-            msg = f"all items need the same dim; got items[{i}] [*, {t.shape[1]}] beside [*, {dim}]"
-            raise ValueError(msg)
-        if t.numel() and t.dtype != first.dtype:
-            msg = f"all items need the same dtype; got items[{i}] {t.dtype} beside {first.dtype}"
-            raise TypeError(msg)
-        if t.device != first.device:
-            msg = f"all items need the same device; got items[{i}] on {t.device} beside {first.device}"
-            raise ValueError(msg)
-        result.append(t)
-    return result
-
-
-def _checked_scales(scales: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """Return the scales of int8 tokens, which must have some, as the kernels read them."""
-    if tokens.dtype != torch.int8:
-        if scales is not None:
-            msg = f"scales go with int8 tokens only; got {tokens.dtype}"
-            raise ValueError(msg)
-        return None
-    if scales is None:
-        msg = "int8 tokens need scales, one float32 for each row"
-        raise TypeError(msg)
-    if not isinstance(scales, Tensor) or scales.dtype != torch.float32:
-        got = scales.dtype if isinstance(scales, Tensor) else type(scales).__name__
-        msg = f"scales must be a float32 tensor; got {got}"
-        raise TypeError(msg)
-    if scales.shape != tokens.shape[:1]:
-        msg = f"scales must be [{tokens.shape[0]}], one for each row of tokens; got shape {list(scales.shape)}"
-        raise ValueError(msg)
-    scales = aligned(scales.detach().to(tokens.device).contiguous())
-    if not bool(((scales >= 0) & scales.isfinite()).all()):
-        msg = "scales must be finite and 0 or more"
-        raise ValueError(msg)
-    return scales
-
-
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
     packed = PackedTokens.from_list(items)
-    keep = _bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
+    keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
     padded = torch.nn.utils.rnn.pad_sequence(list(packed), batch_first=True) if len(packed) else packed.tokens[None]
     position = torch.arange(packed.max_length, device=packed.device)
     return _mask_rows(padded, keep & (position < packed.lengths[:, None])) if len(packed) else packed
@@ -597,68 +514,6 @@ def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
     moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim))
     return PackedTokens._trusted(moved.flatten(0, 1), starts, counts, length)
-
-
-def _bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str) -> Tensor:
-    """Return ``mask`` as bool ``[n, length]`` on ``device``."""
-    if isinstance(mask, (list, tuple)):
-        parts = [_tensor(part, f"{name}[{i}]") for i, part in enumerate(mask)]
-        if any(part.ndim != 1 for part in parts):
-            msg = f"{name} as a list must hold one 1-D mask per item"
-            raise ValueError(msg)
-        tensor = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) if parts else torch.zeros(0, length)
-    else:
-        tensor = _tensor(mask, name)
-    if tensor.ndim == 1:
-        tensor = tensor.unsqueeze(0)
-    if tensor.ndim != 2 or tensor.shape[0] not in (1, n) or tensor.shape[1] != length:
-        got = f"{name} covers {tensor.shape[-1]} tokens" if tensor.ndim else name
-        msg = f"{name} must be [{n}, {length}], one entry per token; {got}, with shape {list(tensor.shape)}"
-        raise ValueError(msg)
-    if tensor.dtype is torch.bool and tensor.shape[0] == n and tensor.device == device:
-        return tensor
-    return (tensor != 0).to(device).expand(n, length)
-
-
-def _float_tensor(value: Any, name: str) -> Tensor:
-    tensor = _tensor(value, name)
-    if tensor.is_complex():
-        msg = f"{name} must be real numbers; got {tensor.dtype}"
-        raise TypeError(msg)
-    return tensor if tensor.is_floating_point() else tensor.float()
-
-
-def _tensor(value: Any, name: str) -> Tensor:
-    """Return ``value`` as a tensor, sharing its memory where torch can."""
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided:
-            msg = f"{name} must be a dense tensor; got layout {value.layout}"
-            raise TypeError(msg)
-        return value
-    try:
-        if isinstance(value, np.ndarray):
-            return _from_numpy(value)
-        if isinstance(value, (list, tuple)):
-            return torch.tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        msg = f"{name} must be numbers in a rectangular array: {error}"
-        raise TypeError(msg) from error
-    msg = f"{name} must be a tensor, a numpy array, a list or a PackedTokens; got {type(value).__name__}"
-    raise TypeError(msg)
-
-
-def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    # numpy's own flag does not look at the strides of axes of length 1; torch does.
-    if not array.flags.aligned or min(array.strides, default=0) < 0 or math.gcd(*array.strides) % array.itemsize:
-        array = array.copy()
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    with warnings.catch_warnings():
-        # Read-only and memory-mapped arrays are welcome: nothing here writes to its inputs.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
-        return torch.from_numpy(array)
 
 
 def _describe(value: object) -> str:

@@ -11,7 +11,7 @@ import colbert_fast
 
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
-    {"reference", "_checks", "_observers", "_C", "_backends.problem"},
+    {"reference", "_arrays", "_checks", "_observers", "_C", "_backends.problem"},
     {"packed"},
     {"_backends.torch_", "_backends.cpu", "_backends.triton_", "_backends.triton_kernels"},
     {"_backends"},

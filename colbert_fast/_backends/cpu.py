@@ -1,4 +1,4 @@
-"""The C++ extension as backends, one for each instruction-set tier. The only file that touches ``data_ptr()``."""
+"""The C++ extension as backends, one for each instruction-set tier."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from colbert_fast._arrays import aligned
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._checks import positive_int
-from colbert_fast.packed import aligned
 
 try:
     from colbert_fast import _C

@@ -1,0 +1,157 @@
+"""What callers hand in, arrays, lists, masks and scales, as tensors that the rest can rely on."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Mask: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
+
+
+def tensor_of(value: Any, name: str) -> Tensor:
+    """Return ``value`` as a tensor, sharing its memory where torch can."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            msg = f"{name} must be a dense tensor; got layout {value.layout}"
+            raise TypeError(msg)
+        return value
+    try:
+        if isinstance(value, np.ndarray):
+            return _from_numpy(value)
+        if isinstance(value, (list, tuple)):
+            return torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{name} must be numbers in a rectangular array: {error}"
+        raise TypeError(msg) from error
+    msg = f"{name} must be a tensor, a numpy array, a list or a PackedTokens; got {type(value).__name__}"
+    raise TypeError(msg)
+
+
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    # numpy's own flag does not look at the strides of axes of length 1; torch does.
+    if not array.flags.aligned or min(array.strides, default=0) < 0 or math.gcd(*array.strides) % array.itemsize:
+        array = array.copy()
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        # Read-only and memory-mapped arrays are welcome: nothing here writes to its inputs.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
+        return torch.from_numpy(array)
+
+
+def float_tensor(value: Any, name: str) -> Tensor:
+    tensor = tensor_of(value, name)
+    if tensor.is_complex():
+        msg = f"{name} must be real numbers; got {tensor.dtype}"
+        raise TypeError(msg)
+    return tensor if tensor.is_floating_point() else tensor.float()
+
+
+def bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str) -> Tensor:
+    """Return ``mask`` as bool ``[n, length]`` on ``device``."""
+    if isinstance(mask, (list, tuple)):
+        parts = [tensor_of(part, f"{name}[{i}]") for i, part in enumerate(mask)]
+        if any(part.ndim != 1 for part in parts):
+            msg = f"{name} as a list must hold one 1-D mask per item"
+            raise ValueError(msg)
+        tensor = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) if parts else torch.zeros(0, length)
+    else:
+        tensor = tensor_of(mask, name)
+    if tensor.ndim == 1:
+        tensor = tensor.unsqueeze(0)
+    if tensor.ndim != 2 or tensor.shape[0] not in (1, n) or tensor.shape[1] != length:
+        got = f"{name} covers {tensor.shape[-1]} tokens" if tensor.ndim else name
+        msg = f"{name} must be [{n}, {length}], one entry per token; {got}, with shape {list(tensor.shape)}"
+        raise ValueError(msg)
+    if tensor.dtype is torch.bool and tensor.shape[0] == n and tensor.device == device:
+        return tensor
+    return (tensor != 0).to(device).expand(n, length)
+
+
+def tensors_and_counts(items: Sequence[Any]) -> tuple[Sequence[Tensor], list[int] | None]:
+    """Return the items as tensors; and the length of each, if nothing needs to be said or done about any of them."""
+    counts = _counts_if_alike(items)
+    if counts is None:
+        items = [float_tensor(item, f"items[{i}]") for i, item in enumerate(items)]
+        counts = _counts_if_alike(items)
+    return items, counts
+
+
+def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
+    """Return the length of each item if all are plain matrices of one dim and dtype on the CPU, in a single pass."""
+    if not items or not isinstance(items[0], Tensor) or items[0].ndim != 2 or not items[0].is_floating_point():
+        return None
+    dim, dtype, strided = items[0].shape[1], items[0].dtype, torch.strided
+    counts = []
+    for t in items:
+        if type(t) is not Tensor or t.dtype is not dtype or t.layout is not strided or not t.is_cpu:
+            return None
+        shape = t.shape
+        if len(shape) != 2 or shape[1] != dim:
+            return None
+        counts.append(shape[0])
+    return counts
+
+
+def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give items without tokens the dim and dtype of the others, which must agree."""
+    # An item without tokens need not say what dim it has not got.
+    first = next((t for t in tensors if t.numel()), tensors[0])
+    dim = first.shape[-1] if first.ndim == 2 else 0
+    result = []
+    for i, t in enumerate(tensors):
+        if t.numel() == 0 and t.ndim in (1, 2):
+            t = t.new_zeros(0, dim, dtype=first.dtype) if t.shape[-1] != dim or t.ndim == 1 else t
+        elif t.ndim != 2:
+            msg = f"items[{i}] must be [length, dim]; got shape {list(t.shape)}"
+            raise ValueError(msg)
+        elif t.shape[1] != dim:
+            msg = f"all items need the same dim; got items[{i}] [*, {t.shape[1]}] beside [*, {dim}]"
+            raise ValueError(msg)
+        if t.numel() and t.dtype != first.dtype:
+            msg = f"all items need the same dtype; got items[{i}] {t.dtype} beside {first.dtype}"
+            raise TypeError(msg)
+        if t.device != first.device:
+            msg = f"all items need the same device; got items[{i}] on {t.device} beside {first.device}"
+            raise ValueError(msg)
+        result.append(t)
+    return result
+
+
+def checked_scales(scales: Tensor | None, tokens: Tensor) -> Tensor | None:
+    """Return the scales of int8 tokens, which must have some, as the kernels read them."""
+    if tokens.dtype != torch.int8:
+        if scales is not None:
+            msg = f"scales go with int8 tokens only; got {tokens.dtype}"
+            raise ValueError(msg)
+        return None
+    if scales is None:
+        msg = "int8 tokens need scales, one float32 for each row"
+        raise TypeError(msg)
+    if not isinstance(scales, Tensor) or scales.dtype != torch.float32:
+        got = scales.dtype if isinstance(scales, Tensor) else type(scales).__name__
+        msg = f"scales must be a float32 tensor; got {got}"
+        raise TypeError(msg)
+    if scales.shape != tokens.shape[:1]:
+        msg = f"scales must be [{tokens.shape[0]}], one for each row of tokens; got shape {list(scales.shape)}"
+        raise ValueError(msg)
+    scales = aligned(scales.detach().to(tokens.device).contiguous())
+    if not bool(((scales >= 0) & scales.isfinite()).all()):
+        msg = "scales must be finite and 0 or more"
+        raise ValueError(msg)
+    return scales
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its memory does not begin at a multiple of the element size."""
+    if tensor.is_cpu and not torch.compiler.is_compiling() and tensor.data_ptr() % tensor.element_size():
+        return tensor.clone()
+    return tensor
