@@ -25,11 +25,11 @@ def tensor_of(value: Any, name: str) -> Tensor:
         if isinstance(value, np.ndarray):
             return _from_numpy(value)
         if isinstance(value, (list, tuple)):
-            return torch.tensor(value)
+            return torch.tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         msg = f"{name} must be numbers in a rectangular array: {error}"
         raise TypeError(msg) from error
-    msg = f"{name} must be a tensor, a numpy array, a list or a PackedTokens; got {type(value).__name__}"
+    msg = f"{name} must be a tensor, a numpy array or a list; got {type(value).__name__}"
     raise TypeError(msg)
 
 
@@ -62,12 +62,14 @@ def bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str) 
         if any(part.ndim != 1 for part in parts):
             msg = f"{name} as a list must hold one 1-D mask per item"
             raise ValueError(msg)
-        tensor = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) if parts else torch.zeros(0, length)
+        tensor = (
+            torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) if parts else torch.zeros(0, length, device="cpu")
+        )
     else:
         tensor = tensor_of(mask, name)
     if tensor.ndim == 1:
         tensor = tensor.unsqueeze(0)
-    if tensor.ndim != 2 or tensor.shape[0] not in (1, n) or tensor.shape[1] != length:
+    if tensor.ndim != 2 or (tensor.shape[0] != 1 and tensor.shape[0] != n) or tensor.shape[1] != length:
         got = f"{name} covers {tensor.shape[-1]} tokens" if tensor.ndim else name
         msg = f"{name} must be [{n}, {length}], one entry per token; {got}, with shape {list(tensor.shape)}"
         raise ValueError(msg)
@@ -127,7 +129,13 @@ def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def checked_scales(scales: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """Return the scales of int8 tokens, which must have some, as the kernels read them."""
+    """Return the scales of int8 tokens, which must have some, as the kernels read them; check the tokens' kind."""
+    if tokens.layout != torch.strided:
+        msg = f"tokens must be a dense tensor; got layout {tokens.layout}"
+        raise TypeError(msg)
+    if not (tokens.is_floating_point() or tokens.dtype == torch.int8):
+        msg = f"tokens must be floating point, or int8 with scales; got {tokens.dtype}"
+        raise TypeError(msg)
     if tokens.dtype != torch.int8:
         if scales is not None:
             msg = f"scales go with int8 tokens only; got {tokens.dtype}"

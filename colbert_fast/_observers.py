@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack
     from torch._C._autograd import _profiler_enabled
-    from torch._C._functorch import is_functorch_wrapped_tensor
+    from torch._C._functorch import peek_interpreter_stack
 
     _known = True
 except ImportError:  # private names, which another version of torch need not have
@@ -16,13 +17,22 @@ except ImportError:  # private names, which another version of torch need not ha
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether these are on the CPU and there is no torch.compile, trace, profiler, mode, subclass or transform.
+    """Whether these are in CPU memory and there is no torch.compile, trace, profiler, mode, subclass or transform.
 
     Then nobody notices what is done without the dispatcher, which serves all of these and takes 3 us a call.
     """
     if not _known or torch.compiler.is_compiling():
         return False
     for t in tensors:
-        if type(t) is not Tensor or not t.is_cpu or is_functorch_wrapped_tensor(t):
+        if type(t) is not Tensor or not t.is_cpu or t._is_zerotensor():
             return False
-    return _get_tracing_state() is None and not _profiler_enabled() and not _len_torch_dispatch_stack()
+    if peek_interpreter_stack() is not None or _len_torch_dispatch_stack():
+        return False
+    return _get_tracing_state() is None and not _profiler_enabled()
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether one of these carries a derivative of forward mode: ``torch.func.jvp``, ``jacfwd``, dual tensors."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)

@@ -8,7 +8,7 @@ them, and is the public way in. Registered with ``torch.library.Library``, whose
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ _SIDES = (
     "Tensor d_tokens, Tensor? d_scales, Tensor d_starts, Tensor d_lengths, Tensor? pairs, "
     "SymInt max_lq, SymInt max_ld, bool skip_zero_q, bool skip_zero_d, SymInt chunk_elements, "
 )
+# Of the arguments, those of a Problem.
+_NUM_SIDES = 13
 _LIBRARY = torch.library.Library("colbert_fast", "DEF")
 # Where documents go in an order of their own, as in Problem; of the gradients nothing depends on it.
 _ORDER = "*, Tensor? d_order=None"
@@ -118,6 +120,34 @@ def _warned(scored: Scored) -> Scored:
     return scored
 
 
+def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Check what the kernels trust and only a caller of ``torch.ops`` can get wrong. The package calls ``run``."""
+
+    def checked(*arguments: Any, **order: Any) -> Any:
+        p = Problem(*arguments[:_NUM_SIDES])
+        for side, starts, lengths in (("q", p.q_starts, p.q_lengths), ("d", p.d_starts, p.d_lengths)):
+            _check_integers(f"{side}_starts", starts, (lengths.numel(),), torch.int64)
+            _check_integers(f"{side}_lengths", lengths, (lengths.numel(),), torch.int64)
+        if p.pairs is not None:
+            _check_integers("pairs", p.pairs, (p.pairs.shape[0], 2), torch.int64)
+        if run is _backward:
+            grad_scores, argmax = arguments[_NUM_SIDES : _NUM_SIDES + 2]
+            _check_integers("argmax", argmax, (p.num_pairs, p.max_lq), p.argmax_dtype)
+            if grad_scores.shape != (p.num_pairs,):
+                msg = f"grad_scores must be [{p.num_pairs}]; got shape {list(grad_scores.shape)}"
+                raise ValueError(msg)
+        return run(*arguments, **order)
+
+    return checked
+
+
+def _check_integers(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if value.dtype is not dtype or value.shape != shape or not value.is_contiguous():
+        got = f"{value.dtype} {list(value.shape)} with strides {list(value.stride())}"
+        msg = f"{name} must be contiguous {dtype} {list(shape)}; got {got}"
+        raise ValueError(msg)
+
+
 def _fake_score(*arguments: Any, d_order: Tensor | None = None) -> Tensor:
     problem = Problem(*arguments[:-1])
     double = problem.q_tokens.dtype == torch.float64
@@ -142,7 +172,7 @@ for _name, _run, _fake in (
     ("score_argmax", _score_argmax, _fake_score_argmax),
     ("backward", _backward, _fake_backward),
 ):
-    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, _checked(_run), "CompositeExplicitAutograd")
     torch.library.register_fake(f"colbert_fast::{_name}", _fake, lib=_LIBRARY)
 
 _SCORE = torch.ops.colbert_fast.score.default

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from colbert_fast import _ops
-from colbert_fast._arrays import Mask, aligned
+from colbert_fast._arrays import Mask, aligned, tensor_of
 from colbert_fast._backends.problem import Problem
 from colbert_fast._checks import positive_int
+from colbert_fast._observers import has_tangent
 from colbert_fast.packed import PackedTokens, TokenList, Tokens, lower
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
@@ -219,13 +220,18 @@ def score(
     backend: str | None,
 ) -> Tensor:
     rest = (pairs, q.max_length, d.max_length, *skip_zero, chunk_elements)
+    if has_tangent(q.tokens, d.like if isinstance(d, TokenList) else d.tokens):
+        msg = "maxsim has no derivatives of forward mode (torch.func.jvp, dual tensors); use backward()"
+        raise NotImplementedError(msg)
     if isinstance(d, TokenList) and not (torch.is_grad_enabled() and q.tokens.requires_grad):
         sides = (q.tokens, q.starts, q.lengths, d.like, None, d.lengths, d.lengths, *rest)
         scores = _ops.score_in_place(Problem(*sides, d_items=d.items), backend)
         if scores is not None:
             return scores
     if torch.is_grad_enabled() and (q.tokens.requires_grad or d.tokens.requires_grad):
-        others = (q.starts, q.lengths, d.scales, d.starts, d.lengths, *rest, d._order)
+        # Hooks of autograd may write to what is saved for it, or free it: not the offsets that calls share.
+        offsets = [t.clone() if t.is_cpu else t for t in (q.starts, q.lengths, d.starts, d.lengths)]
+        others = (*offsets[:2], d.scales, *offsets[2:], *rest, d._order)
         return _MaxSim.apply(q.tokens, d.tokens, others, backend)  # type: ignore[no-any-return, no-untyped-call]
     tensors = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
     return _ops.score(*tensors, *rest, backend, d_order=d._order)
@@ -299,7 +305,7 @@ def _token_counts(q: PackedTokens, skip_zero: bool) -> Tensor:
 
 
 def as_integers(value: Tensor | Sequence[Any], name: str) -> Tensor:
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    tensor = tensor_of(value, name)
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         msg = f"{name} must be integers; got {tensor.dtype}"
         raise TypeError(msg)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, aligned, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
-from colbert_fast._observers import plain
+from colbert_fast._observers import has_tangent, plain
 
 try:
     from colbert_fast import _C
@@ -75,14 +75,14 @@ class PackedTokens:
             if not isinstance(value, Tensor):
                 msg = f"{name} must be a tensor; got {type(value).__name__}"
                 raise TypeError(msg)
-        if not (tokens.is_floating_point() or tokens.dtype == torch.int8):
-            msg = f"tokens must be floating point, or int8 with scales; got {tokens.dtype}"
-            raise TypeError(msg)
+        scales = checked_scales(scales, tokens)
         if tokens.ndim != 2:
             msg = f"tokens must be [total, dim]; got shape {list(tokens.shape)}"
             raise ValueError(msg)
-        scales = checked_scales(scales, tokens)
         for name, value in (("starts", starts), ("lengths", lengths)):
+            if value.layout != torch.strided:
+                msg = f"{name} must be a dense tensor; got layout {value.layout}"
+                raise TypeError(msg)
             if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
                 msg = f"{name} must be integer; got {value.dtype}"
                 raise TypeError(msg)
@@ -152,12 +152,12 @@ class PackedTokens:
         """
         tensors, counts = tensors_and_counts(items)
         if not tensors:
-            return cls._uniform(torch.zeros(0, 0, 0))
+            return cls._uniform(torch.zeros(0, 0, 0, device="cpu"))
         if counts is None:
             tensors = alike(tensors)
             counts = [t.shape[0] for t in tensors]
         tokens = torch.cat(tensors)  # type: ignore[arg-type]
-        lengths = torch.tensor(counts, dtype=torch.int64)
+        lengths = torch.tensor(counts, dtype=torch.int64, device="cpu")
         starts = lengths.cumsum(0) - lengths
         starts, lengths = starts.to(tokens.device), lengths.to(tokens.device)
         order = _longest_first(lengths) if min(counts) < max(counts) else None
@@ -482,7 +482,7 @@ def _lower_list(items: Sequence[Any]) -> PackedTokens:
     items, counts = tensors_and_counts(tuple(items))
     if torch.compiler.is_compiling() or counts is None or not any(counts):
         return PackedTokens.from_list(items)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in items):
+    if (torch.is_grad_enabled() and any(t.requires_grad for t in items)) or has_tangent(*items):
         return PackedTokens.from_list(items)
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
     return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
@@ -492,9 +492,12 @@ def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
     packed = PackedTokens.from_list(items)
     keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
-    padded = torch.nn.utils.rnn.pad_sequence(list(packed), batch_first=True) if len(packed) else packed.tokens[None]
-    position = torch.arange(packed.max_length, device=packed.device)
-    return _mask_rows(padded, keep & (position < packed.lengths[:, None])) if len(packed) else packed
+    real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
+    keep = keep & real
+    lengths = keep.sum(1)
+    starts = lengths.cumsum(0) - lengths
+    tokens = packed.tokens[keep[real]]
+    return PackedTokens._trusted(tokens, starts, lengths, packed.max_length, order=_longest_first(lengths))
 
 
 def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
@@ -506,7 +509,7 @@ def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
     n, length, dim = tokens.shape
     if _C is not None and plain(tokens, keep):
         keep = keep.contiguous()
-        starts, counts = torch.empty((2, n), dtype=torch.int64).unbind()
+        starts, counts = torch.empty((2, n), dtype=torch.int64, device="cpu").unbind()
         if _C.runs_of_mask(keep.data_ptr(), n, length, starts.data_ptr(), counts.data_ptr()):
             return PackedTokens._trusted(tokens.flatten(0, 1), starts, counts, length)
     counts = keep.sum(1)

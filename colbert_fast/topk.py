@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,9 +119,10 @@ def _placed(candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.
     if len(candidates) != nq:
         msg = f"candidates needs one row per query; got {len(candidates)} rows for {nq} queries"
         raise ValueError(msg)
-    if isinstance(candidates, Tensor) and candidates.ndim == 2:
+    if isinstance(candidates, (Tensor, np.ndarray)) and candidates.ndim == 2:
         numbers = as_integers(candidates, "candidates")
-        check_range(numbers.reshape(-1, 1), {"documents": nd}, "candidates")
+        if not torch.compiler.is_compiling():
+            check_range(numbers.reshape(-1, 1), {"documents": nd}, "candidates")
         return numbers.reshape(-1).to(device), torch.arange(numbers.numel(), device=device), numbers.shape[1]
     rows = [as_integers(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
     for i, row in enumerate(rows):
@@ -129,6 +131,8 @@ def _placed(candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.
             raise ValueError(msg)
         check_range(row.unsqueeze(1), {"documents": nd}, f"candidates[{i}]")
     width = max((len(row) for row in rows), default=0)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    place = torch.cat([nothing, *(torch.arange(i * width, i * width + len(row)) for i, row in enumerate(rows))])
+    nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
+    place = torch.cat(
+        [nothing, *(torch.arange(i * width, i * width + len(row), device="cpu") for i, row in enumerate(rows))]
+    )
     return torch.cat([nothing, *(row.cpu() for row in rows)]).to(device), place.to(device), width

@@ -125,3 +125,30 @@ def test_meta_tensors_give_meta_scores() -> None:
     scores = cf.maxsim(torch.ones(2, 3, 4, device="meta"), torch.ones(5, 6, 4, device="meta"))
     assert scores.shape == (2, 5)
     assert scores.device.type == "meta"
+
+
+BAD_ARGUMENTS: dict[str, dict[int, torch.Tensor]] = {
+    "q_starts": {1: torch.zeros(2, dtype=torch.int32)},
+    "q_lengths": {2: torch.full((2, 1), 4)},
+    "d_lengths": {6: torch.full((6,), 5)[::2]},
+    "pairs": {7: torch.zeros(1, 2, dtype=torch.int32)},
+    "argmax": {14: torch.zeros(1, 1, dtype=torch.int32)},
+    "grad_scores": {13: torch.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_a_direct_call_cannot_send_a_kernel_astray(name: str) -> None:
+    q, d = torch.randn(8, 8), torch.randn(15, 8)
+    offsets = (torch.tensor([0, 4]), torch.tensor([4, 4])), (torch.tensor([0, 5, 10]), torch.tensor([5, 5, 5]))
+    sides: list[Any] = [q, *offsets[0], d, None, *offsets[1], None, 4, 5, False, False, 100]
+    scores, argmax = torch.ops.colbert_fast.score_argmax(*sides, None)
+    arguments = [*sides, torch.ones_like(scores).reshape(-1), argmax]
+    assert torch.ops.colbert_fast.backward(*arguments, True, True, None)[0].shape == q.shape
+    for position, value in BAD_ARGUMENTS[name].items():
+        arguments[position] = value
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        torch.ops.colbert_fast.backward(*arguments, True, True, None)
+    if name not in ("argmax", "grad_scores"):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            torch.ops.colbert_fast.score(*arguments[:13], None)

@@ -259,3 +259,11 @@ def test_batches_of_one_shape_share_nothing() -> None:
         assert torch.equal(cf.maxsim(q, d), scores)
     assert torch.equal(cf.maxsim(q.requires_grad_(), d), scores)
     cf.maxsim(q, d).sum().backward()
+
+
+@pytest.mark.parametrize("tokens", [torch.ones(4, 3).to_sparse(), torch.ones(4, 3, dtype=torch.int32)])
+def test_tokens_of_another_kind_are_refused(tokens: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match="tokens must be"):
+        cf.PackedTokens(tokens, torch.tensor([0]), torch.tensor([4]))
+    with pytest.raises(TypeError, match="tokens must be"):
+        cf.PackedTokens(torch.ones(4, 3), torch.tensor([0]), torch.tensor([4])).with_tokens(tokens)

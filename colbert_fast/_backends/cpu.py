@@ -122,6 +122,9 @@ def _in_place(p: Problem) -> tuple[_Side, object]:
     if not all(map(Tensor.is_contiguous, items)) or any(map(Tensor.is_neg, items)):
         items = [t.contiguous().resolve_neg() for t in items]
     addresses = array("q", map(Tensor.data_ptr, items))
+    if 0 in addresses and any(map(Tensor._is_zerotensor, items)):
+        items = [t + torch.zeros_like(t) if t._is_zerotensor() else t for t in items]
+        addresses = array("q", map(Tensor.data_ptr, items))
     if bool((torch.frombuffer(addresses, dtype=torch.int64) % p.d_tokens.element_size()).any()):
         items = [aligned(t) for t in items]
         addresses = array("q", map(Tensor.data_ptr, items))
@@ -132,8 +135,8 @@ def _in_place(p: Problem) -> tuple[_Side, object]:
 
 def _score(tier: str, argmax: bool, p: Problem) -> Scored:
     q, d = _readable(p.q_tokens), _readable(p.d_tokens)
-    scores = torch.empty(p.shape, dtype=torch.float32)
-    winners = torch.empty((p.num_pairs, p.max_lq), dtype=torch.int32) if argmax else None
+    scores = torch.empty(p.shape, dtype=torch.float32, device="cpu")
+    winners = torch.empty((p.num_pairs, p.max_lq), dtype=torch.int32, device="cpu") if argmax else None
     if p.d_items:
         documents, _alive = _in_place(p)
     else:
@@ -164,7 +167,7 @@ def _backward(
     for side, wanted in enumerate((for_q, for_d)):
         if not wanted:
             continue
-        grad = torch.zeros((q, d)[side].shape, dtype=torch.float32)
+        grad = torch.zeros((q, d)[side].shape, dtype=torch.float32, device="cpu")
         _C.backward(
             tier,
             _side(q, p.q_starts, p.q_lengths),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -147,9 +148,12 @@ def _pad_documents(p: Problem, documents: Tensor, compute: torch.dtype) -> tuple
 
 def _similarity(q: Tensor, d: Tensor, *, paired: bool) -> Tensor:
     """Dot products ``[nq, nd, lq, ld]``, or with pairs ``[p, lq, ld]``."""
-    if paired:
-        return q @ d.transpose(1, 2)
-    flat = q.flatten(0, 1) @ d.flatten(0, 1).T
+    # The products are those of float32, or float64, inside torch.autocast too.
+    device = q.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        if paired:
+            return q @ d.transpose(1, 2)
+        flat = q.flatten(0, 1) @ d.flatten(0, 1).T
     return flat.view(q.shape[0], q.shape[1], d.shape[0], d.shape[1]).transpose(1, 2)
 
 
