@@ -1,6 +1,5 @@
 // The module colbert_fast._C. Pointers and shapes come in, nothing is owned; the GIL is released while
-// scoring. Everything that could make a kernel leave its buffers is checked here: this is the only file that
-// throws.
+// scoring. Everything that could make a kernel leave its buffers is checked here, and refused.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

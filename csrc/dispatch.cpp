@@ -41,6 +41,14 @@ constexpr double kSerialFlops = 2e6;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// The most rows of a document that are screened, or copied, together: by whole vectors, or tiles, of them.
+int64_t most_rows_together(const Tokens& documents) {
+  int64_t most = 1;
+  for (int64_t i = 0; i < documents.count && most < kMostChunkRows; ++i)
+    most = std::max(most, documents.lengths[i]);
+  return round_up(std::min(most, kMostChunkRows), 64);
+}
+
 // The memory of all threads, allocated before any of them starts.
 class Workspace {
  public:
@@ -49,6 +57,7 @@ class Workspace {
     lanes = round_up(std::max<int64_t>(lanes, 1), tier.panel_lanes);
     const int64_t by_cache = kRowBytes / std::max<int64_t>(1, p.dim * static_cast<int64_t>(sizeof(float)));
     const int64_t block_rows = std::max<int64_t>(1, by_cache / tier.panel_rows) * tier.panel_rows;
+    const int64_t chunk = most_rows_together(p.d);
     // Twice: to count the bytes, and to hand them out.
     for (const bool counting : {true, false}) {
       used_ = 0;
@@ -65,21 +74,26 @@ class Workspace {
         if (tier.narrow_bytes > 0) {
           const int64_t row_floats = std::max<int64_t>(p.dim, 1);
           const int64_t bytes = round_up(2 * row_floats, tier.narrow_bytes);
-          take(lanes * bytes, s.direct_packed);
-          take(kMostChunkRows * bytes, s.direct_rows);
-          take(lanes * bytes, s.screen_packed);
-          for (float** array : {&s.lane_floor, &s.other_best, &s.again_best, &s.lane_error, &s.lane_slack,
-                                &s.lane_step, &s.lane_spread})
+          for (float** array : {&s.lane_floor, &s.lane_error, &s.lane_slack, &s.lane_step, &s.lane_spread})
             take(lanes, *array);
-          for (int32_t** array : {&s.other_arg, &s.again_arg, &s.lane_offset}) take(lanes, *array);
-          take(kMostChunkRows * bytes + kNarrowSlack, s.narrow_rows);
-          take(kMostChunkRows, s.row_scales);
-          take(kRowsAtOnce * round_up(row_floats, kMostPadding), s.padded_rows);
-          take(kMostChunkRows * tier.panel_lanes, s.uppers);
-          take(kMostChunkRows, s.picked);
-          take(kMostChunkRows + 1, s.picked_lanes);
-          take(kMostCandidates, s.candidates);
-          take(tier.panel_lanes * round_up(4 * row_floats, tier.narrow_bytes), s.winners);
+          take(lanes, s.lane_offset);
+          if (p.d.dtype == DType::kBFloat16) {
+            take(lanes * bytes, s.direct_packed);
+            take(chunk * bytes, s.direct_rows);
+            for (float** array : {&s.other_best, &s.again_best}) take(lanes, *array);
+            for (int32_t** array : {&s.other_arg, &s.again_arg}) take(lanes, *array);
+          }
+          if (p.dim <= kMostScreenedDim) {
+            take(lanes * bytes, s.screen_packed);
+            take(chunk * bytes + kNarrowSlack, s.narrow_rows);
+            take(chunk, s.row_scales);
+            take(kRowsAtOnce * round_up(row_floats, kMostPadding), s.padded_rows);
+            take(chunk * tier.panel_lanes, s.uppers);
+            take(chunk, s.picked);
+            take(chunk + 1, s.picked_lanes);
+            take(kMostCandidates, s.candidates);
+            take(tier.panel_lanes * round_up(4 * row_floats, tier.narrow_bytes), s.winners);
+          }
         }
       }
       if (counting) memory_.reset(new unsigned char[static_cast<size_t>(used_ + kAlignment)]);
@@ -91,6 +105,9 @@ class Workspace {
     int64_t sum = 0;
     for (const Scratch& s : scratch_) sum += s.chunks_screened;
     return sum;
+  }
+  bool redone() const {
+    return std::any_of(scratch_.begin(), scratch_.end(), [](const Scratch& s) { return s.redone; });
   }
   bool saw_empty_document() const {
     return std::any_of(scratch_.begin(), scratch_.end(),
@@ -222,8 +239,14 @@ bool overlapping(const Tokens& tokens) {
 
 int64_t pairs_of(const Problem& p) { return p.all_pairs ? p.q.count * p.d.count : p.num_pairs; }
 
-bool run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float* scores, int32_t* argmax,
-         float* maxima) {
+// What a run met.
+struct Met {
+  bool empty_document;
+  bool redone;
+};
+
+Met run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float* scores, int32_t* argmax,
+        float* maxima) {
   threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(plan.units.size())));
   Workspace workspace(p, tier, plan.lanes, plan.queries, threads);
 
@@ -242,7 +265,7 @@ bool run(const Tier& tier, const Problem& p, const Plan& plan, int threads, floa
   };
   parallel_for(static_cast<int64_t>(plan.units.size()), threads, unit, &context);
   counters(tier).chunks_screened.fetch_add(workspace.chunks_screened());
-  return workspace.saw_empty_document();
+  return {workspace.saw_empty_document(), workspace.redone()};
 }
 
 // Documents cut into parts that are scored like documents, for calls with fewer documents than threads.
@@ -330,8 +353,9 @@ bool join_parts(const Problem& p, const Parts& cut, const PartScores& in, float*
   return saw_empty_document;
 }
 
-bool score_in_parts(const Tier& tier, const Problem& p, int64_t wanted_units, int threads, float* scores,
-                    int32_t* argmax) {
+// Which lanes of bfloat16 are done again in float32 is up to the whole document: if any is, it is not cut.
+bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64_t wanted_units, int threads,
+                    float* scores, int32_t* argmax) {
   const int64_t pairs = pairs_of(p);
   const Parts cut = cut_documents(p, (wanted_units + pairs - 1) / pairs);
   Problem parts = p;
@@ -348,7 +372,9 @@ bool score_in_parts(const Tier& tier, const Problem& p, int64_t wanted_units, in
                          std::vector<int32_t>(tokens)};
   Plan plan;
   plan_pair_list(parts, parts.num_pairs, plan);
-  run(tier, parts, plan, threads, of_parts.scores.data(), of_parts.argmax.data(), of_parts.maxima.data());
+  const Met met =
+      run(tier, parts, plan, threads, of_parts.scores.data(), of_parts.argmax.data(), of_parts.maxima.data());
+  if (met.redone) return run(tier, p, uncut, threads, scores, argmax, nullptr).empty_document;
   return join_parts(p, cut, of_parts, scores, argmax);
 }
 
@@ -376,8 +402,8 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
     plan_pair_list(p, wanted_units, plan);
   }
   if (static_cast<int64_t>(plan.units.size()) < threads)
-    return score_in_parts(tier, p, wanted_units, threads, scores, argmax);
-  return run(tier, p, plan, threads, scores, argmax, nullptr);
+    return score_in_parts(tier, p, plan, wanted_units, threads, scores, argmax);
+  return run(tier, p, plan, threads, scores, argmax, nullptr).empty_document;
 }
 
 void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, const float* grad_scores,

@@ -87,7 +87,7 @@ constexpr bool screens() {
 template <typename T, bool kArgmax, typename ByChains>
 void by_chunks(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
                int64_t lanes, float* best, int32_t* arg, Scratch& s, const ByChains& by_chains) {
-  const int64_t chunk = lanes >= kManyLanes ? kMostChunkRows : kChunkRows;
+  const int64_t chunk = chunk_rows(lanes);
   for (int64_t row = 0; row < count; row += chunk) {
     const int64_t n = count - row < chunk ? count - row : chunk;
     const auto of_lanes = [&](int64_t begin, int64_t end) { by_chains(row, n, begin, end); };
@@ -121,6 +121,7 @@ void accumulate(const Problem& p, const T* rows, const float* scales, int64_t fi
     bool again = false;
     for (int64_t l = 0; l < lanes; ++l) again |= !(std::fabs(s.other_best[l]) >= s.lane_floor[l]);
     if (again) {
+      s.redone = true;
       reset(first_row, lanes, s.again_best, s.again_arg);
       accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.again_best, s.again_arg,
                                      s);

@@ -75,6 +75,7 @@ struct Scratch {
   int64_t block_rows;
   int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
   bool saw_empty_document;
+  bool redone;  // lanes of bfloat16 were done again in float32: which, depends on all rows that they met
 
   // Only of a tier with narrow_bytes; screen.h has the names of its proof. Of bfloat16 that is multiplied as
   // it is:
@@ -115,6 +116,9 @@ struct Scratch {
 constexpr int64_t kChunkRows = 320;
 constexpr int64_t kMostChunkRows = 1024;
 constexpr int64_t kManyLanes = 512;
+constexpr int64_t chunk_rows(int64_t lanes) { return lanes >= kManyLanes ? kMostChunkRows : kChunkRows; }
+// Rows of more numbers are not screened.
+constexpr int64_t kMostScreenedDim = 1 << 15;
 // What narrowing may write past a row, in bytes, and how its rows may be padded, in numbers: less than this.
 constexpr int64_t kNarrowSlack = 128;
 constexpr int64_t kMostPadding = 64;

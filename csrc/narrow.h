@@ -7,7 +7,6 @@
 namespace colbert_fast {
 namespace {
 
-constexpr int64_t kMostScreenedDim = 1 << 15;
 constexpr float kLeastNorm = 1.0f / (1 << 20);
 constexpr float kMostNorm = 1 << 20;
 constexpr float kMargin = 1.0f + 1.0f / 128;

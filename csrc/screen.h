@@ -56,10 +56,12 @@
 //   2. decide(): the chain of each lane with its guess. The largest f so far is m.
 //   3. pick(): the candidates of a lane, those rows that may be at least m by the bound.
 //   4. refine(): a dot product of float32, in any order, rules out those that only the coarse c_j let pass.
-//   5. decide() again, for what is left: rows equal to the winner, or nearly.
+//   5. decide() again, for what is left: rows as good as the winner, or nearly. Rows that repeat the guess
+//   are
+//      not left.
 // Of 300 random tokens at n = 128 one is a candidate of a query token, of 180 tokens of all-MiniLM-L6-v2 one
-// to two; after refine() none is left but equal rows. Where there are so many that they take longer than the
-// chains of all rows, these are computed, and the next chunks are not screened.
+// to two; after refine() hardly one is left. Where there are so many that they take longer than the chains of
+// all rows, these are computed, and the next chunks are not screened.
 //
 // The bound. Let q^ and d^ be what is multiplied, c_j = <q^, d^_j>, u = 2^-24, and D the largest ||d_j|| of
 // the rows at hand.
@@ -185,11 +187,21 @@ float dot(const float* a, const float* b, int64_t dim) {
   return total;
 }
 
-// The candidates that were picked, less those that a dot product of float32 rules out: into s.candidates,
-// their rows in ascending order. Returns their number, or -1 if more than `limit` were picked.
+// Whether two rows are the same, so that their chains are.
+template <typename T>
+bool same_rows(const Problem& p, const T* rows, const float* scales, int64_t first_row, int32_t a,
+               int32_t b) {
+  if (scales != nullptr && scales[first_row + a] != scales[first_row + b]) return false;
+  const size_t bytes = static_cast<size_t>(p.dim) * sizeof(T);
+  return std::memcmp(rows + a * p.d.row_stride, rows + b * p.d.row_stride, bytes) == 0;
+}
+
+// The candidates that were picked, less those that a dot product of float32 rules out and those that repeat
+// the guess, which comes first: into s.candidates, their rows in ascending order. Returns their number, or -1
+// if more than `limit` were picked.
 template <typename N, typename T>
 int64_t refine(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t lane,
-               float norm, const float* best, int64_t limit, Scratch& s) {
+               float norm, const int32_t* guess, const float* best, int64_t limit, Scratch& s) {
   int64_t all = 0;
   int64_t kept = 0;
   for (int64_t i = 0; s.picked_lanes[i] != 0; ++i) {
@@ -201,14 +213,15 @@ int64_t refine(const Problem& p, const T* rows, const float* scales, int64_t fir
       const float value = dot<N>(values, s.query_rows + (lane + l) * p.dim, p.dim);
       s.candidates[kept] = {row, l};
       // A best that is NaN rules nothing out, and stays.
-      kept += value < best[lane + l] - s.lane_slack[lane + l] * norm ? 0 : 1;
+      if (value < best[lane + l] - s.lane_slack[lane + l] * norm) continue;
+      kept += row > guess[l] && same_rows(p, rows, scales, first_row, row, guess[l]) ? 0 : 1;
     }
   }
   return kept;
 }
 
 // The chain of each lane of a panel with a row of its own, of `steps` units.
-template <typename N, typename Ops, int kVecs, int kWidth>
+template <typename Ops, int kVecs, int kWidth>
 void chains(const typename Ops::Unit* q, const typename Ops::Unit* const* rows, int64_t steps,
             float* values) {
   using Unit = typename Ops::Unit;
@@ -285,8 +298,8 @@ void decide(const Problem& p, const T* rows, const float* scales, int64_t first_
     tokens[l] = static_cast<int32_t>(first_row + row_of[l]);
   }
   float values[kLanes];
-  chains<N, Ops, kVecs, kWidth>(static_cast<const Unit*>(q), units,
-                                bytes / static_cast<int64_t>(sizeof(Unit)), values);
+  chains<Ops, kVecs, kWidth>(static_cast<const Unit*>(q), units, bytes / static_cast<int64_t>(sizeof(Unit)),
+                             values);
   merge<kArgmax>(kLanes, values, tokens, best + lane, arg + lane);
 }
 
@@ -306,7 +319,7 @@ inline int64_t next_of_each_lane(int64_t count, int32_t* row_of, Scratch& s) {
   return left;
 }
 
-// Steps 1 to 5 for one panel; false if there are too many candidates, and then without the last.
+// Steps 1 to 5 for one panel; false if there are too many candidates: best and arg then hold some of them.
 template <typename N, typename Number, typename Ops, typename T, bool kArgmax, int kVecs, int kWidth>
 bool screen_panel(const Problem& p, const T* rows, const float* scales, int64_t first_row,
                   const NarrowRows& narrow, Ahead ahead, float norm, int64_t lane, float* best, int32_t* arg,
@@ -326,11 +339,13 @@ bool screen_panel(const Problem& p, const T* rows, const float* scales, int64_t 
   }
   pick<N, kVecs>(bounds, narrow.count, threshold, s);
   const int64_t eighth = narrow.count * kLanes / 8;
-  int64_t left = refine<N>(p, rows, scales, first_row, lane, norm, best,
+  int64_t left = refine<N>(p, rows, scales, first_row, lane, norm, guess, best,
                            eighth < kMostCandidates ? eighth : kMostCandidates, s);
   if (left < 0) return false;
-  // A lane without a candidate computes its guess again, which changes nothing.
-  while (left > 0) {
+  // A lane without a candidate computes its guess again, which changes nothing. A round takes as long as some
+  // ten rows of a panel of chains do.
+  for (int64_t rounds = narrow.count / 16; left > 0; --rounds) {
+    if (rounds == 0) return false;
     left = next_of_each_lane(left, guess, s);
     decide<N, Ops, T, kArgmax, kVecs, kWidth>(p, rows, scales, first_row, guess, lane, best, arg, s);
   }
@@ -367,9 +382,13 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
     // While the first panel is multiplied, the rows a whole chunk further come from memory, so that narrowing
     // finds them in L2. The distance is the same for a chunk of fewer rows: rows that follow one another are
     // so asked for once, and none is left out, across the ends of documents too.
-    const Ahead ahead = {
-        reinterpret_cast<uintptr_t>(rows) + static_cast<uintptr_t>(kChunkRows * p.d.row_stride) * sizeof(T),
-        lane > 0 ? 0 : static_cast<int>(sizeof(T) / SizeOf<Number>::kBytes)};
+    const Ahead ahead = {reinterpret_cast<uintptr_t>(rows) +
+                             static_cast<uintptr_t>(chunk_rows(lanes) * p.d.row_stride) * sizeof(T),
+                         lane > 0 ? 0 : static_cast<int>(sizeof(T) / SizeOf<Number>::kBytes)};
+    float best_before[kPanel];
+    int32_t arg_before[kPanel];
+    std::memcpy(best_before, best + lane, sizeof best_before);
+    std::memcpy(arg_before, arg + lane, sizeof arg_before);
     const bool done = lanes - lane > Isa::kLanes
                           ? screen_panel<N, Number, Ops, T, kArgmax, Isa::kVecs, kPanel>(
                                 p, rows, scales, first_row, narrow, ahead, norm, lane, best, arg, s)
@@ -378,6 +397,9 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
     ++panels;
     if (done) continue;
     ++by_all;
+    // All chains run in the order of the rows, where the first of equal rows wins: not after a later one.
+    std::memcpy(best + lane, best_before, sizeof best_before);
+    std::memcpy(arg + lane, arg_before, sizeof arg_before);
     by_chains(lane, lanes - lane < kPanel ? lanes : lane + kPanel);
   }
   ++s.chunks_screened;

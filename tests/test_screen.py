@@ -225,3 +225,39 @@ def test_screening_of_int8_happens(screening: str, level: int | None) -> None:
         before = screened(screening)
         cf.maxsim(embeddings([lq], 128), documents, backend=screening)
         assert screened(screening) >= before + (2 if level is None else 1) * (lq > 1 or screening != "cpu:amx")
+
+
+def ties_of_different_rows(count: int, dim: int) -> Tensor:
+    """Rows with the same product with a query of ones, of which every other is rounded by int8, the first too."""
+    d = torch.zeros(count, dim)
+    for row in range(0, count, 2):
+        d[row, row % dim] = 4
+    for row in range(1, count, 2):
+        d[row, torch.arange(row, row + 4) % dim] = 1
+    return d
+
+
+def test_the_first_of_ties_wins_where_screening_gives_up(screening: str) -> None:
+    """The guess is the second row, and there are more candidates than is worth it: the chains of all rows decide."""
+    document = ties_of_different_rows(300, 16)
+    q, d = [torch.ones(32, 16)], [document.clone() for _ in range(40)]
+    before = screened(screening)
+    assert_same_bits(screening, q, d)
+    assert screened(screening) > before
+    assert (score_argmax(screening, q, d)[1] == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_repeated_row_that_wins(screening: str, share: float, quantized: bool) -> None:
+    q, d = embeddings([32], 128)[0], embeddings([600], 128)[0]
+    d[torch.rand(600) < share] = torch.nn.functional.normalize(q[:3].sum(0), dim=0)
+    documents = cf.PackedTokens.from_list([d])
+    if quantized:
+        documents = documents.quantize("int8")
+        # The same numbers with another scale are another row.
+        assert documents.scales is not None
+        documents.scales[300] *= 1.5
+    before = screened(screening)
+    assert_same_bits(screening, [q], documents)
+    assert screened(screening) > before
