@@ -33,12 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--top", type=_positive, default=3, metavar="K", help="passages to show per question (default 3)")
     demo.add_argument("--backend", help="a backend's name, such as cpu:avx2 or torch; default: the best")
     measured = commands.add_parser("bench", help="time our backends and torch on named workloads, on this machine")
-    measured.add_argument(
-        "workload", nargs="*", choices=[[], *(w.name for w in bench.WORKLOADS)], help="default: a short selection"
-    )
+    names = [w.name for w in bench.WORKLOADS]
+    measured.add_argument("workload", nargs="*", help=f"default: {', '.join(bench.SHORT)}; others: {', '.join(names)}")
     measured.add_argument("--rounds", type=_positive, default=20, help="times that each is timed (default 20)")
     measured.add_argument("--json", action="store_true", help="print JSON instead of a table")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "bench" and (unknown := set(chosen.workload) - set(names)):
+        measured.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     try:
         if chosen.command == "info":
             lines = _info()
@@ -55,11 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        msg = f"must be 1 or more; got {number}"
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"must be a number of 1 or more; got {text!r}"
         raise argparse.ArgumentTypeError(msg)
-    return number
+    return int(text)
 
 
 def _info() -> list[str]:
