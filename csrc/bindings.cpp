@@ -82,7 +82,8 @@ Tokens tokens_of(const Side& side, int64_t dim, const char* which) {
   if (row_stride < 0 || rows < 0 || count < 0) {
     throw std::invalid_argument(std::string(which) + " needs a stride, rows and items of 0 or more");
   }
-  if ((items == 0 && data == 0 && rows > 0 && dim > 0) || (lengths == 0 && count > 0)) {
+  if ((items == 0 && data == 0 && rows > 0 && dim > 0) || (items == 0 && starts == 0 && count > 0) ||
+      (lengths == 0 && count > 0)) {
     throw std::invalid_argument(std::string(which) + " has rows or items without memory");
   }
   for (int64_t i = 0; i < count; ++i) {

@@ -57,8 +57,7 @@
 //   3. pick(): the candidates of a lane, those rows that may be at least m by the bound.
 //   4. refine(): a dot product of float32, in any order, rules out those that only the coarse c_j let pass.
 //   5. decide() again, for what is left: rows as good as the winner, or nearly. Rows that repeat the guess
-//   are
-//      not left.
+//      are not.
 // Of 300 random tokens at n = 128 one is a candidate of a query token, of 180 tokens of all-MiniLM-L6-v2 one
 // to two; after refine() hardly one is left. Where there are so many that they take longer than the chains of
 // all rows, these are computed, and the next chunks are not screened.
