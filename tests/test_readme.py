@@ -30,9 +30,12 @@ def test_scoring_embeddings() -> None:
 
 def test_scoring_texts() -> None:
     with pytest.warns(UserWarning, match="has no ColBERT projection"):
-        names = run(BLOCKS[1].replace("path/or/hub-name", cli._demo_model()))
+        names = run(
+            "import colbert_fast as cf\n" + BLOCKS[1].replace("path/or/hub-name", cli._demo_model()) + BLOCKS[2]
+        )
     assert names["scores"].shape == (2,)
+    assert names["best"].shape == names["numbers"].shape == (1, 1)
 
 
 def test_every_example_is_run() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
