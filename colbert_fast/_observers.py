@@ -33,6 +33,7 @@ def plain(*tensors: Tensor) -> bool:
 
 def has_tangent(*tensors: Tensor) -> bool:
     """Whether one of these carries a derivative of forward mode: ``torch.func.jvp``, ``jacfwd``, dual tensors."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    # A private name, which another version of torch need not have.
+    if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", -1) < 0:
         return False
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)

@@ -42,7 +42,8 @@ def topk(
         The documents to consider: integers ``[A, c]``, or a list with one sequence of document numbers
         per query, of any lengths. Default: all. With documents on a GPU, a matrix on the same GPU waits for it once,
         to be checked before a kernel reads what it names; a matrix or a list in CPU memory is checked there and waits
-        for its copy; a list of tensors on a GPU waits for each. Without candidates nothing waits.
+        for its copy; a list of tensors on a GPU waits for each. Under ``torch.compile`` a matrix is not checked for
+        a GPU. Without candidates nothing waits.
     backend
         As in :func:`maxsim`.
 
