@@ -7,9 +7,9 @@ from importlib.metadata import version as _version
 
 from colbert_fast._backends import backends
 from colbert_fast._backends.cpu import get_num_threads, set_num_threads
-from colbert_fast.maxsim import maxsim, maxsim_pairs, maxsim_pairwise
+from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
+from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
-from colbert_fast.topk import topk
 
 __version__ = _version("colbert-fast")
 

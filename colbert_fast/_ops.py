@@ -1,6 +1,6 @@
 """torch.ops.colbert_fast.*: what torch.compile, export and the profiler see.
 
-The ops are forward primitives without autograd formulas: :mod:`colbert_fast.maxsim` puts an autograd.Function around
+The ops are forward primitives without autograd formulas: :mod:`colbert_fast._scoring` puts an autograd.Function around
 them, and is the public way in. Registered with ``torch.library.Library``, whose dispatch costs a third of the
 ``custom_op`` decorator's.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast import PackedTokens, packed, reference
-from colbert_fast.maxsim import _parts
+from colbert_fast._maxsim import _parts
 
 INF, NAN = math.inf, math.nan
 

@@ -10,7 +10,7 @@ from cases import assert_scores, embeddings
 import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast import packed as packed_module
-from colbert_fast.maxsim import _parts
+from colbert_fast._maxsim import _parts
 from colbert_fast.packed import lower
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import colbert_fast as cf
-from colbert_fast import topk as topk_function  # the module of this name is hidden behind the function
+from colbert_fast import _topk
 
 
 def expected(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,12 +25,10 @@ def test_all_documents(backend: str, k: int) -> None:
 
 
 def test_in_runs(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setattr(sys.modules["colbert_fast.topk"], "CHUNK_ELEMENTS", 12)  # four documents at a time
+    monkeypatch.setattr(_topk, "CHUNK_ELEMENTS", 12)  # four documents at a time
     a, b = torch.randn(3, 4, 8), torch.randn(22, 5, 8)
     b[7], b[19] = b[2], b[2]
-    scores, numbers = topk_function(a, b, 4, backend=backend)
+    scores, numbers = cf.topk(a, b, 4, backend=backend)
     values, order = expected(cf.maxsim(a, b, backend=backend), 4)
     torch.testing.assert_close(scores, values)
     assert torch.equal(numbers, order)

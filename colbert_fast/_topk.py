@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast._checks import positive_int
-from colbert_fast.maxsim import (
+from colbert_fast._scoring import (
     CHUNK_ELEMENTS,
     as_integers,
     check_range,

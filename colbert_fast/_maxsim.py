@@ -1,4 +1,4 @@
-"""MaxSim over every layout, device and dtype: the public functions, their validation and their gradients."""
+"""MaxSim over every layout, device and dtype: the public functions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colbert_fast import _ops
-from colbert_fast._arrays import Mask, aligned, tensor_of
-from colbert_fast._backends.problem import Problem
+from colbert_fast._arrays import Mask, aligned
 from colbert_fast._checks import positive_int
-from colbert_fast._observers import has_tangent
-from colbert_fast.packed import PackedTokens, TokenList, Tokens, lower
-
-# Of the largest intermediate of a backend that needs one: 64 MiB in float32.
-CHUNK_ELEMENTS = 2**24
+from colbert_fast._scoring import CHUNK_ELEMENTS, as_integers, check_range, checked_sides, score
+from colbert_fast.packed import PackedTokens, Tokens
 
 
 def maxsim(
@@ -172,114 +167,6 @@ def maxsim_pairs(a: Tokens, b: Tokens, pairs: Tensor | Sequence[Any], *, backend
     return score(q, d, checked, skip_zero, CHUNK_ELEMENTS, backend)
 
 
-class _MaxSim(torch.autograd.Function):
-    """Scores with a backward pass from the saved argmax: [pairs, query tokens] int32, never the similarities."""
-
-    @staticmethod
-    def forward(ctx: Any, q_tokens: Tensor, d_tokens: Tensor, sides: tuple[Any, ...], backend: str | None) -> Tensor:
-        q_starts, q_lengths, d_scales, d_starts, d_lengths, pairs, *rest, d_order = sides
-        tensors = (q_tokens, q_starts, q_lengths, d_tokens, d_scales, d_starts, d_lengths, pairs)
-        scores: Tensor
-        scores, argmax = torch.ops.colbert_fast.score_argmax(*tensors, *rest, backend, d_order=d_order)
-        ctx.save_for_backward(*tensors, argmax)
-        ctx.rest = rest
-        ctx.backend = backend
-        return scores
-
-    @staticmethod
-    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        *tensors, argmax = ctx.saved_tensors
-        for_q, for_d = ctx.needs_input_grad[:2]
-        grads = torch.ops.colbert_fast.backward(
-            *tensors, *ctx.rest, grad_scores.detach().reshape(-1), argmax, for_q, for_d, ctx.backend
-        )
-        if torch.is_grad_enabled():  # create_graph=True
-            grads = _FirstOrder.apply(*grads, tensors[0], tensors[3])  # type: ignore[no-untyped-call]
-        return grads[0] if for_q else None, grads[1] if for_d else None, None, None
-
-
-class _FirstOrder(torch.autograd.Function):
-    """Gradients that say so when they are differentiated, rather than passing for constants."""
-
-    @staticmethod
-    def forward(ctx: Any, grad_q: Tensor, grad_d: Tensor, q_tokens: Tensor, d_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return grad_q.clone(), grad_d.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        msg = "maxsim has first derivatives only; write the einsum in torch for second ones"
-        raise NotImplementedError(msg)
-
-
-def score(
-    q: PackedTokens,
-    d: PackedTokens,
-    pairs: Tensor | None,
-    skip_zero: tuple[bool, bool],
-    chunk_elements: int,
-    backend: str | None,
-) -> Tensor:
-    rest = (pairs, q.max_length, d.max_length, *skip_zero, chunk_elements)
-    if has_tangent(q.tokens, d.like if isinstance(d, TokenList) else d.tokens):
-        msg = "maxsim has no derivatives of forward mode (torch.func.jvp, dual tensors); use backward()"
-        raise NotImplementedError(msg)
-    if isinstance(d, TokenList) and not (torch.is_grad_enabled() and q.tokens.requires_grad):
-        sides = (q.tokens, q.starts, q.lengths, d.like, None, d.lengths, d.lengths, *rest)
-        scores = _ops.score_in_place(Problem(*sides, d_items=d.items), backend)
-        if scores is not None:
-            return scores
-    if torch.is_grad_enabled() and (q.tokens.requires_grad or d.tokens.requires_grad):
-        # Hooks of autograd may write to what is saved for it, or free it: not the offsets that calls share.
-        offsets = [t.clone() if t.is_cpu else t for t in (q.starts, q.lengths, d.starts, d.lengths)]
-        others = (*offsets[:2], d.scales, *offsets[2:], *rest, d._order)
-        return _MaxSim.apply(q.tokens, d.tokens, others, backend)  # type: ignore[no-any-return, no-untyped-call]
-    tensors = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
-    return _ops.score(*tensors, *rest, backend, d_order=d._order)
-
-
-def checked_sides(
-    a: Tokens, b: Tokens, a_mask: Mask | None = None, b_mask: Mask | None = None
-) -> tuple[PackedTokens, PackedTokens, tuple[bool, bool], torch.device]:
-    """Lower both sides and raise unless they fit.
-
-    Returns
-    -------
-    q, d, skip_zero, home
-        Queries; documents; whether rows of zeros are padding in either; the device that the scores belong on.
-    """
-    q, skip_zero_q = lower(a, a_mask, "a")
-    d, skip_zero_d = lower(b, b_mask, "b", join=False)
-    home = _home(b, q, d)
-    # A side without a single row has no dim or dtype of its own, and fits any other.
-    if q.rows == 0:
-        dtype = d.dtype if d.scales is None else torch.float32
-        q = q.with_tokens(torch.zeros(0, d.dim, dtype=dtype, device=q.device))
-    elif d.rows == 0:
-        d = d.with_tokens(torch.zeros(0, q.dim, dtype=q.dtype, device=d.device))
-    if q.dim != d.dim:
-        msg = f"a and b need the same dim; got a [*, {q.dim}] and b [*, {d.dim}]"
-        raise ValueError(msg)
-    if q.scales is not None:
-        msg = "a must be floating point: only documents can be int8"
-        raise TypeError(msg)
-    if q.dtype != d.dtype and d.scales is None:
-        msg = f"a and b need the same dtype; got a {q.dtype} and b {d.dtype}"
-        raise TypeError(msg)
-    return q, d, (skip_zero_q, skip_zero_d), home
-
-
-def _home(b: Tokens, q: PackedTokens, d: PackedTokens) -> torch.device:
-    """Where the scores go: to the documents, or to the queries if the documents are not on any device."""
-    if isinstance(b, (PackedTokens, Tensor)) or (isinstance(b, (list, tuple)) and b and isinstance(b[0], Tensor)):
-        return d.device
-    return q.device
-
-
-def _resolved(device: torch.device | str | None, home: torch.device) -> torch.device:
-    """Return the device with its number: ``"cuda"`` is not equal to ``"cuda:0"``."""
-    return home if device is None else torch.empty(0, device=device).device
-
-
 def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
     """Cut into parts of about ``chunk_elements`` elements, each with only the rows from its first to its last."""
     first, rows = 0, 0
@@ -304,12 +191,9 @@ def _token_counts(q: PackedTokens, skip_zero: bool) -> Tensor:
     return real.sum(1).clamp(min=1)
 
 
-def as_integers(value: Tensor | Sequence[Any], name: str) -> Tensor:
-    tensor = tensor_of(value, name)
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
-        msg = f"{name} must be integers; got {tensor.dtype}"
-        raise TypeError(msg)
-    return tensor.to(torch.int64)
+def _resolved(device: torch.device | str | None, home: torch.device) -> torch.device:
+    """Return the device with its number: ``"cuda"`` is not equal to ``"cuda:0"``."""
+    return home if device is None else torch.empty(0, device=device).device
 
 
 def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
@@ -322,14 +206,3 @@ def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
     if not torch.compiler.is_compiling():
         check_range(tensor, {"queries": nq, "documents": nd}, "pairs")
     return aligned(tensor.contiguous())
-
-
-def check_range(numbers: Tensor, counts: dict[str, int], name: str) -> None:
-    """Raise unless each column of ``numbers [n, columns]`` numbers its things. Waits for their device once."""
-    if len(numbers) == 0:
-        return
-    lows, highs = torch.stack(torch.aminmax(numbers, dim=0)).tolist()
-    for low, high, (what, count) in zip(lows, highs, counts.items(), strict=True):
-        if low < 0 or high >= count:
-            msg = f"{name} must number {what} from 0 to {count - 1}; got numbers from {low} to {high}"
-            raise ValueError(msg)
