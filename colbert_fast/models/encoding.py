@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +20,21 @@ _CPU_BATCH_TOKENS = 1024
 _ACCELERATOR_BATCH_TOKENS = 16384
 # Texts tokenized together, from which batches of one length are cut.
 _CHUNK_TEXTS = 1024
+
+# A fast tokenizer keeps the length at which it cuts, and how it pads, between being told and being used: another
+# thread that tells it something else meanwhile has texts of both cut at its length. One lock for all encoders, which
+# may share a tokenizer; it is held for a small part of the time that the transformer then takes.
+_tokenizing = threading.Lock()
+
+
+def _unlock() -> None:
+    """Forget, in a forked child, a thread of the parent that was tokenizing."""
+    global _tokenizing
+    _tokenizing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 class Encoding(NamedTuple):
@@ -161,13 +178,14 @@ def _tokenize(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding)
     expansion = getattr(encoder[0], "query_expansion", None) if encoding.query_mode else None
     if expansion is not None and expansion["strategy"] == "fixed":
         max_length = None
-    features: dict[str, Any] = encoder.preprocess(
-        texts,
-        prompt=encoding.prefix,
-        task=encoding.task,
-        max_length=max_length,
-        processing_kwargs={"text": options},
-    )
+    with _tokenizing:
+        features: dict[str, Any] = encoder.preprocess(
+            texts,
+            prompt=encoding.prefix,
+            task=encoding.task,
+            max_length=max_length,
+            processing_kwargs={"text": options},
+        )
     return features
 
 
