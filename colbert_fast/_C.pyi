@@ -1,43 +1,47 @@
 """Types of the extension module; csrc/bindings.cpp says what the arguments mean."""
 
-_Side = tuple[int, int, int, int, int, int, int, int, int]
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# (dtype, tokens, starts, lengths, scales), or of items that lie apart (dtype, items, dim).
+_Side = tuple[int, Tensor, Tensor, Tensor, Tensor | None] | tuple[int, Sequence[Tensor], int]
 
 def tiers() -> list[tuple[str, str | None]]: ...
 def refused(tier: str, /) -> str | None: ...
 def calls() -> dict[str, int]: ...
 def chunks_screened() -> dict[str, int]: ...
 def pool_size() -> int: ...
+def set_main_thread(ident: int, /) -> None: ...
 def score(
     tier: str,
     q: _Side,
     d: _Side,
-    dim: int,
-    pairs: int,
-    num_pairs: int,
+    pairs: Tensor | None,
     max_lq: int,
     skip_zero_q: bool,
     skip_zero_d: bool,
     threads: int,
-    scores: int,
-    argmax: int,
+    scores: Tensor,
+    argmax: Tensor | None,
     /,
 ) -> bool: ...
 def backward(
     tier: str,
     q: _Side,
     d: _Side,
-    dim: int,
-    pairs: int,
-    num_pairs: int,
+    pairs: Tensor | None,
     max_lq: int,
     threads: int,
     to_queries: bool,
-    grad_scores: int,
-    argmax: int,
-    grad: int,
+    grad_scores: Tensor,
+    argmax: Tensor,
+    grad: Tensor,
     /,
 ) -> None: ...
-def runs_of_mask(mask: int, n: int, length: int, starts: int, lengths: int, /) -> bool: ...
+def row_counts(items: tuple[Tensor, ...], type: type[Tensor], layout: torch.layout, /) -> list[int] | None: ...
+def runs_of_mask(mask: Tensor, starts: Tensor, lengths: Tensor, /) -> bool: ...
 def products(tier: str, /) -> list[str]: ...
 def measure_flops(tier: str, dtype: str, threads: int, seconds: float, /) -> float: ...
-def measure_read(tier: str, threads: int, data: int, bytes: int, /) -> float: ...
+def measure_read(tier: str, threads: int, memory: Tensor, /) -> float: ...

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+try:
+    from colbert_fast import _C
+except ImportError:
+    _C = None  # type: ignore[assignment]
 
 Mask: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
@@ -39,12 +43,19 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     # numpy's own flag does not look at the strides of axes of length 1; torch does.
     if not array.flags.aligned or min(array.strides, default=0) < 0 or math.gcd(*array.strides) % array.itemsize:
         array = array.copy()
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    with warnings.catch_warnings():
-        # Read-only and memory-mapped arrays are welcome: nothing here writes to its inputs.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
-        return torch.from_numpy(array)
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_SaidToBeWriteable(array)))
+
+
+class _SaidToBeWriteable:
+    """The memory of a read-only or memory-mapped array, of which torch would warn, though nothing here writes to it.
+
+    The filters of warnings belong to all threads: a call must not change them, not even for a moment.
+    """
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array  # which lives as long as what is made of its memory
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
 
 
 def float_tensor(value: Any, name: str) -> Tensor:
@@ -88,19 +99,13 @@ def tensors_and_counts(items: Sequence[Any]) -> tuple[Sequence[Tensor], list[int
 
 
 def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
-    """Return the length of each item if all are plain matrices of one dim and dtype on the CPU, in a single pass."""
-    if not items or not isinstance(items[0], Tensor) or items[0].ndim != 2 or not items[0].is_floating_point():
+    """Return the length of each item if all are plain matrices of one dim and dtype on the CPU.
+
+    Without the extension nobody makes use of it.
+    """
+    if _C is None or torch.compiler.is_compiling():
         return None
-    dim, dtype, strided = items[0].shape[1], items[0].dtype, torch.strided
-    counts = []
-    for t in items:
-        if type(t) is not Tensor or t.dtype is not dtype or t.layout is not strided or not t.is_cpu:
-            return None
-        shape = t.shape
-        if len(shape) != 2 or shape[1] != dim:
-            return None
-        counts.append(shape[0])
-    return counts
+    return _C.row_counts(tuple(items), Tensor, torch.strided)
 
 
 def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -111,7 +116,7 @@ def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
     result = []
     for i, t in enumerate(tensors):
         if t.numel() == 0 and t.ndim in (1, 2):
-            t = t.new_zeros(0, dim, dtype=first.dtype) if t.shape[-1] != dim or t.ndim == 1 else t
+            t = t.reshape(0, dim).to(first.dtype)
         elif t.ndim != 2:
             msg = f"items[{i}] must be [length, dim]; got shape {list(t.shape)}"
             raise ValueError(msg)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from colbert_fast._arrays import Mask, aligned
 from colbert_fast._checks import positive_int
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._scoring import CHUNK_ELEMENTS, as_integers, check_range, checked_sides, score
 from colbert_fast.packed import PackedTokens, Tokens
 
 
+@safe_after_fork
 def maxsim(
     a: Tokens,
     b: Tokens,
@@ -91,6 +93,7 @@ def maxsim(
     return scores
 
 
+@safe_after_fork
 def maxsim_pairwise(
     a: Tokens,
     b: Tokens,
@@ -132,6 +135,7 @@ def maxsim_pairwise(
     return scores
 
 
+@safe_after_fork
 def maxsim_pairs(a: Tokens, b: Tokens, pairs: Tensor | Sequence[Any], *, backend: str | None = None) -> Tensor:
     """Score any list of (query, document) pairs: candidates to rerank, distillation groups, hard negatives.
 
@@ -178,7 +182,7 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
         starts, counts = d.starts[first:i], d.lengths[first:i]
         low, high = (int(starts.min()), int((starts + counts).max())) if i > first else (0, 0)
         scales = None if d.scales is None else d.scales[low:high]
-        yield PackedTokens._trusted(d.tokens[low:high], starts - low, counts, d.max_length, scales)
+        yield PackedTokens(d.tokens[low:high], starts - low, counts, scales, _trusted=(d.max_length, None))
         first, rows = i, length
 
 

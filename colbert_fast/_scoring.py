@@ -11,6 +11,7 @@ from torch import Tensor
 from colbert_fast import _ops
 from colbert_fast._arrays import Mask, tensor_of
 from colbert_fast._backends.problem import Problem
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._observers import has_tangent
 from colbert_fast.packed import PackedTokens, TokenList, Tokens, lower
 
@@ -32,11 +33,11 @@ def checked_sides(
     d, skip_zero_d = lower(b, b_mask, "b", join=False)
     home = _home(b, q, d)
     # A side without a single row has no dim or dtype of its own, and fits any other.
+    # What it is given here is made of its own, so that it has a gradient, though an empty one.
     if q.rows == 0:
-        dtype = d.dtype if d.scales is None else torch.float32
-        q = q.with_tokens(torch.zeros(0, d.dim, dtype=dtype, device=q.device))
+        q = q.with_tokens(q.tokens.reshape(0, d.dim).to(torch.float32 if d.scales is not None else d.dtype))
     elif d.rows == 0:
-        d = d.with_tokens(torch.zeros(0, q.dim, dtype=q.dtype, device=d.device))
+        d = d.with_tokens(d.tokens.reshape(0, q.dim).to(q.dtype))
     if q.dim != d.dim:
         msg = f"a and b need the same dim; got a [*, {q.dim}] and b [*, {d.dim}]"
         raise ValueError(msg)
@@ -97,6 +98,7 @@ class _MaxSim(torch.autograd.Function):
         return scores
 
     @staticmethod
+    @safe_after_fork
     def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         *tensors, argmax = ctx.saved_tensors
         for_q, for_d = ctx.needs_input_grad[:2]

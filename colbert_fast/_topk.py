@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast._checks import positive_int
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._scoring import (
     CHUNK_ELEMENTS,
     as_integers,
@@ -20,6 +21,7 @@ from colbert_fast._scoring import (
 from colbert_fast.packed import PackedTokens, Tokens
 
 
+@safe_after_fork
 def topk(
     a: Tokens,
     b: Tokens,

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colbert_fast._arrays import Mask, aligned, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
+from colbert_fast._arrays import Mask, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._observers import has_tangent, plain
 
 try:
@@ -36,7 +37,8 @@ class PackedTokens:
     """A ragged batch of token embeddings: item ``i`` is ``tokens[starts[i] : starts[i] + lengths[i]]``.
 
     Build it once to score it many times. Every row inside an item is a token, rows of zeros included. Items may
-    leave gaps between them and may share rows.
+    leave gaps between them and may share rows. The fields are read-only, and ``starts`` and ``lengths`` copies of what
+    was given; nobody should write to their elements either: what does not fit is refused when it is scored.
 
     Parameters
     ----------
@@ -58,19 +60,32 @@ class PackedTokens:
         A shape that does not fit, an item outside ``tokens``, or a bad scale. Checking this waits for the device.
     """
 
-    tokens: Tensor
-    starts: Tensor
-    lengths: Tensor
-    max_length: int
-    """No item is longer. Known without asking the device."""
-    scales: Tensor | None
-    """``[total]`` float32 if ``tokens`` is int8, else None: row r stands for ``scales[r] * tokens[r]``."""
-    # [n] int32, of items of different lengths on a GPU: their numbers, longest first. Made with the batch on the same
-    # stream, it lives as long, which a CUDA graph relies on. For speed only: any order of all items gives the same
-    # scores, so it may stay as it is if someone writes to the lengths.
-    _order: Tensor | None = None
+    def __init__(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        scales: Tensor | None = None,
+        *,
+        _trusted: tuple[int, Tensor | None] | None = None,
+    ) -> None:
+        # The lowerings are right by construction, and must not wait for a device: they bring what is found out below.
+        if _trusted is None:
+            starts, lengths, scales, _trusted = self._checked(tokens, starts, lengths, scales)
+        self._tokens = tokens
+        self._starts = starts
+        self._lengths = lengths
+        self._scales = scales
+        # [n] int32, of items of different lengths on a GPU: their numbers, longest first. Made with the batch on the
+        # same stream, it lives as long, which a CUDA graph relies on. For speed only: any order of all items gives the
+        # same scores, so it may stay as it is if someone writes to the lengths.
+        self._max_length, self._order = _trusted
 
-    def __init__(self, tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> None:
+    @staticmethod
+    @safe_after_fork
+    def _checked(
+        tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, Tensor | None]]:
         for name, value in (("tokens", tokens), ("starts", starts), ("lengths", lengths)):
             if not isinstance(value, Tensor):
                 msg = f"{name} must be a tensor; got {type(value).__name__}"
@@ -89,8 +104,10 @@ class PackedTokens:
         if starts.ndim != 1 or starts.shape != lengths.shape:
             msg = f"starts and lengths must be [n] both; got shapes {list(starts.shape)} and {list(lengths.shape)}"
             raise ValueError(msg)
-        starts = aligned(starts.to(device=tokens.device, dtype=torch.int64).contiguous())
-        lengths = aligned(lengths.to(device=tokens.device, dtype=torch.int64).contiguous())
+        starts, lengths = (
+            t.to(device=tokens.device, dtype=torch.int64, copy=True, memory_format=torch.contiguous_format)
+            for t in (starts, lengths)
+        )
         total = tokens.shape[0]
         shortest = longest = 0
         if len(lengths):
@@ -101,39 +118,35 @@ class PackedTokens:
                 raise ValueError(msg)
             shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
         order = _longest_first(lengths) if shortest < longest else None
-        self._set(tokens, starts, lengths, longest, scales, order)
+        return starts, lengths, scales, (longest, order)
 
-    def _set(
-        self,
-        tokens: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
-        max_length: int,
-        scales: Tensor | None,
-        order: Tensor | None,
-    ) -> None:
-        self.tokens = tokens
-        self.starts = starts
-        self.lengths = lengths
-        self.max_length = max_length
-        self.scales = scales
-        self._order = order
+    @property
+    def tokens(self) -> Tensor:
+        """``[total, dim]``: the rows of all items, and perhaps others."""
+        return self._tokens
 
-    @staticmethod
-    def _trusted(
-        tokens: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
-        max_length: int,
-        scales: Tensor | None = None,
-        order: Tensor | None = None,
-    ) -> PackedTokens:
-        """Build without checks: for the lowerings, which are right by construction and must not wait for a device."""
-        packed = PackedTokens.__new__(PackedTokens)
-        packed._set(tokens, starts, lengths, max_length, scales, order)
-        return packed
+    @property
+    def starts(self) -> Tensor:
+        """``[n]`` int64: the first row of each item."""
+        return self._starts
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[n]`` int64: the number of rows of each item."""
+        return self._lengths
+
+    @property
+    def scales(self) -> Tensor | None:
+        """``[total]`` float32 if ``tokens`` is int8, else None: row r stands for ``scales[r] * tokens[r]``."""
+        return self._scales
+
+    @property
+    def max_length(self) -> int:
+        """No item is longer. Known without asking the device."""
+        return self._max_length
 
     @classmethod
+    @safe_after_fork
     def from_list(cls, items: Sequence[Any]) -> PackedTokens:
         """Copy a list of embeddings into one matrix.
 
@@ -161,9 +174,10 @@ class PackedTokens:
         starts = lengths.cumsum(0) - lengths
         starts, lengths = starts.to(tokens.device), lengths.to(tokens.device)
         order = _longest_first(lengths) if min(counts) < max(counts) else None
-        return cls._trusted(tokens, starts, lengths, max(counts), order=order)
+        return cls(tokens, starts, lengths, _trusted=(max(counts), order))
 
     @classmethod
+    @safe_after_fork
     def from_padded(cls, tokens: Any, mask: Mask | None = None) -> PackedTokens:
         """View a padded batch; no copy unless the mask has holes, is on a GPU, or there is no C++ extension.
 
@@ -193,6 +207,7 @@ class PackedTokens:
         return packed
 
     @classmethod
+    @safe_after_fork
     def from_nested(cls, nested: Tensor) -> PackedTokens:
         """View a jagged ``torch.nested`` tensor ``[n, (length), dim]``; no copy.
 
@@ -220,11 +235,12 @@ class PackedTokens:
         """View ``tokens [n, length, dim]``, every row of which is a token."""
         n, length, _ = tokens.shape
         starts, lengths = _offsets(n, length, tokens.device)
-        return PackedTokens._trusted(tokens.flatten(0, 1), starts, lengths, length)
+        return PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
 
+    @safe_after_fork
     def __getitem__(self, index: int | slice) -> Any:
         """Item ``index`` as ``[length, dim]``, or with a slice those items as PackedTokens; both share the rows.
 
@@ -233,7 +249,7 @@ class PackedTokens:
         if isinstance(index, slice):
             # The kernels read one number after the other, and a step leaves some out.
             starts, lengths = self.starts[index].contiguous(), self.lengths[index].contiguous()
-            return self._trusted(self.tokens, starts, lengths, self.max_length, self.scales)
+            return PackedTokens(self.tokens, starts, lengths, self.scales, _trusted=(self.max_length, None))
         if not -len(self) <= index < len(self):
             msg = f"index {index} is out of range for {len(self)} items"
             raise IndexError(msg)
@@ -244,6 +260,7 @@ class PackedTokens:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
+    @safe_after_fork
     def with_tokens(self, tokens: Tensor, scales: Tensor | None = None) -> PackedTokens:
         """Return the same items over other rows: of another dim or dtype, quantised or projected.
 
@@ -259,8 +276,9 @@ class PackedTokens:
             msg = f"tokens must be [{self.rows}, dim] on {self.device}; got {got}"
             raise ValueError(msg)
         scales = checked_scales(scales, tokens)
-        return self._trusted(tokens, self.starts, self.lengths, self.max_length, scales, self._order)
+        return PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
 
+    @safe_after_fork
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PackedTokens:
         """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`."""
         device = self.device if device is None else torch.device(device)
@@ -282,8 +300,9 @@ class PackedTokens:
             order = order.to(device)
         elif self.lengths.is_cpu and len(self) and int(self.lengths.min()) < self.max_length:
             order = _longest_first(lengths)
-        return self._trusted(tokens, starts, lengths, self.max_length, scales, order)
+        return PackedTokens(tokens, starts, lengths, scales, _trusted=(self.max_length, order))
 
+    @safe_after_fork
     def quantize(self, dtype: Literal["int8"] = "int8") -> PackedTokens:
         """Return these documents with int8 tokens and one float32 scale per token: a quarter of the memory of float32.
 
@@ -328,7 +347,7 @@ class PackedTokens:
         if bool(bad.any()):
             self._check_unused(bad)
             scales[bad], tokens[bad] = 0, 0
-        return self._trusted(tokens, self.starts, self.lengths, self.max_length, scales, self._order)
+        return PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
 
     def _check_unused(self, bad: Tensor) -> None:
         """Raise if an item has one of the rows ``bad [total]``."""
@@ -374,17 +393,18 @@ class TokenList(PackedTokens):
 
     def __init__(self, items: Sequence[Tensor], lengths: Tensor, max_length: int, like: Tensor) -> None:
         self.items = items
-        self.lengths = lengths
-        self.max_length = max_length
-        self.scales = None
         self.like = like
+        self._lengths = lengths
+        self._max_length = max_length
+        self._scales = None
+        self._order = None
 
     @cached_property
-    def tokens(self) -> Tensor:  # type: ignore[override]
+    def _tokens(self) -> Tensor:  # type: ignore[override]
         return torch.cat([self.like, *self.items])
 
     @cached_property
-    def starts(self) -> Tensor:  # type: ignore[override]
+    def _starts(self) -> Tensor:  # type: ignore[override]
         return self.lengths.cumsum(0) - self.lengths
 
     def __len__(self) -> int:
@@ -447,7 +467,7 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         n, length, _ = tokens.shape
         if n > _FEW_ITEMS or not plain(tokens):
             return PackedTokens._uniform(tokens), True
-        return PackedTokens._trusted(tokens.flatten(0, 1), *_shared_offsets(n, length), length), True
+        return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
     keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
     return _mask_rows(tokens, keep), False
 
@@ -497,7 +517,7 @@ def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     lengths = keep.sum(1)
     starts = lengths.cumsum(0) - lengths
     tokens = packed.tokens[keep[real]]
-    return PackedTokens._trusted(tokens, starts, lengths, packed.max_length, order=_longest_first(lengths))
+    return PackedTokens(tokens, starts, lengths, _trusted=(packed.max_length, _longest_first(lengths)))
 
 
 def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
@@ -510,13 +530,13 @@ def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
     if _C is not None and plain(tokens, keep):
         keep = keep.contiguous()
         starts, counts = torch.empty((2, n), dtype=torch.int64, device="cpu").unbind()
-        if _C.runs_of_mask(keep.data_ptr(), n, length, starts.data_ptr(), counts.data_ptr()):
-            return PackedTokens._trusted(tokens.flatten(0, 1), starts, counts, length)
+        if _C.runs_of_mask(keep, starts, counts):
+            return PackedTokens(tokens.flatten(0, 1), starts, counts, _trusted=(length, None))
     counts = keep.sum(1)
     starts = torch.arange(0, n * length, length, device=tokens.device) if length else counts
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
     moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim))
-    return PackedTokens._trusted(moved.flatten(0, 1), starts, counts, length)
+    return PackedTokens(moved.flatten(0, 1), starts, counts, _trusted=(length, None))
 
 
 def _describe(value: object) -> str:

@@ -1,8 +1,10 @@
-// The module colbert_fast._C. Pointers and shapes come in, nothing is owned; the GIL is released while
-// scoring. Everything that could make a kernel leave its buffers is checked here, and refused.
+// The module colbert_fast._C. Tensors come in, by torch's Python methods and without its library; the GIL is
+// released while scoring. Everything that could make a kernel leave its buffers is checked here, and refused,
+// on the copy that is used.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <limits>
@@ -10,7 +12,8 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
-#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "dispatch.h"
 #include "limits.h"
@@ -23,11 +26,6 @@ namespace py = pybind11;
 namespace colbert_fast {
 namespace {
 
-// (data, row stride in elements, rows, starts, lengths, count, dtype, scales or 0, items or 0): Tokens of
-// maxsim.h.
-using Side =
-    std::tuple<uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, int64_t, int, uintptr_t, uintptr_t>;
-
 // While it lives, other Python threads run. Python ends a thread that wants the GIL back after the
 // interpreter has begun to finalise by pthread_exit, whose unwinding must not pass through torch's frames and
 // ours: such a thread sleeps until the process is gone, as Python 3.14 arranges by itself.
@@ -36,7 +34,18 @@ class ReleasedGil {
   ReleasedGil() : state_(PyEval_SaveThread()) {}
   ReleasedGil(const ReleasedGil&) = delete;
   ReleasedGil& operator=(const ReleasedGil&) = delete;
-  ~ReleasedGil() {
+  ~ReleasedGil() { take(); }
+
+  // True if Python's handler of a signal raised, as that of Ctrl-C does; the exception is then pending.
+  bool handle_signals() {
+    take();
+    const bool raised = PyErr_CheckSignals() != 0;
+    state_ = PyEval_SaveThread();
+    return raised;
+  }
+
+ private:
+  void take() {
     try {
       PyEval_RestoreThread(state_);
     } catch (...) {
@@ -44,7 +53,6 @@ class ReleasedGil {
     }
   }
 
- private:
   PyThreadState* state_;
 };
 
@@ -60,37 +68,173 @@ const Tier& tier_named(const std::string& name) {
   throw std::invalid_argument("no CPU tier '" + name + "'; there are " + known);
 }
 
-Tokens tokens_of(const Side& side, int64_t dim, const char* which) {
-  const auto& [data, row_stride, rows, starts, lengths, count, dtype, scales, items] = side;
-  if (dtype < 0 || dtype > 3)
-    throw std::invalid_argument(std::string(which) + " has dtype " + std::to_string(dtype) +
-                                "; 0 to 3 are known");
-  // Embeddings of no dimensions have no address to add a stride to.
-  Tokens tokens = {reinterpret_cast<const void*>(data),
-                   dim == 0 ? 0 : row_stride,
-                   rows,
-                   reinterpret_cast<const int64_t*>(starts),
-                   reinterpret_cast<const int64_t*>(lengths),
-                   count,
-                   static_cast<DType>(dtype),
-                   reinterpret_cast<const float*>(scales),
-                   reinterpret_cast<const void* const*>(items)};
-  if ((tokens.dtype == DType::kInt8) != (scales != 0) || (scales != 0 && items != 0)) {
-    throw std::invalid_argument(std::string(which) +
-                                " needs scales if its rows are int8, and only then, in one matrix");
+// What torch's tensors are asked, by names that are made once.
+struct Names {
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* is_floating_point = PyUnicode_InternFromString("is_floating_point");
+  PyObject* layout = PyUnicode_InternFromString("layout");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* numel = PyUnicode_InternFromString("numel");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
+  PyObject* stride = PyUnicode_InternFromString("stride");
+  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
+};
+
+const Names& names() {
+  static const Names* const kNames = new Names;
+  return *kNames;
+}
+
+py::object asked(py::handle object, PyObject* method) {
+  PyObject* const answer = PyObject_CallMethodNoArgs(object.ptr(), method);
+  if (answer == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(answer);
+}
+
+py::object attribute(py::handle object, PyObject* name) {
+  PyObject* const value = PyObject_GetAttr(object.ptr(), name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+int64_t integer(py::handle value) {
+  const int64_t result = PyLong_AsLongLong(value.ptr());
+  if (result == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return result;
+}
+
+// Where a storage is, or 0: torch has tensors of zeros that are only described, and raises when it is asked.
+uintptr_t address_of(py::handle storage) {
+  PyObject* const address = PyObject_CallMethodNoArgs(storage.ptr(), names().data_ptr);
+  if (address == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) throw py::error_already_set();
+    PyErr_Clear();
+    return 0;
   }
-  if (row_stride < 0 || rows < 0 || count < 0) {
-    throw std::invalid_argument(std::string(which) + " needs a stride, rows and items of 0 or more");
+  return static_cast<uintptr_t>(integer(py::reinterpret_steal<py::object>(address)));
+}
+
+// A tuple of `count` integers, one or two.
+bool integers(const py::object& tuple, Py_ssize_t count, int64_t (&values)[2]) {
+  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != count) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) values[i] = integer(PyTuple_GET_ITEM(tuple.ptr(), i));
+  return true;
+}
+
+// The memory of a strided tensor of one or two dimensions in CPU memory: where it is, and that all of it is
+// there. Another thread may give the tensor other memory, or another shape, at any time: what counts is what
+// was true here, and the storage that was asked is held as long as this lives. Whoever shrinks that storage
+// while it is read takes the memory away from under us, as from under any operation of torch: nothing but
+// torch's own lock could keep him from it.
+class Memory {
+ public:
+  Memory() = default;
+
+  // `element` is the size of one in bytes. Throws if the elements are not aligned to it, or not there.
+  Memory(py::handle tensor, int dims, int64_t element, const char* name) {
+    py::object storage = asked(tensor, names().untyped_storage);
+    const int64_t offset = integer(asked(tensor, names().storage_offset));
+    int64_t sizes[2] = {0, 1};
+    int64_t strides[2] = {1, 1};
+    if (!integers(attribute(tensor, names().shape), dims, sizes) ||
+        !integers(asked(tensor, names().stride), dims, strides))
+      throw std::invalid_argument(std::string(name) + " must have " + std::to_string(dims) + " dimensions");
+    rows_ = sizes[0];
+    columns_ = sizes[1];
+    row_stride_ = strides[0];
+    column_stride_ = strides[1];
+    const int64_t bytes = integer(asked(storage, names().nbytes));
+    const uintptr_t begin = address_of(storage);
+    // torch keeps sizes and strides of 0 or more whose products do not overflow.
+    const int64_t last = offset + (rows_ - 1) * row_stride_ + (columns_ - 1) * column_stride_;
+    if (rows_ > 0 && columns_ > 0 && (begin == 0 || last >= bytes / element)) {
+      throw std::invalid_argument(std::string(name) + " needs " + std::to_string(last + 1) +
+                                  " elements of memory; its storage has " + std::to_string(bytes / element));
+    }
+    const uintptr_t data = begin + static_cast<uintptr_t>(offset * element);
+    if (data % static_cast<uintptr_t>(element) != 0)
+      throw std::invalid_argument(std::string(name) + " must be aligned to its element size");
+    data_ = reinterpret_cast<unsigned char*>(data);
+    storage_ = std::move(storage);
   }
-  if ((items == 0 && data == 0 && rows > 0 && dim > 0) || (items == 0 && starts == 0 && count > 0) ||
-      (lengths == 0 && count > 0)) {
-    throw std::invalid_argument(std::string(which) + " has rows or items without memory");
+
+  template <typename T>
+  T* data() const {
+    return reinterpret_cast<T*>(data_);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t start = items != 0 ? 0 : tokens.starts[i];
-    const int64_t length = tokens.lengths[i];
-    // The rows of scattered items are known to the caller alone.
-    const int64_t rows_there = items != 0 ? std::max<int64_t>(length, 0) : rows;
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  int64_t row_stride() const { return row_stride_; }
+  bool adjacent() const { return rows_ == 0 || columns_ < 2 || column_stride_ == 1; }
+  bool contiguous() const {
+    return rows_ == 0 || columns_ == 0 || (adjacent() && (rows_ < 2 || row_stride_ == columns_));
+  }
+
+ private:
+  py::object storage_;
+  unsigned char* data_ = nullptr;
+  int64_t rows_ = 0, columns_ = 1, row_stride_ = 1, column_stride_ = 1;
+};
+
+void check_count(int64_t there, int64_t needed, const char* name) {
+  if (there >= needed) return;
+  throw std::invalid_argument(std::string(name) + " must have " + std::to_string(needed) + " elements; got " +
+                              std::to_string(there));
+}
+
+// A contiguous tensor of `count` elements, or more.
+template <typename T>
+class Numbers {
+ public:
+  Numbers(py::handle tensor, int dims, int64_t count, const char* name)
+      : memory_(tensor, dims, sizeof(T), name) {
+    if (!memory_.contiguous()) throw std::invalid_argument(std::string(name) + " must be contiguous");
+    check_count(memory_.rows() * memory_.columns(), count, name);
+  }
+  T* data() const { return memory_.data<T>(); }
+
+ private:
+  Memory memory_;
+};
+
+// Where to write `count` results: into a tensor that cpu.py has just made, which nobody else has.
+template <typename T>
+T* output(py::handle tensor, int64_t count, const char* name) {
+  check_count(integer(asked(tensor, names().numel)), count, name);
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(integer(asked(tensor, names().data_ptr))));
+}
+
+// A copy, for nobody may write to what bounds an access after it has been checked.
+std::vector<int64_t> copied(py::handle tensor, int dims, const char* name) {
+  const Memory memory(tensor, dims, sizeof(int64_t), name);
+  if (!memory.contiguous()) throw std::invalid_argument(std::string(name) + " must be contiguous");
+  const int64_t* const first = memory.data<const int64_t>();
+  if (memory.rows() * memory.columns() == 0) return {};
+  return std::vector<int64_t>(first, first + memory.rows() * memory.columns());
+}
+
+int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
+
+// One side of a problem, and all that must live as long. `tokens` points into it.
+struct Side {
+  Tokens tokens = {};
+  int64_t dim = 0;
+  int64_t longest = 0;
+  std::vector<int64_t> starts, lengths;
+  std::vector<const void*> items;
+  std::vector<Memory> memory;
+};
+
+std::string named(const char* which, const char* part) { return std::string(which) + "_" + part; }
+
+void check_items(Side& side, const char* which) {
+  for (size_t i = 0; i < side.lengths.size(); ++i) {
+    const int64_t start = side.starts.empty() ? 0 : side.starts[i];
+    const int64_t length = side.lengths[i];
+    const int64_t rows_there = side.starts.empty() ? length : side.tokens.rows;
     // start > rows - length and not start + length > rows: the sum could overflow.
     if (start < 0 || length < 0 || length > rows_there || start > rows_there - length) {
       throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " is the rows [" +
@@ -101,33 +245,111 @@ Tokens tokens_of(const Side& side, int64_t dim, const char* which) {
       throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " has " +
                                   std::to_string(length) + " tokens; 2147483647 is the most");
     }
+    side.longest = std::max(side.longest, length);
   }
-  return tokens;
+  side.tokens.starts = side.starts.data();
+  side.tokens.lengths = side.lengths.data();
+  side.tokens.count = static_cast<int64_t>(side.lengths.size());
 }
 
-// num_pairs -1: all pairs. (The address of an empty list of pairs is 0.)
-Problem problem_of(const Side& q, const Side& d, int64_t dim, uintptr_t pairs, int64_t num_pairs,
-                   int64_t max_lq, bool skip_zero_q, bool skip_zero_d) {
-  if (dim < 0 || num_pairs < -1) throw std::invalid_argument("dim needs 0 or more, num_pairs -1 or more");
-  Problem p = {};
-  p.q = tokens_of(q, dim, "q");
-  p.d = tokens_of(d, dim, "d");
+// Items that are rows of one matrix. Their dtype, and that of the offsets, was checked: it is what a tensor
+// cannot change.
+void read_packed(py::handle tokens, py::handle starts, py::handle lengths, py::handle scales, DType dtype,
+                 const char* which, Side& side) {
+  side.memory.emplace_back(tokens, 2, element_size(dtype), named(which, "tokens").c_str());
+  const Memory& matrix = side.memory.back();
+  if (!matrix.adjacent())
+    throw std::invalid_argument(named(which, "tokens") + " must have adjacent elements in a row");
+  side.dim = matrix.columns();
+  side.tokens.data = matrix.data<const void>();
+  // Embeddings of no dimensions have no address to add a stride to.
+  side.tokens.row_stride = side.dim == 0 ? 0 : matrix.row_stride();
+  side.tokens.rows = matrix.rows();
+  side.tokens.dtype = dtype;
+  if ((dtype == DType::kInt8) != !scales.is_none()) {
+    throw std::invalid_argument(std::string(which) +
+                                " needs scales if its rows are int8, and only then, in one matrix");
+  }
+  if (!scales.is_none()) {
+    side.memory.emplace_back(scales, 1, sizeof(float), named(which, "scales").c_str());
+    const Memory& factors = side.memory.back();
+    if (!factors.contiguous() || factors.rows() != side.tokens.rows) {
+      throw std::invalid_argument(named(which, "scales") + " must be contiguous, one for each of the " +
+                                  std::to_string(side.tokens.rows) + " rows; got " +
+                                  std::to_string(factors.rows()));
+    }
+    // Where there are no rows there is no memory, but the rows are int8 all the same.
+    static const float kNone = 0.0f;
+    side.tokens.scales = factors.rows() == 0 ? &kNone : factors.data<const float>();
+  }
+  side.starts = copied(starts, 1, named(which, "starts").c_str());
+  side.lengths = copied(lengths, 1, named(which, "lengths").c_str());
+  if (side.starts.size() != side.lengths.size()) {
+    throw std::invalid_argument(named(which, "starts") + " and " + named(which, "lengths") +
+                                " must be equally long; got " + std::to_string(side.starts.size()) + " and " +
+                                std::to_string(side.lengths.size()));
+  }
+  check_items(side, which);
+}
+
+// Items that lie apart, each a matrix.
+void read_items(py::handle items, int64_t dim, DType dtype, const char* which, Side& side) {
+  if (!PyTuple_Check(items.ptr())) throw std::invalid_argument("items must be a tuple");
+  const Py_ssize_t count = PyTuple_GET_SIZE(items.ptr());
+  side.dim = dim;
+  side.tokens.row_stride = dim;
+  side.tokens.dtype = dtype;
+  side.memory.reserve(static_cast<size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const py::handle item = PyTuple_GET_ITEM(items.ptr(), i);
+    const auto refuse = [&](const char* why) {
+      throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " " + why);
+    };
+    side.memory.emplace_back(item, 2, element_size(dtype), which);
+    const Memory& matrix = side.memory.back();
+    if (matrix.rows() > 0 && matrix.columns() != dim) refuse("has another dim than the first");
+    if (!matrix.contiguous()) refuse("must be contiguous");
+    side.items.push_back(matrix.data<const void>());
+    side.lengths.push_back(matrix.rows());
+  }
+  check_items(side, which);
+  side.tokens.items = side.items.data();
+}
+
+// The sides of a problem, which points into them.
+struct Sides {
+  Side q, d;
+  std::vector<int64_t> pairs;
+  Problem problem = {};
+};
+
+void read_problem(py::handle pairs, int64_t max_lq, bool skip_zero_q, bool skip_zero_d, Sides& sides) {
+  Problem& p = sides.problem;
+  p.q = sides.q.tokens;
+  p.d = sides.d.tokens;
   if (p.q.dtype == DType::kInt8 || (p.d.dtype != DType::kInt8 && p.d.dtype != p.q.dtype))
     throw std::invalid_argument("q and d need the same dtype, or d int8");
-  p.dim = dim;
-  p.all_pairs = num_pairs == -1;
-  p.pairs = reinterpret_cast<const int64_t*>(pairs);
-  p.num_pairs = num_pairs;
+  p.dim = sides.q.dim;
+  if (sides.d.dim != p.dim) {
+    throw std::invalid_argument("q and d need the same dim; got " + std::to_string(p.dim) + " and " +
+                                std::to_string(sides.d.dim));
+  }
+  // A row of the argmax has max_lq numbers: as many as a query can have, and not 2^62.
+  if (max_lq < sides.q.longest || (p.q.count > 0 && max_lq > p.q.rows)) {
+    throw std::invalid_argument("the longest of " + std::to_string(p.q.count) + " queries has " +
+                                std::to_string(sides.q.longest) + " tokens, of " + std::to_string(p.q.rows) +
+                                " in all; max_lq says " + std::to_string(max_lq));
+  }
   p.max_lq = max_lq;
   p.skip_zero_q = skip_zero_q;
   p.skip_zero_d = skip_zero_d;
-  for (int64_t i = 0; i < p.q.count; ++i) {
-    if (p.q.lengths[i] > max_lq) {
-      throw std::invalid_argument("query " + std::to_string(i) + " has " + std::to_string(p.q.lengths[i]) +
-                                  " tokens; max_lq says " + std::to_string(max_lq));
-    }
-  }
-  for (int64_t i = 0; !p.all_pairs && i < num_pairs; ++i) {
+  p.all_pairs = pairs.is_none();
+  if (p.all_pairs) return;
+  sides.pairs = copied(pairs, 2, "pairs");
+  if (sides.pairs.size() % 2 != 0) throw std::invalid_argument("pairs must be [p, 2]");
+  p.pairs = sides.pairs.data();
+  p.num_pairs = static_cast<int64_t>(sides.pairs.size() / 2);
+  for (int64_t i = 0; i < p.num_pairs; ++i) {
     const int64_t query = p.pairs[2 * i];
     const int64_t document = p.pairs[2 * i + 1];
     if (query < 0 || query >= p.q.count || document < 0 || document >= p.d.count) {
@@ -136,7 +358,24 @@ Problem problem_of(const Side& q, const Side& d, int64_t dim, uintptr_t pairs, i
                                   " queries and " + std::to_string(p.d.count) + " documents");
     }
   }
-  return p;
+}
+
+DType dtype_of(int64_t number) {
+  if (number < 0 || number > 3)
+    throw std::invalid_argument("dtype " + std::to_string(number) + "; 0 to 3 are known");
+  return static_cast<DType>(number);
+}
+
+// (dtype, tokens, starts, lengths, scales or None), or (dtype, items, dim): what cpu.py makes of a side.
+void read_side(const py::tuple& parts, const char* which, Side& side) {
+  const auto part = [&](Py_ssize_t i) { return py::handle(PyTuple_GET_ITEM(parts.ptr(), i)); };
+  if (parts.size() == 5) {
+    read_packed(part(1), part(2), part(3), part(4), dtype_of(integer(part(0))), which, side);
+  } else if (parts.size() == 3) {
+    read_items(part(1), integer(part(2)), dtype_of(integer(part(0))), which, side);
+  } else {
+    throw std::invalid_argument(std::string(which) + " must be a tuple of five, or of three");
+  }
 }
 
 int checked_threads(int threads) {
@@ -144,33 +383,99 @@ int checked_threads(int threads) {
   return threads;
 }
 
-bool py_score(const std::string& tier, const Side& q, const Side& d, int64_t dim, uintptr_t pairs,
-              int64_t num_pairs, int64_t max_lq, bool skip_zero_q, bool skip_zero_d, int threads,
-              uintptr_t scores, uintptr_t argmax) {
-  const Tier& t = tier_named(tier);
-  const Problem p = problem_of(q, d, dim, pairs, num_pairs, max_lq, skip_zero_q, skip_zero_d);
-  threads = checked_threads(threads);
-  const ReleasedGil released;
-  return score(t, p, threads, reinterpret_cast<float*>(scores), reinterpret_cast<int32_t*>(argmax));
+int64_t pairs_of(const Problem& p) { return p.all_pairs ? p.q.count * p.d.count : p.num_pairs; }
+
+// The thread that Python gives signals to.
+std::atomic<unsigned long> g_main_thread{0};
+
+void set_main_thread(unsigned long ident) { g_main_thread.store(ident); }
+
+// Lets other Python threads run while it works, and hears Ctrl-C meanwhile.
+template <typename Work>
+void without_gil(const Work& work) {
+  const bool main = PyThread_get_thread_ident() == g_main_thread.load();
+  bool raised = false;
+  {
+    ReleasedGil released;
+    const auto pending = [](void* context) { return static_cast<ReleasedGil*>(context)->handle_signals(); };
+    Interrupt interrupt(main ? +pending : nullptr, &released);
+    work(interrupt);
+    raised = interrupt.heard();
+  }
+  if (raised) throw py::error_already_set();
 }
 
-void py_backward(const std::string& tier, const Side& q, const Side& d, int64_t dim, uintptr_t pairs,
-                 int64_t num_pairs, int64_t max_lq, int threads, bool to_queries, uintptr_t grad_scores,
-                 uintptr_t argmax, uintptr_t grad) {
+bool py_score(const std::string& tier, const py::tuple& q, const py::tuple& d, py::handle pairs,
+              int64_t max_lq, bool skip_zero_q, bool skip_zero_d, int threads, py::handle scores,
+              py::handle argmax) {
   const Tier& t = tier_named(tier);
-  const Problem p = problem_of(q, d, dim, pairs, num_pairs, max_lq, false, false);
+  threads = checked_threads(threads);
+  Sides sides;
+  read_side(q, "q", sides.q);
+  read_side(d, "d", sides.d);
+  read_problem(pairs, max_lq, skip_zero_q, skip_zero_d, sides);
+  const Problem& p = sides.problem;
+  float* const out = output<float>(scores, pairs_of(p), "scores");
+  int32_t* const winners =
+      argmax.is_none() ? nullptr : output<int32_t>(argmax, pairs_of(p) * p.max_lq, "argmax");
+  bool empty_document = false;
+  without_gil([&](Interrupt& interrupt) { empty_document = score(t, p, threads, out, winners, interrupt); });
+  return empty_document;
+}
+
+void py_backward(const std::string& tier, const py::tuple& q, const py::tuple& d, py::handle pairs,
+                 int64_t max_lq, int threads, bool to_queries, py::handle grad_scores, py::handle argmax,
+                 py::handle grad) {
+  const Tier& t = tier_named(tier);
+  threads = checked_threads(threads);
+  Sides sides;
+  read_side(q, "q", sides.q);
+  read_side(d, "d", sides.d);
+  read_problem(pairs, max_lq, false, false, sides);
+  const Problem& p = sides.problem;
   if (p.q.items != nullptr || p.d.items != nullptr)
     throw std::invalid_argument("gradients need both sides in one matrix");
-  threads = checked_threads(threads);
-  const ReleasedGil released;
-  backward(t, p, threads, to_queries, reinterpret_cast<const float*>(grad_scores),
-           reinterpret_cast<const int32_t*>(argmax), reinterpret_cast<float*>(grad));
+  const Numbers<float> weights(grad_scores, 1, pairs_of(p), "grad_scores");
+  const Numbers<int32_t> winners(argmax, 2, pairs_of(p) * p.max_lq, "argmax");
+  float* const out = output<float>(grad, (to_queries ? p.q : p.d).rows * p.dim, "grad");
+  without_gil([&](Interrupt& interrupt) {
+    backward(t, p, threads, to_queries, weights.data(), winners.data(), out, interrupt);
+  });
 }
 
-bool py_runs_of_mask(uintptr_t mask, int64_t n, int64_t length, uintptr_t starts, uintptr_t lengths) {
-  if (n < 0 || length < 0) throw std::invalid_argument("a mask needs 0 items and rows or more");
-  return runs_of_mask(reinterpret_cast<const unsigned char*>(mask), n, length,
-                      reinterpret_cast<int64_t*>(starts), reinterpret_cast<int64_t*>(lengths));
+// The number of rows of each item, if all are matrices of one dim and one floating dtype in CPU memory, of
+// this very type and layout; else None.
+py::object row_counts(const py::tuple& items, py::handle type, py::handle layout) {
+  if (items.empty()) return py::none();
+  py::list counts(items.size());
+  py::object dtype;
+  int64_t dim = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const py::handle item = PyTuple_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
+    if (reinterpret_cast<PyObject*>(Py_TYPE(item.ptr())) != type.ptr()) return py::none();
+    int64_t shape[2];
+    if (!attribute(item, names().layout).is(layout) || attribute(item, names().is_cpu).ptr() != Py_True ||
+        !integers(attribute(item, names().shape), 2, shape))
+      return py::none();
+    const py::object its_dtype = attribute(item, names().dtype);
+    if (i == 0) {
+      if (asked(item, names().is_floating_point).ptr() != Py_True) return py::none();
+      dtype = its_dtype;
+      dim = shape[1];
+    }
+    if (!its_dtype.is(dtype) || shape[1] != dim) return py::none();
+    PyList_SET_ITEM(counts.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(shape[0]));
+  }
+  return counts;
+}
+
+bool py_runs_of_mask(py::handle mask, py::handle starts, py::handle lengths) {
+  const Memory rows(mask, 2, 1, "mask");
+  if (!rows.contiguous()) throw std::invalid_argument("mask must be contiguous");
+  const Numbers<int64_t> first(starts, 1, rows.rows(), "starts");
+  const Numbers<int64_t> count(lengths, 1, rows.rows(), "lengths");
+  return runs_of_mask(rows.data<const unsigned char>(), rows.rows(), rows.columns(), first.data(),
+                      count.data());
 }
 
 py::dict by_tier(int64_t (*count)(const Tier&)) {
@@ -197,12 +502,15 @@ double py_measure_flops(const std::string& tier, const std::string& dtype, int t
   return measure_flops(*product, threads, seconds);
 }
 
-double py_measure_read(const std::string& tier, int threads, uintptr_t data, int64_t bytes) {
+double py_measure_read(const std::string& tier, int threads, py::handle memory) {
   const Tier& t = tier_named(tier);
   threads = checked_threads(threads);
-  if (bytes < 1 || data % sizeof(float) != 0) throw std::invalid_argument("read needs aligned floats");
+  const Memory floats(memory, 1, sizeof(float), "memory");
+  if (floats.rows() < 1 || !floats.contiguous())
+    throw std::invalid_argument("read needs contiguous floats, one or more");
   const ReleasedGil released;
-  return measure_read(t, threads, reinterpret_cast<const void*>(data), bytes);
+  return measure_read(t, threads, floats.data<const void>(),
+                      floats.rows() * static_cast<int64_t>(sizeof(float)));
 }
 
 }  // namespace
@@ -240,6 +548,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "{name: how many chunks of documents the tier has screened in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is 0, argmax. True if a document had no token.");
+  m.def(
+      "set_main_thread", &set_main_thread,
+      "Signals are handled while the thread of this ident scores: the main one, in a forked child another.");
+  m.def("row_counts", &row_counts,
+        "The rows of each of these tensors; None unless they are plain matrices that are alike.");
   m.def("runs_of_mask", &py_runs_of_mask,
         "Fills starts and lengths; False if an item is not one run of rows.");
   m.def("products", &py_products, "The dtypes that a tier has multiply-adds for.");

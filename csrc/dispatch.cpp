@@ -52,7 +52,8 @@ int64_t most_rows_together(const Tokens& documents) {
 // The memory of all threads, allocated before any of them starts.
 class Workspace {
  public:
-  Workspace(const Problem& p, const Tier& tier, int64_t lanes, int64_t queries, int threads)
+  Workspace(const Problem& p, const Tier& tier, int64_t lanes, int64_t queries, int threads,
+            Interrupt& interrupt)
       : scratch_(static_cast<size_t>(threads)) {
     lanes = round_up(std::max<int64_t>(lanes, 1), tier.panel_lanes);
     const int64_t by_cache = kRowBytes / std::max<int64_t>(1, p.dim * static_cast<int64_t>(sizeof(float)));
@@ -98,6 +99,12 @@ class Workspace {
       }
       if (counting) memory_.reset(new unsigned char[static_cast<size_t>(used_ + kAlignment)]);
     }
+    for (Scratch& s : scratch_) {
+      s.call = &interrupt;
+      s.interrupted = [](void* call) { return static_cast<const Interrupt*>(call)->heard(); };
+    }
+    // The worker of this number is the calling thread.
+    scratch_[0].interrupted = [](void* call) { return static_cast<Interrupt*>(call)->look(); };
   }
 
   Scratch& operator[](int thread) { return scratch_[static_cast<size_t>(thread)]; }
@@ -246,9 +253,9 @@ struct Met {
 };
 
 Met run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float* scores, int32_t* argmax,
-        float* maxima) {
+        float* maxima, Interrupt& interrupt) {
   threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(plan.units.size())));
-  Workspace workspace(p, tier, plan.lanes, plan.queries, threads);
+  Workspace workspace(p, tier, plan.lanes, plan.queries, threads, interrupt);
 
   struct Context {
     ScoreJob job;
@@ -263,7 +270,7 @@ Met run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float
     const Context& c = *static_cast<Context*>(opaque);
     c.run(c.job, c.plan->units[static_cast<size_t>(number)], (*c.workspace)[worker]);
   };
-  parallel_for(static_cast<int64_t>(plan.units.size()), threads, unit, &context);
+  parallel_for(static_cast<int64_t>(plan.units.size()), threads, unit, &context, interrupt);
   counters(tier).chunks_screened.fetch_add(workspace.chunks_screened());
   return {workspace.saw_empty_document(), workspace.redone()};
 }
@@ -355,7 +362,7 @@ bool join_parts(const Problem& p, const Parts& cut, const PartScores& in, float*
 
 // Which lanes of bfloat16 are done again in float32 is up to the whole document: if any is, it is not cut.
 bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64_t wanted_units, int threads,
-                    float* scores, int32_t* argmax) {
+                    float* scores, int32_t* argmax, Interrupt& interrupt) {
   const int64_t pairs = pairs_of(p);
   const Parts cut = cut_documents(p, (wanted_units + pairs - 1) / pairs);
   Problem parts = p;
@@ -372,9 +379,10 @@ bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64
                          std::vector<int32_t>(tokens)};
   Plan plan;
   plan_pair_list(parts, parts.num_pairs, plan);
-  const Met met =
-      run(tier, parts, plan, threads, of_parts.scores.data(), of_parts.argmax.data(), of_parts.maxima.data());
-  if (met.redone) return run(tier, p, uncut, threads, scores, argmax, nullptr).empty_document;
+  const Met met = run(tier, parts, plan, threads, of_parts.scores.data(), of_parts.argmax.data(),
+                      of_parts.maxima.data(), interrupt);
+  if (interrupt.heard()) return false;
+  if (met.redone) return run(tier, p, uncut, threads, scores, argmax, nullptr, interrupt).empty_document;
   return join_parts(p, cut, of_parts, scores, argmax);
 }
 
@@ -389,7 +397,8 @@ int64_t calls(const Tier& tier) { return counters(tier).calls.load(); }
 
 int64_t chunks_screened(const Tier& tier) { return counters(tier).chunks_screened.load(); }
 
-bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax) {
+bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax,
+           Interrupt& interrupt) {
   const int64_t pairs = pairs_of(p);
   if (pairs == 0) return false;
   counters(tier).calls.fetch_add(1);
@@ -402,12 +411,12 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
     plan_pair_list(p, wanted_units, plan);
   }
   if (static_cast<int64_t>(plan.units.size()) < threads)
-    return score_in_parts(tier, p, plan, wanted_units, threads, scores, argmax);
-  return run(tier, p, plan, threads, scores, argmax, nullptr).empty_document;
+    return score_in_parts(tier, p, plan, wanted_units, threads, scores, argmax, interrupt);
+  return run(tier, p, plan, threads, scores, argmax, nullptr, interrupt).empty_document;
 }
 
 void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, const float* grad_scores,
-              const int32_t* argmax, float* grad) {
+              const int32_t* argmax, float* grad, Interrupt& interrupt) {
   const int64_t pairs = pairs_of(p);
   if (pairs == 0 || p.dim == 0) return;
   counters(tier).calls.fetch_add(1);
@@ -442,7 +451,7 @@ void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, 
   }
   if (units.empty()) return;
   threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(units.size())));
-  Workspace workspace(p, tier, 1, 1, threads);
+  Workspace workspace(p, tier, 1, 1, threads, interrupt);
 
   struct Context {
     BackwardJob job;
@@ -457,7 +466,7 @@ void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, 
     const Context& c = *static_cast<Context*>(opaque);
     c.run(c.job, c.units[unit], (*c.workspace)[worker]);
   };
-  parallel_for(static_cast<int64_t>(units.size()), threads, run, &context);
+  parallel_for(static_cast<int64_t>(units.size()), threads, run, &context, interrupt);
 }
 
 }  // namespace colbert_fast

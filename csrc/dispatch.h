@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "maxsim.h"
+#include "threads.h"
 
 namespace colbert_fast {
 
@@ -21,11 +22,12 @@ int64_t calls(const Tier& tier);
 int64_t chunks_screened(const Tier& tier);
 
 // scores [pairs]; argmax [pairs][problem.max_lq] or null. True if some document had no token.
-// May throw std::bad_alloc, before any work is done.
-bool score(const Tier& tier, const Problem& problem, int threads, float* scores, int32_t* argmax);
+// May throw std::bad_alloc, before any work is done. After an interrupt what was written is of no use.
+bool score(const Tier& tier, const Problem& problem, int threads, float* scores, int32_t* argmax,
+           Interrupt& interrupt);
 
 // Adds to one side's gradient [rows][dim], which the caller has zeroed. May throw std::bad_alloc likewise.
 void backward(const Tier& tier, const Problem& problem, int threads, bool to_queries,
-              const float* grad_scores, const int32_t* argmax, float* grad);
+              const float* grad_scores, const int32_t* argmax, float* grad, Interrupt& interrupt);
 
 }  // namespace colbert_fast

@@ -27,11 +27,13 @@ inline const float* item_scales(const Tokens& tokens, int64_t item) {
 template <typename T, bool kArgmax>
 void accumulate_float32(const Problem& p, const T* rows, const float* scales, int64_t first_row,
                         int64_t count, int64_t begin, int64_t end, float* best, int32_t* arg, Scratch& s) {
-  // With one panel nothing is read twice, and a document is one block.
-  const bool one_block = std::is_same<T, float>::value && end - begin <= kPanel;
-  const int64_t block = one_block ? count : s.block_rows;
+  // With one panel nothing is read twice, and a document is one block, or as much as is done between looks.
+  const bool one_panel = std::is_same<T, float>::value && end - begin <= kPanel;
+  const int64_t rows_between_looks = kWorkBetweenLooks / (kPanel * (p.dim > 0 ? p.dim : 1));
+  const int64_t block = one_panel && rows_between_looks > s.block_rows ? rows_between_looks : s.block_rows;
   for (int64_t row = 0; row < count; row += block) {
     const int64_t n = count - row < block ? count - row : block;
+    if (given_up(0, s)) return;
     const T* at = rows + row * p.d.row_stride;
     const float* values;
     int64_t stride;
@@ -60,6 +62,7 @@ void accumulate_float32(const Problem& p, const T* rows, const float* scales, in
       } else {
         panel<Float32Ops, 1, Isa::kLanes>(q, values, stride, p.dim, n, ahead, maxima);
       }
+      if (given_up(n * kPanel * p.dim, s)) return;
     }
   }
 }
@@ -88,7 +91,7 @@ template <typename T, bool kArgmax, typename ByChains>
 void by_chunks(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
                int64_t lanes, float* best, int32_t* arg, Scratch& s, const ByChains& by_chains) {
   const int64_t chunk = chunk_rows(lanes);
-  for (int64_t row = 0; row < count; row += chunk) {
+  for (int64_t row = 0; row < count && !given_up(0, s); row += chunk) {
     const int64_t n = count - row < chunk ? count - row : chunk;
     const auto of_lanes = [&](int64_t begin, int64_t end) { by_chains(row, n, begin, end); };
     if (s.screens && s.chunks_to_rest > 0) {
@@ -115,7 +118,7 @@ void accumulate(const Problem& p, const T* rows, const float* scales, int64_t fi
       by_chunks<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.other_best, s.other_arg, s,
                             by_chains);
     } else {
-      for (int64_t row = 0; row < count; row += kChunkRows)
+      for (int64_t row = 0; row < count && !given_up(0, s); row += kChunkRows)
         by_chains(row, count - row < kChunkRows ? count - row : kChunkRows, 0, lanes);
     }
     bool again = false;
@@ -297,7 +300,7 @@ inline void emit(const ScoreJob& job, int64_t pair, int64_t index, bool has_toke
 template <typename T, bool kArgmax>
 void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
   const Problem& p = *job.problem;
-  for (int64_t i = u.begin; i < u.end; ++i) {
+  for (int64_t i = u.begin; i < u.end && !given_up(0, s); ++i) {
     const int64_t pair = job.order != nullptr ? job.order[i] : 0;
     const int64_t q_begin = job.order != nullptr ? p.pairs[2 * pair] : u.q_begin;
     const int64_t q_end = job.order != nullptr ? q_begin + 1 : u.q_end;
@@ -338,7 +341,8 @@ void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
     const int64_t d = !p.all_pairs ? p.pairs[2 * pair + 1] : pair % p.d.count;
     const float scale = job.grad_scores[pair];
     for (int64_t t = 0; t < p.q.lengths[q]; ++t) {
-      const int64_t j = job.argmax[pair * p.max_lq + t];
+      // Read once: whoever may write to it meanwhile, what is checked is what is used.
+      const int64_t j = *static_cast<const volatile int32_t*>(job.argmax + pair * p.max_lq + t);
       if (j < 0 || j >= p.d.lengths[d]) continue;
       const int64_t q_row = p.q.starts[q] + t;
       const int64_t d_row = p.d.starts[d] + j;
@@ -347,6 +351,7 @@ void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
                       (job.to_queries ? d_row : q_row) * other.row_stride + u.column_begin;
       const float* values = widened(from, other.scales, d_row, columns, s.rows);
       for (int64_t k = 0; k < columns; ++k) to[k] += scale * values[k];
+      if (given_up(columns, s)) return;
     }
   }
 }

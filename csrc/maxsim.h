@@ -75,7 +75,14 @@ struct Scratch {
   int64_t block_rows;
   int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
   bool saw_empty_document;
-  bool redone;  // lanes of bfloat16 were done again in float32: which, depends on all rows that they met
+
+  // A call can be interrupted. After so many multiply-adds a tier asks whether it was; if so, it returns
+  // soon, from wherever it is, and nothing that it has written is of use.
+  bool (*interrupted)(void* call);
+  void* call;
+  int64_t work;   // multiply-adds since it asked
+  bool given_up;  // what it was told
+  bool redone;    // lanes of bfloat16 were done again in float32: which, depends on all rows that they met
 
   // Only of a tier with narrow_bytes; screen.h has the names of its proof. Of bfloat16 that is multiplied as
   // it is:

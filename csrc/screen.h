@@ -393,6 +393,7 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
                                 p, rows, scales, first_row, narrow, ahead, norm, lane, best, arg, s)
                           : screen_panel<N, Number, Ops, T, kArgmax, 1, Isa::kLanes>(
                                 p, rows, scales, first_row, narrow, ahead, norm, lane, best, arg, s);
+    if (given_up(count * kPanel * p.dim, s)) return true;
     ++panels;
     if (done) continue;
     ++by_all;
@@ -434,6 +435,7 @@ void multiply(const Problem& p, const BFloat16* rows, int64_t first_row, int64_t
     } else {
       N::template maxima<1, Isa::kLanes, kArgmax>(narrow, q, ahead, first_row, best, arg);
     }
+    if (given_up(count * kPanel * p.dim, s)) return;
   }
 }
 

@@ -31,10 +31,14 @@ struct Job {
   // The caller's rounding mode and treatment of denormals (torch.set_flush_denormal): what a score is must
   // not depend on who computes it.
   std::fenv_t environment;
+  Interrupt* interrupt;
   std::atomic<int64_t> next{0};
 
   void work(int worker) {
-    for (int64_t unit = next.fetch_add(1); unit < units; unit = next.fetch_add(1)) run(context, unit, worker);
+    for (int64_t unit = next.fetch_add(1); unit < units; unit = next.fetch_add(1)) {
+      if (worker == 0 ? interrupt->look() : interrupt->heard()) return;
+      run(context, unit, worker);
+    }
   }
 };
 
@@ -58,8 +62,10 @@ class BlockSignals {
 
 class Pool {
  public:
-  // Owned by the one caller that may run a job; not owned if another one does.
-  std::unique_lock<std::mutex> try_enter() { return std::unique_lock<std::mutex>(caller_, std::try_to_lock); }
+  // True for the one caller that may run a job, until it leaves. No mutex: a handler of Python's signals runs
+  // on the calling thread in the middle of its job, and may score too.
+  bool try_enter() { return !entered_.exchange(true); }
+  void leave() { entered_.store(false); }
 
   void run(Job& job, int threads) {
     grow(threads - 1);
@@ -80,8 +86,11 @@ class Pool {
     const auto deadline = std::chrono::steady_clock::now() + kWatch;
     while (busy_.load() > 0) {
       if (std::chrono::steady_clock::now() < deadline) continue;
-      std::unique_lock<std::mutex> lock(mutex_);
-      idle_.wait(lock, [this] { return busy_.load() == 0; });
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (idle_.wait_for(lock, Interrupt::kLookEvery, [this] { return busy_.load() == 0; })) break;
+      }
+      job.interrupt->look();
     }
   }
 
@@ -122,7 +131,7 @@ class Pool {
     }
   }
 
-  std::mutex caller_;
+  std::atomic<bool> entered_{false};
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   Job* job_ = nullptr;
@@ -152,17 +161,20 @@ Pool& pool() {
 
 }  // namespace
 
-void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), void* context) {
+void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), void* context,
+                  Interrupt& interrupt) {
   Job job;
   job.run = run;
   job.context = context;
   job.units = units;
+  job.interrupt = &interrupt;
   if (threads > units) threads = static_cast<int>(units);
   if (threads > 1) {
     Pool& workers = pool();
-    if (const auto entered = workers.try_enter()) {
+    if (workers.try_enter()) {
       std::fegetenv(&job.environment);
       workers.run(job, threads);
+      workers.leave();
       return;
     }
   }

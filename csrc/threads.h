@@ -2,20 +2,54 @@
 // units.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 
 namespace colbert_fast {
 
+// How a call hears that its caller is wanted elsewhere, by Ctrl-C for instance. The calling thread looks, at
+// most every kLookEvery, in work that it takes part in and while it waits for the others; all threads give up
+// once it has heard something, and nothing that the call has written is of use then.
+class Interrupt {
+ public:
+  static constexpr std::chrono::milliseconds kLookEvery{50};
+
+  // `pending` is asked on the calling thread alone; null: nobody can interrupt the call.
+  Interrupt(bool (*pending)(void* context), void* context)
+      : pending_(pending), context_(context), looked_(std::chrono::steady_clock::now()) {}
+
+  // Whether to give up. On the calling thread only.
+  bool look() {
+    if (heard() || pending_ == nullptr) return heard();
+    const auto now = std::chrono::steady_clock::now();
+    if (now - looked_ < kLookEvery) return false;
+    if (pending_(context_)) heard_.store(true);
+    looked_ = std::chrono::steady_clock::now();
+    return heard();
+  }
+
+  // The same, as far as the calling thread knows. On any thread.
+  bool heard() const { return heard_.load(std::memory_order_relaxed); }
+
+ private:
+  bool (*pending_)(void*);
+  void* context_;
+  std::chrono::steady_clock::time_point looked_;
+  std::atomic<bool> heard_{false};
+};
+
 // Calls run(context, unit, worker) once for every unit in [0, units), on at most `threads` threads, the
 // calling one among them. `worker` is in [0, threads) and names the thread for the length of this call. Units
-// are handed out in order, to whoever is free. `run` must not throw.
+// are handed out in order, to whoever is free, until `interrupt` says that the call is given up. `run` must
+// not throw.
 //
 // No thread starts before the first call that wants one, and none is ever joined: idle workers sleep, and end
 // with the process. A forked child starts its own pool. While one Python thread uses the pool, a call from
 // another runs by itself. The pool has as many workers as the largest call so far had use for. If the system
 // refuses a thread, the work is done by those there are.
 void parallel_for(int64_t units, int threads, void (*run)(void* context, int64_t unit, int worker),
-                  void* context);
+                  void* context, Interrupt& interrupt);
 
 // Threads this process has started so far, for `colbert-fast info` and the tests.
 int pool_size();

@@ -51,6 +51,19 @@ constexpr int64_t kUnitsPerLine = 16;
 // 104 ns a row without prefetching and 49 ns with this distance.
 constexpr uintptr_t kPrefetchBytes = 24 * 1024;
 
+// Multiply-adds after which a tier asks whether the call was interrupted: 0.1 ms of a fast one, 2 ms of a
+// slow.
+constexpr int64_t kWorkBetweenLooks = int64_t{1} << 23;
+
+// Whether to return, after or before so many multiply-adds.
+CF_ALWAYS_INLINE bool given_up(int64_t work, Scratch& s) {
+  s.work += work;
+  if (s.work < kWorkBetweenLooks) return s.given_up;
+  s.work = 0;
+  s.given_up = s.interrupted(s.call);
+  return s.given_up;
+}
+
 CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);

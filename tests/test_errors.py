@@ -160,52 +160,64 @@ def test_others(call: Callable[[], object], error: type[Exception], message: str
         call()
 
 
+def no_memory(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor whose storage was shrunk behind its back."""
+    tensor = torch.ones(shape, dtype=dtype)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def unaligned(n: int) -> torch.Tensor:
+    return torch.frombuffer(bytearray(8 * n + 1), dtype=torch.int64, offset=1, count=n)
+
+
 def packed(tokens: torch.Tensor, starts: list[Any], lengths: list[Any]) -> cf.PackedTokens:
     return cf.PackedTokens(tokens, torch.tensor(starts), torch.tensor(lengths))
+
+
+def one(*values: int) -> torch.Tensor:
+    return torch.tensor(values)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"q": (0, 4, 3, "starts", "long", 1)}, "item 0 of q is the rows [0, +4) of 3"),
-        ({"d": (0, 4, 3, "minus", "lengths", 1)}, "item 0 of d is the rows [-1, +1) of 3"),
-        ({"d": (0, -4, 3, "starts", "lengths", 1)}, "d needs a stride, rows and items of 0 or more"),
-        ({"d": (0, 4, 3, "starts", "lengths", 1, 4)}, "d has dtype 4; 0 to 3 are known"),
-        ({"d": (0, 4, 3, "starts", "lengths", 1, 3)}, "d needs scales if its rows are int8"),
-        ({"d": (0, 4, 3, "starts", "lengths", 1, 0, 8)}, "d needs scales if its rows are int8, and only then"),
-        ({"d": (0, 4, 3, "starts", "lengths", 1, 1)}, "q and d need the same dtype, or d int8"),
-        ({"dim": -1}, "dim needs 0 or more"),
-        ({"max_lq": 0}, "query 0 has 1 tokens; max_lq says 0"),
-        ({"pairs": "outside"}, "pairs[0] is (0, 7); there are 1 queries and 1 documents"),
+        ({"q_lengths": one(4)}, "item 0 of q is the rows [0, +4) of 3"),
+        ({"d_starts": one(-1)}, "item 0 of d is the rows [-1, +1) of 3"),
+        ({"d_starts": one(2**62)}, "item 0 of d is the rows [4611686018427387904, +1) of 3"),
+        ({"d_starts": one(0, 0)}, "d_starts and d_lengths must be equally long; got 2 and 1"),
+        ({"d_starts": one(0, 1, 2)[::2]}, "d_starts must be contiguous"),
+        ({"d_starts": one(0)[0]}, "d_starts must have 1 dimensions"),
+        ({"d_tokens": torch.ones(4, 3).T}, "d_tokens must have adjacent elements in a row"),
+        ({"d_tokens": torch.ones(3, 5)}, "q and d need the same dim; got 4 and 5"),
+        ({"d_tokens": torch.ones(3)}, "d_tokens must have 2 dimensions"),
+        ({"d_tokens": no_memory(3, 4)}, "d_tokens needs 12 elements of memory; its storage has 0"),
+        ({"d_starts": no_memory(1, dtype=torch.int64)}, "d_starts needs 1 elements of memory; its storage has 0"),
+        ({"d_lengths": unaligned(1)}, "d_lengths must be aligned to its element size"),
+        ({"d_dtype": 4}, "dtype 4; 0 to 3 are known"),
+        ({"d_dtype": 3}, "d needs scales if its rows are int8"),
+        ({"d_scales": torch.ones(3)}, "d needs scales if its rows are int8, and only then"),
+        ({"d_dtype": 3, "d_scales": torch.ones(2)}, "d_scales must be contiguous, one for each of the 3 rows; got 2"),
+        ({"d_dtype": 1}, "q and d need the same dtype, or d int8"),
+        ({"max_lq": 0}, "the longest of 1 queries has 1 tokens, of 3 in all; max_lq says 0"),
+        ({"max_lq": 2**62}, "of 3 in all; max_lq says 4611686018427387904"),
+        ({"pairs": torch.tensor([[0, 7]])}, "pairs[0] is (0, 7); there are 1 queries and 1 documents"),
+        ({"pairs": torch.tensor([[0, 0], [0, 0]])}, "scores must have 2 elements; got 1"),
         ({"threads": 0}, "threads must be 1 or more; got 0"),
-        ({"d": (0, 4, 2**40, "starts", "huge", 1)}, "item 0 of d has 2147483648 tokens; 2147483647 is the most"),
+        (
+            {"d_tokens": torch.ones(1, 4).expand(2**40, 4), "d_lengths": one(2**31)},
+            "item 0 of d has 2147483648 tokens; 2147483647 is the most",
+        ),
     ],
 )
 def test_the_extension_checks_its_bounds_itself(changes: dict[str, Any], message: str) -> None:
     """Nobody can make a kernel leave its buffers, not even by calling the op with offsets of his own."""
-    numbers = {
-        "starts": torch.tensor([0]),
-        "lengths": torch.tensor([1]),
-        "long": torch.tensor([4]),
-        "minus": torch.tensor([-1]),
-        "huge": torch.tensor([2**31]),
-        "outside": torch.tensor([[0, 7]]),
-    }
-    tokens, scores = torch.ones(3, 4), torch.zeros(1)
-
-    def side(
-        data: int, stride: int, rows: int, starts: str, lengths: str, n: int, dtype: int = 0, scales: int = 0
-    ) -> tuple[int, ...]:
-        offsets = numbers[starts].data_ptr(), numbers[lengths].data_ptr()
-        return tokens.data_ptr(), stride, rows, *offsets, n, dtype, scales, 0
-
-    q = side(*changes.get("q", (0, 4, 3, "starts", "lengths", 1)))
-    d = side(*changes.get("d", (0, 4, 3, "starts", "lengths", 1)))
-    pairs, count = (numbers["outside"].data_ptr(), 1) if "pairs" in changes else (0, -1)
-    rest = (changes.get("dim", 4), pairs, count, changes.get("max_lq", 1))
-    threads = changes.get("threads", 1)
+    parts = {"dtype": 0, "tokens": torch.ones(3, 4), "starts": one(0), "lengths": one(1), "scales": None}
+    q, d = (tuple(changes.get(f"{side}_{name}", value) for name, value in parts.items()) for side in "qd")
+    rest = changes.get("pairs"), changes.get("max_lq", 1), False, False, changes.get("threads", 1)
+    scores = torch.zeros(1)
     with pytest.raises(ValueError, match=matching(message)):
-        cf._backends.cpu._C.score("portable", q, d, *rest, False, False, threads, scores.data_ptr(), 0)
+        cf._backends.cpu._C.score("portable", q, d, *rest, scores, None)
     assert scores.item() == 0
 
 
@@ -214,7 +226,7 @@ def test_bad_offsets_through_the_op(native: str) -> None:
     for starts, lengths in (([5], [1]), ([0], [9]), ([-2], [1])):
         sides = (tokens, zero, torch.tensor([3]), tokens, None, torch.tensor(starts), torch.tensor(lengths), None)
         with pytest.raises(ValueError, match="item 0 of d is the rows"):
-            torch.ops.colbert_fast.score(*sides, 3, 9, False, False, 2**20, native)
+            torch.ops.colbert_fast.score(*sides, 3, 3, False, False, 2**20, native)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +236,9 @@ def test_an_order_that_does_not_fit_through_the_op(backend: str, order: torch.Te
     tokens, zero, three = torch.ones(3, 4), torch.tensor([0]), torch.tensor([3])
     sides = (tokens, zero, three, tokens, None, zero, three, None, 3, 3, False, False, 2**20, backend)
     for op in (torch.ops.colbert_fast.score, torch.ops.colbert_fast.score_argmax):
-        with pytest.raises(ValueError, match=matching("d_order must be contiguous int32 [1]; got torch.int")):
+        with pytest.raises(
+            ValueError, match=matching("d_order must be contiguous torch.int32 [1] on cpu; got torch.int")
+        ):
             op(*sides, d_order=order)
 
 

@@ -169,3 +169,41 @@ def test_an_optimiser_learns(backend: str) -> None:
         loss().backward()
         optimizer.step()
     assert loss().item() < before / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("q", "d"),
+    [
+        ((0, 5, 8), (3, 6, 8)),
+        ((2, 0, 8), (3, 6, 8)),
+        ((2, 5, 8), (0, 6, 8)),
+        ((2, 5, 8), (3, 0, 8)),
+        ((2, 0, 8), (3, 0, 8)),
+        ((0, 0, 3), (3, 6, 8)),
+        ((2, 5, 8), (0, 0, 3)),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:a document without a token")
+def test_a_side_without_rows_has_an_empty_gradient(q: tuple[int, ...], d: tuple[int, ...], dtype: torch.dtype) -> None:
+    for both in (True, False):
+        a = torch.randn(q, dtype=dtype, requires_grad=both or 0 in q)
+        b = torch.randn(d, dtype=dtype, requires_grad=both or 0 in d)
+        cf.maxsim(a, b).sum().backward()
+        for side in (a, b):
+            if side.requires_grad:
+                assert side.grad is not None
+                assert side.grad.shape == side.shape
+                assert side.grad.dtype == dtype
+
+
+def test_items_without_rows_have_empty_gradients() -> None:
+    documents = [torch.randn(3, 8), torch.zeros(0, 8), torch.zeros(0), torch.zeros(0, 5).double()]
+    for d in documents:
+        d.requires_grad_()
+    with pytest.warns(UserWarning, match="a document without a token"):
+        cf.maxsim(torch.randn(2, 4, 8), documents).sum().backward()
+    for d in documents:
+        assert d.grad is not None
+        assert d.grad.shape == d.shape

@@ -11,7 +11,8 @@ import colbert_fast
 
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
-    {"reference", "_arrays", "_checks", "_observers", "_C", "_backends.problem"},
+    {"_C"},
+    {"reference", "_arrays", "_checks", "_forks", "_observers", "_backends.problem"},
     {"packed"},
     {"_backends.torch_", "_backends.cpu", "_backends.triton_", "_backends.triton_kernels"},
     {"_backends"},

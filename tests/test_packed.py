@@ -267,3 +267,18 @@ def test_tokens_of_another_kind_are_refused(tokens: torch.Tensor) -> None:
         cf.PackedTokens(tokens, torch.tensor([0]), torch.tensor([4]))
     with pytest.raises(TypeError, match="tokens must be"):
         cf.PackedTokens(torch.ones(4, 3), torch.tensor([0]), torch.tensor([4])).with_tokens(tokens)
+
+
+@pytest.mark.parametrize("field", ["tokens", "starts", "lengths", "scales", "max_length"])
+def test_fields_are_read_only(field: str) -> None:
+    for packed in (PackedTokens.from_list([torch.randn(2, 4)]), PackedTokens.from_padded(torch.randn(1, 2, 4))):
+        with pytest.raises(AttributeError):
+            setattr(packed, field, getattr(packed, field))
+
+
+def test_the_offsets_are_copies() -> None:
+    starts, lengths = torch.tensor([0, 2]), torch.tensor([2, 3])
+    packed = PackedTokens(torch.randn(5, 4), starts, lengths)
+    starts.fill_(10**12), lengths.fill_(10**12)
+    assert packed.starts.tolist() == [0, 2]
+    assert packed.lengths.tolist() == [2, 3]

@@ -315,10 +315,9 @@ def test_exit_while_a_daemon_thread_scores(extension: str) -> None:
 q, d = torch.randn(400, 64), torch.randn(20000, 64)
 start, lengths = torch.tensor([0]), torch.tensor([len(q), len(d)])
 scores = torch.zeros(1)
-a = (q.data_ptr(), 64, len(q), start.data_ptr(), lengths.data_ptr(), 1, 0, 0, 0)
-b = (d.data_ptr(), 64, len(d), start.data_ptr(), lengths[1:].data_ptr(), 1, 0, 0, 0)
+a, b = (0, q, start, lengths[:1], None), (0, d, start, lengths[1:], None)
 run = cpu._C.score
-arguments = ("portable", a, b, 64, 0, -1, len(q), False, False, 3, scores.data_ptr(), 0)
+arguments = ("portable", a, b, None, len(q), False, False, 3, scores, None)
 def loop():
     while True:
         run(*arguments)
@@ -358,6 +357,128 @@ for _ in range(3):
     assert torch.equal(score(), expected)
 """
     assert_clean(python(script, extension))
+
+
+# The frame that a handler of signals gets is that of the Python function in which the work goes on.
+DURING = r"""
+import torch
+
+empty, zeros = torch.empty, torch.zeros
+torch.empty = lambda *shape, **options: empty(*shape, **options).fill_(-77)
+torch.zeros = lambda *shape, **options: zeros(*shape, **options).fill_(0)
+few = score()
+kind, raises = sys.argv[2], sys.argv[3] == "raises"
+calls = cpu._C.calls()
+unfinished = []
+
+def handler(number, frame):
+    # Neither the call that it interrupts nor its own is disturbed by the other.
+    assert torch.equal(score(), few)
+    while "_C" not in frame.f_code.co_names:
+        frame = frame.f_back
+    local = frame.f_locals
+    written = local["grad"] if kind == "gradients" else local["scores"]
+    nothing = 0 if kind == "gradients" else -77
+    unfinished.append(bool((written == nothing).any()))
+    if raises:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGUSR1, handler)
+a, b = torch.randn(200, 32, 64), torch.randn(3000, 30, 64)
+if kind == "one document":
+    a, b = torch.randn(1, 1000, 64), torch.randn(1, 200_000, 64)
+pairs = torch.stack([torch.arange(1_000_000) % 200, torch.arange(1_000_000) % 3000], dim=1)
+weights = torch.ones(200, 3000)
+if kind == "gradients":
+    a, b = a.requires_grad_(), b.requires_grad_()
+    scored = cf.maxsim(a, b, backend=backend)
+call = {
+    "all pairs": lambda: cf.maxsim(a, b, backend=backend),
+    "one document": lambda: cf.maxsim(a, b, backend=backend),
+    "pairs": lambda: cf.maxsim_pairs(a, b, pairs, backend=backend),
+    "gradients": lambda: torch.autograd.grad(scored, [a, b], weights, retain_graph=True)[1],
+}[kind]
+expected = None if raises else call()
+while not any(unfinished):
+    before = cpu._C.calls()
+    def send():
+        while cpu._C.calls() == before:
+            time.sleep(0.001)
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGUSR1)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        result = call()
+        sender.join()
+    except KeyboardInterrupt:
+        assert raises
+    else:
+        assert not raises or not any(unfinished)
+        assert raises or torch.equal(result, expected)
+    sender.join()
+assert torch.equal(score(), few)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
+@pytest.mark.parametrize("outcome", ["raises", "goes on"])
+@pytest.mark.parametrize("kind", ["all pairs", "one document", "pairs", "gradients"])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_signal_is_handled_during_a_call(extension: str, kind: str, outcome: str, threads: str) -> None:
+    assert_clean(python(DURING, extension, kind, outcome, environment={"COLBERT_FAST_NUM_THREADS": threads}))
+
+
+# What another thread does to a batch while it is scored, over and over.
+ATTACKS = {
+    "writes starts": "P.starts[5] = 10**12; P.starts[5] = 0",
+    "writes lengths": "P.lengths[5] = 10**12; P.lengths[5] = 1",
+    "writes pairs": "pairs[7, 1] = 10**12; pairs[7, 1] = 0",
+    "writes scales": "I.scales[3] = float('nan'); I.scales[3] = 1",
+    "shrinks starts": "P.starts.resize_(3); P.starts.resize_(100)",
+    "shrinks the storage of lengths": "s = P.lengths.untyped_storage(); s.resize_(8); s.resize_(800)",
+    "strides lengths": "P.lengths.as_strided_((100,), (0,)); P.lengths.as_strided_((100,), (1,))",
+    "shrinks an item": "L[5].resize_(1, 64); L[5].resize_(60, 64)",
+    "shrinks the storage of an item": "s = L[5].untyped_storage(); s.resize_(0); s.resize_(60 * 64 * 4)",
+    "grows an item": "L[5].resize_(600, 64); L[5].untyped_storage().resize_(60 * 64 * 4); L[5].resize_(60, 64)",
+    "sets an item": "L[5].set_(torch.zeros(1, 64)); L[5].set_(torch.zeros(60, 64))",
+    "replaces an item's data": "L[5].data = torch.zeros(1, 64); L[5].data = torch.zeros(60, 64)",
+    "shrinks the list": "L.append(L.pop()); del L[99:]; L.append(torch.zeros(60, 64))",
+}
+ATTACKED = r"""
+expected = score()
+L = [torch.randn(60, 64) for _ in range(100)]
+P = cf.PackedTokens.from_list(L)
+I = P.quantize("int8")
+pairs = torch.stack([torch.randint(16, (500,)), torch.randint(100, (500,))], dim=1)
+stop = threading.Event()
+def attack():
+    while not stop.is_set():
+        @ATTACK@
+attacker = threading.Thread(target=attack)
+attacker.start()
+calls = (
+    lambda: score(b=P), lambda: score(b=L), lambda: score(b=I), lambda: cf.topk(queries, L, 3, backend=backend),
+    lambda: cf.maxsim_pairs(queries, P, pairs, backend=backend), lambda: torch.ops.colbert_fast.score(
+        queries.flatten(0, 1), torch.arange(0, 512, 32), torch.full((16,), 32), P.tokens, None, P.starts, P.lengths,
+        pairs, 32, 60, False, False, 2**24, backend),
+)
+refused = 0
+for _ in range(30):
+    for call in calls:
+        try:
+            call()
+        except (ValueError, RuntimeError, TypeError):
+            refused += 1
+stop.set()
+attacker.join()
+assert torch.equal(score(), expected)
+"""
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_another_thread_cannot_send_a_kernel_astray(extension: str, attack: str) -> None:
+    assert_clean(python(ATTACKED.replace("@ATTACK@", ATTACKS[attack]), extension))
 
 
 def test_calls_are_counted_for_the_tier_that_ran(native: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from array import array
+import threading
 from functools import partial
-from typing import TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from colbert_fast._arrays import aligned
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._checks import positive_int
+from colbert_fast._forks import torch_threads
 
 try:
     from colbert_fast import _C
@@ -20,14 +21,18 @@ except ImportError as error:
     _C = None  # type: ignore[assignment]
     _MISSING = f"the C++ extension is not there ({error}); reinstall where a C++17 compiler works"
 
+if _C is not None:
+    # Signals are handled on one thread: on others nobody need ask for them.
+    _C.set_main_thread(threading.main_thread().ident or 0)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _C.set_main_thread(threading.get_ident()))
+
 # The tiers of csrc/dispatch.cpp, for an installation without the extension to name.
 _X86_64 = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2")
 _TIERS = (*_X86_64, "neon_i8mm", "neon_dotprod", "neon", "portable")
 # The numbers of DType in csrc/maxsim.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
-# (data, row stride, rows, starts, lengths, items, dtype, scales, addresses of the items)
-_Side: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
 _num_threads: int | None = None
 
 
@@ -57,7 +62,7 @@ def get_num_threads() -> int:
         return _num_threads
     text = os.environ.get("COLBERT_FAST_NUM_THREADS")
     if text is None:
-        return torch.get_num_threads()
+        return torch_threads()
     try:
         return _checked(int(text), "COLBERT_FAST_NUM_THREADS")
     except ValueError:
@@ -74,7 +79,7 @@ def _checked(n: int, name: str) -> int:
 
 def measure_read(tier: str, threads: int, memory: Tensor) -> float:
     """Return the bytes a second of one pass of the tier's loads over ``memory``, a contiguous float32 tensor."""
-    return _C.measure_read(tier, threads, memory.data_ptr(), memory.nbytes)
+    return _C.measure_read(tier, threads, memory)
 
 
 def products(tier: str) -> list[str]:
@@ -96,64 +101,37 @@ def _readable(tokens: Tensor) -> Tensor:
     return tokens.clone() if tokens.data_ptr() % tokens.element_size() else tokens
 
 
-def _side(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> _Side:
-    """Holds addresses: the tensors must outlive the call."""
-    return (
-        tokens.data_ptr(),
-        tokens.stride(0),
-        tokens.shape[0],
-        starts.data_ptr(),
-        lengths.data_ptr(),
-        lengths.shape[0],
-        _DTYPES[tokens.dtype],
-        # Of a tensor without elements the address is 0, which means no scales.
-        0 if scales is None else scales.data_ptr() or 1,
-        0,
-    )
+def _side(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> tuple[Any, ...]:
+    return _DTYPES[tokens.dtype], tokens, starts, lengths, scales
 
 
-def _pairs(p: Problem) -> tuple[int, int]:
-    return (0, -1) if p.pairs is None else (p.pairs.data_ptr(), p.pairs.shape[0])
+def _in_place(p: Problem) -> tuple[Any, ...]:
+    """The documents of a list."""
+    items = tuple(p.d_items)
+    if any(map(Tensor.is_neg, items)):
+        items = tuple(map(Tensor.resolve_neg, items))
+    return _DTYPES[p.d_tokens.dtype], items, p.d_tokens.shape[1]
 
 
-def _in_place(p: Problem) -> tuple[_Side, object]:
-    """The documents of a list, and what must outlive the call."""
-    items = p.d_items
-    if not all(map(Tensor.is_contiguous, items)) or any(map(Tensor.is_neg, items)):
-        items = [t.contiguous().resolve_neg() for t in items]
-    addresses = array("q", map(Tensor.data_ptr, items))
-    if 0 in addresses and any(map(Tensor._is_zerotensor, items)):
-        items = [t + torch.zeros_like(t) if t._is_zerotensor() else t for t in items]
-        addresses = array("q", map(Tensor.data_ptr, items))
-    if bool((torch.frombuffer(addresses, dtype=torch.int64) % p.d_tokens.element_size()).any()):
-        items = [aligned(t) for t in items]
-        addresses = array("q", map(Tensor.data_ptr, items))
-    dim, dtype = p.d_tokens.shape[1], _DTYPES[p.d_tokens.dtype]
-    side = (0, dim, 0, 0, p.d_lengths.data_ptr(), len(items), dtype, 0, addresses.buffer_info()[0])
-    return side, (items, addresses)
+def _readable_item(item: Tensor) -> Tensor:
+    """Return the item, or a copy if its memory is not aligned, not in order, or not there, as of a torch ZeroTensor."""
+    return aligned(item + torch.zeros_like(item) if item._is_zerotensor() else item).contiguous()
 
 
 def _score(tier: str, argmax: bool, p: Problem) -> Scored:
-    q, d = _readable(p.q_tokens), _readable(p.d_tokens)
     scores = torch.empty(p.shape, dtype=torch.float32, device="cpu")
     winners = torch.empty((p.num_pairs, p.max_lq), dtype=torch.int32, device="cpu") if argmax else None
-    if p.d_items:
-        documents, _alive = _in_place(p)
-    else:
-        documents = _side(d, p.d_starts, p.d_lengths, p.d_scales)
-    empty_document = _C.score(
-        tier,
-        _side(q, p.q_starts, p.q_lengths),
-        documents,
-        q.shape[1],
-        *_pairs(p),
-        p.max_lq,
-        p.skip_zero_q,
-        p.skip_zero_d,
-        get_num_threads(),
-        scores.data_ptr(),
-        0 if winners is None else winners.data_ptr(),
-    )
+    q = _side(_readable(p.q_tokens), p.q_starts, p.q_lengths)
+    d = _in_place(p) if p.d_items else _side(_readable(p.d_tokens), p.d_starts, p.d_lengths, p.d_scales)
+    rest = (p.pairs, p.max_lq, p.skip_zero_q, p.skip_zero_d, get_num_threads(), scores, winners)
+    try:
+        empty_document = _C.score(tier, q, d, *rest)
+    except ValueError:
+        # Items are looked at again only now: hardly any needs it, and to ask each takes as long as to score it.
+        copies = tuple(map(_readable_item, d[1])) if p.d_items else ()
+        if all(copy is item for copy, item in zip(copies, d[1], strict=False)):
+            raise
+        empty_document = _C.score(tier, q, (d[0], copies, d[2]), *rest)
     return Scored(scores, winners, empty_document)
 
 
@@ -161,6 +139,7 @@ def _backward(
     tier: str, p: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     q, d = _readable(p.q_tokens), _readable(p.d_tokens)
+    sides = _side(q, p.q_starts, p.q_lengths), _side(d, p.d_starts, p.d_lengths, p.d_scales)
     grad_scores = aligned(grad_scores.to(torch.float32).contiguous())
     argmax = aligned(argmax.contiguous())
     grads: list[Tensor | None] = [None, None]
@@ -168,19 +147,7 @@ def _backward(
         if not wanted:
             continue
         grad = torch.zeros((q, d)[side].shape, dtype=torch.float32, device="cpu")
-        _C.backward(
-            tier,
-            _side(q, p.q_starts, p.q_lengths),
-            _side(d, p.d_starts, p.d_lengths, p.d_scales),
-            q.shape[1],
-            *_pairs(p),
-            p.max_lq,
-            get_num_threads(),
-            side == 0,
-            grad_scores.data_ptr(),
-            argmax.data_ptr(),
-            grad.data_ptr(),
-        )
+        _C.backward(tier, *sides, p.pairs, p.max_lq, get_num_threads(), side == 0, grad_scores, argmax, grad)
         grads[side] = grad
     return grads[0], grads[1]
 

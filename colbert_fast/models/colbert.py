@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from colbert_fast._checks import positive_int
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast.models import checkpoint
 from colbert_fast.models.encoding import Encoding, as_texts, pack, padded, pair_up, windows
@@ -165,6 +166,7 @@ class ColBERT(nn.Module):
         assert size is not None
         return size
 
+    @safe_after_fork
     def forward(self, texts: Iterable[str], query_mode: bool = True, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Embed texts, with gradients where autograd records.
 
@@ -214,6 +216,7 @@ class ColBERT(nn.Module):
             embeddings: dict[str, torch.Tensor] = self(texts, query_mode=query_mode, **kwargs)
         return embeddings
 
+    @safe_after_fork
     def encode_packed(self, texts: Iterable[str], query_mode: bool = True, **kwargs: Any) -> PackedTokens:
         """Embed texts without gradients, each at its own length, as `scores` compares them.
 
@@ -231,6 +234,7 @@ class ColBERT(nn.Module):
         with torch.no_grad():
             return self._pack(as_texts("texts", texts), self._encoding(query_mode, kwargs))
 
+    @safe_after_fork
     def scores(
         self,
         queries: Iterable[str],

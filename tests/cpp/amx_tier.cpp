@@ -108,9 +108,10 @@ Result run(const Tier& tier, const Batch& b, int threads) {
   const size_t pairs = b.lengths.size();
   Result result = {std::vector<float>(pairs),
                    std::vector<int32_t>(pairs * static_cast<size_t>(b.q_length[0]))};
-  score(tier, b.problem, threads, result.scores.data(), result.argmax.data());
+  Interrupt nobody(nullptr, nullptr);
+  score(tier, b.problem, threads, result.scores.data(), result.argmax.data(), nobody);
   std::vector<float> alone(pairs);
-  score(tier, b.problem, threads, alone.data(), nullptr);
+  score(tier, b.problem, threads, alone.data(), nullptr, nobody);
   check(std::memcmp(alone.data(), result.scores.data(), pairs * sizeof(float)) == 0, "scores without argmax");
   return result;
 }

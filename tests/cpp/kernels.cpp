@@ -14,6 +14,7 @@
 // for ThreadSanitizer, which takes its time. `./kernels best` runs the first tier that can, and no other;
 // `./kernels amx` that tier alone.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -47,6 +48,7 @@
 namespace {
 
 using colbert_fast::DType;
+using colbert_fast::Interrupt;
 using colbert_fast::Problem;
 using colbert_fast::Tier;
 using colbert_fast::Tokens;
@@ -360,8 +362,9 @@ struct Result {
 
 Result run(const Tier& tier, const Problem& p, int64_t pairs, int threads, bool argmax) {
   Result result = {{pairs, kUnwrittenScore}, {argmax ? pairs * p.max_lq : 0, kUnwrittenToken}, false};
-  result.empty_document =
-      colbert_fast::score(tier, p, threads, result.scores.get(), argmax ? result.argmax.get() : nullptr);
+  Interrupt nobody(nullptr, nullptr);
+  result.empty_document = colbert_fast::score(tier, p, threads, result.scores.get(),
+                                              argmax ? result.argmax.get() : nullptr, nobody);
   return result;
 }
 
@@ -393,8 +396,9 @@ void check_backward(const Tier& tier, const Case& c, const Problem& p, const Sid
     }
     Block<float> alone(side.rows * c.dim, 0.0f);
     Block<float> together(side.rows * c.dim, 0.0f);
-    colbert_fast::backward(tier, p, 1, to_queries, grad_scores.get(), argmax.get(), alone.get());
-    colbert_fast::backward(tier, p, 4, to_queries, grad_scores.get(), argmax.get(), together.get());
+    Interrupt nobody(nullptr, nullptr);
+    colbert_fast::backward(tier, p, 1, to_queries, grad_scores.get(), argmax.get(), alone.get(), nobody);
+    colbert_fast::backward(tier, p, 4, to_queries, grad_scores.get(), argmax.get(), together.get(), nobody);
     check(alone.same_bits(together), "a gradient on four threads");
     for (int64_t i = 0; i < side.rows * c.dim; ++i) {
       const double allowed = kTolerance * static_cast<double>(1 + terms[static_cast<size_t>(i / c.dim)]);
@@ -654,6 +658,28 @@ void check_concurrent_callers(const Tier& tier) {
   for (const int mine : same) check(mine == 4, "a result of concurrent callers");
 }
 
+// Units that never end until the call is given up: which the caller hears while it works, and while it waits.
+void check_interrupts() {
+  g_case = "interrupts";
+  for (const int threads : {1, 4}) {
+    std::atomic<int64_t> begun{0};
+    struct Call {
+      std::atomic<int64_t>* begun;
+      Interrupt* interrupt;
+    };
+    const auto asked = [](void* context) { return static_cast<std::atomic<int64_t>*>(context)->load() > 0; };
+    Interrupt interrupt(asked, &begun);
+    Call call = {&begun, &interrupt};
+    const auto run = [](void* context, int64_t, int worker) {
+      Call& c = *static_cast<Call*>(context);
+      c.begun->fetch_add(1);
+      while (worker == 0 ? !c.interrupt->look() : !c.interrupt->heard()) std::this_thread::yield();
+    };
+    colbert_fast::parallel_for(1000, threads, run, &call, interrupt);
+    check(interrupt.heard() && begun.load() <= threads, "that all threads give up");
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -686,6 +712,7 @@ int main(int argc, char** argv) {
     check(colbert_fast::calls(**t) > 0, "the call counter");
     tiers += std::string(" ") + (*t)->name;
   }
+  check_interrupts();
   check(colbert_fast::pool_size() == 3, "the size of the pool");
   std::printf("kernels: %lld checks passed:%s\n", static_cast<long long>(g_checks), tiers.c_str());
   return 0;

