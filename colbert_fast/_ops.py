@@ -7,15 +7,18 @@ them, and is the public way in. Registered with ``torch.library.Library``, whose
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from colbert_fast._arrays import aligned
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._observers import plain
 
 _SIDES = (
@@ -25,14 +28,14 @@ _SIDES = (
 )
 # Of the arguments, those of a Problem.
 _NUM_SIDES = 13
-_LIBRARY = torch.library.Library("colbert_fast", "DEF")
 # Where documents go in an order of their own, as in Problem; of the gradients nothing depends on it.
 _ORDER = "*, Tensor? d_order=None"
-_LIBRARY.define(f"score({_SIDES} str? backend, {_ORDER}) -> Tensor")
-_LIBRARY.define(f"score_argmax({_SIDES} str? backend, {_ORDER}) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    f"backward({_SIDES} Tensor grad_scores, Tensor argmax, bool for_q, bool for_d, str? backend) -> (Tensor, Tensor)"
-)
+_SCHEMAS = {
+    "score": f"({_SIDES} str? backend, {_ORDER}) -> Tensor",
+    "score_argmax": f"({_SIDES} str? backend, {_ORDER}) -> (Tensor, Tensor)",
+    "backward": f"({_SIDES} Tensor grad_scores, Tensor argmax, bool for_q, bool for_d, str? backend)"
+    " -> (Tensor, Tensor)",
+}
 
 
 def _chosen(sides: Sequence[Any], name: str | None, d_order: Tensor | None = None) -> tuple[Problem, Backend]:
@@ -46,25 +49,10 @@ def _chosen(sides: Sequence[Any], name: str | None, d_order: Tensor | None = Non
     if d.shape[1] != q.shape[1]:
         msg = f"q_tokens and d_tokens need the same dim; got {q.shape[1]} and {d.shape[1]}"
         raise ValueError(msg)
-    if int8:
-        _check_scales(scales, d.shape[0])
-    if d_order is not None:
-        _check_order(d_order, problem.d_lengths.shape[0])
+    if int8 and scales is None:
+        msg = "int8 d_tokens need d_scales"
+        raise ValueError(msg)
     return problem, select(d.device, q.dtype, name, int8)
-
-
-def _check_scales(scales: Tensor | None, rows: int) -> None:
-    if scales is None or scales.dtype is not torch.float32 or scales.shape != (rows,) or not scales.is_contiguous():
-        got = None if scales is None else f"{scales.dtype} {list(scales.shape)} with strides {list(scales.stride())}"
-        msg = f"int8 d_tokens need d_scales, contiguous float32 [{rows}]; got {got}"
-        raise ValueError(msg)
-
-
-def _check_order(order: Tensor, count: int) -> None:
-    if order.dtype is not torch.int32 or order.shape != (count,) or not order.is_contiguous():
-        got = f"{order.dtype} {list(order.shape)} with strides {list(order.stride())}"
-        msg = f"d_order must be contiguous int32 [{count}]; got {got}"
-        raise ValueError(msg)
 
 
 def score_in_place(problem: Problem, name: str | None) -> Tensor | None:
@@ -120,31 +108,59 @@ def _warned(scored: Scored) -> Scored:
     return scored
 
 
-def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Check what the kernels trust and only a caller of ``torch.ops`` can get wrong. The package calls ``run``."""
+def _check(arguments: Sequence[Any], d_order: Tensor | None) -> None:
+    """Check what the kernels trust and only a caller of ``torch.ops`` can get wrong."""
+    p = Problem(*arguments[:_NUM_SIDES])
+    device = p.q_tokens.device
+    for side, tokens, starts, lengths, longest in (
+        ("q", p.q_tokens, p.q_starts, p.q_lengths, p.max_lq),
+        ("d", p.d_tokens, p.d_starts, p.d_lengths, p.max_ld),
+    ):
+        if tokens.device != device or tokens.ndim != 2:
+            got = f"q_tokens {list(p.q_tokens.shape)} on {device}, d_tokens {list(tokens.shape)} on {tokens.device}"
+            msg = f"q_tokens and d_tokens must be [rows, dim] on one device; got {got}"
+            raise ValueError(msg)
+        _check_numbers(f"{side}_starts", starts, (lengths.numel(),), torch.int64, device)
+        _check_numbers(f"{side}_lengths", lengths, (lengths.numel(),), torch.int64, device)
+        # A row of the argmax, or of a padded copy, is as long as an item can be.
+        if longest < 0 or (lengths.numel() and longest > tokens.shape[0]):
+            msg = f"max_l{side} must be from 0 to {tokens.shape[0]}, the rows of {side}_tokens; got {longest}"
+            raise ValueError(msg)
+    if p.d_scales is not None:
+        _check_numbers("d_scales", p.d_scales, (p.d_tokens.shape[0],), torch.float32, device)
+    if p.pairs is not None:
+        _check_numbers("pairs", p.pairs, (p.pairs.shape[0], 2), torch.int64, device)
+    if d_order is not None:
+        _check_numbers("d_order", d_order, (p.d_lengths.numel(),), torch.int32, device)
+    if p.chunk_elements < 1:
+        msg = f"chunk_elements must be 1 or more; got {p.chunk_elements}"
+        raise ValueError(msg)
 
-    def checked(*arguments: Any, **order: Any) -> Any:
-        p = Problem(*arguments[:_NUM_SIDES])
-        for side, starts, lengths in (("q", p.q_starts, p.q_lengths), ("d", p.d_starts, p.d_lengths)):
-            _check_integers(f"{side}_starts", starts, (lengths.numel(),), torch.int64)
-            _check_integers(f"{side}_lengths", lengths, (lengths.numel(),), torch.int64)
-        if p.pairs is not None:
-            _check_integers("pairs", p.pairs, (p.pairs.shape[0], 2), torch.int64)
-        if run is _backward:
-            grad_scores, argmax = arguments[_NUM_SIDES : _NUM_SIDES + 2]
-            _check_integers("argmax", argmax, (p.num_pairs, p.max_lq), p.argmax_dtype)
-            if grad_scores.shape != (p.num_pairs,):
-                msg = f"grad_scores must be [{p.num_pairs}]; got shape {list(grad_scores.shape)}"
-                raise ValueError(msg)
-        return run(*arguments, **order)
 
-    return checked
+def _check_aligned(arguments: Sequence[Any]) -> None:
+    """Check what only tensors with memory can be asked."""
+    p = Problem(*arguments[:_NUM_SIDES])
+    names = ("q_starts", "q_lengths", "d_scales", "d_starts", "d_lengths", "pairs")
+    for name, value in zip(names, map(p._asdict().__getitem__, names), strict=True):
+        if value is not None and aligned(value) is not value:
+            msg = f"{name} must be aligned to its element size; its memory begins at {value.data_ptr()}"
+            raise ValueError(msg)
 
 
-def _check_integers(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if value.dtype is not dtype or value.shape != shape or not value.is_contiguous():
-        got = f"{value.dtype} {list(value.shape)} with strides {list(value.stride())}"
-        msg = f"{name} must be contiguous {dtype} {list(shape)}; got {got}"
+def _check_backward(arguments: Sequence[Any]) -> None:
+    p = Problem(*arguments[:_NUM_SIDES])
+    grad_scores, argmax = arguments[_NUM_SIDES : _NUM_SIDES + 2]
+    _check_numbers("argmax", argmax, (p.num_pairs, p.max_lq), p.argmax_dtype, p.q_tokens.device)
+    if grad_scores.shape != (p.num_pairs,) or grad_scores.device != p.q_tokens.device:
+        got = f"shape {list(grad_scores.shape)} on {grad_scores.device}"
+        msg = f"grad_scores must be [{p.num_pairs}] on {p.q_tokens.device}; got {got}"
+        raise ValueError(msg)
+
+
+def _check_numbers(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if value.dtype is not dtype or value.shape != shape or not value.is_contiguous() or value.device != device:
+        got = f"{value.dtype} {list(value.shape)} with strides {list(value.stride())} on {value.device}"
+        msg = f"{name} must be contiguous {dtype} {list(shape)} on {device}; got {got}"
         raise ValueError(msg)
 
 
@@ -167,12 +183,60 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape if for_q else (0,)), d.new_empty(d.shape if for_d else (0,))
 
 
-for _name, _run, _fake in (
-    ("score", _score, _fake_score),
-    ("score_argmax", _score_argmax, _fake_score_argmax),
-    ("backward", _backward, _fake_backward),
-):
-    _LIBRARY.impl(_name, _checked(_run), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"colbert_fast::{_name}", _fake, lib=_LIBRARY)
+# What torch calls, by the name of the op: the functions of the newest import of this module. Notebooks and reloaders
+# drop a package from sys.modules and import it anew, while others may hold what they had imported of it; torch
+# registers the ops of a name once in a process.
+class _Registered(NamedTuple):
+    library: torch.library.Library
+    schemas: dict[str, str]
+    run: dict[str, Callable[..., Any]]
 
+
+def _register(run: dict[str, Callable[..., Any]]) -> None:
+    space = vars(torch.ops.colbert_fast)
+    registered = space.get("_registered")
+    if registered is not None and registered.schemas == _SCHEMAS:
+        registered.run.update(run)
+        return
+    if registered is not None:
+        # Another version of this package, whose ops end here.
+        registered.library._destroy()
+    library = torch.library.Library("colbert_fast", "DEF")
+    space["_registered"] = _Registered(library, dict(_SCHEMAS), run)
+    for name, schema in _SCHEMAS.items():
+        library.define(name + schema)
+        library.impl(name, functools.partial(_call, run, name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"colbert_fast::{name}", functools.partial(_call, run, f"fake_{name}"), lib=library)
+
+
+def _call(run: dict[str, Callable[..., Any]], name: str, *arguments: Any, **order: Any) -> Any:
+    return run[name](*arguments, **order)
+
+
+def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``torch.ops`` runs; the package itself calls ``run``, where it can."""
+
+    @safe_after_fork
+    def checked(*arguments: Any, d_order: Tensor | None = None) -> Any:
+        _check(arguments, d_order)
+        if run in (_score, _score_argmax, _backward):
+            _check_aligned(arguments)
+        if run in (_backward, _fake_backward):
+            _check_backward(arguments)
+            return run(*arguments)
+        return run(*arguments, d_order=d_order)
+
+    return checked
+
+
+_register(
+    {
+        "score": _checked(_score),
+        "score_argmax": _checked(_score_argmax),
+        "backward": _checked(_backward),
+        "fake_score": _checked(_fake_score),
+        "fake_score_argmax": _checked(_fake_score_argmax),
+        "fake_backward": _checked(_fake_backward),
+    }
+)
 _SCORE = torch.ops.colbert_fast.score.default

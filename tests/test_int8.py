@@ -405,5 +405,5 @@ def test_refusals() -> None:
 def test_the_op_wants_a_scale_for_each_row(backend: str, scales: Tensor | None) -> None:
     q, rows, zero = torch.ones(3, 4), torch.ones(3, 4, dtype=torch.int8), torch.tensor([0])
     three = torch.tensor([3])
-    with pytest.raises(ValueError, match=re.escape("int8 d_tokens need d_scales, contiguous float32 [3]")):
+    with pytest.raises(ValueError, match=r"d_scales( must be contiguous torch.float32 .3. on cpu; got torch.float|$)"):
         torch.ops.colbert_fast.score(q, zero, three, rows, scales, zero, three, None, 3, 3, False, False, 64, backend)

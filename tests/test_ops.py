@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -152,3 +153,63 @@ def test_a_direct_call_cannot_send_a_kernel_astray(name: str) -> None:
     if name not in ("argmax", "grad_scores"):
         with pytest.raises(ValueError, match=f"{name} must be"):
             torch.ops.colbert_fast.score(*arguments[:13], None)
+
+
+def unaligned(values: Tensor) -> Tensor:
+    raw = bytearray(b"\0" + values.numpy().tobytes())
+    return torch.frombuffer(raw, dtype=values.dtype, offset=1).view(values.shape)
+
+
+def strided(values: Tensor) -> Tensor:
+    return values.repeat_interleave(2)[::2]
+
+
+ODD = {
+    "meta": lambda t: t.to("meta"),
+    "int32": lambda t: t.to(torch.int32),
+    "float64": lambda t: t.double(),
+    "strided": strided,
+    "unaligned": unaligned,
+    "shrunk": lambda t: t[:1].clone(),
+    "grown": lambda t: torch.cat([t, t]),
+    "another shape": lambda t: t.unsqueeze(0),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(("name", "position"), [("q_starts", 1), ("d_scales", 4), ("d_starts", 5), ("d_lengths", 6)])
+@pytest.mark.parametrize("backend", ["torch", None])
+def test_odd_offsets_and_scales_are_refused(name: str, position: int, odd: str, backend: str | None) -> None:
+    q, d = torch.randn(8, 8), torch.randint(-127, 128, (15, 8), dtype=torch.int8)
+    offsets = (torch.tensor([0, 4]), torch.tensor([4, 4])), (torch.tensor([0, 5, 10]), torch.tensor([5, 5, 5]))
+    sides: list[Any] = [q, *offsets[0], d, torch.rand(15), *offsets[1], None, 4, 5, False, False, 100]
+    torch.ops.colbert_fast.score(*sides, backend)
+    sides[position] = ODD[odd](sides[position])
+    for op in (torch.ops.colbert_fast.score, torch.ops.colbert_fast.score_argmax):
+        # Of starts and lengths of different numbers neither is the wrong one.
+        with pytest.raises(ValueError, match=rf"({name}|{name[0]}_starts) must be"):
+            op(*sides, backend)
+
+
+@pytest.mark.parametrize("backend", ["torch", None])
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (3, torch.ones(15, 8, device="meta"), "must be [rows, dim] on one device; got q_tokens [8, 8] on cpu"),
+        (0, torch.ones(8, 8, device="meta"), "q_starts must be contiguous torch.int64 [2] on meta; got torch.int64"),
+        (3, torch.ones(15), "must be [rows, dim] on one device; got q_tokens [8, 8] on cpu, d_tokens [15] on cpu"),
+        (7, torch.ones(1, 2, dtype=torch.int64, device="meta"), "pairs must be contiguous torch.int64 [1, 2] on cpu"),
+        (8, 2**62, "max_lq must be from 0 to 8, the rows of q_tokens; got 4611686018427387904"),
+        (8, -1, "max_lq must be from 0 to 8, the rows of q_tokens; got -1"),
+        (9, 2**62, "max_ld must be from 0 to 15, the rows of d_tokens; got 4611686018427387904"),
+        (12, 0, "chunk_elements must be 1 or more; got 0"),
+    ],
+)
+def test_other_arguments_are_refused(position: int, value: Any, message: str, backend: str | None) -> None:
+    offsets = (torch.tensor([0, 4]), torch.tensor([4, 4])), (torch.tensor([0, 5, 10]), torch.tensor([5, 5, 5]))
+    sides: list[Any] = [torch.randn(8, 8), *offsets[0], torch.randn(15, 8), None, *offsets[1], None, 4, 5]
+    sides += [False, False, 100]
+    sides[position] = value
+    for op in (torch.ops.colbert_fast.score, torch.ops.colbert_fast.score_argmax):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            op(*sides, backend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import sentence_transformers.util
 
@@ -72,3 +73,40 @@ else:
 
 def test_the_tiers_named_without_the_extension_are_those_with_it() -> None:
     assert tuple(name for name, _ in cf._backends.cpu._C.tiers()) == cf._backends.cpu._TIERS
+
+
+def test_no_module_hides_behind_a_name_of_the_package() -> None:
+    """What is imported as a module is one: ``import colbert_fast.x as m`` takes the attribute x of the package."""
+    package = Path(cf.__file__).parent
+    modules = {path.name.partition(".")[0] for path in package.iterdir() if not path.name.startswith("__")}
+    assert not modules & set(cf.__all__)
+
+
+def test_importing_it_anew() -> None:
+    """As notebooks and reloaders do; what was imported before goes on working."""
+    code = """
+import sys, torch, colbert_fast as before
+def forget():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "colbert_fast"]:
+        del sys.modules[name]
+a, b = torch.randn(2, 3, 4), torch.randn(5, 6, 4)
+expected = before.maxsim(a, b)
+for _ in range(2):
+    forget()
+    import colbert_fast as after
+    assert after is not before
+    for cf in (before, after):
+        assert torch.equal(cf.maxsim(a, b), expected)
+        q = a.clone().requires_grad_()
+        cf.maxsim(q, b).sum().backward()
+        assert q.grad.any()
+        packed = cf.PackedTokens.from_padded(b)
+        compiled = torch.compile(lambda q: cf.maxsim(q, packed), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(a), expected)
+forget()
+import colbert_fast._ops, importlib
+importlib.reload(colbert_fast._ops)
+assert torch.equal(colbert_fast.maxsim(a, b), expected)
+print("done")
+"""
+    assert run(code) == "done"
