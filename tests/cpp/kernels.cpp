@@ -502,7 +502,7 @@ const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLength
     {{0, 0}, {5, 2}},
     {{64, 33}, {170, 40, 41, 32}},  // enough rows to be screened
 };
-const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130, 700};
+const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130, 300};
 // Above the serial threshold of dispatch.cpp, in scoring and in the gradients, so that four threads share the
 // work.
 const std::pair<std::vector<int64_t>, std::vector<int64_t>> kParallel = {
@@ -660,27 +660,31 @@ void check_special_values(const Tier& tier) {
 // of one large product before many that are less than its last bit. The bound is relative to the sum of
 // |products|.
 void check_large_dims(const Tier& tier) {
-  constexpr int64_t kRows = 50;  // enough to be screened, where this tier screens
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8}) {
-    for (const int64_t dim : {128, 129, 255, 256, 257, 384, 769, 2048, 2049, 6200, 40000}) {
+    const bool fused = dtype != DType::kBFloat16 && &tier != &colbert_fast::kPortable;
+    for (const int64_t dim : {128, 129, 255, 256, 257, 384, 769, 2048, 2049, 6200, 33000}) {
       g_case = std::string(tier.name) + ", dtype " + std::to_string(static_cast<int>(dtype)) +
                ", large dim " + std::to_string(dim);
       const DType q_dtype = dtype == DType::kInt8 ? DType::kFloat32 : dtype;
-      const int64_t lq = 20;
+      const int64_t lq = dim < 1000 ? 20 : 2;
+      const int64_t ld = dim < 1000 ? 50 : 2;  // 50 are enough to be screened, where this tier screens
       // The square of 2.4e-4 is less than 2^-24.
       std::vector<double> tokens(static_cast<size_t>(lq * dim), 0.7);
-      std::vector<double> rows(static_cast<size_t>(kRows * dim));
+      std::vector<double> rows(static_cast<size_t>(ld * dim));
       for (int64_t k = 0; k < dim; ++k) {
         for (int64_t t = 1; t < lq; t += 2) tokens[static_cast<size_t>(t * dim + k)] = k == 0 ? 1.0 : 2.4e-4;
-        for (int64_t j = 0; j < kRows; ++j)
+        for (int64_t j = 0; j < ld; ++j)
           rows[static_cast<size_t>(j * dim + k)] = j % 2 == 0 ? 0.1 + 0.02 * static_cast<double>(j)
                                                    : k == 0   ? 1.0
                                                               : 2.4e-4;
       }
       std::vector<unsigned char> bytes;
       if (dtype == DType::kInt8) {
-        for (double& value : rows) value = std::max(1.0, std::round(value * 64.0));
-        for (const double value : rows) bytes.push_back(static_cast<unsigned char>(value));
+        for (double& value : rows) {
+          const double level = std::max(1.0, std::round(value * 64.0));
+          bytes.push_back(static_cast<unsigned char>(level));
+          value = level * 0.25;
+        }
       } else {
         bytes = encoded(rows, dtype);
         for (size_t i = 0; i < rows.size(); ++i)
@@ -689,27 +693,27 @@ void check_large_dims(const Tier& tier) {
       const std::vector<unsigned char> q_bytes = encoded(tokens, q_dtype);
       for (size_t i = 0; i < tokens.size(); ++i)
         tokens[i] = decode(q_bytes.data() + static_cast<int64_t>(i) * element_bytes(q_dtype), q_dtype);
-      // Each row is a document too, for one that does not win is not seen.
-      std::vector<int64_t> lengths(kRows, 1);
-      lengths.push_back(kRows);
-      const std::vector<int64_t> q_lengths(static_cast<size_t>(lq), 1);
-      const Side q = side_of(q_lengths, dim, q_dtype, q_bytes);
+      // All rows are one document, and each is one alone.
+      std::vector<int64_t> lengths(static_cast<size_t>(ld), 1);
+      lengths.push_back(ld);
+      bytes.resize(2 * bytes.size());
+      std::copy(bytes.begin(), bytes.begin() + static_cast<int64_t>(bytes.size()) / 2,
+                bytes.begin() + static_cast<int64_t>(bytes.size()) / 2);
+      const Side q = side_of(std::vector<int64_t>(static_cast<size_t>(lq), 1), dim, q_dtype, q_bytes);
       Side d = side_of(lengths, dim, dtype, bytes);
-      d.rows = kRows;
-      (*d.starts)[kRows] = 0;
-      if (dtype == DType::kInt8) d.scales = std::make_unique<Block<float>>(kRows, 0.25f);
-      const double scale = dtype == DType::kInt8 ? 0.25 : 1.0;
-      const Result result = run(tier, all_pairs(q, d, dim, 1), lq * (kRows + 1), 1, false);
+      if (dtype == DType::kInt8) d.scales = std::make_unique<Block<float>>(2 * ld, 0.25f);
+      const Result result = run(tier, all_pairs(q, d, dim, 1), lq * (ld + 1), 1, false);
       for (int64_t t = 0; t < lq; ++t) {
-        double best = 0.0;
-        for (int64_t j = 0; j <= kRows; ++j) {
-          // Every product is positive.
-          const double exact =
-              j == kRows ? best : scale * dot(tokens.data() + t * dim, rows.data() + j * dim, dim);
-          best = std::max(best, exact);
-          const double score = static_cast<double>(result.scores[t * (kRows + 1) + j]);
-          check(std::fabs(score - exact) <= kTolerance * exact, "a score of many dimensions");
+        const double* token = tokens.data() + t * dim;
+        const float* scores = result.scores.get() + t * (ld + 1);
+        for (int64_t j = 0; j < ld; ++j) {
+          const double exact = dot(token, rows.data() + j * dim, dim);  // of positive products
+          check(std::fabs(static_cast<double>(scores[j]) - exact) <= kTolerance * exact,
+                "a score of many dimensions");
+          check(!fused || scores[j] == fused_dot(token, rows.data() + j * dim, dim),
+                "the last bit of a score of many dimensions");
         }
+        check(scores[ld] == *std::max_element(scores, scores + ld), "the maximum of many dimensions");
       }
     }
   }
