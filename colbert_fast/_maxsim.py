@@ -74,8 +74,9 @@ def maxsim(
 
     Notes
     -----
-    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype; int8
-    documents stand for ``scale * token``.
+    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype and dim;
+    int8 documents stand for ``scale * token``. Where products cancel, that is relative to the sum over query tokens of
+    (sum over dimensions of ``|products|`` with the winning document token), as for every float32 library.
     Deterministic: the same inputs give the same bits on any number of threads.
     """
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask)

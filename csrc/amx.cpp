@@ -11,9 +11,10 @@
 // manual, AMX).
 //
 // Sums: tdpbf16ps has one chain for the even and one for the odd numbers of its 32, adds these two and adds
-// the result to C (SDM volume 2). A product so passes at most 16 + 1 + n / 32 roundings, fewer than the n + 2
-// of screen.h; sums that may be flushed are n + 2 ceil(n / 32), and 1 for n = 1, at most the 2n of screen.h.
-// All rows take this way, those of a short document too, for equal rows must have equal products.
+// the result to C (SDM volume 2). A product so passes at most 16 + 1 + n / 32 roundings, 81 in a block of
+// 2048 numbers, and the blocks are added as in tile.h: fewer roundings than there. Sums that may be flushed
+// are n + 2 ceil(n / 32), and 1 for n = 1, at most the 2n of screen.h. All rows take this way, those of a
+// short document too, for equal rows must have equal products.
 //
 // Rows that are no multiple of 64 bytes are copied and padded by screen.h. A number of rows that is no
 // multiple of 16 is covered by a last tile that overlaps the one before, whose products are the same a second
@@ -68,7 +69,14 @@ class Configured {
   TileConfig before_;
 };
 
+// What BlockSums needs of the Ops: a step is 64 bytes of a row. 12 levels are 2^22 numbers, as in tile.h.
+constexpr int64_t kTileBlockNumbers = 2048;
+constexpr int kTileLevels = 12;
+
 struct BFloat16Tiles {
+  using Acc = Isa::Vec;
+  static constexpr int64_t kBlock = 2 * kTileBlockNumbers / kTileBytes;
+  static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return Isa::add(a, b); }
   template <int kC, int kA, int kB>
   static CF_ALWAYS_INLINE void multiply() {
     tiles::multiply_bfloat16<kC, kA, kB>();
@@ -76,6 +84,8 @@ struct BFloat16Tiles {
 };
 
 struct Int8Tiles {
+  using Acc = Isa::Idx;
+  static constexpr int64_t kBlock = 0;
   template <int kC, int kA, int kB>
   static CF_ALWAYS_INLINE void multiply() {
     tiles::multiply_int8<kC, kA, kB>();
@@ -92,11 +102,11 @@ CF_ALWAYS_INLINE void prefetch_beside(Ahead& ahead) {
 }
 
 // The tiles 0 to 3 are C, [2][2]; 4 and 5 A; 6 and 7 B. kTiles tiles of rows, tile t beginning at row
-// begin[t], against kVecs vectors of a panel of kWidth lanes. If kShort there are only `count` rows, fewer
-// than a tile.
+// begin[t], against kVecs vectors of a panel of kWidth lanes, from byte `from` to byte `to` of each row. If
+// kShort there are only `count` rows, fewer than a tile.
 template <typename Ops, int kTiles, int kVecs, int kWidth, bool kShort>
-CF_ALWAYS_INLINE void multiply_block(const NarrowRows& rows, const int64_t (&begin)[2],
-                                     const unsigned char* q, Ahead ahead) {
+CF_ALWAYS_INLINE void multiply_tiles(const NarrowRows& rows, const int64_t (&begin)[2],
+                                     const unsigned char* q, int64_t from, int64_t to, Ahead& ahead) {
   tiles::zero<0>();
   if constexpr (kVecs == 2) tiles::zero<1>();
   if constexpr (kTiles == 2) tiles::zero<2>();
@@ -106,9 +116,8 @@ CF_ALWAYS_INLINE void multiply_block(const NarrowRows& rows, const int64_t (&beg
   const unsigned char* second = rows.rows + begin[1] * rows.stride;
   // Not read from `rows` again after every tile that is loaded, which may be from anywhere.
   const int64_t stride = rows.stride;
-  const int64_t bytes = rows.bytes;
   const int64_t q_stride = kWidth * 4;
-  for (int64_t k = 0; k < bytes; k += kTileBytes) {
+  for (int64_t k = from; k < to; k += kTileBytes) {
     tiles::load<6>(q + k * kWidth, q_stride);
     if constexpr (kVecs == 2) tiles::load<7>(q + k * kWidth + 64, q_stride);
     if constexpr (kShort) {
@@ -130,26 +139,36 @@ CF_ALWAYS_INLINE void multiply_block(const NarrowRows& rows, const int64_t (&beg
   }
 }
 
-// C as rows of lanes, `stride` bytes apart, the first tile's rows at `first` and the second's at `second`.
-template <int kTiles, int kVecs, typename T>
-CF_ALWAYS_INLINE void store_block(T* first, T* second, int64_t stride) {
-  tiles::store<0>(first, stride);
-  if constexpr (kVecs == 2) tiles::store<1>(first + Isa::kLanes, stride);
-  if constexpr (kTiles == 2) tiles::store<2>(second, stride);
-  if constexpr (kTiles == 2 && kVecs == 2) tiles::store<3>(second + Isa::kLanes, stride);
+// The dot products of kTiles tiles of rows with kVecs vectors of lanes, block after block.
+template <typename Ops, int kTiles, int kVecs, int kWidth, bool kShort>
+CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2], const unsigned char* q,
+                               Ahead ahead, typename Ops::Acc* memory,
+                               typename Ops::Acc (&sums)[kTiles * kTileRows][kVecs]) {
+  constexpr int64_t kStride = sizeof sums[0];
+  constexpr int kSecond = (kTiles - 1) * kTileRows;
+  BlockSums<Ops, kTiles * kTileRows, kVecs, kTileLevels> blocks(memory);
+  const int64_t steps = rows.bytes / kTileBytes;
+  for (int64_t from = 0, to = 0;; from = to) {
+    to = blocks.end_of_block(from, steps);
+    multiply_tiles<Ops, kTiles, kVecs, kWidth, kShort>(rows, begin, q, from * kTileBytes, to * kTileBytes,
+                                                       ahead);
+    tiles::store<0>(&sums[0][0], kStride);
+    if constexpr (kVecs == 2) tiles::store<1>(&sums[0][1], kStride);
+    if constexpr (kTiles == 2) tiles::store<2>(&sums[kSecond][0], kStride);
+    if constexpr (kTiles == 2 && kVecs == 2) tiles::store<3>(&sums[kSecond][1], kStride);
+    if (blocks.done(sums, to, steps)) break;
+  }
 }
 
-// What becomes of a block of C, whose tiles begin at rows begin[0] and begin[1] and have `count` rows each,
-// fewer than 16 only if it is the only one. Bounds of products of bfloat16 or int8:
+// What becomes of these dot products, of tiles that begin at rows begin[0] and begin[1] and have `count` rows
+// each, fewer than 16 only if it is the only one. Bounds of products of bfloat16 or int8:
 template <typename Number>
 struct TileBounds {
   Bounds bounds;
 
-  template <int kTiles, int kVecs>
-  CF_ALWAYS_INLINE void take(const int64_t (&begin)[2], int64_t count) const {
-    using Sum = typename std::conditional<std::is_same<Number, int8_t>::value, int32_t, float>::type;
-    alignas(64) Sum sums[kTiles][kTileRows][kVecs * Isa::kLanes];
-    store_block<kTiles, kVecs>(&sums[0][0][0], &sums[kTiles - 1][0][0], sizeof sums[0][0]);
+  template <int kTiles, int kVecs, typename Acc>
+  CF_ALWAYS_INLINE void take(const Acc (&sums)[kTiles * kTileRows][kVecs], const int64_t (&begin)[2],
+                             int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
       const __m512 spread = Isa::load(bounds.spread + v * Isa::kLanes);
@@ -161,10 +180,10 @@ struct TileBounds {
           __m512 upper;
           if constexpr (std::is_same<Number, int8_t>::value) {
             const __m512i offset = _mm512_loadu_si512(bounds.offset + v * Isa::kLanes);
-            const __m512i product = _mm512_load_si512(&sums[t][r][v * Isa::kLanes]);
+            const __m512i product = sums[t * kTileRows + r][v];
             upper = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(product, offset)), scale);
           } else {
-            upper = Isa::load(&sums[t][r][v * Isa::kLanes]);
+            upper = sums[t * kTileRows + r][v];
           }
           Isa::store(bounds.uppers + (begin[t] + r) * kPanel + v * Isa::kLanes, upper);
           const __m512 lower = _mm512_fnmadd_ps(scale, spread, upper);
@@ -188,9 +207,8 @@ struct TileMaxima {
   int64_t first_row;
 
   template <int kTiles, int kVecs>
-  CF_ALWAYS_INLINE void take(const int64_t (&begin)[2], int64_t count) const {
-    alignas(64) float sums[kTiles][kTileRows][kVecs * Isa::kLanes];
-    store_block<kTiles, kVecs>(&sums[0][0][0], &sums[kTiles - 1][0][0], sizeof sums[0][0]);
+  CF_ALWAYS_INLINE void take(const Isa::Vec (&sums)[kTiles * kTileRows][kVecs], const int64_t (&begin)[2],
+                             int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
       Isa::Vec top = Isa::load(best + v * Isa::kLanes);
@@ -198,7 +216,7 @@ struct TileMaxima {
         Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
         for (int t = 0; t < kTiles; ++t) {
           for (int64_t r = 0; r < count; ++r)
-            Isa::update(top, where, Isa::load(&sums[t][r][v * Isa::kLanes]),
+            Isa::update(top, where, sums[t * kTileRows + r][v],
                         static_cast<int32_t>(first_row + begin[t] + r));
         }
         Isa::store(arg + v * Isa::kLanes, where);
@@ -209,8 +227,8 @@ struct TileMaxima {
         __mmask16 nan = _mm512_cmp_ps_mask(top, top, _CMP_UNORD_Q);
         for (int t = 0; t < kTiles; ++t) {
           for (int64_t r = 0; r < count; r += 2) {
-            const Isa::Vec even = Isa::load(&sums[t][r][v * Isa::kLanes]);
-            const Isa::Vec odd = r + 1 < count ? Isa::load(&sums[t][r + 1][v * Isa::kLanes]) : even;
+            const Isa::Vec even = sums[t * kTileRows + r][v];
+            const Isa::Vec odd = r + 1 < count ? sums[t * kTileRows + r + 1][v] : even;
             nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(even, odd, _CMP_UNORD_Q));
             top = _mm512_max_ps(top, _mm512_max_ps(even, odd));
           }
@@ -224,10 +242,12 @@ struct TileMaxima {
 
 template <typename Ops, int kVecs, int kWidth, typename Sink>
 void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+  typename Ops::Acc memory[BlockSums<Ops, 2 * kTileRows, kVecs, kTileLevels>::kSize];
+  typename Ops::Acc one[kTileRows][kVecs];
   if (rows.count < kTileRows) {
     const int64_t begin[2] = {0, 0};
-    multiply_block<Ops, 1, kVecs, kWidth, true>(rows, begin, q, ahead);
-    sink.template take<1, kVecs>(begin, rows.count);
+    multiply<Ops, 1, kVecs, kWidth, true>(rows, begin, q, ahead, memory, one);
+    sink.template take<1, kVecs>(one, begin, rows.count);
     return;
   }
   const int64_t last = rows.count - kTileRows;
@@ -236,12 +256,13 @@ void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
     if (row + kTileRows < rows.count) {
       const int64_t second = row + kTileRows < last ? row + kTileRows : last;
       const int64_t begin[2] = {row, second};
-      multiply_block<Ops, 2, kVecs, kWidth, false>(rows, begin, q, here);
-      sink.template take<2, kVecs>(begin, kTileRows);
+      typename Ops::Acc two[2 * kTileRows][kVecs];
+      multiply<Ops, 2, kVecs, kWidth, false>(rows, begin, q, here, memory, two);
+      sink.template take<2, kVecs>(two, begin, kTileRows);
     } else {
       const int64_t begin[2] = {last, last};
-      multiply_block<Ops, 1, kVecs, kWidth, false>(rows, begin, q, here);
-      sink.template take<1, kVecs>(begin, kTileRows);
+      multiply<Ops, 1, kVecs, kWidth, false>(rows, begin, q, here, memory, one);
+      sink.template take<1, kVecs>(one, begin, kTileRows);
     }
   }
 }

@@ -24,6 +24,7 @@ struct Isa {
   }
   static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return _mm256_set1_ps(*from); }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return _mm256_mul_ps(a, _mm256_set1_ps(b)); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) { _mm256_storeu_ps(to, value); }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) {

@@ -2,7 +2,8 @@
 // bfloat16 multiplied as it is.
 //
 // vdpbf16ps multiplies two pairs of bfloat16 and adds both products to a float32. On Zen 5 it issues as often
-// as an FMA, which makes it twice as fast; on Sapphire Rapids a prototype found it slower than that.
+// as an FMA, which makes it twice as fast; on Sapphire Rapids a prototype found it slower than that. Each of
+// the two additions rounds once at most: a block has the roundings of one by multiply-adds.
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -18,6 +19,7 @@ namespace {
 struct BFloat16Ops {
   using Unit = FourBytes;
   using Acc = __m512;
+  static constexpr int64_t kBlock = kBlockNumbers / 2;
   static CF_ALWAYS_INLINE Acc zero() { return _mm512_setzero_ps(); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) { return _mm512_loadu_ps(from); }
   static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) {
@@ -26,6 +28,7 @@ struct BFloat16Ops {
   static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(unit), reinterpret_cast<__m512bh>(lanes));
   }
+  static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return _mm512_add_ps(a, b); }
 };
 
 struct Narrow : RaisedInt8Narrow {

@@ -22,6 +22,7 @@ struct Isa {
   static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return _mm512_loadu_si512(from); }
   static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return _mm512_set1_ps(*from); }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) { _mm512_storeu_ps(to, value); }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) { _mm512_storeu_si512(to, value); }

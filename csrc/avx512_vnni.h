@@ -23,7 +23,6 @@ struct Int8Narrow {
   // documents of 40 tokens, 38 and 36 for 32, 29 and 35 for 73.
   static constexpr int64_t kLeastRows = 40;
 
-  static CF_ALWAYS_INLINE __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
   static CF_ALWAYS_INLINE __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
   static CF_ALWAYS_INLINE __m512 magnitude(__m512 value) { return _mm512_abs_ps(value); }
   static CF_ALWAYS_INLINE float sum(__m512 value) { return _mm512_reduce_add_ps(value); }
@@ -36,6 +35,7 @@ struct Int8Narrow {
 struct Int8Ops {
   using Unit = FourBytes;
   using Acc = __m512i;
+  static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return _mm512_setzero_si512(); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) { return _mm512_loadu_si512(from); }
   static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) { return _mm512_set1_epi32(bits_of(from)); }

@@ -25,6 +25,7 @@ namespace {
 struct Int8Ops {
   using Unit = FourBytes;
   using Acc = __m256i;
+  static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return _mm256_setzero_si256(); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -83,7 +84,6 @@ struct Narrow {
     return std::is_same<T, float>::value ? 9 : 1;
   }
 
-  static CF_ALWAYS_INLINE __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
   static CF_ALWAYS_INLINE __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
   static CF_ALWAYS_INLINE __m256 magnitude(__m256 value) {
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value);

@@ -104,7 +104,7 @@ CF_ALWAYS_INLINE Extent extent(const T* row, int64_t dim) {
     squares = Isa::fma(c, c, Isa::fma(a, a, squares));
     more_squares = Isa::fma(d, d, Isa::fma(b, b, more_squares));
   }
-  return {N::largest(largest), N::sum(N::add(squares, more_squares))};
+  return {N::largest(largest), N::sum(Isa::add(squares, more_squares))};
 }
 
 // One panel of packed lanes [dim][kWidth] into units of two bfloat16. Every loop over lanes is one of
@@ -186,8 +186,8 @@ void narrow_lane_int8(const Problem& p, int64_t begin, int64_t l, int64_t width,
   Vec lost = Isa::zero();
   for (int64_t k = 0; k < whole; k += Isa::kLanes) {
     const Vec level = Isa::load(reinterpret_cast<const int8_t*>(levels) + k);
-    const Vec difference = N::add(Isa::load(row + k), Isa::multiply(level, -step));
-    total = N::add(total, level);
+    const Vec difference = Isa::add(Isa::load(row + k), Isa::multiply(level, -step));
+    total = Isa::add(total, level);
     squares = Isa::fma(level, level, squares);
     lost = Isa::fma(difference, difference, lost);
   }

@@ -22,7 +22,6 @@ struct Int8Narrow {
     return std::is_same<T, float>::value ? 9 : 1;
   }
 
-  static CF_ALWAYS_INLINE float32x4_t add(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
   static CF_ALWAYS_INLINE float32x4_t max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
   static CF_ALWAYS_INLINE float32x4_t magnitude(float32x4_t value) { return vabsq_f32(value); }
   static CF_ALWAYS_INLINE float sum(float32x4_t value) { return vaddvq_f32(value); }
@@ -60,6 +59,7 @@ struct Int8Narrow {
 struct Int8Ops {
   using Unit = FourBytes;
   using Acc = int32x4_t;
+  static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_s32(0); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_s32_u8(vld1q_u8(from->bytes)); }
   static CF_ALWAYS_INLINE Lane0 broadcast(const Unit* from) { return Lane0::load(from); }

@@ -12,9 +12,10 @@
 //
 // BFMMLA adds two products to each of its sums, and then the next two. Unless a program asks for what
 // FEAT_EBF16 offers, it rounds to odd, the sum of the two products and that with the chain: each is off by
-// less than 2^-23, so that n numbers have n roundings of at most twice the error of the n of a float32 chain.
-// Denormal inputs count as zero, and denormal products and sums, four for two numbers, become zero: the 2n of
-// A in screen.h.
+// less than 2^-23, twice what rounding to nearest may lose. A product passes one of each step and one more,
+// so that a block of 128 numbers errs by at most 65 of them, as much as 130 of a float32 chain, whose blocks
+// have 128: SUMS in tile.h has room for two more. Denormal inputs count as zero, and denormal products and
+// sums, four for two numbers, become zero: the 2n of A in screen.h.
 #include "cpu_features.h"
 #include "maxsim.h"
 #include "target.h"
@@ -31,6 +32,7 @@ namespace {
 struct Int8Matrix {
   using Unit = FourBytes;
   using Acc = int32x4_t;
+  static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_s32(0); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_s32_u8(vld1q_u8(from->bytes)); }
   static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
@@ -44,11 +46,13 @@ struct Int8Matrix {
 struct BFloat16Matrix {
   using Unit = FourBytes;
   using Acc = float32x4_t;
+  static constexpr int64_t kBlock = kBlockNumbers / 2;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_f32(0.0f); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_f32_u8(vld1q_u8(from->bytes)); }
   static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
     return vbfmmlaq_f32(sum, vreinterpretq_bf16_f32(rows), vreinterpretq_bf16_f32(lanes));
   }
+  static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return vaddq_f32(a, b); }
   static CF_ALWAYS_INLINE Acc lower(Acc a, Acc b) { return vcombine_f32(vget_low_f32(a), vget_low_f32(b)); }
   static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 };
@@ -58,7 +62,7 @@ template <typename Ops>
 struct MatrixTile {
   template <int kRows, int kVecs, int kWidth, typename Sink>
   static void compute(const FourBytes* q, const FourBytes* rows, int64_t stride, int64_t steps, int64_t row,
-                      Ahead ahead, const Sink& sink) {
+                      Ahead ahead, typename Ops::Acc* memory, const Sink& sink) {
     using Acc = typename Ops::Acc;
     constexpr int kPairs = (kRows + 1) / 2;
     const FourBytes* first[kPairs];
@@ -68,27 +72,35 @@ struct MatrixTile {
     for (int p = 0; p < kPairs; ++p) {
       first[p] = rows + 2 * p * stride;
       second[p] = 2 * p + 1 < kRows ? first[p] + stride : first[p];
-      CF_UNROLL
-      for (int v = 0; v < 2 * kVecs; ++v) acc[p][v] = Ops::zero();
     }
+    BlockSums<Ops, kPairs, 2 * kVecs> blocks(memory);
     Prefetcher<kRows> prefetcher(ahead);
-    for (int64_t done = 0; done < steps; done += kStepsTogether) {
-      prefetcher.before(done + kStepsTogether);
-      const int64_t end = steps - done < kStepsTogether ? steps : done + kStepsTogether;
-      for (int64_t k = done; k < end; k += 2) {
-        Acc pair[kPairs];
+    for (int64_t begin = 0, end_of_block = 0;; begin = end_of_block) {
+      end_of_block = blocks.end_of_block(begin, steps);
+      CF_UNROLL
+      for (int p = 0; p < kPairs; ++p) {
         CF_UNROLL
-        for (int p = 0; p < kPairs; ++p) {
-          const uint8x16_t both = vcombine_u8(vld1_u8(first[p][k].bytes), vld1_u8(second[p][k].bytes));
-          std::memcpy(&pair[p], &both, sizeof both);
-        }
-        CF_UNROLL
-        for (int v = 0; v < 2 * kVecs; ++v) {
-          const Acc lanes = Ops::load(q + k * kWidth + v * Isa::kLanes);
+        for (int v = 0; v < 2 * kVecs; ++v) acc[p][v] = Ops::zero();
+      }
+      for (int64_t done = begin; done < end_of_block; done += kStepsTogether) {
+        prefetcher.before(done + kStepsTogether);
+        const int64_t end = end_of_block - done < kStepsTogether ? end_of_block : done + kStepsTogether;
+        for (int64_t k = done; k < end; k += 2) {
+          Acc pair[kPairs];
           CF_UNROLL
-          for (int p = 0; p < kPairs; ++p) acc[p][v] = Ops::fma(pair[p], lanes, acc[p][v]);
+          for (int p = 0; p < kPairs; ++p) {
+            const uint8x16_t both = vcombine_u8(vld1_u8(first[p][k].bytes), vld1_u8(second[p][k].bytes));
+            std::memcpy(&pair[p], &both, sizeof both);
+          }
+          CF_UNROLL
+          for (int v = 0; v < 2 * kVecs; ++v) {
+            const Acc lanes = Ops::load(q + k * kWidth + v * Isa::kLanes);
+            CF_UNROLL
+            for (int p = 0; p < kPairs; ++p) acc[p][v] = Ops::fma(pair[p], lanes, acc[p][v]);
+          }
         }
       }
+      if (blocks.done(acc, end_of_block, steps)) break;
     }
     Acc dots[kRows][kVecs];
     CF_UNROLL

@@ -46,6 +46,7 @@ struct Isa {
   static CF_ALWAYS_INLINE Lane0 broadcast(const float* from) { return Lane0::load(from); }
   static CF_ALWAYS_INLINE Vec fma(Lane0 a, Vec b, Vec c) { return vfmaq_lane_f32(c, b, a.bits, 0); }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+  static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return vmulq_n_f32(a, b); }
 
   // FMAX is NaN if either operand is.

@@ -42,6 +42,7 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec load(const float* from) { return Vec{from[0], from[1], from[2], from[3]}; }
   static CF_ALWAYS_INLINE Vec broadcast(const float* from) { return Vec{*from, *from, *from, *from}; }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return a + b; }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return a * broadcast(&b); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) {
     for (int l = 0; l < kLanes; ++l) to[l] = value[l];

@@ -33,7 +33,7 @@
 //     static void maxima(const NarrowRows&, const unsigned char* q, Ahead, int64_t first_row, float* best,
 //                        int32_t* arg);
 //
-//     static Isa::Vec add(Isa::Vec, Isa::Vec), max(Isa::Vec, Isa::Vec), magnitude(Isa::Vec);
+//     static Isa::Vec max(Isa::Vec, Isa::Vec), magnitude(Isa::Vec);
 //     static float sum(Isa::Vec), largest(Isa::Vec);
 //     static uint32_t at_least(Isa::Vec value, Isa::Vec threshold);  // bit l: whether lane l is
 //   };
@@ -41,12 +41,12 @@
 // as the parameter N of what is below.
 //
 // BFLOAT16 INPUTS. Products of bfloat16 are exact in float32 and summed in float32, so that this is a dot
-// product like that of the other tiers, but for one thing: the instructions take denormal inputs for zero and
-// flush denormal sums to zero. Against query q of n numbers, this changes a dot product by at most
-// A = 2^-126 (sum |q_k| + 2n), if no q_k is denormal: a flushed d_k loses |q_k d_k| < 2^-126 |q_k|, a flushed
-// sum less than 2^-126, at most twice a step. Where the maximum is at least 2^30 A, that is far below one
-// rounding. The other lanes, and those of queries with numbers that are denormal or not finite, are done
-// again in float32.
+// product like that of the other tiers, in blocks like theirs, but for one thing: the instructions take
+// denormal inputs for zero and flush denormal sums to zero. Against query q of n numbers, this changes a dot
+// product by at most A = 2^-126 (sum |q_k| + 2n), if no q_k is denormal: a flushed d_k loses |q_k d_k| <
+// 2^-126 |q_k|, a flushed sum less than 2^-126, at most twice a step. Where the maximum is at least 2^30 A,
+// that is far below one rounding. The other lanes, and those of queries with numbers that are denormal or not
+// finite, are done again in float32.
 //
 // SCREENING. What decides is the tier's own chain f_j, of float32 or of products of bfloat16 as above, of row
 // j of a chunk with a lane. The scores, the argmax and their ties are those of the chains of all rows, to the
@@ -72,10 +72,15 @@
 //     the rounding of 127 / largest, of its product with the number and of s_j:
 //     ||d - d^|| <= s_j sqrt(n) / 2.
 //     (A row whose numbers are below 2^-60 becomes zeros times s_j = 2^-59.)
-// Each chain of n + 2 roundings errs by at most (n + 2) u' / (1 - (n + 2) u') times the product of the norms,
-// u' = 2u where the caller rounds otherwise than to nearest; z = 4 (n + 8) u (||q|| + ||q^||) D covers two of
-// them, the rounding of int8 sums to float32, and what denormals lose, since norms outside [2^-20, 2^20]
-// are not screened: at most 2^-126 (2^21 + 4) n < 2^-104 n, against 4 n 2^-24 2^-40. With
+// A sum whose products pass at most k roundings errs by at most k u' / (1 - k u') times the product of the
+// norms, u' = 2u where the caller rounds otherwise than to nearest. None of the three has more than n + 2:
+//   f_j: a block of n <= 128 numbers has n, and more blocks have 128 and the logarithm to base 2 of their
+//     number (SUMS in tile.h), which is less than n.
+//   The dot product of refine(), which has no blocks: with v lanes a vector, n / 2v in a chain, v where the
+//     lanes are added, and one for each of fewer than 2v last numbers.
+//   c_j: of bfloat16 at most n, and of int8, whose sums are exact, one where they become float32.
+// z = 4 (n + 8) u (||q|| + ||q^||) D covers two of them and what denormals lose, since norms outside
+// [2^-20, 2^20] are not screened: at most 2^-126 (2^21 + 4) n < 2^-104 n, against 4 n 2^-24 2^-40. With
 //   e = (||q - q^|| + r ||q^||) D + z   and   B_j = ||q^|| s_j sqrt(n) / 2 for the last kind of rows, else 0
 // |c_j - f_j| <= B_j + e: a row with f_j >= m has c_j + B_j >= m - e, and a dot product of at least m - z.
 // All of this is rounded up by a margin of 2^-7 for the arithmetic that computes it, valid for n <= 2^15
@@ -181,7 +186,7 @@ float dot(const float* a, const float* b, int64_t dim) {
     sum = Isa::fma(Isa::load(a + k), Isa::load(b + k), sum);
     more = Isa::fma(Isa::load(a + k + Isa::kLanes), Isa::load(b + k + Isa::kLanes), more);
   }
-  float total = N::sum(N::add(sum, more));
+  float total = N::sum(Isa::add(sum, more));
   for (; k < dim; ++k) total += a[k] * b[k];
   return total;
 }
@@ -224,31 +229,37 @@ template <typename Ops, int kVecs, int kWidth>
 void chains(const typename Ops::Unit* q, const typename Ops::Unit* const* rows, int64_t steps,
             float* values) {
   using Unit = typename Ops::Unit;
-  typename Ops::Acc sums[kVecs];
-  CF_UNROLL
-  for (int v = 0; v < kVecs; ++v) sums[v] = Ops::zero();
-  int64_t k = 0;
-  for (; k + Isa::kLanes <= steps; k += Isa::kLanes) {
+  using Blocks = BlockSums<Ops, 1, kVecs>;
+  typename Ops::Acc memory[Blocks::kSize];
+  Blocks blocks(memory);
+  typename Ops::Acc sums[1][kVecs];
+  for (int64_t k = 0;;) {
+    const int64_t end = blocks.end_of_block(k, steps);
     CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      typename Ops::Acc columns[Isa::kLanes];
+    for (int v = 0; v < kVecs; ++v) sums[0][v] = Ops::zero();
+    for (; k + Isa::kLanes <= end; k += Isa::kLanes) {
       CF_UNROLL
-      for (int l = 0; l < Isa::kLanes; ++l) columns[l] = Ops::load(rows[v * Isa::kLanes + l] + k);
-      Isa::transpose(columns);
-      CF_UNROLL
-      for (int i = 0; i < Isa::kLanes; ++i)
-        sums[v] = Ops::fma(columns[i], Ops::load(q + (k + i) * kWidth + v * Isa::kLanes), sums[v]);
+      for (int v = 0; v < kVecs; ++v) {
+        typename Ops::Acc columns[Isa::kLanes];
+        CF_UNROLL
+        for (int l = 0; l < Isa::kLanes; ++l) columns[l] = Ops::load(rows[v * Isa::kLanes + l] + k);
+        Isa::transpose(columns);
+        CF_UNROLL
+        for (int i = 0; i < Isa::kLanes; ++i)
+          sums[0][v] = Ops::fma(columns[i], Ops::load(q + (k + i) * kWidth + v * Isa::kLanes), sums[0][v]);
+      }
     }
-  }
-  for (; k < steps; ++k) {
-    for (int v = 0; v < kVecs; ++v) {
-      Unit column[Isa::kLanes];
-      for (int l = 0; l < Isa::kLanes; ++l) column[l] = rows[v * Isa::kLanes + l][k];
-      sums[v] = Ops::fma(Ops::load(column), Ops::load(q + k * kWidth + v * Isa::kLanes), sums[v]);
+    for (; k < end; ++k) {
+      for (int v = 0; v < kVecs; ++v) {
+        Unit column[Isa::kLanes];
+        for (int l = 0; l < Isa::kLanes; ++l) column[l] = rows[v * Isa::kLanes + l][k];
+        sums[0][v] = Ops::fma(Ops::load(column), Ops::load(q + k * kWidth + v * Isa::kLanes), sums[0][v]);
+      }
     }
+    if (blocks.done(sums, end, steps)) break;
   }
   CF_UNROLL
-  for (int v = 0; v < kVecs; ++v) Isa::store(values + v * Isa::kLanes, sums[v]);
+  for (int v = 0; v < kVecs; ++v) Isa::store(values + v * Isa::kLanes, sums[0][v]);
 }
 
 // best = max(best, value), as Isa::update, the first of equal rows in whatever order they come.

@@ -86,6 +86,8 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define CF_ALWAYS_INLINE inline __attribute__((always_inline))
+#define CF_NEVER_INLINE __attribute__((noinline))
 #else
 #define CF_ALWAYS_INLINE __forceinline
+#define CF_NEVER_INLINE __declspec(noinline)
 #endif

@@ -11,6 +11,7 @@
 //     static Vec load(const T*);  // T = float, BFloat16, Float16 or int8_t, exactly
 //     static auto broadcast(const float*);  // a Vec, or what else fma() multiplies by
 //     static Vec fma(Vec, Vec, Vec);
+//     static Vec add(Vec, Vec);
 //     static Vec multiply(Vec, float);
 //     static void store(float*, Vec);
 //     static Idx load(const int32_t*);
@@ -36,8 +37,18 @@
 // A unit is what one step of a chain takes from a row: a float32, or, in the narrow products of screen.h, two
 // bfloat16 or four int8. The Ops of a tile say what a step does.
 //
-// Every dot product is one chain of multiply-adds in the order of the dimensions, whatever the tile it falls
-// in: a score does not depend on what else is scored, on how the work is cut or on the number of threads.
+// SUMS. A dot product is cut into blocks of kBlockNumbers numbers. A block is one chain of multiply-adds in
+// the order of the dimensions, and the sums of the blocks are added in pairs, these sums in pairs, and so on.
+// Blocks and pairs depend on the number of dimensions alone, never on the tile: a score does not depend on
+// what else is scored, on how the work is cut or on the number of threads.
+//
+// A product passes at most 128 + L roundings of float32, where L is the logarithm to base 2 of the number of
+// blocks, rounded up; one more makes float32 of an int8 and its scale. Each is at most u = 2^-24 of what is
+// summed, and the score, which is added in double, is rounded once: it is within r u / (1 - r u) of the sum
+// of |products| of the rows that win, r = 130 + L, and 1e-5 is 167 u. One chain of 256 numbers has 256
+// roundings, 1.5e-5, and a product of 1 before 255 of just below u comes close to that. Only kLevels sums
+// wait for a partner: beyond 2^23 numbers each further 2^22 are one rounding more, and 1e-5 holds up to 80
+// million.
 
 #pragma once
 
@@ -105,9 +116,13 @@ CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t
   }
 }
 
+constexpr int64_t kBlockNumbers = 128;
+constexpr int kLevels = 16;
+
 struct Float32Ops {
   using Unit = float;
   using Acc = typename Isa::Vec;
+  static constexpr int64_t kBlock = kBlockNumbers;
   static CF_ALWAYS_INLINE Acc zero() { return Isa::zero(); }
   static CF_ALWAYS_INLINE Acc load(const Unit* from) { return Isa::load(from); }
   static CF_ALWAYS_INLINE auto broadcast(const Unit* from) { return Isa::broadcast(from); }
@@ -115,6 +130,72 @@ struct Float32Ops {
   static CF_ALWAYS_INLINE Acc fma(Broadcast unit, Acc lanes, Acc sum) {
     return Isa::fma(unit, lanes, sum);
   }
+  static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return Isa::add(a, b); }
+};
+
+// `sums` are those of block number `block`, `count` vectors, and the sums of the blocks before it lie before
+// them: for each bit of `block` that is 1, from the highest to the lowest, the sum of as many blocks; the
+// last of `levels` bits may count more. Adds the sums of equally many blocks, and returns how many additions
+// that took. Not a part of the tiles, each of which would be larger by a quarter.
+template <typename Ops>
+CF_NEVER_INLINE int add_pairs(typename Ops::Acc* sums, int64_t count, int64_t block, int levels) {
+  int pairs = 0;
+  while (pairs < levels - 1 && ((block >> pairs) & 1) != 0) ++pairs;
+  if (pairs == levels - 1 && (block >> pairs) != 0) ++pairs;
+  for (int pair = 0; pair < pairs; ++pair, sums -= count) {
+    for (int64_t i = 0; i < count; ++i) sums[i - count] = Ops::add(sums[i - count], sums[i]);
+  }
+  return pairs;
+}
+
+// The sums of the blocks of kRows x kVecs dot products. Ops whose kBlock is 0 have one block: their sums are
+// exact.
+template <typename Ops, int kRows, int kVecs, int kMostSums = kLevels>
+class BlockSums {
+ public:
+  using Acc = typename Ops::Acc;
+  static constexpr int kCount = kRows * kVecs;
+  static constexpr int kSize = Ops::kBlock == 0 ? 1 : (kMostSums + 1) * kCount;
+
+  // `memory` has kSize elements of any value.
+  explicit CF_ALWAYS_INLINE BlockSums(Acc* memory) : memory_(memory) {}
+
+  // The end of the block that begins with step number `begin`.
+  static CF_ALWAYS_INLINE int64_t end_of_block(int64_t begin, int64_t steps) {
+    return Ops::kBlock == 0 || steps - begin <= Ops::kBlock ? steps : begin + Ops::kBlock;
+  }
+
+  // Takes the sums of a block. True if it was the last one: `sums` are then those of all blocks.
+  CF_ALWAYS_INLINE bool done(Acc (&sums)[kRows][kVecs], int64_t end_of_block, int64_t steps) {
+    if constexpr (Ops::kBlock != 0) {
+      if (steps <= Ops::kBlock) return true;
+      if (end_of_block < steps) {
+        Acc* to = memory_ + waiting_ * kCount;
+        CF_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          CF_UNROLL
+          for (int v = 0; v < kVecs; ++v) to[r * kVecs + v] = sums[r][v];
+        }
+        const int64_t block = end_of_block / Ops::kBlock - 1;
+        ++waiting_;
+        if ((block & 1) != 0) waiting_ -= add_pairs<Ops>(to, kCount, block, kMostSums);
+        return false;
+      }
+      for (int sum = waiting_ - 1; sum >= 0; --sum) {
+        const Acc* from = memory_ + sum * kCount;
+        CF_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          CF_UNROLL
+          for (int v = 0; v < kVecs; ++v) sums[r][v] = Ops::add(from[r * kVecs + v], sums[r][v]);
+        }
+      }
+    }
+    return true;
+  }
+
+ private:
+  Acc* memory_;
+  int waiting_ = 0;
 };
 
 // A unit of narrow numbers, at any address.
@@ -181,12 +262,13 @@ class Prefetcher {
 constexpr int64_t kStepsTogether = 4;
 
 // kRows document rows against kVecs vectors of a panel of kWidth lanes. `row` is the number of the first row,
-// for the sink. Ops that multiply matrices have a Tile of their own, in neon_i8mm.cpp.
+// for the sink, and `memory` is for BlockSums. Ops that multiply matrices have a Tile of their own, in
+// neon_i8mm.cpp.
 template <typename Ops>
 struct Tile {
   template <int kRows, int kVecs, int kWidth, typename Sink>
   static void compute(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride,
-                      int64_t steps, int64_t row, Ahead ahead, const Sink& sink) {
+                      int64_t steps, int64_t row, Ahead ahead, typename Ops::Acc* memory, const Sink& sink) {
     using Acc = typename Ops::Acc;
     // Three rows share one base pointer: twelve addresses then need six registers and no spills.
     constexpr int kBases = (kRows + 2) / 3;
@@ -194,26 +276,31 @@ struct Tile {
     CF_UNROLL
     for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
     Acc acc[kRows][kVecs];
-    CF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      CF_UNROLL
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::zero();
-    }
+    BlockSums<Ops, kRows, kVecs> blocks(memory);
     Prefetcher<kRows> prefetcher(ahead);
-    for (int64_t done = 0; done < steps; done += kStepsTogether) {
-      prefetcher.before(done + kStepsTogether);
-      const int64_t end = steps - done < kStepsTogether ? steps : done + kStepsTogether;
-      for (int64_t k = done; k < end; ++k) {
-        Acc lanes[kVecs];
+    for (int64_t begin = 0, end_of_block = 0;; begin = end_of_block) {
+      end_of_block = blocks.end_of_block(begin, steps);
+      CF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
         CF_UNROLL
-        for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
-        CF_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::zero();
+      }
+      for (int64_t done = begin; done < end_of_block; done += kStepsTogether) {
+        prefetcher.before(done + kStepsTogether);
+        const int64_t end = end_of_block - done < kStepsTogether ? end_of_block : done + kStepsTogether;
+        for (int64_t k = done; k < end; ++k) {
+          Acc lanes[kVecs];
           CF_UNROLL
-          for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
+          for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
+          CF_UNROLL
+          for (int r = 0; r < kRows; ++r) {
+            const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+            CF_UNROLL
+            for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
+          }
         }
       }
+      if (blocks.done(acc, end_of_block, steps)) break;
     }
     sink.template take<kRows, kVecs>(acc, row);
   }
@@ -221,7 +308,7 @@ struct Tile {
 
 template <typename Ops, typename Sink>
 using TileFunction = void (*)(const typename Ops::Unit*, const typename Ops::Unit*, int64_t, int64_t, int64_t,
-                              Ahead, const Sink&);
+                              Ahead, typename Ops::Acc*, const Sink&);
 
 // Tiles of 1 .. kRows rows, one for each number of rows that can be left over.
 template <typename Ops, int kVecs, int kWidth, typename Sink, int... kMinusOne>
@@ -239,10 +326,11 @@ void panel(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t 
   const int64_t tiles = (count + Isa::kRows - 1) / Isa::kRows;
   const int64_t least = count / tiles;
   const int64_t larger = count % tiles;
+  typename Ops::Acc memory[BlockSums<Ops, Isa::kRows, kVecs>::kSize];
   for (int64_t t = 0, row = 0; t < tiles; ++t) {
     const int64_t n = least + (t < larger ? 1 : 0);
     tile_for<Ops, kVecs, kWidth, Sink>(n, std::make_integer_sequence<int, Isa::kRows>())(
-        q, rows + row * stride, stride, steps, row, ahead, sink);
+        q, rows + row * stride, stride, steps, row, ahead, memory, sink);
     ahead.address += static_cast<uintptr_t>(n * ahead.lines * 4 * steps);
     row += n;
   }

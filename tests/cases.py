@@ -14,7 +14,7 @@ from colbert_fast import reference
 from colbert_fast.packed import lower
 
 # Inputs are rounded to their dtype before the float64 reference sees them, so that what remains is the rounding of
-# float32 sums: at dim 1024 about sqrt(1024) * 2^-24 = 2e-6 of the product of the norms.
+# float32 sums: of blocks of 128 products, at most 130 + log2(blocks) roundings of 2^-24.
 TOLERANCE = 1e-5
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -75,6 +75,16 @@ def assert_scores(actual: Tensor, queries: Sequence[Tensor], documents: Sequence
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Within TOLERANCE of float64: relative, or of 1, the similarity of equal unit vectors, near zero."""
     torch.testing.assert_close(actual.double(), expected.double(), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+
+
+def assert_within_products(actual: Tensor, queries: Sequence[Tensor], documents: Sequence[Tensor]) -> None:
+    """Within TOLERANCE of float64, relative to what is added up: over query tokens, the |products| of the winner."""
+    for i, q in enumerate(queries):
+        for j, d in enumerate(documents):
+            score, argmax = reference.maxsim_pair(q, d)
+            products = (q.double() * d[argmax].double()).abs().sum()
+            error = abs(float(actual[i, j].double() - score))
+            assert error <= TOLERANCE * products, f"{error / products:.2e} of the products, query {i}, document {j}"
 
 
 def score_argmax(backend: str, a: Any, b: Any, a_mask: Any = None, b_mask: Any = None) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def test_queries_made_to_be_screened_wrongly(screening: str, make: Callable[...,
     assert_same_bits(screening, [q[0], make(d[0], q[1]), q[2]], planted(q, d))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 31, 33, 48, 64, 96, 100, 127, 129, 320, 1024])
+@pytest.mark.parametrize("dim", [1, 2, 3, 31, 33, 48, 64, 96, 100, 127, 129, 255, 256, 257, 320, 384, 768, 1024, 4096])
 @pytest.mark.parametrize(("tier", "dtype"), CASES)
 def test_dims(tier: str, dim: int, dtype: torch.dtype) -> None:
     runnable(tier)

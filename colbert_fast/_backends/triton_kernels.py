@@ -14,6 +14,8 @@ import triton.language as tl
 
 EMPTY_DOCUMENT_SCORE = tl.constexpr(-1e9)
 _NOWHERE = tl.constexpr(2**31 - 1)
+# Dimensions whose products are one chain of sums, where they are read in pieces. The error of a chain grows with it.
+_CHAIN = tl.constexpr(512)
 
 # The arguments whose value and alignment the code does not depend on: all but the token rows.
 _ANY_VALUE = [
@@ -110,7 +112,8 @@ def _similarity(
 ):
     """Dot products of one tile, and the products with the documents' scales.
 
-    DIM <= K1 + K2: the query's tiles are q1 and q2, already loaded. Else both sides are read K1 dimensions at a time.
+    DIM <= K1 + K2: the query's tiles are q1 and q2, already loaded. Else both sides are read K1 dimensions at a time,
+    and the sums of _CHAIN dimensions are added.
     """
     if SWAP:
         s = tl.zeros([BLOCK_D, BLOCK_Q], tl.float32)
@@ -125,11 +128,14 @@ def _similarity(
             d2 = _load(d_rows[:, None] + k2[None, :], inside, k2, DIM, DIM < K1 + K2, MASKED)
             s = _dot(q2, d2, s, SWAP, PRECISION, INTERPRETED)
     else:
-        for first in range(0, DIM, K1):
-            k = first + k1
-            q = _load(q_rows[:, None] + k[None, :], real, k, DIM, DIM % K1 != 0, True)
-            d = _load(d_rows[:, None] + k[None, :], inside, k, DIM, DIM % K1 != 0, MASKED)
-            s = _dot(q, d, s, SWAP, PRECISION, INTERPRETED)
+        for begin in range(0, DIM, _CHAIN):
+            part = tl.zeros_like(s)
+            for first in range(begin, tl.minimum(begin + _CHAIN, DIM), K1):
+                k = first + k1
+                q = _load(q_rows[:, None] + k[None, :], real, k, DIM, DIM % K1 != 0, True)
+                d = _load(d_rows[:, None] + k[None, :], inside, k, DIM, DIM % K1 != 0, MASKED)
+                part = _dot(q, d, part, SWAP, PRECISION, INTERPRETED)
+            s += part
     if SCALED:
         scale_pointers = d_scales + first_row + tl.arange(0, BLOCK_D)
         if MASKED:
