@@ -11,7 +11,7 @@ import colbert_fast
 
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
-    {"reference", "_arrays", "_checks", "_observers", "_C", "_backends.problem"},
+    {"reference", "_arrays", "_checks", "_observers", "_C", "_backends.problem", "_backends.extension"},
     {"packed"},
     {"_backends.torch_", "_backends.cpu", "_backends.triton_", "_backends.triton_kernels"},
     {"_backends"},
@@ -19,7 +19,7 @@ ROWS = [
     {"_scoring"},
     {"_maxsim", "_topk"},
     {"models"},
-    {"", "bench", "cli", "__main__"},
+    {"", "bench", "_info", "cli", "__main__"},
 ]
 # Inside one folder of a row, files may use each other.
 MODULES = sorted(

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import aligned
+from colbert_fast._backends.extension import why_missing
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._checks import positive_int
 
+_MISSING: str | None = None
 try:
     from colbert_fast import _C
 except ImportError as error:
     _C = None  # type: ignore[assignment]
-    _MISSING = f"the C++ extension is not there ({error}); reinstall where a C++17 compiler works"
+    _MISSING = why_missing(error)
 
 # The tiers of csrc/dispatch.cpp, for an installation without the extension to name.
 _X86_64 = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2")
