@@ -37,16 +37,16 @@ def _check_needed() -> None:
     problems = []
     for package, first in _NEEDED.items():
         if importlib.util.find_spec(package.replace("-", "_")) is None:
-            problems.append(f"{package} {first} or newer, which is not installed")
+            problems.append(f"{package}>={first} (not installed)")
             continue
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # importable without being installed: its owner knows
             continue
         if _release(version) < _release(first):
-            problems.append(f"{package} {first} or newer, and {version} is installed")
+            problems.append(f"{package}>={first} ({version} is installed)")
     if problems:
-        msg = f"colbert_fast.models needs {'; '.join(problems)}: pip install 'colbert-fast[models]'"
+        msg = f"colbert_fast.models needs {', '.join(problems)}: pip install 'colbert-fast[models]'"
         raise ImportError(msg)
 
 
