@@ -93,34 +93,34 @@ clean:
 $(BUILT): $(SOURCES) $(VENV)/.build
 	rm -rf $(DIST)
 	.ci/quietly $(BIN)/python -m build --no-isolation --outdir $(DIST) .
-	touch $@
+	@touch $@
 
 $(VENV)/.build: constraints.txt $(VENV)/pyvenv.cfg
 	.ci/quietly $(BIN)/python $(PIP_INSTALL) $(BUILD_TOOLS)
-	touch $@
+	@touch $@
 
 $(VENV)/.wheel: $(BUILT)
 	.ci/quietly $(BIN)/python $(PIP_INSTALL) --force-reinstall --no-deps $(DIST)/*.whl
-	touch $@
+	@touch $@
 
 # The dependencies of an extra change with pyproject.toml. Other changes do not build a wheel, for `make lint` at least.
 $(VENV)/.%: pyproject.toml constraints.txt $(VENV)/.build
 	$(MAKE) --no-print-directory $(BUILT)
 	.ci/quietly $(BIN)/python $(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[$*]"
-	touch $@
+	@touch $@
 
 $(BASE_VENV)/.wheel: $(BUILT)
 	$(PYTHON) -m venv --clear $(BASE_VENV)
 	.ci/quietly $(BASE_VENV)/bin/python $(PIP_INSTALL) $(DIST)/*.whl pytest hypothesis
-	touch $@
+	@touch $@
 
 # A change of the C++ sources rebuilds.
 $(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	test -f $(DEV_VENV)/pyvenv.cfg || $(PYTHON) -m venv $(DEV_VENV)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) --no-build-isolation --editable ".[lint]"
-	touch $@
+	@touch $@
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@touch $@

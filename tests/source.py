@@ -12,14 +12,14 @@ SOURCE = next(folder for folder in Path(__file__).resolve().parents if (folder /
 
 
 def files() -> set[str]:
-    """What git has, or would have after `git add`; of an unpacked sdist, whose maker had git, every file."""
+    """What git has, or would have after `git add`; or what an sdist, whose maker had git, says that it has."""
     command = ["git", "-C", str(SOURCE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0 and (SOURCE / ".git").exists():
+    done = subprocess.run(command, capture_output=True, text=True, check=False) if (SOURCE / ".git").exists() else None
+    if done is not None and done.returncode == 0:
         names = done.stdout.split("\0")
     else:
-        names = [path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*") if "__pycache__" not in path.parts]
-    return {name for name in names if (SOURCE / name).is_file()}
+        names = (SOURCE / "colbert_fast.egg-info" / "SOURCES.txt").read_text(encoding="utf-8").splitlines()
+    return {name for name in names if ".egg-info/" not in name and (SOURCE / name).is_file()}
 
 
 def package() -> set[str]:

@@ -83,7 +83,7 @@ def sdist(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_has_what_git_has(sdist: Path) -> None:
     made = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
     assert files() - made <= {".gitignore"}
-    assert {name.partition("/")[0] for name in made - files()} == {"PKG-INFO", "setup.cfg", "colbert_fast.egg-info"}
+    assert {name.partition("/")[0] for name in made - files()} <= {"PKG-INFO", "setup.cfg", "colbert_fast.egg-info"}
 
 
 @pytest.mark.parametrize(
