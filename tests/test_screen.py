@@ -154,7 +154,7 @@ def test_what_rows_may_lose_as_int8(tier: str, dtype: torch.dtype, swapped: bool
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["winner-last", "winner-first"])
-@pytest.mark.parametrize("tier", SCREENING)
+@pytest.mark.parametrize("tier", here(SCREENING))
 def test_what_queries_may_lose_as_int8(tier: str, swapped: bool) -> None:
     """The winner has all that a query token loses, and another row nothing of it."""
     runnable(tier)
