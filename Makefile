@@ -1,6 +1,8 @@
-# The commands of this project. Everything happens in .venv; nothing but Python and a C++17 compiler is needed.
+# The commands of this project. Nothing but Python and a C++17 compiler is needed; everything is installed into .venv.
 #   make demo       rank real text with a real model, offline
-#   make test       the whole test suite
+#   make test       the whole test suite, against the wheel that users install
+#   make test-base  the scoring tests in a fresh environment that has numpy and torch alone
+#   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
@@ -11,31 +13,66 @@
 #   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
 PYTHON ?= python3
 VENV ?= .venv
+BASE_VENV ?= .venv-base
+DEV_VENV ?= .venv-dev
 WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+BIN := $(abspath $(VENV))/bin
+PIP_INSTALL := -m pip install --quiet --constraint constraints.txt
+BUILD_TOOLS := build pybind11 setuptools
+# The sdist, and the wheel that was built from it: once for all commands.
+DIST := $(VENV)/dist
+BUILT := $(DIST)/.built
+# Folders are among them, so that a file taken away is noticed.
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE constraints.txt \
+  $(shell find colbert_fast csrc -name __pycache__ -prune -o ! -name '*.so' ! -name '*.pyd' -print 2>/dev/null)
+# What the tests need of this tree, and no colbert_fast: a test, or a process that it starts, imports the installed one.
+SUITE := build/suite
+# Tests of C++ alone, and of the benchmarks, say nothing new of a base install.
+BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
+PYTEST := cd $(SUITE) && $(BIN)/python -m pytest
 
-.PHONY: demo test test-arm test-old-x86 lint sanitize bench bench-quick bench-gpu bench-smoke clean
+.PHONY: demo test test-base test-arm test-old-x86 suite dev lint sanitize bench bench-quick bench-gpu bench-smoke clean
+.NOTPARALLEL:
 
-demo: $(VENV)/.demo
-	$(BIN)/colbert-fast demo
+demo: $(VENV)/.demo $(VENV)/.wheel
+	@$(BIN)/colbert-fast demo
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest
+test: $(VENV)/.test $(VENV)/.wheel suite
+	$(PYTEST)
 
+test-base: $(BASE_VENV)/.wheel suite
+	cd $(SUITE) && $(abspath $(BASE_VENV))/bin/python -m pytest $(BASE_LEAVES_OUT)
+
+test-arm: $(VENV)/.test $(VENV)/.wheel suite
+	.ci/emulators
+	COLBERT_FAST_REQUIRE=aarch64 $(PYTEST) tests/test_emulated.py -k aarch64
+
+test-old-x86: $(VENV)/.test $(VENV)/.wheel suite
+	.ci/emulators
+	COLBERT_FAST_REQUIRE=x86_64 $(PYTEST) tests/test_emulated.py -k x86_64
+
+sanitize: $(VENV)/.test $(VENV)/.wheel suite
+	$(PYTEST) tests/test_sanitizers.py
+
+suite:
+	@mkdir -p $(SUITE)
+	@rm -rf $(SUITE)/tests $(SUITE)/benchmarks $(SUITE)/csrc
+	@cp -R tests benchmarks csrc pyproject.toml README.md Makefile $(SUITE)
+
+# ruff and mypy read the files of this tree, whatever is installed.
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
 
-bench: $(VENV)/.bench
+# The benchmarks of this tree measure the installed package: benchmarks/__init__.py sees to it.
+bench: $(VENV)/.bench $(VENV)/.wheel
 	$(BIN)/python -m pytest benchmarks --profile full
 	$(BIN)/python -m benchmarks.report
 
-bench-quick: $(VENV)/.bench
+bench-quick: $(VENV)/.bench $(VENV)/.wheel
 	$(BIN)/python -m pytest benchmarks --profile quick
 
 # Nothing is installed: torch comes with the machine, and colbert-fast was built there before
@@ -44,28 +81,46 @@ bench-gpu:
 	$(PYTHON) -m benchmarks.cuda --wheels $(WHEELS) --results $(RESULTS) $(if $(COMMIT),--commit $(COMMIT))
 
 # What `make test` runs to keep the suite alive: tiny shapes, one round.
-bench-smoke: $(VENV)/.bench
+bench-smoke: $(VENV)/.bench $(VENV)/.wheel
 	$(BIN)/python -m pytest benchmarks --profile smoke
 
-test-arm: $(VENV)/.test
-	.ci/emulators
-	COLBERT_FAST_REQUIRE=aarch64 $(BIN)/python -m pytest tests/test_emulated.py -k aarch64
-
-test-old-x86: $(VENV)/.test
-	.ci/emulators
-	COLBERT_FAST_REQUIRE=x86_64 $(BIN)/python -m pytest tests/test_emulated.py -k x86_64
-
-sanitize: $(VENV)/.test
-	$(BIN)/python -m pytest tests/test_sanitizers.py
+dev: $(DEV_VENV)/.dev
 
 clean:
-	rm -rf $(VENV) build dist colbert_fast/*.so
+	rm -rf $(VENV) $(BASE_VENV) $(DEV_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
 
-# Editable, so that the tests run what is in the tree. A change of the C++ sources rebuilds.
-$(VENV)/.%: $(VENV)/pyvenv.cfg $(SOURCES)
-	$(PIP) --editable ".[$*]"
-	touch $@
+# The wheel is built from the sdist, so that a file missing in either is missing in the tests.
+$(BUILT): $(SOURCES) $(VENV)/.build
+	rm -rf $(DIST)
+	.ci/quietly $(BIN)/python -m build --no-isolation --outdir $(DIST) .
+	@touch $@
+
+$(VENV)/.build: constraints.txt $(VENV)/pyvenv.cfg
+	.ci/quietly $(BIN)/python $(PIP_INSTALL) $(BUILD_TOOLS)
+	@touch $@
+
+$(VENV)/.wheel: $(BUILT)
+	.ci/quietly $(BIN)/python $(PIP_INSTALL) --force-reinstall --no-deps $(DIST)/*.whl
+	@touch $@
+
+# The dependencies of an extra change with pyproject.toml. Other changes do not build a wheel, for `make lint` at least.
+$(VENV)/.%: pyproject.toml constraints.txt $(VENV)/.build
+	$(MAKE) --no-print-directory $(BUILT)
+	.ci/quietly $(BIN)/python $(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[$*]"
+	@touch $@
+
+$(BASE_VENV)/.wheel: $(BUILT)
+	$(PYTHON) -m venv --clear $(BASE_VENV)
+	.ci/quietly $(BASE_VENV)/bin/python $(PIP_INSTALL) $(DIST)/*.whl pytest hypothesis
+	@touch $@
+
+# A change of the C++ sources rebuilds.
+$(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	test -f $(DEV_VENV)/pyvenv.cfg || $(PYTHON) -m venv $(DEV_VENV)
+	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
+	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) --no-build-isolation --editable ".[lint]"
+	@touch $@
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@touch $@

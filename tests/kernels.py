@@ -18,7 +18,7 @@ CXX = shlex.split(os.environ.get("CXX", "c++"))
 
 
 def output_of(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from cases import embeddings
 
 import colbert_fast as cf
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT)
-    from benchmarks import accuracy
-
-    return accuracy
+from benchmarks import accuracy
 
 
-def test_ndcg(accuracy: ModuleType) -> None:
+def test_ndcg() -> None:
     gains = {"a": 1.0, "b": 1.0}
     assert accuracy.ndcg(["a", "b", "x"], gains) == 1
     assert accuracy.ndcg(["x", "y"], gains) == 0
@@ -46,8 +36,8 @@ class Encoder:
         return cf.PackedTokens.from_list([self.items[int(text)] for text in texts])
 
 
-def test_a_collection(accuracy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("scipy", reason="Kendall's tau is scipy's")
+@pytest.mark.needs("benchmarks")
+def test_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accuracy, "AT_ONCE", 5)
     lines = [json.dumps({"_id": f"d{i}", "title": "", "text": str(i)}) for i in range(12)]
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines))

@@ -19,8 +19,6 @@ from colbert_fast import bench
 ROOT = Path(__file__).parents[1]
 TINY = replace(bench.WORKLOADS[0], nd=4, lq=3, ld=5)
 
-pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
-
 
 @pytest.fixture
 def contenders(monkeypatch: pytest.MonkeyPatch) -> ModuleType:

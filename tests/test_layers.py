@@ -12,6 +12,7 @@ import colbert_fast
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
     {"_C"},
+    {"_backends.extension"},
     {"reference", "_arrays", "_checks", "_forks", "_observers", "_backends.problem"},
     {"packed"},
     {"_backends.torch_", "_backends.cpu", "_backends.triton_", "_backends.triton_kernels"},
@@ -20,7 +21,7 @@ ROWS = [
     {"_scoring"},
     {"_maxsim", "_topk"},
     {"models"},
-    {"", "bench", "cli", "__main__"},
+    {"", "bench", "_info", "cli", "__main__"},
 ]
 # Inside one folder of a row, files may use each other.
 MODULES = sorted(

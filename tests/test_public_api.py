@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import sentence_transformers.util
+import pytest
+from lacking import LACKING
 
 import colbert_fast as cf
 
@@ -28,7 +29,10 @@ def test_names() -> None:
         assert name == "__version__" or getattr(cf, name).__doc__, name
 
 
+@pytest.mark.needs("models")
 def test_signatures_extend_those_of_sentence_transformers() -> None:
+    import sentence_transformers.util
+
     for ours, theirs in (
         (cf.maxsim, sentence_transformers.util.maxsim),
         (cf.maxsim_pairwise, sentence_transformers.util.maxsim_pairwise),
@@ -40,7 +44,7 @@ def test_signatures_extend_those_of_sentence_transformers() -> None:
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -48,27 +52,8 @@ def run(code: str) -> str:
 def test_import_is_light() -> None:
     heavy = "{'triton', 'transformers', 'sentence_transformers', 'sklearn', 'scipy'}"
     assert run(f"import sys, colbert_fast; print(sorted({heavy} & set(sys.modules)))") == "[]"
-    assert run(f"import sys, colbert_fast.models; print(sorted({heavy} & set(sys.modules)))") == "[]"
-
-
-def test_import_without_triton_and_extension() -> None:
-    code = """
-import sys
-sys.modules["triton"] = None
-sys.modules["colbert_fast._C"] = None
-import torch, colbert_fast as cf
-print([b.name for b in cf.backends() if b.unsupported is None])
-reasons = [b.unsupported for b in cf.backends() if b.name.startswith("cpu:")]
-assert len(reasons) == len(cf._backends.cpu._TIERS) and all("extension is not there" in r for r in reasons), reasons
-assert cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3)).item() == 6
-try:
-    cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3), backend="cpu")
-except NotImplementedError as error:
-    assert "extension is not there" in str(error)
-else:
-    raise AssertionError
-"""
-    assert run(code) == "['torch']"
+    if "models" not in LACKING:
+        assert run(f"import sys, colbert_fast.models; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
 def test_the_tiers_named_without_the_extension_are_those_with_it() -> None:

@@ -28,6 +28,7 @@ def test_scoring_embeddings() -> None:
     assert names["small"].tokens.nbytes * 4 == names["packed"].tokens.nbytes
 
 
+@pytest.mark.needs("demo")
 def test_scoring_texts() -> None:
     with pytest.warns(UserWarning, match="has no ColBERT projection"):
         names = run(

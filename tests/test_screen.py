@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from backends import REQUIRED
 from cases import embeddings, planted, score_argmax
+from lacking import LACKING, here
 from torch import Tensor
 
 import colbert_fast as cf
@@ -22,7 +24,7 @@ SCREENING = {
 }
 # What does not screen, but has the same float32 chains.
 PLAIN = {"cpu:avx_vnni": "cpu:avx2"}
-CASES = [pytest.param(tier, dtype, id=f"{tier}-{dtype}") for tier, dtypes in SCREENING.items() for dtype in dtypes]
+CASES = [pytest.param(tier, dtype, id=f"{tier}-{dtype}") for tier in here(SCREENING) for dtype in SCREENING[tier]]
 
 
 def plain(tier: str) -> str:
@@ -30,14 +32,13 @@ def plain(tier: str) -> str:
 
 
 def runnable(tier: str) -> str:
-    reasons = {b.name: b.unsupported for b in cf.backends()}
     for name in (tier, plain(tier)):
-        if reasons[name] is not None:
-            pytest.skip(f"{name}: {reasons[name]}")
+        if name in LACKING:
+            (pytest.fail if tier in REQUIRED else pytest.skip)(f"{name}: {LACKING[name]}")
     return tier
 
 
-@pytest.fixture(params=SCREENING)
+@pytest.fixture(params=here(SCREENING))
 def screening(request: pytest.FixtureRequest) -> str:
     return runnable(request.param)
 
@@ -153,7 +154,7 @@ def test_what_rows_may_lose_as_int8(tier: str, dtype: torch.dtype, swapped: bool
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["winner-last", "winner-first"])
-@pytest.mark.parametrize("tier", SCREENING)
+@pytest.mark.parametrize("tier", here(SCREENING))
 def test_what_queries_may_lose_as_int8(tier: str, swapped: bool) -> None:
     """The winner has all that a query token loses, and another row nothing of it."""
     runnable(tier)

@@ -186,7 +186,7 @@ def test_scores_are_independent_of_chunk_elements(backend: str, chunk_elements: 
 
 @pytest.mark.parametrize(
     "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))],
+    ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)],
 )
 @pytest.mark.parametrize("name", ["maxsim", "maxsim_pairwise"])
 def test_device_is_a_pure_compute_knob(name: str, device: str) -> None:

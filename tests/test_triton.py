@@ -23,9 +23,6 @@ from colbert_fast._backends.triton_ import Config
 TESTS = Path(__file__).parent
 WORKS = ["short", "wide", "short_argmax", "wide_argmax", "grad_q"]
 
-pytest.importorskip("triton", reason="triton is not installed")
-
-
 # A file, and of its tests those that say something of kernels beyond what the others say.
 INTERPRETED = {
     "test_triton_kernels.py": "",
@@ -186,10 +183,7 @@ def test_a_backend_of_another_device_is_tested_there(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(q.grad, expected)
 
 
-gpu = pytest.mark.skipif(triton_.BACKEND.unsupported is not None or triton_.INTERPRETED, reason="needs a CUDA device")
-
-
-@gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lq", [[32], [32] * 9, [200, 7]], ids=["short", "packed", "long"])
 @pytest.mark.parametrize("dim", [48, 128, 768])
@@ -210,7 +204,7 @@ def test_scores_and_gradients_on_cuda(dim: int, lq: list[int], dtype: torch.dtyp
         torch.testing.assert_close(grad.float(), other.float(), rtol=2e-2, atol=2e-2)
 
 
-@gpu
+@pytest.mark.cuda
 def test_capture_in_a_cuda_graph() -> None:
     """Which fails if anything waits for the device. There are documents enough to be taken longest first."""
     q = torch.randn(3, 32, 128, device="cuda", dtype=torch.bfloat16)

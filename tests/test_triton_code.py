@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 from colbert_fast._backends import triton_
 from colbert_fast._backends.problem import Problem
-
-triton = pytest.importorskip("triton", reason="triton is not installed")
-from triton.backends.compiler import GPUTarget  # noqa: E402
 
 pytestmark = pytest.mark.skipif(triton_.INTERPRETED, reason="the interpreter does not compile")
 

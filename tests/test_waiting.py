@@ -147,9 +147,6 @@ def test_the_triton_backend_asks_for_no_value(lq: int, with_pairs: bool, planned
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(
-    triton_.INTERPRETED or triton_.BACKEND.unsupported is not None, reason=triton_.BACKEND.unsupported or "interpreted"
-)
 @pytest.mark.parametrize("name", [*CALLS, *CHECKED])
 def test_cuda_sees_no_wait(name: str) -> None:
     """CUDA is asked to raise when a call waits for the device; a check is one that does."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+import warnings
+from pathlib import Path
 
 import torch
 
@@ -18,6 +21,10 @@ BACKENDS: tuple[Backend, ...] = (
 
 # Backends that asked for what they need, and what they were last told.
 _refusals: dict[str, str] = {}
+# Whether this process was told that its CPU tensors are scored without the extension.
+_told_of_torch = False
+# Files whose frames are not the user's.
+_INSIDE = tuple(str(Path(file).parent) + os.sep for file in (Path(__file__).parent, torch.__file__))
 
 
 def backends() -> list[Backend]:
@@ -57,15 +64,13 @@ def select(device: torch.device | str, dtype: torch.dtype, name: str | None, int
 
 @functools.cache
 def _select(device: torch.device | str, dtype: torch.dtype, name: str | None, int8: bool) -> Backend:
-    candidates = [b for b in BACKENDS if name in (None, b.name, b.name.partition(":")[0])]
-    if not candidates:
-        known = ", ".join(b.name for b in BACKENDS)
-        msg = f"no backend is called {name!r}; there are cpu, {known}"
-        raise ValueError(msg)
+    candidates = named(name)
     reasons = []
     for backend in candidates:
-        reason = _why_not(backend, torch.device(device), dtype, int8)
+        reason = why_not(backend, torch.device(device), dtype, int8)
         if reason is None:
+            if name is None and backend is torch_.BACKEND:
+                _tell_of_torch(torch.device(device), dtype)
             return backend
         reasons.append(f"  {backend.name}: {reason}")
     which = "no backend" if name is None else f"backend {name!r}"
@@ -75,7 +80,31 @@ def _select(device: torch.device | str, dtype: torch.dtype, name: str | None, in
     raise NotImplementedError(msg)
 
 
-def _why_not(backend: Backend, device: torch.device, dtype: torch.dtype, int8: bool) -> str | None:
+def named(name: str | None) -> list[Backend]:
+    """The backends of this name, or of this part before the colon, best first; None: all. ValueError if none has it."""
+    found = [b for b in BACKENDS if name in (None, b.name, b.name.partition(":")[0])]
+    if not found:
+        known = ", ".join(b.name for b in BACKENDS)
+        msg = f"no backend is called {name!r}; there are cpu, {known}"
+        raise ValueError(msg)
+    return found
+
+
+def _tell_of_torch(device: torch.device, dtype: torch.dtype) -> None:
+    """Warn once if torch scores only because the extension is missing: all is right then, but slow."""
+    global _told_of_torch
+    if _told_of_torch or cpu._MISSING is None or device.type != "cpu" or dtype not in cpu.BACKENDS[0].dtypes:
+        return
+    _told_of_torch = True
+    # Of the first frame outside, which is 1 for this function.
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"scoring with torch, several times slower: {cpu._MISSING}", UserWarning, stacklevel=level)
+
+
+def why_not(backend: Backend, device: torch.device, dtype: torch.dtype, int8: bool = False) -> str | None:
+    """The reason why a backend cannot score tensors of this device and dtype, or None."""
     if backend.unsupported is not None:
         return backend.unsupported
     if backend.device not in (None, device.type):

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import aligned
+from colbert_fast._backends.extension import why_missing
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._checks import positive_int
 from colbert_fast._forks import torch_threads
 
+_MISSING: str | None = None
 try:
     from colbert_fast import _C
 except ImportError as error:
     _C = None  # type: ignore[assignment]
-    _MISSING = f"the C++ extension is not there ({error}); reinstall where a C++17 compiler works"
+    _MISSING = why_missing(error)
 
 if _C is not None:
     # Signals are handled on one thread: on others nobody need ask for them.

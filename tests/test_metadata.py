@@ -1,0 +1,68 @@
+"""What a package index shows of us, and what pip reads."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import metadata
+from urllib.parse import urlparse
+
+import pytest
+from source import SOURCE
+
+METADATA = metadata("colbert-fast")
+REQUIREMENTS = METADATA.get_all("Requires-Dist") or []
+DESCRIPTION = METADATA.get_payload() or METADATA["Description"]
+LINKS = re.findall(r"\]\(([^)]*)\)|(?:src|href)=\"([^\"]*)\"", DESCRIPTION)
+URLS = dict(line.split(", ") for line in METADATA.get_all("Project-URL") or [])
+
+
+def extra(name: str) -> list[str]:
+    """The requirements of one extra, and with an empty name those of a base install."""
+    found = [line.partition(";") for line in REQUIREMENTS]
+    named = re.compile(r"extra == ['\"](.+?)['\"]")
+    return [what.strip() for what, _, marker in found if name in (named.findall(marker) or [""])]
+
+
+def test_the_readme_is_there_without_relative_links() -> None:
+    assert METADATA["Description-Content-Type"] == "text/markdown"
+    targets = [target for pair in LINKS for target in pair if target]
+    assert any(target.endswith(".svg") for target in targets)
+    for target in targets:
+        assert target.startswith("#") or urlparse(target).scheme == "https", target
+        path = re.fullmatch(rf"{re.escape(URLS['Repository'])}/(?:raw|blob)/HEAD/(.+)", target)
+        assert path is None or (SOURCE / path[1]).is_file(), target
+    readme = (SOURCE / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```.*?```", readme, re.DOTALL):
+        assert block in DESCRIPTION
+
+
+def test_urls() -> None:
+    assert set(URLS) == {"Homepage", "Repository", "Issues", "Changelog"}
+    assert all(url.startswith(URLS["Repository"]) for url in URLS.values())
+
+
+def test_a_base_install_needs_numpy_and_torch() -> None:
+    assert [re.split(r"\W", requirement)[0] for requirement in extra("")] == ["numpy", "torch"]
+
+
+def test_extras() -> None:
+    assert METADATA.get_all("Provides-Extra") == ["models", "demo", "triton", "test", "bench", "lint"]
+    # The README has a line for each.
+    assert re.findall(r"^\| `(\w+)` \|", DESCRIPTION, re.MULTILINE)[:6] == METADATA.get_all("Provides-Extra")
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS)
+def test_every_requirement_has_a_lower_bound(requirement: str) -> None:
+    assert requirement.startswith("colbert-fast[") or ">=" in requirement.partition(";")[0]
+
+
+@pytest.mark.needs("models")
+def test_what_the_models_ask_for_is_what_their_extra_installs() -> None:
+    from colbert_fast import models
+
+    assert sorted(extra("models")) == [f"{package}>={first}" for package, first in sorted(models._NEEDED.items())]
+
+
+def test_classifiers_name_the_pythons() -> None:
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(METADATA.get_all("Classifier") or []))
+    assert named[0] == METADATA["Requires-Python"].removeprefix(">=")

