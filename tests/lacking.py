@@ -48,6 +48,8 @@ def _lacking() -> dict[str, str]:
         missing = [package for package in packages if find_spec(package) is None]
         if missing:
             found[name] = f"without {', '.join(missing)}"
+    if "interpreter" not in found and (reason := triton_._missing()) is not None:
+        found["interpreter"] = reason
     if triton_.INTERPRETED or not torch.cuda.is_available():
         found["cuda"] = "there is no CUDA device"
     for architecture in ("aarch64", "x86_64"):

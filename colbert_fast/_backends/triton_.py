@@ -6,6 +6,7 @@ The host knows shapes and never asks the device for anything: no call waits, and
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,6 +20,8 @@ from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Proble
 
 # Triton's own switch, which it reads when the kernels are imported: they then run in Python, on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Triton's interpreter multiplies float64 since then, and without it no test knows the kernels. As in pyproject.toml.
+OLDEST = (3, 5)
 TUNING = Path(__file__).with_name("triton_tuning.json")
 
 
@@ -52,9 +55,22 @@ class _Plan(NamedTuple):
     run: int = 1
 
 
-def _unsupported() -> str | None:
+def _missing() -> str | None:
+    """Say why no Triton is here that can run these kernels."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; `pip install 'colbert-fast[triton]'` on Linux"
+    try:
+        found = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # a build under another name, for ROCm or Windows
+        return None
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+        return f"needs Triton {'.'.join(map(str, OLDEST))} or newer, which comes with torch 2.9; {found} is installed"
+    return None
+
+
+def _unsupported() -> str | None:
+    if (reason := _missing()) is not None:
+        return reason
     # Counting devices does not initialise CUDA, after which a process could not fork.
     if not INTERPRETED and torch.cuda.device_count() == 0:
         return "there is no CUDA device"

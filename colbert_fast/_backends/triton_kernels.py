@@ -204,7 +204,7 @@ def score_kernel(
 ):
     AXIS: tl.constexpr = 0 if SWAP else 1
     ORDERED: tl.constexpr = order is not None
-    MASKED_D: tl.constexpr = min(BLOCK_D, 64)
+    MASKED_D: tl.constexpr = BLOCK_D if BLOCK_D < 64 else 64
     pid = tl.program_id(0)
     tile = pid % tiles
     width = tl.maximum(max_lq, 1)
