@@ -62,8 +62,8 @@ def test_a_default_device_does_not_matter(call: Callable[[], Any]) -> None:
 
 
 RUN_HERE = [b.name for b in cf.backends() if b.unsupported is None and b.device in (None, "cpu")]
-# torch compiles its own formulas of forward mode by torch.jit, and warns of that.
-IGNORE_JIT = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+# torch compiles its own formulas of forward mode by torch.jit, and warns of that in one category or another.
+IGNORE_JIT = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:Warning")
 
 
 @pytest.mark.parametrize("backend", RUN_HERE)

@@ -218,6 +218,8 @@ class TestTraining:
 
 
 class TestModule:
+    # Before 2.6 torch warned whenever pickle brought back a tensor.
+    @pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
     @pytest.mark.parametrize("clone", [copy.deepcopy, lambda encoder: pickle.loads(pickle.dumps(encoder))])
     def test_copies_score_alike_and_apart(self, encoder: ColBERT, clone: Callable[[ColBERT], ColBERT]) -> None:
         expected = scores_of(encoder)
