@@ -10,6 +10,7 @@
 #   make test-old-x86   every tier, and the extension, on emulated x86-64 processors without AVX-512, AVX2 or AVX
 #   make bench-gpu  the tests and workloads of a CUDA device in eight minutes, with the machine's own Python; writes its
 #                   JSON into RESULTS, and takes what is not installed from the pure-Python wheels in WHEELS
+#   make test-floor, test-newest, test-pylate   the suite with other versions; see the end of this file
 #   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,6 +29,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE constraints.txt
   $(shell find colbert_fast csrc -name __pycache__ -prune -o ! -name '*.so' ! -name '*.pyd' -print 2>/dev/null)
 # What the tests need of this tree, and no colbert_fast: a test, or a process that it starts, imports the installed one.
 SUITE := build/suite
+SUITE_FILES := tests benchmarks csrc pyproject.toml README.md CHANGELOG.md Makefile constraints-floor.txt
 # Tests of C++ alone, and of the benchmarks, say nothing new of a base install.
 BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
 PYTEST := cd $(SUITE) && $(BIN)/python -m pytest
@@ -58,7 +60,7 @@ sanitize: $(VENV)/.test $(VENV)/.wheel suite
 suite:
 	@mkdir -p $(SUITE)
 	@rm -rf $(SUITE)/tests $(SUITE)/benchmarks $(SUITE)/csrc
-	@cp -R tests benchmarks csrc pyproject.toml README.md Makefile $(SUITE)
+	@cp -R $(SUITE_FILES) $(SUITE)
 
 # ruff and mypy read the files of this tree, whatever is installed.
 lint: $(VENV)/.lint
@@ -124,3 +126,40 @@ $(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
+
+# Other versions than constraints.txt's. Each target builds the wheel with its own Python, installs it into an
+# environment of its own, and runs the tests from a folder without the tree, so that they import the installed package.
+#   make test-floor   the lowest versions that pyproject.toml claims, which constraints-floor.txt lists
+#   make test-newest  the newest release of everything
+#   make test-pylate  the wheel beside PyLate: they install together and score alike
+FLOOR_PYTHON ?= python3.10
+NEWEST_PYTHON ?= python3.13
+PYLATE_PYTHON ?= $(PYTHON)
+PYLATE ?= pylate==1.6.0
+VERSIONS ?= build/versions
+# They test how it is built and for which processors, or how fast it is, and need more packages: `make test` has them.
+LEAVES_OUT := build amx emulated sanitizers benchmarks bench_gpu report accuracy
+
+.PHONY: test-floor test-newest test-pylate
+
+test-floor: PYTHON_HERE = $(FLOOR_PYTHON)
+test-floor: INSTALLED = "$$(echo dist/*.whl)[demo]" pytest hypothesis --constraint suite/constraints-floor.txt
+test-floor: TESTS = tests $(LEAVES_OUT:%=--ignore tests/test_%.py)
+
+test-newest: PYTHON_HERE = $(NEWEST_PYTHON)
+test-newest: INSTALLED = "$$(echo dist/*.whl)[demo]" pytest hypothesis --upgrade --upgrade-strategy eager
+test-newest: TESTS = tests $(LEAVES_OUT:%=--ignore tests/test_%.py)
+
+test-pylate: PYTHON_HERE = $(PYLATE_PYTHON)
+test-pylate: INSTALLED = dist/*.whl $(PYLATE) pytest hypothesis
+test-pylate: TESTS = tests/test_pylate.py
+
+test-floor test-newest test-pylate: test-%:
+	rm -rf $(VERSIONS)/$*
+	mkdir -p $(VERSIONS)/$*/suite
+	cp -R $(SUITE_FILES) $(VERSIONS)/$*/suite
+	$(PYTHON_HERE) -m venv $(VERSIONS)/$*/venv
+	$(VERSIONS)/$*/venv/bin/python -m pip install --quiet build
+	$(VERSIONS)/$*/venv/bin/python -m build --outdir $(VERSIONS)/$*/dist .
+	cd $(VERSIONS)/$* && venv/bin/python -m pip install --quiet $(INSTALLED)
+	cd $(VERSIONS)/$*/suite && ../venv/bin/python -m pytest $(TESTS)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ColBERT"]
 
 # What the extra `models` of pyproject.toml asks for: package, and the first release that will do.
-_NEEDED = {"huggingface-hub": "1", "sentence-transformers": "6", "tqdm": "4.64", "transformers": "5"}
+_NEEDED = {"huggingface-hub": "1.3", "sentence-transformers": "6", "tqdm": "4.64", "transformers": "5.1"}
 
 
 def __getattr__(name: str) -> Any:
