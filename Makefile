@@ -1,7 +1,7 @@
 # The commands of this project. Nothing but Python and a C++17 compiler is needed; everything is installed into .venv.
 #   make demo       rank real text with a real model, offline
-#   make test       the whole test suite, against the wheel that users install
-#   make test-base  the scoring tests in a fresh environment that has numpy and torch alone
+#   make test       the whole test suite, against the wheel that users install; TESTS=tests/test_maxsim.py: part of it
+#   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
@@ -16,6 +16,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BASE_VENV ?= .venv-base
 DEV_VENV ?= .venv-dev
+TESTS ?=
 WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
 BIN := $(abspath $(VENV))/bin
@@ -41,10 +42,10 @@ demo: $(VENV)/.demo $(VENV)/.wheel
 	@$(BIN)/colbert-fast demo
 
 test: $(VENV)/.test $(VENV)/.wheel suite
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 test-base: $(BASE_VENV)/.wheel suite
-	cd $(SUITE) && $(abspath $(BASE_VENV))/bin/python -m pytest $(BASE_LEAVES_OUT)
+	cd $(SUITE) && $(abspath $(BASE_VENV))/bin/python -m pytest $(BASE_LEAVES_OUT) $(TESTS)
 
 test-arm: $(VENV)/.test $(VENV)/.wheel suite
 	.ci/emulators
