@@ -210,7 +210,7 @@ def _first_of_equals(q: Tensor, d: Tensor, similarity: Tensor, best: Tensor, whe
     norms = torch.linalg.vector_norm(q, dim=-1)
     longest = torch.linalg.vector_norm(d, dim=-1).amax(-1)
     slack = error * (norms * longest.unsqueeze(1) if similarity.ndim == 3 else norms.unsqueeze(1) * longest[:, None])
-    close = similarity >= (best - slack).unsqueeze(-1)
+    close = (similarity >= (best - slack).unsqueeze(-1)) & (similarity != float("-inf"))
     tied = close.sum(-1, keepdim=True) > 1
     if not bool(tied.any()):
         return where
