@@ -506,7 +506,7 @@ const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLength
     {{0, 0}, {5, 2}},
     {{64, 33}, {170, 40, 41, 32}},  // enough rows to be screened
 };
-const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130, 300};
+const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130};
 // Above the serial threshold of dispatch.cpp, in scoring and in the gradients, so that four threads share the
 // work.
 const std::pair<std::vector<int64_t>, std::vector<int64_t>> kParallel = {
