@@ -168,6 +168,5 @@ def test_a_gpu_that_is_too_old_scores_with_torch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_extension_refuses_a_tier_it_has_not() -> None:
-    empty = (0, 0, 0, 0, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match=r"no CPU tier 'mmx'; there are amx, .*, neon, portable"):
-        cf._backends.cpu._C.score("mmx", empty, empty, 1, 0, -1, 0, False, False, 1, 0, 0)
+        cf._backends.cpu._C.score("mmx", (), (), None, 0, False, False, 1, torch.zeros(1), None)
