@@ -108,7 +108,7 @@ def test_kernels(architecture: str, model: str, output: Callable[[str, str], str
 
 
 # Scores [1, 2] with [3, 4] and [5, 6] on every tier that runs, without torch or numpy.
-EXTENSION = """
+EXTENSION = r"""
 import sys
 from array import array
 from importlib.util import module_from_spec, spec_from_file_location
@@ -117,19 +117,32 @@ spec = spec_from_file_location("_C", sys.argv[1])
 _C = module_from_spec(spec)
 spec.loader.exec_module(_C)
 
-def side(values, length):
-    numbers, starts, lengths = array("f", values), array("q", [0]), array("q", [length])
-    addresses = [a.buffer_info()[0] for a in (numbers, starts, lengths)]
-    keep.extend((numbers, starts, lengths))
-    return (addresses[0], 2, length, addresses[1], addresses[2], 1, 0, 0, 0)
+class Tensor:
+    # What the extension asks of those of torch, and of their storage.
+    def __init__(self, code, values, *shape):
+        self.array, self.shape = array(code, values), shape
+    def untyped_storage(self):
+        return self
+    def data_ptr(self):
+        return self.array.buffer_info()[0]
+    def nbytes(self):
+        return len(self.array) * self.array.itemsize
+    def numel(self):
+        return len(self.array)
+    def storage_offset(self):
+        return 0
+    def stride(self):
+        return (*self.shape[1:], 1)
 
-keep = []
+def side(values, length):
+    return 0, Tensor("f", values, length, 2), Tensor("q", [0], 1), Tensor("q", [length], 1), None
+
 q, d = side([1, 2], 1), side([3, 4, 5, 6], 2)
 for tier, reason in _C.tiers():
-    score = array("f", [0])
+    score = Tensor("f", [0], 1, 1)
     if reason is None:
-        _C.score(tier, q, d, 2, 0, -1, 1, False, False, 2, score.buffer_info()[0], 0)
-    print(tier, reason or score[0], sep=": ")
+        _C.score(tier, q, d, None, 1, False, False, 2, score, None)
+    print(tier, reason or score.array[0], sep=": ")
 """
 
 
