@@ -29,6 +29,8 @@ def score_argmax(p: Problem) -> Scored:
 def _score(p: Problem, *, argmax: bool) -> Scored:
     device = p.d_tokens.device
     compute = _compute_dtype(p)
+    # Maxima are added in double, as by the C++ tiers, but on MPS, which has none.
+    wide = compute if device.type == "mps" else torch.float64
     scores = torch.full((p.num_pairs,), EMPTY_DOCUMENT_SCORE, dtype=compute, device=device)
     winners = torch.full((p.num_pairs, p.max_lq), -1, dtype=p.argmax_dtype, device=device) if argmax else None
     if p.num_pairs == 0 or p.max_ld == 0 or p.d_tokens.shape[0] == 0:
@@ -51,7 +53,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
             where = _first_of_equals(q, d, similarity, best, where)
         has_token = d_mask.any(-1)
         counts = q_mask & has_token.unsqueeze(-1)
-        total = torch.where(counts, best, 0.0).sum(-1)
+        total = torch.where(counts, best, 0.0).sum(-1, dtype=wide).to(compute)
         scores[numbers] = torch.where(has_token, total, EMPTY_DOCUMENT_SCORE)
         if winners is not None:
             winners[numbers, : where.shape[-1]] = torch.where(counts, where, -1).to(p.argmax_dtype)
