@@ -15,7 +15,7 @@ import triton.language as tl
 EMPTY_DOCUMENT_SCORE = tl.constexpr(-1e9)
 _NOWHERE = tl.constexpr(2**31 - 1)
 # Dimensions whose products are one chain of sums, where they are read in pieces. The error of a chain grows with it.
-_CHAIN = tl.constexpr(512)
+_CHAIN = tl.constexpr(1024)
 
 # The arguments whose value and alignment the code does not depend on: all but the token rows.
 _ANY_VALUE = [
