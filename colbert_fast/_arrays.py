@@ -111,7 +111,7 @@ def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
 def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Give items without tokens the dim and dtype of the others, which must agree."""
     # An item without tokens need not say what dim it has not got.
-    first = next((t for t in tensors if t.numel()), tensors[0])
+    first = ([t for t in tensors if t.numel()] or tensors)[0]
     dim = first.shape[-1] if first.ndim == 2 else 0
     result = []
     for i, t in enumerate(tensors):

@@ -85,9 +85,10 @@ for _ in range(2):
         q = a.clone().requires_grad_()
         cf.maxsim(q, b).sum().backward()
         assert q.grad.any()
-        packed = cf.PackedTokens.from_padded(b)
-        compiled = torch.compile(lambda q: cf.maxsim(q, packed), fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(a), expected)
+# Once: torch 2.4 refuses to compile in one place with what is imported twice.
+packed = after.PackedTokens.from_padded(b)
+compiled = torch.compile(lambda q: after.maxsim(q, packed), fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(a), expected)
 forget()
 import colbert_fast._ops, importlib
 importlib.reload(colbert_fast._ops)
