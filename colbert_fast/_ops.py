@@ -8,7 +8,6 @@ them, and is the public way in. Registered with ``torch.library.Library``, whose
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from colbert_fast._arrays import aligned
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import plain
+from colbert_fast._observers import plain, warn_caller
 
 _SIDES = (
     "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, "
@@ -99,11 +98,9 @@ def _in_dtype_of(tokens: Tensor, grad: Tensor | None) -> Tensor:
 
 def _warned(scored: Scored) -> Scored:
     if scored.empty_document:
-        warnings.warn(
+        warn_caller(
             "a document without a token scores -1e9, below every real document; "
-            "a mask without a true entry, or an embedding without rows, makes such a document",
-            UserWarning,
-            stacklevel=2,
+            "a mask without a true entry, or an embedding without rows, makes such a document"
         )
     return scored
 

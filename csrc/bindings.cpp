@@ -453,7 +453,7 @@ py::object row_counts(const py::tuple& items, py::handle type, py::handle layout
   for (size_t i = 0; i < items.size(); ++i) {
     const py::handle item = PyTuple_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
     if (reinterpret_cast<PyObject*>(Py_TYPE(item.ptr())) != type.ptr()) return py::none();
-    int64_t shape[2];
+    int64_t shape[2] = {};
     if (!attribute(item, names().layout).is(layout) || attribute(item, names().is_cpu).ptr() != Py_True ||
         !integers(attribute(item, names().shape), 2, shape))
       return py::none();

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
-import warnings
-from pathlib import Path
 
 import torch
 
 from colbert_fast._backends import cpu, torch_, triton_
 from colbert_fast._backends.problem import Backend
+from colbert_fast._observers import warn_caller
 
 _ON_THIS_MACHINE = (*cpu.BACKENDS, torch_.BACKEND)
 # In Triton's interpreter the kernels take CPU tensors, and are the slowest that do.
@@ -23,8 +21,6 @@ BACKENDS: tuple[Backend, ...] = (
 _refusals: dict[str, str] = {}
 # Whether this process was told that its CPU tensors are scored without the extension.
 _told_of_torch = False
-# Files whose frames are not the user's.
-_INSIDE = tuple(str(Path(file).parent) + os.sep for file in (Path(__file__).parent, torch.__file__))
 
 
 def backends() -> list[Backend]:
@@ -59,24 +55,32 @@ def select(device: torch.device | str, dtype: torch.dtype, name: str | None, int
     NotImplementedError
         None of that name can do it; the message gives the reason of each.
     """
-    return _select(device, dtype, name or os.environ.get("COLBERT_FAST_BACKEND") or None, int8)
+    override = None if name else os.environ.get("COLBERT_FAST_BACKEND")
+    if not override:
+        return _select(device, dtype, name or None, int8)
+    try:
+        return _select(device, dtype, override, int8)
+    except (ValueError, NotImplementedError) as error:
+        msg = f"the environment variable COLBERT_FAST_BACKEND: {error}"
+        raise type(error)(msg) from None
 
 
 @functools.cache
 def _select(device: torch.device | str, dtype: torch.dtype, name: str | None, int8: bool) -> Backend:
     candidates = named(name)
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for backend in candidates:
         reason = why_not(backend, torch.device(device), dtype, int8)
         if reason is None:
             if name is None and backend is torch_.BACKEND:
                 _tell_of_torch(torch.device(device), dtype)
             return backend
-        reasons.append(f"  {backend.name}: {reason}")
+        reasons.setdefault(reason, []).append(backend.name)
     which = "no backend" if name is None else f"backend {name!r}"
     can = "can" if name is None else "cannot"
     what = f"{dtype} queries and int8 documents" if int8 else f"{dtype} tensors"
-    msg = "\n".join([f"{which} {can} score {what} on {device}:", *reasons])
+    lines = [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    msg = "\n".join([f"{which} {can} score {what} on {device}:", *lines])
     raise NotImplementedError(msg)
 
 
@@ -96,11 +100,7 @@ def _tell_of_torch(device: torch.device, dtype: torch.dtype) -> None:
     if _told_of_torch or cpu._MISSING is None or device.type != "cpu" or dtype not in cpu.BACKENDS[0].dtypes:
         return
     _told_of_torch = True
-    # Of the first frame outside, which is 1 for this function.
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"scoring with torch, several times slower: {cpu._MISSING}", UserWarning, stacklevel=level)
+    warn_caller(f"scoring with torch, several times slower: {cpu._MISSING}")
 
 
 def why_not(backend: Backend, device: torch.device, dtype: torch.dtype, int8: bool = False) -> str | None:
