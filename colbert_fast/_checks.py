@@ -13,4 +13,7 @@ def positive_int(value: Any, name: str) -> int:
     if value < 1:
         msg = f"{name} must be 1 or more; got {value}"
         raise ValueError(msg)
+    if value >= 2**63:
+        msg = f"{name} must be below 2**63; got {value}"
+        raise ValueError(msg)
     return value

@@ -250,6 +250,7 @@ class PackedTokens:
             # The kernels read one number after the other, and a step leaves some out.
             starts, lengths = self.starts[index].contiguous(), self.lengths[index].contiguous()
             return PackedTokens(self.tokens, starts, lengths, self.scales, _trusted=(self.max_length, None))
+        index = int(index)
         if not -len(self) <= index < len(self):
             msg = f"index {index} is out of range for {len(self)} items"
             raise IndexError(msg)

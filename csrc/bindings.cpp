@@ -39,7 +39,12 @@ class ReleasedGil {
   // True if Python's handler of a signal raised, as that of Ctrl-C does; the exception is then pending.
   bool handle_signals() {
     take();
-    const bool raised = PyErr_CheckSignals() != 0;
+    bool raised = PyErr_CheckSignals() != 0;
+    if (!raised && forks() != forks_) {
+      // The other threads of this call are in the parent, and with them a part of the results.
+      PyErr_SetString(PyExc_RuntimeError, "forked by a handler of signals in the middle of this call");
+      raised = true;
+    }
     state_ = PyEval_SaveThread();
     return raised;
   }
@@ -54,6 +59,7 @@ class ReleasedGil {
   }
 
   PyThreadState* state_;
+  const int64_t forks_ = forks();
 };
 
 const Tier& tier_named(const std::string& name) {
@@ -323,6 +329,14 @@ struct Sides {
   Problem problem = {};
 };
 
+// There are so many scores, with so many numbers of the argmax each.
+void check_results(int64_t queries, int64_t documents, int64_t max_lq) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  if (queries == 0 || documents == 0) return;
+  if (queries > kMost / documents || queries * documents > kMost / std::max<int64_t>(max_lq, 1))
+    throw std::invalid_argument("there are more results than any memory holds");
+}
+
 void read_problem(py::handle pairs, int64_t max_lq, bool skip_zero_q, bool skip_zero_d, Sides& sides) {
   Problem& p = sides.problem;
   p.q = sides.q.tokens;
@@ -335,7 +349,8 @@ void read_problem(py::handle pairs, int64_t max_lq, bool skip_zero_q, bool skip_
                                 std::to_string(sides.d.dim));
   }
   // A row of the argmax has max_lq numbers: as many as a query can have, and not 2^62.
-  if (max_lq < sides.q.longest || (p.q.count > 0 && max_lq > p.q.rows)) {
+  if (max_lq < sides.q.longest || max_lq > std::numeric_limits<int32_t>::max() ||
+      (p.q.count > 0 && max_lq > p.q.rows)) {
     throw std::invalid_argument("the longest of " + std::to_string(p.q.count) + " queries has " +
                                 std::to_string(sides.q.longest) + " tokens, of " + std::to_string(p.q.rows) +
                                 " in all; max_lq says " + std::to_string(max_lq));
@@ -343,12 +358,16 @@ void read_problem(py::handle pairs, int64_t max_lq, bool skip_zero_q, bool skip_
   p.max_lq = max_lq;
   p.skip_zero_q = skip_zero_q;
   p.skip_zero_d = skip_zero_d;
+  // Nothing that is counted in lanes times dimensions may overflow, whatever a tensor without memory says.
+  if (p.dim > std::numeric_limits<int32_t>::max())
+    throw std::invalid_argument("dim must be 2147483647 or less");
   p.all_pairs = pairs.is_none();
-  if (p.all_pairs) return;
+  if (p.all_pairs) return check_results(p.q.count, p.d.count, max_lq);
   sides.pairs = copied(pairs, 2, "pairs");
   if (sides.pairs.size() % 2 != 0) throw std::invalid_argument("pairs must be [p, 2]");
   p.pairs = sides.pairs.data();
   p.num_pairs = static_cast<int64_t>(sides.pairs.size() / 2);
+  check_results(p.num_pairs, 1, max_lq);
   for (int64_t i = 0; i < p.num_pairs; ++i) {
     const int64_t query = p.pairs[2 * i];
     const int64_t document = p.pairs[2 * i + 1];

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <vector>
 
@@ -128,6 +129,9 @@ class Workspace {
 
   template <typename T>
   void take(int64_t count, T*& array) {
+    // More than any machine has; what is below must not overflow.
+    constexpr int64_t kMost = int64_t{1} << 48;
+    if (count > kMost / static_cast<int64_t>(sizeof(T)) || used_ > kMost) throw std::bad_alloc();
     if (memory_ != nullptr) {
       const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory_.get()) % kAlignment);
       array = reinterpret_cast<T*>(memory_.get() + (kAlignment - past) + used_);
@@ -216,7 +220,7 @@ void plan_all_pairs(const Problem& p, int64_t wanted_units, Plan& plan) {
 // Pairs sorted by query: a query is packed once for all of its documents in a unit.
 void plan_pair_list(const Problem& p, int64_t wanted_units, Plan& plan) {
   plan.order = group_by(p.num_pairs, p.q.count, [&](int64_t i) { return p.pairs[2 * i]; }).order;
-  plan.lanes = p.max_lq;
+  for (int64_t q = 0; q < p.q.count; ++q) plan.lanes = std::max(plan.lanes, p.q.lengths[q]);
   plan.queries = 1;
   const int64_t units = std::min(p.num_pairs, wanted_units);
   for (int64_t u = 0; u < units; ++u) {

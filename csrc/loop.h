@@ -169,6 +169,7 @@ void widen_queries(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
   for (int64_t q = begin; q < end; ++q) {
     s.segment[q - begin] = lanes;
     for (int64_t t = 0; t < p.q.lengths[q]; ++t) {
+      if (given_up(p.dim, s)) continue;
       const T* row = item_rows<T>(p.q, q) + t * p.q.row_stride;
       if (p.skip_zero_q && is_zero_row(row, p.dim)) continue;
       float* to = s.query_rows + lanes * p.dim;
@@ -264,12 +265,14 @@ bool document(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
   accumulate<T, kArgmax>(p, rows, scales, 0, length, lanes, s);
   if (!p.skip_zero_d || !zero_rows_may_win(lanes, s)) return true;
 
-  const auto zero = [&](int64_t row) { return is_zero_row(rows + row * p.d.row_stride, p.dim); };
+  const auto zero = [&](int64_t row) {
+    return !given_up(p.dim, s) && is_zero_row(rows + row * p.d.row_stride, p.dim);
+  };
   bool any = false;
   for (int64_t row = 0; row < length;) {
     while (row < length && zero(row)) ++row;
     const int64_t from = row;
-    while (row < length && !zero(row)) ++row;
+    while (row < length && !s.given_up && !zero(row)) ++row;
     if (row == from) break;
     if (!any) reset(from, lanes, s.best, s.arg);
     any = true;
@@ -300,7 +303,9 @@ inline void emit(const ScoreJob& job, int64_t pair, int64_t index, bool has_toke
 template <typename T, bool kArgmax>
 void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
   const Problem& p = *job.problem;
-  for (int64_t i = u.begin; i < u.end && !given_up(0, s); ++i) {
+  // What a document takes that has no token, in multiply-adds, and what each query of an argmax.
+  const int64_t least = 64 + (job.argmax != nullptr ? p.max_lq : 0);
+  for (int64_t i = u.begin; i < u.end && !given_up(least, s); ++i) {
     const int64_t pair = job.order != nullptr ? job.order[i] : 0;
     const int64_t q_begin = job.order != nullptr ? p.pairs[2 * pair] : u.q_begin;
     const int64_t q_end = job.order != nullptr ? q_begin + 1 : u.q_end;

@@ -78,6 +78,7 @@ class Pool {
     }
     wake_.notify_all();
     job.work(0);
+    if (is_of_the_parent()) return;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = nullptr;  // whoever wakes up late finds nothing to do
@@ -91,12 +92,16 @@ class Pool {
         if (idle_.wait_for(lock, Interrupt::kLookEvery, [this] { return busy_.load() == 0; })) break;
       }
       job.interrupt->look();
+      if (is_of_the_parent()) return;
     }
   }
 
   int size() const { return started_.load(); }
 
  private:
+  // True in a child that was forked by a handler of signals, in the middle of a call: nobody else is here.
+  bool is_of_the_parent() const;
+
   void grow(int wanted) {
     if (started_.load() >= wanted) return;
     const BlockSignals block;
@@ -146,9 +151,15 @@ class Pool {
 // parent's pool and none of its threads, so it forgets the pool, locked or not, and makes another when it
 // needs one.
 std::atomic<Pool*> g_pool{nullptr};
+std::atomic<int64_t> g_forks{0};
 #if CF_POSIX
-[[maybe_unused]] const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); });
+[[maybe_unused]] const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] {
+  g_pool.store(nullptr);
+  g_forks.fetch_add(1);
+});
 #endif
+
+bool Pool::is_of_the_parent() const { return g_pool.load() != this; }
 
 Pool& pool() {
   Pool* current = g_pool.load();
@@ -180,6 +191,8 @@ void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), 
   }
   job.work(0);
 }
+
+int64_t forks() { return g_forks.load(); }
 
 int pool_size() {
   const Pool* current = g_pool.load();

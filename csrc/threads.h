@@ -51,6 +51,9 @@ class Interrupt {
 void parallel_for(int64_t units, int threads, void (*run)(void* context, int64_t unit, int worker),
                   void* context, Interrupt& interrupt);
 
+// How often this process, or one before it, was forked to become it.
+int64_t forks();
+
 // Threads this process has started so far, for `colbert-fast info` and the tests.
 int pool_size();
 

@@ -26,7 +26,34 @@ def score_argmax(p: Problem) -> Scored:
     return _score(p, argmax=True)
 
 
+def _check_bounds(p: Problem) -> None:
+    """Refuse items and pairs that are not there: torch would count negative ones from the end.
+
+    On a CPU, where it costs little; nobody waits for another device, whose kernels check what they index.
+    """
+    if p.d_tokens.device.type != "cpu":
+        return
+    for name, tokens, starts, lengths, longest in (
+        ("q", p.q_tokens, p.q_starts, p.q_lengths, p.max_lq),
+        ("d", p.d_tokens, p.d_starts, p.d_lengths, p.max_ld),
+    ):
+        rows = tokens.shape[0]
+        outside = (starts < 0) | (lengths < 0) | (lengths > longest) | (starts > rows - lengths)
+        if bool(outside.any()):
+            i = int(outside.int().argmax())
+            msg = f"item {i} of {name} is the rows [{int(starts[i])}, +{int(lengths[i])}) of {rows}, at most {longest}"
+            raise ValueError(msg)
+    if p.pairs is not None and len(p.pairs):
+        counts = torch.tensor([p.q_starts.shape[0], p.d_starts.shape[0]], device="cpu")
+        outside = ((p.pairs < 0) | (p.pairs >= counts)).any(1)
+        if bool(outside.any()):
+            i = int(outside.int().argmax())
+            msg = f"pairs[{i}] is {tuple(p.pairs[i].tolist())}; there are {counts[0]} queries and {counts[1]} documents"
+            raise ValueError(msg)
+
+
 def _score(p: Problem, *, argmax: bool) -> Scored:
+    _check_bounds(p)
     device = p.d_tokens.device
     compute = _compute_dtype(p)
     # Maxima are added in double, as by the C++ tiers, but on MPS, which has none.
@@ -65,6 +92,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
 def backward(
     p: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    _check_bounds(p)
     compute = _compute_dtype(p)
     device = p.q_tokens.device
     grad_q = torch.zeros(p.q_tokens.shape, dtype=compute, device=device) if for_q else None
@@ -72,13 +100,16 @@ def backward(
     chunk = max(1, p.chunk_elements // max(1, p.max_lq * p.q_tokens.shape[1]))
     for numbers in torch.arange(p.num_pairs, device=device).split(chunk):
         winner = argmax[numbers]
-        pair, token = (winner >= 0).nonzero(as_tuple=True)
-        number = numbers[pair]
         if p.pairs is not None:
-            query, document = p.pairs[number].unbind(1)
+            query, document = p.pairs[numbers].unbind(1)
         else:
-            query = number.div(p.shape[1], rounding_mode="floor")
-            document = number.remainder(p.shape[1])
+            query = numbers.div(p.shape[1], rounding_mode="floor")
+            document = numbers.remainder(p.shape[1])
+        # A winner that is not a token of its document, or a query token that is none, says nothing.
+        real = (winner >= 0) & (winner < p.d_lengths[document].unsqueeze(1))
+        real &= torch.arange(winner.shape[1], device=device) < p.q_lengths[query].unsqueeze(1)
+        pair, token = real.nonzero(as_tuple=True)
+        number, query, document = numbers[pair], query[pair], document[pair]
         q_row = p.q_starts[query] + token
         d_row = p.d_starts[document] + winner[pair, token]
         weight = grad_scores[number].to(compute).unsqueeze(1)

@@ -88,6 +88,7 @@ class ColBERT(nn.Module):
     truncation: bool
     add_special_tokens: bool
 
+    @safe_after_fork
     def __init__(
         self,
         model_name_or_path: str | os.PathLike[str],
@@ -290,6 +291,7 @@ class ColBERT(nn.Module):
                 parts.append(scores)
         return torch.cat(parts)
 
+    @safe_after_fork
     def save_pretrained(self, path: str | os.PathLike[str], format: str = "neural-cherche") -> ColBERT:
         """Write a checkpoint folder and return the encoder.
 

@@ -23,18 +23,13 @@ _CHUNK_TEXTS = 1024
 
 # A fast tokenizer keeps the length at which it cuts, and how it pads, between being told and being used: another
 # thread that tells it something else meanwhile has texts of both cut at its length. One lock for all encoders, which
-# may share a tokenizer; it is held for a small part of the time that the transformer then takes.
-_tokenizing = threading.Lock()
-
-
-def _unlock() -> None:
-    """Forget, in a forked child, a thread of the parent that was tokenizing."""
-    global _tokenizing
-    _tokenizing = threading.Lock()
-
-
+# may share a tokenizer; it is held for a small part of the time that the transformer then takes. A fork waits for it:
+# tokenizers have locks of their own, which would be locked for ever in the child.
+_tokenizing = threading.RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
+    os.register_at_fork(
+        before=_tokenizing.acquire, after_in_parent=_tokenizing.release, after_in_child=_tokenizing.release
+    )
 
 
 class Encoding(NamedTuple):
