@@ -43,7 +43,7 @@ for statement in ("from colbert_fast import models", "import colbert_fast.models
     try:
         exec(statement)
     except ImportError as error:
-        assert str(error).startswith("colbert_fast.models needs huggingface-hub>=1 (not installed), "), error
+        assert str(error).startswith("colbert_fast.models needs huggingface-hub>=1.3 (not installed), "), error
         assert ", sentence-transformers>=6 (not installed), " in str(error), error
         assert str(error).endswith(": pip install 'colbert-fast[models]'"), error
     else:
