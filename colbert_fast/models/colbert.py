@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
+from colbert_fast._observers import warn_caller
 from colbert_fast.models import checkpoint
 from colbert_fast.models.encoding import Encoding, as_texts, pack, padded, pair_up, windows
 from colbert_fast.packed import PackedTokens
@@ -122,12 +122,10 @@ class ColBERT(nn.Module):
         loaded = checkpoint.load(model_name_or_path, embedding_size, device or _best_device(), settings, kwargs)
         if loaded.fresh_projection:
             name = os.fspath(model_name_or_path)
-            warnings.warn(
+            warn_caller(
                 f"{name!r} has no ColBERT projection (linear.pt): starting from a random one of {embedding_size} "
                 "dimensions, whose scores mean little until it is trained. Load a trained checkpoint, train this "
-                "one, or pass embedding_size=None for the transformer's own states.",
-                UserWarning,
-                stacklevel=2,
+                "one, or pass embedding_size=None for the transformer's own states."
             )
         self.encoder: MultiVectorEncoder = loaded.encoder
         self._metadata = loaded.metadata
