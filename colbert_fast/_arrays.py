@@ -10,10 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    from colbert_fast import _C
-except ImportError:
-    _C = None  # type: ignore[assignment]
+from colbert_fast._extension import _C
 
 Mask: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
@@ -47,13 +44,14 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 class _SaidToBeWriteable:
-    """The memory of a read-only or memory-mapped array, of which torch would warn, though nothing here writes to it.
+    """A read-only or memory-mapped array under another name: as one that may be written to.
 
-    The filters of warnings belong to all threads: a call must not change them, not even for a moment.
+    torch warns of arrays that may not be written to, and this package never writes to its inputs. The filters of
+    warnings cannot be used instead: all threads share them, so that a call must not change them for a moment.
     """
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array  # which lives as long as what is made of its memory
+        self.array = array  # This keeps the memory alive.
         address, _ = array.__array_interface__["data"]
         self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
 
@@ -101,7 +99,7 @@ def tensors_and_counts(items: Sequence[Any]) -> tuple[Sequence[Tensor], list[int
 def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
     """Return the length of each item if all are plain matrices of one dim and dtype on the CPU.
 
-    Without the extension nobody makes use of it.
+    None without the extension too: only its backends score a list where it lies.
     """
     if _C is None or torch.compiler.is_compiling():
         return None

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules take."""
+"""Checks that several modules make: of arguments, and of the releases of other packages."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def positive_int(value: Any, name: str) -> int:
         msg = f"{name} must be below 2**63; got {value}"
         raise ValueError(msg)
     return value
+
+
+def release(version: str) -> list[int]:
+    """Return the numbers that a version begins with: [6, 2] for 6.2.0rc1."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return numbers

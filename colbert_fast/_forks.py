@@ -1,9 +1,10 @@
 """What torch does for us in a forked child, which must not wait for threads that only the parent has.
 
-A process whose torch has worked on several threads leaves its child OpenMP's record of them, and none of them: the
-first operation that asks for them waits for ever. So it is under gunicorn's ``--preload``, and in worker processes of
-one's own. The kernels of this package use no OpenMP, but torch does much around them, in the gradients too. So torch is
-set to one thread in such a child before it first works for us, and stays so, as in the workers of its DataLoader.
+A process whose torch has worked on several threads leaves its child a record of these threads, made by OpenMP, but not
+the threads: the child's first operation that wants them waits for ever. gunicorn's ``--preload`` makes such children,
+and so does any program that forks workers. The kernels of this package use no OpenMP, but torch does much around them,
+in the gradients too. So torch is set to one thread in the child before it first works for this package. It stays so,
+as in the workers of torch's DataLoader.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _threads_before: int | None = None
 # Whether the child still has to be told, on the thread that forked, and on any. torch makes a pool of its own when it
 # is first told or asked how many threads to use, and not safely from several threads: "Invalid thread pool!"
 _to_set, _to_renew = False, False
-_renewing = threading.Lock()
+# For a handler of signals may come back to the same thread.
+_renewing = threading.RLock()
 
 
 def _remember() -> None:
@@ -34,7 +36,7 @@ def _remember() -> None:
     _forking_thread = threading.get_ident()
     _threads_before = None
     _to_set = _to_renew = True
-    _renewing = threading.Lock()
+    _renewing = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -48,7 +50,7 @@ def torch_threads() -> int:
 
 
 def safe_after_fork(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Let torch work on one thread, from now on, if this is the thread of a forked child that has the record."""
+    """Set torch to one thread before ``function``, if this is the thread of a forked child that has the record."""
 
     @functools.wraps(function)
     def guarded(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -60,7 +62,7 @@ def safe_after_fork(function: Callable[_Arguments, _Result]) -> Callable[_Argume
 
 
 def _prepare() -> None:
-    # A handler of signals may raise between any two lines: each can be done again.
+    # A handler of signals may raise between any two lines: all of them can be run again.
     global _threads_before, _to_set, _to_renew
     if _to_renew:
         with _renewing:

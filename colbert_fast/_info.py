@@ -12,10 +12,11 @@ import torch
 
 import colbert_fast as cf
 from colbert_fast import bench
-from colbert_fast._backends import cpu, named, why_not
+from colbert_fast._backends import named, why_not
+from colbert_fast._extension import MISSING
 
 _PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "numpy")
-_TIER_WITHOUT = "the C++ extension is missing"
+_NO_EXTENSION = "the C++ extension is missing"
 
 
 def facts() -> dict[str, Any]:
@@ -42,7 +43,7 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": bench.cpu_name(),
-        "extension": {"file": _extension(), "missing": cpu._MISSING},
+        "extension": {"file": _extension(), "missing": MISSING},
         "threads": threads,
         "override": override,
         "problems": problems,
@@ -89,12 +90,12 @@ def as_text(told: dict[str, Any]) -> list[str]:
         if reason is None:
             fact(backend["name"], f"runs on {backend['device'] or 'any device'}: {dtypes}")
         else:
-            fact(backend["name"], f"no: {_TIER_WITHOUT if reason == missing else reason}")
+            fact(backend["name"], f"no: {_NO_EXTENSION if reason == missing else reason}")
     return lines
 
 
 def _extension() -> str | None:
-    return None if cpu._MISSING else importlib.import_module("colbert_fast._C").__file__
+    return None if MISSING else importlib.import_module("colbert_fast._C").__file__
 
 
 def _threads(problems: list[str]) -> dict[str, Any]:

@@ -1,11 +1,6 @@
-"""Who besides the kernels may be watching a call, and whose line to name in a warning."""
+"""Who besides the kernels may be watching a call."""
 
 from __future__ import annotations
-
-import os
-import sys
-import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,10 +16,6 @@ except ImportError:  # private names, which another version of torch need not ha
     _known = False
 
 
-# Files whose frames are not the user's.
-_INSIDE = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
-
-
 def plain(*tensors: Tensor) -> bool:
     """Whether these are in CPU memory and there is no torch.compile, trace, profiler, mode, subclass or transform.
 
@@ -38,14 +29,6 @@ def plain(*tensors: Tensor) -> bool:
     if peek_interpreter_stack() is not None or _len_torch_dispatch_stack():
         return False
     return _get_tracing_state() is None and not _profiler_enabled()
-
-
-def warn_caller(message: str) -> None:
-    """Warn, of the line outside this package and torch from which the call came."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def has_tangent(*tensors: Tensor) -> bool:

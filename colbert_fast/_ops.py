@@ -18,7 +18,8 @@ from colbert_fast._arrays import aligned
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import plain, warn_caller
+from colbert_fast._observers import plain
+from colbert_fast._warnings import warn_caller
 
 _SIDES = (
     "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, "
@@ -137,8 +138,8 @@ def _check(arguments: Sequence[Any], d_order: Tensor | None) -> None:
 def _check_aligned(arguments: Sequence[Any]) -> None:
     """Check what only tensors with memory can be asked."""
     p = Problem(*arguments[:_NUM_SIDES])
-    names = ("q_starts", "q_lengths", "d_scales", "d_starts", "d_lengths", "pairs")
-    for name, value in zip(names, map(p._asdict().__getitem__, names), strict=True):
+    for name in ("q_starts", "q_lengths", "d_scales", "d_starts", "d_lengths", "pairs"):
+        value = getattr(p, name)
         if value is not None and aligned(value) is not value:
             msg = f"{name} must be aligned to its element size; its memory begins at {value.data_ptr()}"
             raise ValueError(msg)
@@ -180,24 +181,28 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape if for_q else (0,)), d.new_empty(d.shape if for_d else (0,))
 
 
-# What torch calls, by the name of the op: the functions of the newest import of this module. Notebooks and reloaders
-# drop a package from sys.modules and import it anew, while others may hold what they had imported of it; torch
-# registers the ops of a name once in a process.
 class _Registered(NamedTuple):
+    """What this process has registered with torch, which takes ops of one name once."""
+
     library: torch.library.Library
     schemas: dict[str, str]
-    run: dict[str, Callable[..., Any]]
+    run: dict[str, Callable[..., Any]]  # the functions that the ops call, by name
 
 
 def _register(run: dict[str, Callable[..., Any]]) -> None:
+    """Let the ops call these functions, those of the newest import of this module.
+
+    Notebooks and reloaders drop a package from ``sys.modules`` and import it anew, while others may hold what they had
+    imported of it.
+    """
     space = vars(torch.ops.colbert_fast)
     registered = space.get("_registered")
-    if registered is not None and registered.schemas == _SCHEMAS:
+    if registered is not None:
+        if registered.schemas != _SCHEMAS:
+            msg = "another version of colbert_fast was imported in this process: start Python anew to use this one"
+            raise ImportError(msg)
         registered.run.update(run)
         return
-    if registered is not None:
-        # Another version of this package, whose ops end here.
-        registered.library._destroy()
     library = torch.library.Library("colbert_fast", "DEF")
     space["_registered"] = _Registered(library, dict(_SCHEMAS), run)
     for name, schema in _SCHEMAS.items():

@@ -15,13 +15,9 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
+from colbert_fast._extension import _C
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._observers import has_tangent, plain
-
-try:
-    from colbert_fast import _C
-except ImportError:
-    _C = None  # type: ignore[assignment]
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
@@ -37,8 +33,8 @@ class PackedTokens:
     """A ragged batch of token embeddings: item ``i`` is ``tokens[starts[i] : starts[i] + lengths[i]]``.
 
     Build it once to score it many times. Every row inside an item is a token, rows of zeros included. Items may
-    leave gaps between them and may share rows. The fields are read-only, and ``starts`` and ``lengths`` copies of what
-    was given; nobody should write to their elements either: what does not fit is refused when it is scored.
+    leave gaps between them and may share rows. The fields are read-only, and ``starts`` and ``lengths`` are copies of
+    what was given. Do not write to their elements either: offsets that do not fit are refused when they are scored.
 
     Parameters
     ----------
@@ -69,7 +65,7 @@ class PackedTokens:
         *,
         _trusted: tuple[int, Tensor | None] | None = None,
     ) -> None:
-        # The lowerings are right by construction, and must not wait for a device: they bring what is found out below.
+        # The lowerings are right by construction, and must not wait for a device: they pass (max_length, order).
         if _trusted is None:
             starts, lengths, scales, _trusted = self._checked(tokens, starts, lengths, scales)
         self._tokens = tokens

@@ -11,10 +11,10 @@
 // manual, AMX).
 //
 // Sums: tdpbf16ps has one chain for the even and one for the odd numbers of its 32, adds these two and adds
-// the result to C (SDM volume 2). A product so passes at most 16 + 1 + n / 32 roundings, 81 in a block of
-// 2048 numbers, and the blocks are added as in tile.h: fewer roundings than there. Sums that may be flushed
-// are n + 2 ceil(n / 32), and 1 for n = 1, at most the 2n of screen.h. All rows take this way, those of a
-// short document too, for equal rows must have equal products.
+// the result to C (SDM volume 2). So a product passes at most 16 + 1 + n / 32 roundings: 81 in a block of
+// 2048 numbers, fewer than the 128 of tile.h, which also says how blocks are added. The number of sums that
+// may be flushed is n + 2 ceil(n / 32), or 1 for n = 1: at most the 2n of screen.h. The rows of a short
+// document are computed in the same way, because equal rows must have equal products.
 //
 // Rows that are no multiple of 64 bytes are copied and padded by screen.h. A number of rows that is no
 // multiple of 16 is covered by a last tile that overlaps the one before, whose products are the same a second

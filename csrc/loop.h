@@ -27,7 +27,7 @@ inline const float* item_scales(const Tokens& tokens, int64_t item) {
 template <typename T, bool kArgmax>
 void accumulate_float32(const Problem& p, const T* rows, const float* scales, int64_t first_row,
                         int64_t count, int64_t begin, int64_t end, float* best, int32_t* arg, Scratch& s) {
-  // With one panel nothing is read twice, and a document is one block, or as much as is done between looks.
+  // With one panel no row is read twice: a document is one block, but for the looks for an interrupt.
   const bool one_panel = std::is_same<T, float>::value && end - begin <= kPanel;
   const int64_t rows_between_looks = kWorkBetweenLooks / (kPanel * (p.dim > 0 ? p.dim : 1));
   const int64_t block = one_panel && rows_between_looks > s.block_rows ? rows_between_looks : s.block_rows;
@@ -303,7 +303,7 @@ inline void emit(const ScoreJob& job, int64_t pair, int64_t index, bool has_toke
 template <typename T, bool kArgmax>
 void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
   const Problem& p = *job.problem;
-  // What a document takes that has no token, in multiply-adds, and what each query of an argmax.
+  // A document counts as work even without a token: 64 multiply-adds, and one for each number of its argmax.
   const int64_t least = 64 + (job.argmax != nullptr ? p.max_lq : 0);
   for (int64_t i = u.begin; i < u.end && !given_up(least, s); ++i) {
     const int64_t pair = job.order != nullptr ? job.order[i] : 0;
@@ -346,7 +346,7 @@ void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
     const int64_t d = !p.all_pairs ? p.pairs[2 * pair + 1] : pair % p.d.count;
     const float scale = job.grad_scores[pair];
     for (int64_t t = 0; t < p.q.lengths[q]; ++t) {
-      // Read once: whoever may write to it meanwhile, what is checked is what is used.
+      // Read once, so that what is checked is what is used, whoever writes to it meanwhile.
       const int64_t j = *static_cast<const volatile int32_t*>(job.argmax + pair * p.max_lq + t);
       if (j < 0 || j >= p.d.lengths[d]) continue;
       const int64_t q_row = p.q.starts[q] + t;

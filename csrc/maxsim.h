@@ -2,11 +2,11 @@
 //
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
-// One call walks bindings.cpp (checks) -> dispatch.cpp (chooses the tier, cuts the work into units, runs them
-// on threads.cpp) -> a tier: one file for each instruction set (the constants at the end of this one), and
-// written once for all of them loop.h (what is done with a document), tile.h (the register tile) and screen.h
-// (products of fewer bits). A tier never allocates, starts no thread, throws nothing and reads no
-// environment.
+// One call walks bindings.cpp -> tensors.cpp (reads tensors, and checks them) -> dispatch.cpp (chooses the
+// tier, cuts the work into units, runs them on threads.cpp) -> a tier: one file for each instruction set (the
+// constants at the end of this one), and written once for all of them loop.h (what is done with a document),
+// tile.h (the register tile) and screen.h (products of fewer bits). A tier never allocates, starts no thread,
+// throws nothing and reads no environment.
 #pragma once
 
 #include <cstdint>
@@ -75,14 +75,14 @@ struct Scratch {
   int64_t block_rows;
   int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
   bool saw_empty_document;
+  bool redone;  // lanes of bfloat16 were done again in float32: which, depends on all rows that they met
 
-  // A call can be interrupted. After so many multiply-adds a tier asks whether it was; if so, it returns
-  // soon, from wherever it is, and nothing that it has written is of use.
+  // A call can be interrupted. A tier asks now and then (given_up() in tile.h). If the call was interrupted,
+  // the tier returns at once, and nothing that it has written is of use.
   bool (*interrupted)(void* call);
   void* call;
-  int64_t work;   // multiply-adds since it asked
-  bool given_up;  // what it was told
-  bool redone;    // lanes of bfloat16 were done again in float32: which, depends on all rows that they met
+  int64_t work;   // multiply-adds since the tier asked
+  bool given_up;  // the last answer
 
   // Only of a tier with narrow_bytes; screen.h has the names of its proof. Of bfloat16 that is multiplied as
   // it is:

@@ -40,13 +40,13 @@
 //
 // as the parameter N of what is below.
 //
-// BFLOAT16 INPUTS. Products of bfloat16 are exact in float32 and summed in float32, so that this is a dot
-// product like that of the other tiers, in blocks like theirs, but for one thing: the instructions take
-// denormal inputs for zero and flush denormal sums to zero. Against query q of n numbers, this changes a dot
-// product by at most A = 2^-126 (sum |q_k| + 2n), if no q_k is denormal: a flushed d_k loses |q_k d_k| <
-// 2^-126 |q_k|, a flushed sum less than 2^-126, at most twice a step. Where the maximum is at least 2^30 A,
-// that is far below one rounding. The other lanes, and those of queries with numbers that are denormal or not
-// finite, are done again in float32.
+// BFLOAT16 INPUTS. Products of bfloat16 are exact in float32, and are summed in float32 in blocks, as in the
+// other tiers. There is one difference: the instructions take denormal inputs for zero and flush denormal
+// sums to zero. Against query q of n numbers, this changes a dot product by at most A = 2^-126 (sum |q_k| +
+// 2n), if no q_k is denormal: a flushed d_k loses |q_k d_k| < 2^-126 |q_k|, a flushed sum less than 2^-126,
+// at most twice a step. Where the maximum is at least 2^30 A, this is far below one rounding. The lanes where
+// it is smaller are done again in float32, and so are the lanes of queries with denormal, infinite or NaN
+// numbers.
 //
 // SCREENING. What decides is the tier's own chain f_j, of float32 or of products of bfloat16 as above, of row
 // j of a chunk with a lane. The scores, the argmax and their ties are those of the chains of all rows, to the

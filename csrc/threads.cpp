@@ -78,7 +78,7 @@ class Pool {
     }
     wake_.notify_all();
     job.work(0);
-    if (is_of_the_parent()) return;
+    if (is_of_the_parent()) return job.interrupt->lose();
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = nullptr;  // whoever wakes up late finds nothing to do
@@ -92,14 +92,14 @@ class Pool {
         if (idle_.wait_for(lock, Interrupt::kLookEvery, [this] { return busy_.load() == 0; })) break;
       }
       job.interrupt->look();
-      if (is_of_the_parent()) return;
+      if (is_of_the_parent()) return job.interrupt->lose();
     }
   }
 
   int size() const { return started_.load(); }
 
  private:
-  // True in a child that was forked by a handler of signals, in the middle of a call: nobody else is here.
+  // True in a child that a handler of signals forked in the middle of a call: the workers are in the parent.
   bool is_of_the_parent() const;
 
   void grow(int wanted) {
@@ -151,12 +151,8 @@ class Pool {
 // parent's pool and none of its threads, so it forgets the pool, locked or not, and makes another when it
 // needs one.
 std::atomic<Pool*> g_pool{nullptr};
-std::atomic<int64_t> g_forks{0};
 #if CF_POSIX
-[[maybe_unused]] const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] {
-  g_pool.store(nullptr);
-  g_forks.fetch_add(1);
-});
+[[maybe_unused]] const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); });
 #endif
 
 bool Pool::is_of_the_parent() const { return g_pool.load() != this; }
@@ -191,8 +187,6 @@ void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), 
   }
   job.work(0);
 }
-
-int64_t forks() { return g_forks.load(); }
 
 int pool_size() {
   const Pool* current = g_pool.load();

@@ -9,8 +9,8 @@
 namespace colbert_fast {
 
 // How a call hears that its caller is wanted elsewhere, by Ctrl-C for instance. The calling thread looks, at
-// most every kLookEvery, in work that it takes part in and while it waits for the others; all threads give up
-// once it has heard something, and nothing that the call has written is of use then.
+// most every kLookEvery, while it works and while it waits for the others. Once it has heard something, all
+// threads give up, and nothing that the call has written is of use.
 class Interrupt {
  public:
   static constexpr std::chrono::milliseconds kLookEvery{50};
@@ -29,14 +29,20 @@ class Interrupt {
     return heard();
   }
 
-  // The same, as far as the calling thread knows. On any thread.
+  // Whether the calling thread has heard something. On any thread.
   bool heard() const { return heard_.load(std::memory_order_relaxed); }
+
+  // Says that units were lost, or whether they were: a handler of signals forked, and the threads that had
+  // these units are in the parent. On the calling thread only.
+  void lose() { lost_ = true; }
+  bool lost() const { return lost_; }
 
  private:
   bool (*pending_)(void*);
   void* context_;
   std::chrono::steady_clock::time_point looked_;
   std::atomic<bool> heard_{false};
+  bool lost_ = false;
 };
 
 // Calls run(context, unit, worker) once for every unit in [0, units), on at most `threads` threads, the
@@ -50,9 +56,6 @@ class Interrupt {
 // refuses a thread, the work is done by those there are.
 void parallel_for(int64_t units, int threads, void (*run)(void* context, int64_t unit, int worker),
                   void* context, Interrupt& interrupt);
-
-// How often this process, or one before it, was forked to become it.
-int64_t forks();
 
 // Threads this process has started so far, for `colbert-fast info` and the tests.
 int pool_size();

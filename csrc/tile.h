@@ -66,7 +66,7 @@ constexpr uintptr_t kPrefetchBytes = 24 * 1024;
 // slow.
 constexpr int64_t kWorkBetweenLooks = int64_t{1} << 23;
 
-// Whether to return, after or before so many multiply-adds.
+// Counts multiply-adds, and says whether the call was interrupted and the tier has to return.
 CF_ALWAYS_INLINE bool given_up(int64_t work, Scratch& s) {
   s.work += work;
   if (s.work < kWorkBetweenLooks) return s.given_up;
@@ -133,10 +133,11 @@ struct Float32Ops {
   static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return Isa::add(a, b); }
 };
 
-// `sums` are those of block number `block`, `count` vectors, and the sums of the blocks before it lie before
-// them: for each bit of `block` that is 1, from the highest to the lowest, the sum of as many blocks; the
-// last of `levels` bits may count more. Adds the sums of equally many blocks, and returns how many additions
-// that took. Not a part of the tiles, each of which would be larger by a quarter.
+// Adds the sums of equally many blocks, in pairs, and returns the number of these additions. `sums` points to
+// the `count` vectors of block number `block`. The sums that wait lie before it: one for each bit of `block`
+// that is 1, the highest bit first, each the sum of as many blocks as its bit stands for. There are `levels`
+// places: the first may stand for more blocks. This is a function of its own because tiles that contain it
+// are larger by a quarter.
 template <typename Ops>
 CF_NEVER_INLINE int add_pairs(typename Ops::Acc* sums, int64_t count, int64_t block, int levels) {
   int pairs = 0;
@@ -165,7 +166,7 @@ class BlockSums {
     return Ops::kBlock == 0 || steps - begin <= Ops::kBlock ? steps : begin + Ops::kBlock;
   }
 
-  // Takes the sums of a block. True if it was the last one: `sums` are then those of all blocks.
+  // Takes the sums of a block. After the last block it returns true, and `sums` are the sums of all blocks.
   CF_ALWAYS_INLINE bool done(Acc (&sums)[kRows][kVecs], int64_t end_of_block, int64_t steps) {
     if constexpr (Ops::kBlock != 0) {
       if (steps <= Ops::kBlock) return true;

@@ -17,7 +17,8 @@ from lacking import FILES, LACKING, here, left_out
 
 import colbert_fast as cf
 from colbert_fast import _backends
-from colbert_fast._backends import triton_
+from colbert_fast._backends import cpu, triton_
+from colbert_fast._extension import MISSING
 
 collect_ignore = [file for name in LACKING for file in FILES.get(name, [])]
 if not triton_.INTERPRETED:
@@ -89,3 +90,11 @@ def threads() -> Iterator[Any]:
     before = cf._backends.cpu._num_threads
     yield cf.set_num_threads
     cf._backends.cpu._num_threads = before
+
+
+@pytest.fixture
+def extension() -> str:
+    """The best tier: the pool does not know which one it works for."""
+    if cpu._C is None:
+        pytest.skip(MISSING)
+    return "cpu"

@@ -67,14 +67,13 @@ if child == 0:
         thread.join()
     os._exit(3 - len(done))
 assert status_of(child) == 0
-# torch hangs in such a child: otherwise nothing above says anything.
+# Without us torch hangs in such a child: otherwise nothing above says anything.
 child = os.fork()
 if child == 0:
     signal.alarm(5)
     x @ x
     os._exit(0)
-assert status_of(child) == -signal.SIGALRM
-print(len(CALLS))
+print(len(CALLS), status_of(child) == -signal.SIGALRM)
 """
 
 SCORING = r"""
@@ -189,7 +188,10 @@ def run(cases: str, environment: dict[str, str] | None = None) -> int:
         env={**os.environ, **(environment or {})},
     )
     assert done.returncode == 0, done.stderr
-    return int(done.stdout.split()[-1])
+    calls, torch_hangs = done.stdout.split()[-2:]
+    if torch_hangs != "True":
+        pytest.skip("this torch does not hang in such a child, whatever runs there")
+    return int(calls)
 
 
 def test_scoring() -> None:

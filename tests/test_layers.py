@@ -12,8 +12,8 @@ import colbert_fast
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
     {"_C"},
-    {"_backends.extension"},
-    {"reference", "_arrays", "_checks", "_forks", "_observers", "_backends.problem"},
+    {"_extension"},
+    {"reference", "_arrays", "_checks", "_forks", "_observers", "_warnings", "_backends.problem"},
     {"packed"},
     {"_backends.torch_", "_backends.cpu", "_backends.triton_", "_backends.triton_kernels"},
     {"_backends"},

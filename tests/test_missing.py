@@ -15,7 +15,7 @@ import pytest
 from source import is_editable
 
 import colbert_fast as cf
-from colbert_fast._backends.extension import why_missing
+from colbert_fast._extension import why_missing
 
 
 def run(code: str) -> str:

@@ -1,9 +1,8 @@
-"""Threads: any number of them gives the same bits, and fork, Ctrl-C and exit find nothing in their way."""
+"""Threads: any number of them gives the same bits, and fork and exit find nothing in their way."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,77 +11,13 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES, embeddings, planted
+from processes import assert_clean, python
 
 import colbert_fast as cf
 from colbert_fast._backends import cpu
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed in /proc/self/task")
-
-# A call that all threads share, and the backend to make it with. `tasks` are the threads of the whole process.
-PRELUDE = r"""
-import os, signal, sys, threading, time
-import torch
-import colbert_fast as cf
-from colbert_fast._backends import cpu
-
-# A shell starts what runs in its background with SIGINT ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-backend = sys.argv[1]
-torch.manual_seed(0)
-queries, documents = torch.randn(16, 32, 64), torch.randn(40, 30, 64)
-
-def score(a=queries, b=documents):
-    return cf.maxsim(a, b, backend=backend)
-
-def tasks():
-    return set(os.listdir("/proc/self/task"))
-
-def wait_for(child):
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == 0, status
-
-def in_child(expected):
-    # The alarm ends a child that hangs, which would otherwise outlive the test.
-    signal.alarm(3600)
-    code = 1
-    try:
-        assert cpu._C.pool_size() == 0
-        assert torch.equal(score(), expected)
-        assert cpu._C.pool_size() == 2
-        code = 0
-    finally:
-        os._exit(code)
-"""
-
-
-def python(script: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh process; one that hangs fails the test.
-
-    Since Python 3.12 a fork beside other threads warns. That fork is what these tests are about.
-    """
-    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", PRELUDE + script, *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        check=False,
-        env={**os.environ, "COLBERT_FAST_NUM_THREADS": "3", **(environment or {})},
-    )
-
-
-@pytest.fixture
-def extension() -> str:
-    """The best tier: the pool does not know which one it works for."""
-    if cpu._C is None:
-        pytest.skip(cpu._MISSING)
-    return "cpu"
-
-
-def assert_clean(done: subprocess.CompletedProcess[str], *, code: int = 0) -> None:
-    assert done.returncode == code, done.stderr
-    assert done.stderr == ""
 
 
 def ragged(dtype: torch.dtype) -> tuple[cf.PackedTokens, cf.PackedTokens]:
@@ -325,167 +260,6 @@ threading.Thread(target=loop, daemon=True).start()
 time.sleep(0.2)
 """
     assert_clean(python(script, extension))
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to itself")
-def test_ctrl_c_during_a_call(extension: str) -> None:
-    script = r"""
-def interrupt():
-    time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGINT)
-score()
-threading.Thread(target=interrupt).start()
-long = torch.randn(64, 32, 64), torch.randn(300, 60, 64)
-while True:
-    score(*long)
-"""
-    done = python(script, extension)
-    assert done.returncode == -signal.SIGINT, done.stderr
-    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
-
-
-def test_scores_after_ctrl_c(extension: str) -> None:
-    script = r"""
-expected = score()
-for _ in range(3):
-    try:
-        threading.Timer(0.05, lambda: signal.raise_signal(signal.SIGINT)).start()
-        while True:
-            score()
-    except KeyboardInterrupt:
-        pass
-    assert torch.equal(score(), expected)
-"""
-    assert_clean(python(script, extension))
-
-
-# A signal is sent once the extension has been called, and the work grows until it is handled before that is done: the
-# frame that a handler gets is that of the Python function in which the work goes on.
-DURING = r"""
-import torch
-
-empty, zeros = torch.empty, torch.zeros
-torch.empty = lambda *shape, **options: empty(*shape, **options).fill_(-77)
-torch.zeros = lambda *shape, **options: zeros(*shape, **options).fill_(0)
-few = score()
-kind, raises = sys.argv[2], sys.argv[3] == "raises"
-unfinished = []
-
-def handler(number, frame):
-    # Neither the call that it interrupts nor its own is disturbed by the other.
-    assert torch.equal(score(), few)
-    while frame is not None and frame.f_code not in (cpu._score.__code__, cpu._backward.__code__):
-        frame = frame.f_back
-    if frame is None:
-        return  # too late
-    local = frame.f_locals
-    written = local["grad"] if kind == "gradients" else local["scores"]
-    unfinished.append(bool((written == (0 if kind == "gradients" else -77)).any()))
-    if raises and unfinished[-1]:
-        raise KeyboardInterrupt
-
-signal.signal(signal.SIGUSR1, handler)
-
-def work(size):
-    if kind == "one document":
-        a, b = torch.randn(1, 1000, 64), torch.randn(1, 50_000 * size, 64)
-        return lambda: cf.maxsim(a, b, backend=backend)
-    a, b = torch.randn(200, 32, 64), torch.randn(500 * size, 30, 64)
-    if kind == "pairs":
-        pairs = torch.stack([torch.arange(200_000 * size) % n for n in (200, 500 * size)], dim=1)
-        return lambda: cf.maxsim_pairs(a, b, pairs, backend=backend)
-    if kind == "gradients":
-        scored = cf.maxsim(a.requires_grad_(), b.requires_grad_(), backend=backend)
-        weights = torch.ones(scored.shape)
-        return lambda: torch.autograd.grad(scored, [a, b], weights, retain_graph=True)[1]
-    return lambda: cf.maxsim(a, b, backend=backend)
-
-size = 1
-while not any(unfinished):
-    call = work(size)
-    size *= 2
-    expected = None if raises else call()
-    before = cpu._C.calls()
-    def send():
-        while cpu._C.calls() == before:
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGUSR1)
-    sender = threading.Thread(target=send)
-    sender.start()
-    interrupted = False
-    try:
-        result = call()
-    except KeyboardInterrupt:
-        interrupted = True
-    sender.join()
-    assert interrupted == (raises and any(unfinished))
-    assert raises or torch.equal(result, expected)
-assert torch.equal(score(), few)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
-@pytest.mark.parametrize("outcome", ["raises", "goes on"])
-@pytest.mark.parametrize("kind", ["all pairs", "one document", "pairs", "gradients"])
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_a_signal_is_handled_during_a_call(extension: str, kind: str, outcome: str, threads: str) -> None:
-    assert_clean(python(DURING, extension, kind, outcome, environment={"COLBERT_FAST_NUM_THREADS": threads}))
-
-
-# What another thread does to a batch while it is scored, over and over.
-ATTACKS = {
-    "writes starts": "P.starts[5] = 10**12; P.starts[5] = 0",
-    "writes lengths": "P.lengths[5] = 10**12; P.lengths[5] = 1",
-    "writes pairs": "pairs[7, 1] = 10**12; pairs[7, 1] = 0",
-    "writes scales": "I.scales[3] = float('nan'); I.scales[3] = 1",
-    "shrinks starts": "P.starts.resize_(3); P.starts.resize_(100)",
-    "shrinks the storage of lengths": "s = P.lengths.untyped_storage(); s.resize_(8); s.resize_(800)",
-    "strides lengths": "P.lengths.as_strided_((100,), (0,)); P.lengths.as_strided_((100,), (1,))",
-    "shrinks an item": "L[5].resize_(1, 64); L[5].resize_(60, 64)",
-    "shrinks the storage of an item": "s = L[5].untyped_storage(); s.resize_(0); s.resize_(60 * 64 * 4)",
-    "grows an item": "L[5].resize_(600, 64); L[5].untyped_storage().resize_(60 * 64 * 4); L[5].resize_(60, 64)",
-    "sets an item": "L[5].set_(torch.zeros(1, 64)); L[5].set_(torch.zeros(60, 64))",
-    "replaces an item's data": "L[5].data = torch.zeros(1, 64); L[5].data = torch.zeros(60, 64)",
-    "shrinks the list": "L.append(L.pop()); del L[99:]; L.append(torch.zeros(60, 64))",
-}
-ATTACKED = r"""
-import warnings
-
-# What is left of a batch may have documents without tokens.
-warnings.simplefilter("ignore")
-expected = score()
-L = [torch.randn(60, 64) for _ in range(100)]
-P = cf.PackedTokens.from_list(L)
-I = P.quantize("int8")
-pairs = torch.stack([torch.randint(16, (500,)), torch.randint(100, (500,))], dim=1)
-stop = threading.Event()
-def attack():
-    while not stop.is_set():
-        @ATTACK@
-attacker = threading.Thread(target=attack)
-attacker.start()
-calls = (
-    lambda: score(b=P), lambda: score(b=L), lambda: score(b=I), lambda: cf.topk(queries, L, 3, backend=backend),
-    lambda: cf.maxsim_pairs(queries, P, pairs, backend=backend), lambda: torch.ops.colbert_fast.score(
-        queries.flatten(0, 1), torch.arange(0, 512, 32), torch.full((16,), 32), P.tokens, None, P.starts, P.lengths,
-        pairs, 32, 60, False, False, 2**24, backend),
-)
-refused = 0
-for _ in range(30):
-    for call in calls:
-        try:
-            call()
-        except (ValueError, RuntimeError, TypeError):
-            refused += 1
-stop.set()
-attacker.join()
-assert torch.equal(score(), expected)
-"""
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_another_thread_cannot_send_a_kernel_astray(extension: str, attack: str) -> None:
-    assert_clean(python(ATTACKED.replace("@ATTACK@", ATTACKS[attack]), extension))
 
 
 def test_calls_are_counted_for_the_tier_that_ran(native: str) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from colbert_fast._backends import cpu, torch_, triton_
 from colbert_fast._backends.problem import Backend
-from colbert_fast._observers import warn_caller
+from colbert_fast._extension import MISSING
+from colbert_fast._warnings import warn_caller
 
 _ON_THIS_MACHINE = (*cpu.BACKENDS, torch_.BACKEND)
 # In Triton's interpreter the kernels take CPU tensors, and are the slowest that do.
@@ -97,10 +98,10 @@ def named(name: str | None) -> list[Backend]:
 def _tell_of_torch(device: torch.device, dtype: torch.dtype) -> None:
     """Warn once if torch scores only because the extension is missing: all is right then, but slow."""
     global _told_of_torch
-    if _told_of_torch or cpu._MISSING is None or device.type != "cpu" or dtype not in cpu.BACKENDS[0].dtypes:
+    if _told_of_torch or MISSING is None or device.type != "cpu" or dtype not in cpu.BACKENDS[0].dtypes:
         return
     _told_of_torch = True
-    warn_caller(f"scoring with torch, several times slower: {cpu._MISSING}")
+    warn_caller(f"scoring with torch, several times slower: {MISSING}")
 
 
 def why_not(backend: Backend, device: torch.device, dtype: torch.dtype, int8: bool = False) -> str | None:

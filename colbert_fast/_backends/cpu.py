@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from functools import partial
@@ -11,17 +12,10 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import aligned
-from colbert_fast._backends.extension import why_missing
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._checks import positive_int
+from colbert_fast._extension import _C, MISSING
 from colbert_fast._forks import torch_threads
-
-_MISSING: str | None = None
-try:
-    from colbert_fast import _C
-except ImportError as error:
-    _C = None  # type: ignore[assignment]
-    _MISSING = why_missing(error)
 
 if _C is not None:
     # Signals are handled on one thread: on others nobody need ask for them.
@@ -129,11 +123,14 @@ def _score(tier: str, argmax: bool, p: Problem) -> Scored:
     try:
         empty_document = _C.score(tier, q, d, *rest)
     except ValueError:
-        # Items are looked at again only now: hardly any needs it, and to ask each takes as long as to score it.
-        copies = tuple(map(_readable_item, d[1])) if p.d_items else ()
-        if all(copy is item for copy, item in zip(copies, d[1], strict=False)):
+        if not p.d_items:
             raise
-        empty_document = _C.score(tier, q, (d[0], copies, d[2]), *rest)
+        # Hardly any item has to be copied, and to ask each one takes as long as to score it: only now is it asked.
+        dtype, items, dim = d
+        readable = tuple(map(_readable_item, items))
+        if all(map(operator.is_, readable, items)):
+            raise
+        empty_document = _C.score(tier, q, (dtype, readable, dim), *rest)
     return Scored(scores, winners, empty_document)
 
 
@@ -170,5 +167,5 @@ def _backend(tier: str, unsupported: str | None) -> Backend:
 
 
 BACKENDS = tuple(
-    _backend(tier, reason) for tier, reason in (_C.tiers() if _C is not None else [(t, _MISSING) for t in _TIERS])
+    _backend(tier, reason) for tier, reason in (_C.tiers() if _C is not None else [(t, MISSING) for t in _TIERS])
 )

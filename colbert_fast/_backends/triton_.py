@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
+from colbert_fast._checks import release
 
 # Triton's own switch, which it reads when the kernels are imported: they then run in Python, on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Triton's interpreter multiplies float64 since then, and without it no test knows the kernels. As in pyproject.toml.
-OLDEST = (3, 5)
+# The first release whose interpreter multiplies float64: no test can check the kernels with an older one.
+# pyproject.toml says the same.
+OLDEST = "3.5"
 TUNING = Path(__file__).with_name("triton_tuning.json")
 
 
@@ -63,8 +65,8 @@ def _missing() -> str | None:
         found = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:  # a build under another name, for ROCm or Windows
         return None
-    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
-        return f"needs Triton {'.'.join(map(str, OLDEST))} or newer, which comes with torch 2.9; {found} is installed"
+    if release(found) < release(OLDEST):
+        return f"needs Triton {OLDEST} or newer, which comes with torch 2.9; {found} is installed"
     return None
 
 

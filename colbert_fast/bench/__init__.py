@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import colbert_fast as cf
-from colbert_fast._backends import cpu
+from colbert_fast._extension import MISSING
 from colbert_fast.bench.machine import cpu_name, cuda_limits, last_level_cache, limits
 from colbert_fast.bench.workloads import SHORT, WORKLOADS, Inputs, Workload
 
@@ -225,8 +225,8 @@ def _report(
 def as_text(report: dict[str, Any]) -> list[str]:
     """Lay a report out for reading."""
     lines = [f"{report['cpu']}, {report['threads']} threads; median of each contender, checked against float64 first"]
-    if cpu._MISSING is not None:
-        lines.append(f"without our own CPU backends: {cpu._MISSING}")
+    if MISSING is not None:
+        lines.append(f"without our own CPU backends: {MISSING}")
     for workload in report["workloads"]:
         lines += ["", f"{workload['name']}: {workload['shape']}"]
         lines.append(f"  {'':<14}{'ms':>9}{'GB/s':>8}{'GFLOP/s':>9}{'of limit':>10}{'error':>10}")

@@ -10,6 +10,8 @@ import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from colbert_fast._checks import release
+
 if TYPE_CHECKING:
     from colbert_fast.models.colbert import ColBERT
 
@@ -43,21 +45,11 @@ def _check_needed() -> None:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # importable without being installed: its owner knows
             continue
-        if _release(version) < _release(first):
+        if release(version) < release(first):
             problems.append(f"{package}>={first} ({version} is installed)")
     if problems:
         msg = f"colbert_fast.models needs {', '.join(problems)}: pip install 'colbert-fast[models]'"
         raise ImportError(msg)
-
-
-def _release(version: str) -> list[int]:
-    """The numbers a version begins with: [6, 2] for 6.2.0rc1."""
-    numbers = []
-    for part in version.split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return numbers
 
 
 _check_needed()

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
-from colbert_fast._observers import warn_caller
+from colbert_fast._warnings import warn_caller
 from colbert_fast.models import checkpoint
 from colbert_fast.models.encoding import Encoding, as_texts, pack, padded, pair_up, windows
 from colbert_fast.packed import PackedTokens

@@ -326,8 +326,8 @@ double bound(int64_t dim, int64_t terms) {
          static_cast<double>(std::max<int64_t>(terms, 1));
 }
 
-// One pair of a result, of a tier whose dot products are those of fused_dot() or not. True if the document
-// has no token.
+// Checks one pair of a result, to the last bit if the tier's dot products are `fused`, as fused_dot() is.
+// True if the document has no token.
 bool check_pair(bool fused, const Case& c, const Side& q, const Side& d, int64_t query, int64_t document,
                 float score, const int32_t* argmax, int64_t max_lq) {
   const int64_t ld = (*d.lengths)[document];

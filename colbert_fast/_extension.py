@@ -1,4 +1,4 @@
-"""Why the C++ extension is missing, and what to do about it."""
+"""The C++ extension, or why it is missing and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def why_missing(error: ImportError, package: Path = _PACKAGE) -> str:
@@ -42,3 +42,12 @@ def _installed_beside(package: Path) -> Path | None:
         if (entry / "colbert_fast" / "__init__.py").is_file() and (entry / "colbert_fast").resolve() != package:
             return entry
     return None
+
+
+MISSING: str | None = None
+"""None, or why there is no extension."""
+try:
+    from colbert_fast import _C as _C
+except ImportError as error:
+    _C = None  # type: ignore[assignment]
+    MISSING = why_missing(error)

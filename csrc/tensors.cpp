@@ -1,0 +1,305 @@
+#include "tensors.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+
+namespace colbert_fast {
+namespace {
+
+// What torch's tensors are asked, by names that are made once.
+struct Names {
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* is_floating_point = PyUnicode_InternFromString("is_floating_point");
+  PyObject* layout = PyUnicode_InternFromString("layout");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* numel = PyUnicode_InternFromString("numel");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
+  PyObject* stride = PyUnicode_InternFromString("stride");
+  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
+};
+
+const Names& names() {
+  static const Names* const kNames = new Names;
+  return *kNames;
+}
+
+py::object asked(py::handle object, PyObject* method) {
+  PyObject* const answer = PyObject_CallMethodNoArgs(object.ptr(), method);
+  if (answer == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(answer);
+}
+
+py::object attribute(py::handle object, PyObject* name) {
+  PyObject* const value = PyObject_GetAttr(object.ptr(), name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+int64_t integer(py::handle value) {
+  const int64_t result = PyLong_AsLongLong(value.ptr());
+  if (result == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return result;
+}
+
+// Where a storage is, or 0: torch has tensors of zeros that are only described, and raises when it is asked.
+uintptr_t address_of(py::handle storage) {
+  PyObject* const address = PyObject_CallMethodNoArgs(storage.ptr(), names().data_ptr);
+  if (address == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) throw py::error_already_set();
+    PyErr_Clear();
+    return 0;
+  }
+  return static_cast<uintptr_t>(integer(py::reinterpret_steal<py::object>(address)));
+}
+
+// A tuple of `count` integers, one or two.
+bool integers(const py::object& tuple, Py_ssize_t count, int64_t (&values)[2]) {
+  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != count) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) values[i] = integer(PyTuple_GET_ITEM(tuple.ptr(), i));
+  return true;
+}
+
+// A copy, for nobody may write to what bounds an access after it has been checked.
+std::vector<int64_t> copied(py::handle tensor, int dims, const std::string& name) {
+  const Memory memory(tensor, dims, sizeof(int64_t), name);
+  if (!memory.contiguous()) throw std::invalid_argument(name + " must be contiguous");
+  const int64_t count = memory.rows() * memory.columns();
+  const int64_t* const first = memory.data<const int64_t>();
+  return count == 0 ? std::vector<int64_t>() : std::vector<int64_t>(first, first + count);
+}
+
+void check_count(int64_t there, int64_t needed, const char* name) {
+  if (there >= needed) return;
+  throw std::invalid_argument(std::string(name) + " must have " + std::to_string(needed) + " elements; got " +
+                              std::to_string(there));
+}
+
+// There are so many scores, and each has max_lq numbers of the argmax.
+void check_results(int64_t queries, int64_t documents, int64_t max_lq) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  if (queries == 0 || documents == 0) return;
+  if (queries > kMost / documents || queries * documents > kMost / std::max<int64_t>(max_lq, 1))
+    throw std::invalid_argument("there are more results than any memory holds");
+}
+
+int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
+
+DType dtype_of(int64_t number) {
+  if (number < 0 || number > 3)
+    throw std::invalid_argument("dtype " + std::to_string(number) + "; 0 to 3 are known");
+  return static_cast<DType>(number);
+}
+
+}  // namespace
+
+Memory::Memory(py::handle tensor, int dims, int64_t element, const std::string& name) {
+  py::object storage = asked(tensor, names().untyped_storage);
+  const int64_t offset = integer(asked(tensor, names().storage_offset));
+  int64_t sizes[2] = {0, 1};
+  int64_t strides[2] = {1, 1};
+  if (!integers(attribute(tensor, names().shape), dims, sizes) ||
+      !integers(asked(tensor, names().stride), dims, strides))
+    throw std::invalid_argument(name + " must have " + std::to_string(dims) + " dimensions");
+  rows_ = sizes[0];
+  columns_ = sizes[1];
+  row_stride_ = strides[0];
+  column_stride_ = strides[1];
+  const int64_t bytes = integer(asked(storage, names().nbytes));
+  const uintptr_t begin = address_of(storage);
+  // torch keeps sizes and strides of 0 or more whose products do not overflow.
+  const int64_t last = offset + (rows_ - 1) * row_stride_ + (columns_ - 1) * column_stride_;
+  if (rows_ > 0 && columns_ > 0 && (begin == 0 || last >= bytes / element)) {
+    throw std::invalid_argument(name + " needs " + std::to_string(last + 1) +
+                                " elements of memory; its storage has " + std::to_string(bytes / element));
+  }
+  const uintptr_t data = begin + static_cast<uintptr_t>(offset * element);
+  if (data % static_cast<uintptr_t>(element) != 0)
+    throw std::invalid_argument(name + " must be aligned to its element size");
+  data_ = reinterpret_cast<unsigned char*>(data);
+  storage_ = std::move(storage);
+}
+
+template <typename T>
+Numbers<T>::Numbers(py::handle tensor, int dims, int64_t count, const char* name)
+    : memory_(tensor, dims, sizeof(T), name) {
+  if (!memory_.contiguous()) throw std::invalid_argument(std::string(name) + " must be contiguous");
+  check_count(memory_.rows() * memory_.columns(), count, name);
+}
+template class Numbers<float>;
+template class Numbers<int32_t>;
+template class Numbers<int64_t>;
+
+template <typename T>
+T* output(py::handle tensor, int64_t count, const char* name) {
+  check_count(integer(asked(tensor, names().numel)), count, name);
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(integer(asked(tensor, names().data_ptr))));
+}
+template float* output<float>(py::handle tensor, int64_t count, const char* name);
+template int32_t* output<int32_t>(py::handle tensor, int64_t count, const char* name);
+
+Side::Side(const py::tuple& parts, const char* which) {
+  const auto part = [&](Py_ssize_t i) { return py::handle(PyTuple_GET_ITEM(parts.ptr(), i)); };
+  if (parts.size() != 5 && parts.size() != 3)
+    throw std::invalid_argument(std::string(which) + " must be a tuple of five, or of three");
+  tokens.dtype = dtype_of(integer(part(0)));
+  if (parts.size() == 5) {
+    read_packed(part(1), part(2), part(3), part(4), which);
+  } else {
+    dim = integer(part(2));
+    read_items(part(1), which);
+  }
+  check_items(which);
+}
+
+// Items that are rows of one matrix. That the tensors have the right dtype is checked in Python: no thread
+// can change it.
+void Side::read_packed(py::handle rows, py::handle starts_of, py::handle lengths_of, py::handle scales,
+                       const std::string& which) {
+  memory.emplace_back(rows, 2, element_size(tokens.dtype), which + "_tokens");
+  const Memory& matrix = memory.back();
+  if (!matrix.adjacent()) throw std::invalid_argument(which + "_tokens must have adjacent elements in a row");
+  dim = matrix.columns();
+  tokens.data = matrix.data<const void>();
+  // Embeddings of no dimensions have no address to add a stride to.
+  tokens.row_stride = dim == 0 ? 0 : matrix.row_stride();
+  tokens.rows = matrix.rows();
+  if ((tokens.dtype == DType::kInt8) != !scales.is_none())
+    throw std::invalid_argument(which + " needs scales if its rows are int8, and only then");
+  if (!scales.is_none()) {
+    memory.emplace_back(scales, 1, sizeof(float), which + "_scales");
+    const Memory& factors = memory.back();
+    if (!factors.contiguous() || factors.rows() != tokens.rows) {
+      throw std::invalid_argument(which + "_scales must be contiguous, one for each of the " +
+                                  std::to_string(tokens.rows) + " rows; got " +
+                                  std::to_string(factors.rows()));
+    }
+    // Where there are no rows there is no memory, but the rows are int8 all the same.
+    static const float kNone = 0.0f;
+    tokens.scales = factors.rows() == 0 ? &kNone : factors.data<const float>();
+  }
+  starts = copied(starts_of, 1, which + "_starts");
+  lengths = copied(lengths_of, 1, which + "_lengths");
+  if (starts.size() != lengths.size()) {
+    throw std::invalid_argument(which + "_starts and " + which + "_lengths must be equally long; got " +
+                                std::to_string(starts.size()) + " and " + std::to_string(lengths.size()));
+  }
+}
+
+// Items that lie apart, each a matrix.
+void Side::read_items(py::handle matrices, const std::string& which) {
+  if (!PyTuple_Check(matrices.ptr())) throw std::invalid_argument("items must be a tuple");
+  const Py_ssize_t count = PyTuple_GET_SIZE(matrices.ptr());
+  tokens.row_stride = dim;
+  memory.reserve(static_cast<size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    memory.emplace_back(PyTuple_GET_ITEM(matrices.ptr(), i), 2, element_size(tokens.dtype), which);
+    const Memory& matrix = memory.back();
+    if (!matrix.contiguous() || (matrix.rows() > 0 && matrix.columns() != dim)) {
+      throw std::invalid_argument("item " + std::to_string(i) + " of " + which +
+                                  " must be contiguous, and of the dim of the first");
+    }
+    items.push_back(matrix.data<const void>());
+    lengths.push_back(matrix.rows());
+  }
+  tokens.items = items.data();
+}
+
+void Side::check_items(const std::string& which) {
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    const int64_t start = starts.empty() ? 0 : starts[i];
+    const int64_t length = lengths[i];
+    const int64_t rows_there = starts.empty() ? length : tokens.rows;
+    // start > rows - length and not start + length > rows: the sum could overflow.
+    if (start < 0 || length < 0 || length > rows_there || start > rows_there - length) {
+      throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " is the rows [" +
+                                  std::to_string(start) + ", +" + std::to_string(length) + ") of " +
+                                  std::to_string(rows_there));
+    }
+    if (length > std::numeric_limits<int32_t>::max()) {
+      throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " has " +
+                                  std::to_string(length) + " tokens; 2147483647 is the most");
+    }
+    longest = std::max(longest, length);
+  }
+  tokens.starts = starts.data();
+  tokens.lengths = lengths.data();
+  tokens.count = static_cast<int64_t>(lengths.size());
+}
+
+Sides::Sides(const py::tuple& q_parts, const py::tuple& d_parts, py::handle listed, int64_t max_lq,
+             bool skip_zero_q, bool skip_zero_d)
+    : q(q_parts, "q"), d(d_parts, "d") {
+  Problem& p = problem;
+  p.q = q.tokens;
+  p.d = d.tokens;
+  if (p.q.dtype == DType::kInt8 || (p.d.dtype != DType::kInt8 && p.d.dtype != p.q.dtype))
+    throw std::invalid_argument("q and d need the same dtype, or d int8");
+  p.dim = q.dim;
+  if (d.dim != p.dim) {
+    throw std::invalid_argument("q and d need the same dim; got " + std::to_string(p.dim) + " and " +
+                                std::to_string(d.dim));
+  }
+  // Nothing that is counted in lanes times dimensions may overflow, whatever a tensor without memory says.
+  if (p.dim > std::numeric_limits<int32_t>::max())
+    throw std::invalid_argument("dim must be 2147483647 or less");
+  // A row of the argmax has max_lq numbers: as many as a query can have, and not 2^62.
+  if (max_lq < q.longest || max_lq > std::numeric_limits<int32_t>::max() ||
+      (p.q.count > 0 && max_lq > p.q.rows)) {
+    throw std::invalid_argument("the longest of " + std::to_string(p.q.count) + " queries has " +
+                                std::to_string(q.longest) + " tokens, of " + std::to_string(p.q.rows) +
+                                " in all; max_lq says " + std::to_string(max_lq));
+  }
+  p.max_lq = max_lq;
+  p.skip_zero_q = skip_zero_q;
+  p.skip_zero_d = skip_zero_d;
+  p.all_pairs = listed.is_none();
+  if (p.all_pairs) {
+    check_results(p.q.count, p.d.count, max_lq);
+    return;
+  }
+  pairs = copied(listed, 2, "pairs");
+  if (pairs.size() % 2 != 0) throw std::invalid_argument("pairs must be [p, 2]");
+  p.pairs = pairs.data();
+  p.num_pairs = static_cast<int64_t>(pairs.size() / 2);
+  check_results(p.num_pairs, 1, max_lq);
+  for (int64_t i = 0; i < p.num_pairs; ++i) {
+    const int64_t query = p.pairs[2 * i];
+    const int64_t document = p.pairs[2 * i + 1];
+    if (query < 0 || query >= p.q.count || document < 0 || document >= p.d.count) {
+      throw std::invalid_argument("pairs[" + std::to_string(i) + "] is (" + std::to_string(query) + ", " +
+                                  std::to_string(document) + "); there are " + std::to_string(p.q.count) +
+                                  " queries and " + std::to_string(p.d.count) + " documents");
+    }
+  }
+}
+
+py::object row_counts(const py::tuple& items, py::handle type, py::handle layout) {
+  if (items.empty()) return py::none();
+  py::list counts(items.size());
+  py::object dtype;
+  int64_t dim = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const py::handle item = PyTuple_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
+    if (reinterpret_cast<PyObject*>(Py_TYPE(item.ptr())) != type.ptr()) return py::none();
+    int64_t shape[2] = {};
+    if (!attribute(item, names().layout).is(layout) || attribute(item, names().is_cpu).ptr() != Py_True ||
+        !integers(attribute(item, names().shape), 2, shape))
+      return py::none();
+    const py::object its_dtype = attribute(item, names().dtype);
+    if (i == 0) {
+      if (asked(item, names().is_floating_point).ptr() != Py_True) return py::none();
+      dtype = its_dtype;
+      dim = shape[1];
+    }
+    if (!its_dtype.is(dtype) || shape[1] != dim) return py::none();
+    PyList_SET_ITEM(counts.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(shape[0]));
+  }
+  return counts;
+}
+
+}  // namespace colbert_fast
