@@ -64,7 +64,7 @@ def test_the_reason_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton_._unsupported() == "there is no CUDA device"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert triton_._unsupported() is None
-    monkeypatch.setattr(triton_, "OLDEST", (99, 1))
+    monkeypatch.setattr(triton_, "OLDEST", "99.1")
     assert "needs Triton 99.1 or newer" in str(triton_._unsupported())
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "triton is not installed" in str(triton_._unsupported())
