@@ -78,9 +78,9 @@ bench: $(VENV)/.bench $(VENV)/.wheel
 bench-quick: $(VENV)/.bench $(VENV)/.wheel
 	$(BIN)/python -m pytest benchmarks --profile quick
 
-# Nothing is installed: torch comes with the machine, and colbert-fast was built there before
-# (pip install --no-build-isolation --no-deps --editable .).
-bench-gpu:
+# Nothing is installed: torch comes with the machine, and so did colbert-fast before
+# (pip install --no-build-isolation --no-deps .).
+bench-gpu: suite
 	$(PYTHON) -m benchmarks.cuda --wheels $(WHEELS) --results $(RESULTS) $(if $(COMMIT),--commit $(COMMIT))
 
 # What `make test` runs to keep the suite alive: tiny shapes, one round.

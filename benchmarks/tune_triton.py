@@ -1,18 +1,24 @@
 """Measure how the Triton kernels are best cut on the GPU at hand, and rewrite its lines of the package's table.
 
-``python -m benchmarks.tune_triton`` on a machine with a CUDA device; some minutes, most of them compiling. Every
-candidate must give the scores of the torch backend before it is timed. ``--dry-run`` prints and writes nothing.
+``python -m benchmarks.tune_triton`` on a machine with a CUDA device; some minutes, in the first of which all processors
+compile. Every candidate must give the scores of the torch backend before it is timed. ``--dry-run`` prints and writes
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import functools
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,29 +42,27 @@ class Workload(NamedTuple):
     ld: int
 
 
-# Of several workloads of one line the sum of the times relative to the first candidate's decides.
+# Of several workloads of one line the sum of the times relative to the first candidate's decides. What most people
+# wait for comes first, for who has not the time for all.
 WORKLOADS = [
-    *(
-        Workload(kind, work, *shape)
-        for kind, factor in (("half", 4), ("float", 1), ("int8", 4))
-        for work, shape in (
-            ("short", (1, 2500 * factor, 32, 300)),
-            ("wide", (128, 128, 32, 300)),
-            ("wide", (1, 250 * factor, 1024, 1024)),
-        )
-    ),
-    *(
-        Workload(kind, work, *shape)
-        for kind in ("half", "float")
-        for work, shape in (
-            ("short_argmax", (1, 2500, 32, 300)),
-            ("wide_argmax", (128, 128, 32, 300)),
-            ("grad_q", (128, 128, 32, 300)),
-            ("grad_d", (128, 128, 32, 300)),
-        )
-    ),
+    Workload(kind, work, *shape)
+    for kind, factor in (("half", 4), ("int8", 4), ("float", 1))
+    for work, shape in (
+        ("short", (1, 1000, 32, 300)),
+        ("short", (1, 2500 * factor, 32, 300)),
+        ("wide", (128, 128, 32, 300)),
+        ("wide", (1, 250 * factor, 1024, 1024)),
+        ("short_argmax", (1, 2500, 32, 300)),
+        ("wide_argmax", (128, 128, 32, 300)),
+        ("grad_q", (256, 256, 32, 300)),
+        ("grad_d", (256, 256, 32, 300)),
+    )
+    if kind != "int8" or work in ("short", "wide")
 ]
+KINDS = ("half", "int8", "float")
 Seconds = Callable[[Workload, Config], "float | None"]
+# Processes that compile; each holds some gigabytes of inputs.
+COMPILERS = 12
 
 
 def candidates(workload: Workload) -> list[Config]:
@@ -78,26 +82,32 @@ def candidates(workload: Workload) -> list[Config]:
             for rows_, tokens, warps, stages in itertools.product(rows, (32, 64), (2, 4, 8), (1, 2, 3))
         ]
         return list(dict.fromkeys(found))
-    queries = (64,) if short else (64, 128, 256)
-    runs = (1,) if short else (1, 4)
-    delays = (False,) if short or "argmax" in workload.work else (False, True)
-    limits = (None, 168) if short else (None, 128)
+    if short:
+        shapes = [(64, d, warps, False, False) for d in (64, 128) for warps in (4, 8)]
+        limits: tuple[int | None, ...] = (None, 128, 168)
+    else:
+        shapes = [
+            (q, d, warps, delay, swap)
+            for q, d, warps, delay, swap in itertools.product(
+                (64, 128, 256), (64, 128), (4, 8, 16), (False, True), (False, True)
+            )
+            # A thread holds 64 products or 128, and without a limit on them the former spill.
+            if 32 * 64 * warps <= q * d <= 32 * 128 * warps
+            if not (swap and delay) and not (delay and "argmax" in workload.work)
+        ]
+        limits = (None, 128)
     return [
-        Config(q, d, warps, stages, delay, run, registers, piece)
-        for q, d, warps, stages, delay, run, registers in itertools.product(
-            queries, (64, 128), (4, 8), (2, 3, 4), delays, runs, limits
-        )
-        if q * d <= 16384 and (warps == 8 or q * d <= 8192)
+        Config(q, d, warps, stages, delay, swap, 1 if short else 4, registers, piece)
+        for (q, d, warps, delay, swap), stages, registers in itertools.product(shapes, (2, 3, 4), limits)
     ]
 
 
-def tune(arch: str, path: Path, where: str, seconds: Seconds) -> None:
+def tune(arch: str, path: Path, where: str, seconds: Seconds, kinds: Sequence[str] = KINDS) -> None:
     """Choose for each line of ``arch`` the candidate with the least time, and write it to the table at ``path``."""
     table = json.loads(path.read_text(encoding="utf-8"))["configs"]
     best: dict[str, Config] = {}
-    for (kind, work), group in itertools.groupby(
-        sorted(WORKLOADS, key=lambda w: (w.kind, w.work)), lambda w: (w.kind, w.work)
-    ):
+    chosen_workloads = [workload for workload in WORKLOADS if workload.kind in kinds]
+    for (kind, work), group in itertools.groupby(chosen_workloads, lambda w: (w.kind, w.work)):
         workloads = list(group)
         key = f"{arch}/{kind}/{work}"
         # The line as it is comes first, and is left only for one that is better by more than noise.
@@ -156,34 +166,37 @@ def measured(workload: Workload, config: Config) -> float | None:
     """Seconds of the GPU; None if the candidate is wrong or does not fit."""
     import triton
 
-    problem, expected = _problem(workload)
-    argmax = torch_.score_argmax(problem).argmax if workload.work.startswith("grad") else None
-    weight = torch.ones(problem.num_pairs, device="cuda")
-
-    def run() -> Any:
-        if argmax is not None:
-            return triton_.backward(problem, weight, argmax, workload.work == "grad_q", workload.work == "grad_d")
-        return (triton_.score_argmax if "argmax" in workload.work else triton_.score)(problem).scores
-
+    problem = _problem(workload)
+    run = runner(workload, problem)
     with configured(config):
         try:
             result = run()
         except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError) as error:
             print(f"  {config}: {type(error).__name__}", flush=True)
             return None
-        if argmax is None and not torch.allclose(result, expected, rtol=1e-4, atol=1e-3):
-            print(f"  {config}: wrong by {(result - expected).abs().max().item():.1e}", flush=True)
-            return None
-        return float(triton.testing.do_bench(run, warmup=10, rep=50, return_mode="median")) / 1e3
+        if not workload.work.startswith("grad"):
+            expected = _expected(workload)
+            if not torch.allclose(result, expected, rtol=1e-4, atol=1e-3):
+                print(f"  {config}: wrong by {(result - expected).abs().max().item():.1e}", flush=True)
+                return None
+        found = float(triton.testing.do_bench(run, warmup=5, rep=30, return_mode="median")) / 1e3
+    print(f"  {workload} {config}: {1e6 * found:.1f} us", flush=True)
+    return found
 
 
-_last: dict[Workload, tuple[Problem, Any]] = {}
+def runner(workload: Workload, problem: Problem) -> Callable[[], Any]:
+    """Return the call that is timed."""
+    if not workload.work.startswith("grad"):
+        score = triton_.score_argmax if "argmax" in workload.work else triton_.score
+        return lambda: score(problem).scores
+    # Any row may have won: what a gradient costs does not depend on it.
+    argmax = torch.randint(workload.ld, (problem.num_pairs, workload.lq), device="cuda", dtype=problem.argmax_dtype)
+    weight = torch.ones(problem.num_pairs, device="cuda")
+    return lambda: triton_.backward(problem, weight, argmax, workload.work == "grad_q", workload.work == "grad_d")
 
 
-def _problem(w: Workload) -> tuple[Problem, Any]:
-    if w in _last:
-        return _last[w]
-    _last.clear()
+@functools.lru_cache(1)
+def _problem(w: Workload) -> Problem:
     torch.manual_seed(0)
     dtype = torch.float32 if w.kind == "float" else torch.bfloat16
     normalize = torch.nn.functional.normalize
@@ -194,30 +207,57 @@ def _problem(w: Workload) -> tuple[Problem, Any]:
     if w.kind == "int8":
         scales = d.tokens.float().abs().amax(1) / 127
         rows = (d.tokens.float() / scales[:, None]).round().to(torch.int8)
-        exact = problem._replace(q_tokens=q.tokens.float(), d_tokens=rows.float() * scales[:, None])
-        expected = torch_.score(exact).scores
-        problem = problem._replace(d_tokens=rows, d_scales=scales)
-    else:
-        expected = torch_.score(problem).scores
-    _last[w] = problem, expected
-    return _last[w]
+        return problem._replace(d_tokens=rows, d_scales=scales)
+    return problem
+
+
+@functools.lru_cache(1)
+def _expected(w: Workload) -> torch.Tensor:
+    problem = _problem(w)
+    if problem.d_scales is not None:
+        exact = problem.d_tokens.float() * problem.d_scales[:, None]
+        problem = problem._replace(q_tokens=problem.q_tokens.float(), d_tokens=exact, d_scales=None)
+    return torch_.score(problem).scores
+
+
+def compile_ahead(kinds: list[str]) -> None:
+    """Let other processes compile all candidates, into Triton's cache."""
+    count = max(1, min(COMPILERS, (os.cpu_count() or 1) - 1))
+    command = [sys.executable, "-m", "benchmarks.tune_triton", "--kinds", *kinds, "--compile"]
+    for process in [subprocess.Popen([*command, str(share), str(count)]) for share in range(count)]:
+        process.wait()
+
+
+def compile_share(kinds: list[str], share: int, of: int) -> None:
+    """Compile some candidates."""
+    work = [(workload, config) for workload in WORKLOADS if workload.kind in kinds for config in candidates(workload)]
+    for workload, config in work[share::of]:
+        with configured(config), contextlib.suppress(Exception):  # who fails will fail again, and say so
+            runner(workload, _problem(workload))()
+            torch.cuda.synchronize()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="leave the table as it is")
     parser.add_argument("--table", type=Path, default=triton_.TUNING, help="the table to rewrite")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of dtypes (default: all)")
+    parser.add_argument("--compile", type=int, nargs=2, metavar=("SHARE", "OF"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     reason = triton_.BACKEND.unsupported or triton_._refused(torch.device("cuda"))
     if reason is not None:
         parser.error(f"nothing to measure: {reason}")
+    if arguments.compile:
+        compile_share(arguments.kinds, *arguments.compile)
+        return
     import triton
 
+    compile_ahead(arguments.kinds)
     gpu = triton_._gpu(torch.cuda.current_device())
     path = _copy(arguments.table) if arguments.dry_run else arguments.table
     name = torch.cuda.get_device_name()
     where = f"measured on {name} on {datetime.date.today()}, torch {torch.__version__}, triton {triton.__version__}"
-    tune(gpu.arch, path, where, measured)
+    tune(gpu.arch, path, where, measured, arguments.kinds)
 
 
 def _copy(path: Path) -> Path:

@@ -22,6 +22,11 @@ LIMIT = 120.0
 CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
+def caches(folder: Path) -> dict[str, str]:
+    """Environment variables that let the compilers keep everything in ``folder``."""
+    return {name: str(folder / name.lower()) for name in CACHES}
+
+
 def measured_apart(workload: str, contender: str, cache: Path) -> float:
     """Run this module in a fresh process whose compilers keep their results in ``cache``.
 
@@ -30,7 +35,7 @@ def measured_apart(workload: str, contender: str, cache: Path) -> float:
     RuntimeError
         The process failed; the message is the last line of what it said.
     """
-    environment = {**os.environ, **{name: str(cache / name.lower()) for name in CACHES}}
+    environment = {**os.environ, **caches(cache)}
     command = [sys.executable, "-m", "benchmarks.cuda.first_call", workload, contender]
     try:
         done = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)

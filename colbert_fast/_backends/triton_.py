@@ -35,6 +35,7 @@ class Config(NamedTuple):
     warps: int
     stages: int  # tiles on their way from memory
     delay: bool = False  # reduce a tile beside the next one's product
+    swap: bool = False  # documents are the side of many rows, as they are for few query tokens anyway
     run: int = 1  # documents that a program takes in turn, at most
     registers: int | None = None  # of a thread, at most
     piece: int = 512  # dimensions multiplied at once, at most
@@ -379,6 +380,7 @@ def _score_plan(
     work = ("short" if swap else "wide") + ("_argmax" if argmax else "")
     config = _config(gpu.arch, _kind(q_dtype, d_dtype), work)
     block_q = _power_of_two(rows, 16) if swap else config.block_q
+    swap = swap or config.swap
     config, k1, k2 = _fit(config._replace(block_q=block_q), dim, q_dtype.itemsize, d_dtype.itemsize, gpu.shared)
     per_tile = max(1, config.block_q // width)
     constants = {
