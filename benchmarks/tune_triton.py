@@ -50,6 +50,7 @@ WORKLOADS = [
     for work, shape in (
         ("short", (1, 1000, 32, 300)),
         ("short", (1, 2500 * factor, 32, 300)),
+        ("short", (1, 10000, 32, 73)),
         ("wide", (128, 128, 32, 300)),
         ("wide", (1, 250 * factor, 1024, 1024)),
         ("short_argmax", (1, 2500, 32, 300)),
@@ -70,35 +71,42 @@ def candidates(workload: Workload) -> list[Config]:
     short, grad = workload.work.startswith("short"), workload.work.startswith("grad")
     piece = {"half": 512, "float": 64, "int8": 512}[workload.kind]
     if grad:
-        rows = (16, 32) if workload.work == "grad_q" else (64, 128)
-        found = [
+        rows = (8, 16, 32) if workload.work == "grad_q" else (64, 128)
+        tokens = (16,) if workload.work == "grad_q" else (32, 64)
+        return [
             Config(
-                block_q=rows_ if workload.work == "grad_q" else tokens,
+                block_q=rows_ if workload.work == "grad_q" else tokens_,
                 block_d=rows_ if workload.work == "grad_d" else 16,
                 warps=warps,
                 stages=stages,
-                piece=min(piece, 128),
+                registers=registers,
+                piece=width,
             )
-            for rows_, tokens, warps, stages in itertools.product(rows, (32, 64), (2, 4, 8), (1, 2, 3))
+            for rows_, tokens_, warps, stages, registers, width in itertools.product(
+                rows, tokens, (2, 4, 8), (2, 3), (None, 168), (64, 128)
+            )
+            # A group of 4 warps multiplies 64 rows.
+            if workload.work == "grad_q" or 16 * warps <= rows_
+            if not (registers and workload.work == "grad_q")
         ]
-        return list(dict.fromkeys(found))
     if short:
-        shapes = [(64, d, warps, False, False) for d in (64, 128) for warps in (4, 8)]
-        limits: tuple[int | None, ...] = (None, 128, 168)
-    else:
-        shapes = [
-            (q, d, warps, delay, swap)
-            for q, d, warps, delay, swap in itertools.product(
-                (64, 128, 256), (64, 128), (4, 8, 16), (False, True), (False, True)
+        return [
+            Config(64, d, warps, stages, False, run, registers, piece)
+            for d, warps, stages, run, registers in itertools.product(
+                (64, 128), (4, 8), (2, 3, 4), (1, 4, 8), (80, 96, 128)
             )
-            # A thread holds 64 products or 128, and without a limit on them the former spill.
-            if 32 * 64 * warps <= q * d <= 32 * 128 * warps
-            if not (swap and delay) and not (delay and "argmax" in workload.work)
+            if warps == 4 * d // 64
         ]
-        limits = (None, 128)
+    shapes = [
+        (q, d, warps, swap)
+        for q, d, warps, swap in itertools.product((128, 256), (64, 128), (4, 8, 16), (False, True))
+        # A thread holds 64 products or 128, and those of fewer fit into less than all of its registers.
+        if 32 * 64 * warps <= q * d <= 32 * 128 * warps
+    ]
     return [
-        Config(q, d, warps, stages, delay, swap, 1 if short else 4, registers, piece)
-        for (q, d, warps, delay, swap), stages, registers in itertools.product(shapes, (2, 3, 4), limits)
+        Config(q, d, warps, stages, swap, run, registers, piece)
+        for (q, d, warps, swap), stages, run, registers in itertools.product(shapes, (2, 3, 4), (4, 16), (None, 128))
+        if registers is None or q * d < 32 * 128 * warps
     ]
 
 
@@ -171,7 +179,7 @@ def measured(workload: Workload, config: Config) -> float | None:
     with configured(config):
         try:
             result = run()
-        except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError) as error:
+        except (triton.runtime.errors.TritonError, RuntimeError) as error:
             print(f"  {config}: {type(error).__name__}", flush=True)
             return None
         if not workload.work.startswith("grad"):

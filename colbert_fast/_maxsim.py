@@ -183,7 +183,8 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
         starts, counts = d.starts[first:i], d.lengths[first:i]
         low, high = (int(starts.min()), int((starts + counts).max())) if i > first else (0, 0)
         scales = None if d.scales is None else d.scales[low:high]
-        yield PackedTokens(d.tokens[low:high], starts - low, counts, scales, _trusted=(d.max_length, None))
+        longest = max(lengths[first:i], default=0)
+        yield PackedTokens(d.tokens[low:high], starts - low, counts, scales, _trusted=(longest, None))
         first, rows = i, length
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ from colbert_fast._arrays import aligned
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import plain
+from colbert_fast._observers import plain, unwatched
 from colbert_fast._warnings import warn_caller
+
+if TYPE_CHECKING:
+    from colbert_fast.packed import PackedTokens
 
 _SIDES = (
     "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, "
@@ -63,10 +66,17 @@ def score_in_place(problem: Problem, name: str | None) -> Tensor | None:
     return _warned(backend.score(problem)).scores
 
 
-def score(*arguments: Any, d_order: Tensor | None) -> Tensor:
+def score(q: PackedTokens, d: PackedTokens, *rest: Any) -> Tensor:
     """``torch.ops.colbert_fast.score``, without the dispatcher where nobody would notice."""
-    run = _score if plain(arguments[0], arguments[3]) else _SCORE
-    return run(*arguments, d_order=d_order)
+    if not unwatched(q.tokens, d.tokens):
+        sides = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
+        return _SCORE(*sides, *rest, d_order=d._order)  # type: ignore[no-any-return]
+    *numbers, name = rest
+    spans = [(None, None) if side._equal else (side.starts, side.lengths) for side in (q, d)]
+    problem, backend = _chosen((q.tokens, *spans[0], d.tokens, d.scales, *spans[1], *numbers), name, d._order)
+    if not backend.uniform:
+        problem = problem._replace(q_starts=q.starts, q_lengths=q.lengths, d_starts=d.starts, d_lengths=d.lengths)
+    return _warned(backend.score(problem)).scores
 
 
 def _score(*arguments: Any, d_order: Tensor | None = None) -> Tensor:

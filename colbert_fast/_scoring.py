@@ -79,8 +79,7 @@ def score(
         offsets = [t.clone() if t.is_cpu else t for t in (q.starts, q.lengths, d.starts, d.lengths)]
         others = (*offsets[:2], d.scales, *offsets[2:], *rest, d._order)
         return _MaxSim.apply(q.tokens, d.tokens, others, backend)  # type: ignore[no-any-return, no-untyped-call]
-    tensors = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
-    return _ops.score(*tensors, *rest, backend, d_order=d._order)
+    return _ops.score(q, d, *rest, backend)
 
 
 class _MaxSim(torch.autograd.Function):

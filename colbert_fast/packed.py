@@ -17,7 +17,7 @@ from torch import Tensor
 from colbert_fast._arrays import Mask, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
 from colbert_fast._extension import _C
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import has_tangent, plain
+from colbert_fast._observers import has_tangent, plain, unwatched
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
@@ -55,6 +55,9 @@ class PackedTokens:
     ValueError
         A shape that does not fit, an item outside ``tokens``, or a bad scale. Checking this waits for the device.
     """
+
+    # Whether the items, on a GPU, are equally long and follow one another: a kernel need not read where they are.
+    _equal = False
 
     def __init__(
         self,
@@ -231,7 +234,9 @@ class PackedTokens:
         """View ``tokens [n, length, dim]``, every row of which is a token."""
         n, length, _ = tokens.shape
         starts, lengths = _offsets(n, length, tokens.device)
-        return PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
+        packed = PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
+        packed._equal = tokens.is_cuda and n * length > 0
+        return packed
 
     def __len__(self) -> int:
         return self.starts.shape[0]
@@ -380,6 +385,32 @@ class PackedTokens:
         return f"PackedTokens({len(self)} items, {rows} rows, dim {dim}, {self.dtype}, {self.device})"
 
 
+class EqualTokens(PackedTokens):
+    """A padded batch on a GPU. Whoever asks for ``starts`` and ``lengths`` makes them.
+
+    Made by :func:`lower` for the length of one call: a later one could be on another stream, or outside of the CUDA
+    graph in whose memory they were made.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._count, self._max_length, _ = tokens.shape
+        self._tokens = tokens.flatten(0, 1)
+        self._scales = None
+        self._order = None
+        self._equal = True
+
+    @cached_property
+    def _lengths(self) -> Tensor:  # type: ignore[override]
+        return torch.full((self._count,), self.max_length, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def _starts(self) -> Tensor:  # type: ignore[override]
+        return torch.arange(0, self.rows, self.max_length, device=self.device)
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class TokenList(PackedTokens):
     """A list of matrices in CPU memory that are scored where they lie. Whoever asks for ``tokens`` joins them.
 
@@ -462,6 +493,8 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         raise ValueError(msg)
     if mask is None:
         n, length, _ = tokens.shape
+        if tokens.is_cuda and n * length > 0 and unwatched(tokens):
+            return EqualTokens(tokens), True
         if n > _FEW_ITEMS or not plain(tokens):
             return PackedTokens._uniform(tokens), True
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True

@@ -72,7 +72,7 @@ def score_code(
         arch, q_dtype, d_dtype, dim, dim, dim, nq, lq, False, argmax, skip_zero, skip_zero, precision
     )
     types = dict.fromkeys(["q_starts", "q_lengths", "d_starts", "d_lengths"], "*i64")
-    types |= dict.fromkeys(["nq", "nd", "num_pairs", "max_lq", "tiles", "run"], "i32")
+    types |= dict.fromkeys(["nq", "nd", "num_pairs", "max_lq", "max_ld", "tiles", "shares", "d_rows"], "i32")
     types |= {"q_tokens": POINTERS[q_dtype], "d_tokens": POINTERS[d_dtype]}
     types["scores"] = "*fp32" if plan.blocks == 1 else "*fp64"
     types |= {"argmax": "*i16"} if argmax else {}
@@ -82,8 +82,9 @@ def score_code(
 
 
 def grad_code(arch: int, dtype: torch.dtype, *, for_q: bool, pairs: bool = False) -> Any:
-    plan = triton_._grad_plan(arch, dtype, dtype, 128, 128, 32, pairs, for_q, False, "highest")
-    types = dict.fromkeys(["own_starts", "own_lengths", "other_starts", "other_lengths"], "*i64")
+    plan = triton_._grad_plan(arch, dtype, dtype, 128, 128, pairs, for_q, False, "highest")
+    types = dict.fromkeys(["own_starts", "own_lengths", "other_starts"], "*i64")
+    types |= {} if for_q else {"found": "*i32"}
     types |= dict.fromkeys(["pairs", "order", "bounds"], "*i64") if pairs else {}
     types |= dict.fromkeys(["num_rows", "num_items", "num_others", "nd", "max_lq"], "i32")
     types |= {"other_tokens": POINTERS[dtype], "grad": POINTERS[dtype], "grad_scores": "*fp32", "argmax": "*i16"}

@@ -72,10 +72,11 @@ def assert_winners(p: Problem, queries: list[Tensor], documents: list[Tensor]) -
 
 
 @pytest.mark.parametrize("lq", [[3], [32], [20, 9, 0, 11, 1], [40]], ids=["one", "full", "packed", "long"])
-@pytest.mark.parametrize("delay", [False, True], ids=["", "delay"])
-def test_a_maximum_at_every_place_of_a_tile(tiles: Any, lq: list[int], delay: bool) -> None:
+@pytest.mark.parametrize("swap", [False, True], ids=["", "swap"])
+@pytest.mark.parametrize("run", [1, 4])
+def test_a_maximum_at_every_place_of_a_tile(tiles: Any, lq: list[int], swap: bool, run: int) -> None:
     """Tiles of 16: one short, one exact, overlapping by 1, 15, 14, 0. The winner is alone in its place."""
-    tiles(SMALL._replace(delay=delay))
+    tiles(SMALL._replace(swap=swap, run=run))
     queries = embeddings(lq, 20)
     documents = []
     for length in (1, 16, 17, 31, 33, 50):
@@ -120,6 +121,20 @@ def test_dims_in_pieces(tiles: Any, dim: int, piece: int, lq: list[int]) -> None
     a = -torch.stack(queries).abs()
     zeros.abs_()
     assert_scores(cf.maxsim(a, zeros, backend="triton"), list(a), [d.abs() for d in documents])
+
+
+@pytest.mark.parametrize("lengths", [(9, 40), (40, 9), (1, 16), (33, 1)], ids=str)
+def test_equal_lengths_need_not_be_read(tiles: Any, lengths: tuple[int, int]) -> None:
+    tiles(SMALL._replace(run=4))
+    queries = embeddings([lengths[0]] * 5, 16)
+    documents = planted(queries, embeddings([lengths[1]] * 7, 16))
+    p = problem(queries, documents)
+    for side in ("q", "d"):
+        p = p._replace(**{f"{side}_starts": None, f"{side}_lengths": None})
+        assert_winners(p, queries, documents)
+    pairs = torch.tensor([[4, 6], [0, 0], [4, 1]])
+    scores = triton_.score(p._replace(pairs=pairs)).scores
+    assert torch.equal(scores, triton_.score(p).scores[pairs[:, 0], pairs[:, 1]])
 
 
 @pytest.mark.parametrize("processors", [1, 10**6], ids=["several-documents", "one-document"])

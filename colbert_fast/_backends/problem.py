@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +17,18 @@ class Problem(NamedTuple):
 
     With ``pairs``, pair number p is (query ``pairs[p, 0]``, document ``pairs[p, 1]``). Without, every query meets
     every document and pair number = query * documents + document.
+
+    For a backend with ``uniform``, starts and lengths of a side may be None: its items follow one another, and all have
+    the length ``max_lq`` or ``max_ld``, which is not 0.
     """
 
     q_tokens: Tensor  # [rows, dim]
-    q_starts: Tensor  # [nq] int64
-    q_lengths: Tensor  # [nq] int64
+    q_starts: Any  # [nq] int64 Tensor
+    q_lengths: Any  # [nq] int64 Tensor
     d_tokens: Tensor  # [rows, dim], the dim and device of q_tokens; its dtype, or int8
     d_scales: Tensor | None  # [rows] float32 if d_tokens is int8: row r stands for d_scales[r] * d_tokens[r]
-    d_starts: Tensor  # [nd] int64
-    d_lengths: Tensor  # [nd] int64
+    d_starts: Any  # [nd] int64 Tensor
+    d_lengths: Any  # [nd] int64 Tensor
     pairs: Tensor | None  # [p, 2] int64
     max_lq: int  # no query is longer
     max_ld: int  # no document is longer
@@ -43,14 +46,24 @@ class Problem(NamedTuple):
         """Shape of the scores."""
         if self.pairs is not None:
             return (self.pairs.shape[0],)
-        return (self.q_starts.shape[0], self.d_lengths.shape[0])
+        return (self.nq, self.nd)
 
     @property
     def num_pairs(self) -> int:
         """Number of scores."""
         if self.pairs is not None:
             return self.pairs.shape[0]
-        return self.q_starts.shape[0] * self.d_lengths.shape[0]
+        return self.nq * self.nd
+
+    @property
+    def nq(self) -> int:
+        """Number of queries."""
+        return self.q_tokens.shape[0] // self.max_lq if self.q_lengths is None else self.q_lengths.shape[0]
+
+    @property
+    def nd(self) -> int:
+        """Number of documents."""
+        return self.d_tokens.shape[0] // self.max_ld if self.d_lengths is None else self.d_lengths.shape[0]
 
     @property
     def argmax_dtype(self) -> torch.dtype:
@@ -86,6 +99,8 @@ class Backend(NamedTuple):
     """Whether it takes int8 documents too, with queries of any of these types."""
     scattered: bool = False
     """Whether its ``score`` takes documents that lie apart."""
+    uniform: bool = False
+    """Whether its ``score`` takes sides without starts and lengths."""
     refused: Callable[[torch.device], str | None] | None = None
     """Asks for what the backend needs of the system, or of a device, before it is first chosen there: None, or why it
     was refused."""

@@ -34,7 +34,6 @@ class Config(NamedTuple):
     block_d: int  # document tokens of a tile
     warps: int
     stages: int  # tiles on their way from memory
-    delay: bool = False  # reduce a tile beside the next one's product
     swap: bool = False  # documents are the side of many rows, as they are for few query tokens anyway
     run: int = 1  # documents that a program takes in turn, at most
     registers: int | None = None  # of a thread, at most
@@ -103,7 +102,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
     device = d.device
     scores = torch.empty(p.shape, dtype=torch.float32, device=device)
     winners = torch.empty((p.num_pairs, p.max_lq), dtype=p.argmax_dtype, device=device) if argmax else None
-    nq, nd, count = len(p.q_starts), len(p.d_starts), p.num_pairs
+    nq, nd, count = p.nq, p.nd, p.num_pairs
     if count == 0:
         return Scored(scores, winners, False)
     plan = _score_plan(
@@ -125,7 +124,8 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
     run = 1
     if plan.run > 1 and p.pairs is None:
         run = max(1, min(plan.run, tiles * nd // (8 * _gpu(_device_index(device)).processors)))
-    programs = (count if p.pairs is not None else -(-nd // run)) * tiles
+    shares = count if p.pairs is not None else -(-nd // run)
+    programs = shares * tiles
     order = p.d_order if p.pairs is None else None
     if order is not None and not _order_matters(programs, _device_index(device)):
         order = None
@@ -134,9 +134,16 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         "score_kernel",
         programs,
         (q, p.q_starts, p.q_lengths, d, p.d_starts, p.d_lengths, p.d_scales, p.pairs, order, out, winners),
-        (nq, nd, count, p.max_lq, tiles, run),
+        (nq, nd, count, p.max_lq, p.max_ld, tiles, shares, d.shape[0]),
         plan,
-        (p.argmax_dtype, q.data_ptr() % 16 == 0, d.data_ptr() % 16 == 0, order is not None),
+        (
+            p.argmax_dtype,
+            q.data_ptr() % 16 == 0,
+            d.data_ptr() % 16 == 0,
+            order is None,
+            p.q_starts is None,
+            p.d_starts is None,
+        ),
     )
     if plan.blocks > 1:
         scores = out.sum(0).to(torch.float32).view(p.shape)
@@ -166,10 +173,10 @@ def backward(
 def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Tensor:
     if for_q:
         own, starts, lengths = p.q_tokens, p.q_starts, p.q_lengths
-        other, other_starts, other_lengths = _readable(p.d_tokens), p.d_starts, p.d_lengths
+        other, other_starts = _readable(p.d_tokens), p.d_starts
     else:
         own, starts, lengths = p.d_tokens, p.d_starts, p.d_lengths
-        other, other_starts, other_lengths = _readable(p.q_tokens), p.q_starts, p.q_lengths
+        other, other_starts = _readable(p.q_tokens), p.q_starts
     if p.num_pairs == 0 or own.numel() == 0:
         return torch.zeros_like(own, memory_format=torch.contiguous_format)
     grad = torch.empty(own.shape, dtype=torch.float32 if INTERPRETED else own.dtype, device=own.device)
@@ -184,13 +191,15 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         p.q_tokens.dtype,
         own.shape[1],
         other.stride(0),
-        p.max_lq,
         p.pairs is not None,
         for_q,
         scales is not None,
         torch.get_float32_matmul_precision(),
     )
     programs = -(-own.shape[0] // plan.constants["BLOCK_R"]) * -(-own.shape[1] // plan.constants["BLOCK_K"])
+    found = None
+    if not for_q:  # each program's own notes
+        found = torch.empty((programs, plan.constants["ITEMS"]), dtype=torch.int32, device=own.device)
     _launch(
         "grad_kernel",
         programs,
@@ -199,13 +208,13 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
             lengths,
             other,
             other_starts,
-            other_lengths,
             scales,
             p.pairs,
             order,
             bounds,
             grad_scores,
             argmax,
+            found,
             grad,
         ),
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
@@ -235,7 +244,7 @@ def _launch(
     """Launch a kernel on the tensors' device, past Triton's own look-up of the compiled code once it is known.
 
     That look-up goes through every argument of every call. Here the plan and ``key`` say what the code depends on: the
-    dtype of the argmax, whether each of two matrices of token rows is aligned, and whether there is an order.
+    dtype of the argmax, whether each of two matrices of token rows is aligned, and which tensors are None.
     """
     if programs >= 2**31:
         msg = (
@@ -391,9 +400,9 @@ def _score_plan(
         "K2": k2,
         "BLOCK_Q": config.block_q,
         "BLOCK_D": config.block_d,
+        "RUN": 1 if pairs else _power_of_two(config.run, 1),
         "QUERIES": 1 if pairs or per_tile == 1 or nq == 1 else _power_of_two(min(per_tile, nq), 1),
         "SWAP": swap,
-        "DELAY": config.delay and not swap and not argmax,
         "STAGES": config.stages,
         "PAIRS": pairs,
         "ARGMAX": argmax,
@@ -456,7 +465,6 @@ def _grad_plan(
     q_dtype: torch.dtype,
     dim: int,
     stride: int,
-    max_lq: int,
     pairs: bool,
     for_q: bool,
     scaled: bool,
@@ -468,14 +476,15 @@ def _grad_plan(
         "STRIDE": stride,
         "DIM": dim,
         "BLOCK_R": config.block_q if for_q else config.block_d,
-        "BLOCK_T": 16 if for_q else min(_power_of_two(max_lq, 16), config.block_q),
+        "BLOCK_T": config.block_q,
         "BLOCK_K": min(_power_of_two(dim, 16), config.piece),
         "ITEMS": 1024,
         "STAGES": config.stages,
         "FOR_Q": for_q,
         "PAIRS": pairs,
         "SCALED": scaled,
-        "PRECISION": _precision(q_dtype, precision),
+        # float16 cannot hold a weight, and is multiplied as float32.
+        "PRECISION": "tf32x3" if q_dtype == torch.float16 else _precision(q_dtype, precision),
         "INTERPRETED": INTERPRETED,
     }
     return _Plan(constants, _options(gpu, config), {})
@@ -490,5 +499,6 @@ BACKEND = Backend(
     score_argmax=score_argmax,
     backward=backward,
     int8=True,
+    uniform=True,
     refused=_refused,
 )

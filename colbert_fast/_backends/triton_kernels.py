@@ -20,8 +20,8 @@ _CHAIN = tl.constexpr(1024)
 # The arguments whose value and alignment the code does not depend on: all but the token rows.
 _ANY_VALUE = [
     *("q_starts", "q_lengths", "d_starts", "d_lengths", "d_scales", "pairs", "scores", "argmax"),
-    *("nq", "nd", "num_pairs", "max_lq", "tiles", "run"),
-    *("own_starts", "own_lengths", "other_starts", "other_lengths", "other_scales", "order", "bounds", "grad_scores"),
+    *("nq", "nd", "num_pairs", "max_lq", "max_ld", "tiles", "shares", "d_rows"),
+    *("own_starts", "own_lengths", "other_starts", "other_scales", "order", "bounds", "grad_scores"),
     *("num_rows", "num_items", "num_others"),
 ]
 
@@ -146,24 +146,114 @@ def _similarity(
     return s
 
 
+@triton.jit
+def _store(
+    best,
+    has_token,
+    where,
+    document,
+    number,
+    scores,
+    argmax,
+    real,
+    owned,
+    slot,
+    token,
+    query,
+    tile,
+    nq,
+    nd,
+    num_pairs,
+    max_lq,
+    BLOCK_Q: tl.constexpr,
+    QUERIES: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ARGMAX: tl.constexpr,
+):
+    """Add the maxima of each query up, and store what one document is scored.
+
+    In float64, so that a score depends on the tile in its last bit at most once in 2^29.
+    """
+    width = tl.maximum(max_lq, 1)
+    blocks = tl.cdiv(width, BLOCK_Q)
+    per_tile = tl.maximum(BLOCK_Q // width, 1)
+    block = tile % blocks
+    value = tl.where(real & has_token, best, 0.0).to(tl.float64)
+    nothing = tl.where(has_token | (block > 0), 0.0, EMPTY_DOCUMENT_SCORE)
+    if QUERIES == 1:
+        if PAIRS:
+            place = number
+        else:
+            place = (tile // blocks).to(tl.int64) * nd + document
+        total = tl.sum(value, axis=0) + nothing
+        tl.store(scores + block.to(tl.int64) * num_pairs + place, total.to(scores.dtype.element_ty))
+    else:
+        slots = tl.arange(0, QUERIES)
+        mine = (slot[:, None] == slots[None, :]) & owned[:, None]
+        total = tl.sum(tl.where(mine, value[:, None], 0.0), axis=0) + nothing
+        queries = (tile // blocks).to(tl.int64) * per_tile + slots
+        stored = (slots < per_tile) & (queries < nq)
+        tl.store(scores + queries * nd + document, total.to(scores.dtype.element_ty), mask=stored)
+    if ARGMAX:
+        if PAIRS:
+            pair = query * 0 + number
+        else:
+            pair = query * nd + document
+        where = tl.where(real & has_token, where, -1)
+        tl.store(argmax + pair * max_lq + token, where.to(argmax.dtype.element_ty), mask=owned)
+
+
+@triton.jit
+def _document(pairs, order, number, PAIRS: tl.constexpr):
+    """The document that is scored as such and such a number."""
+    if PAIRS:
+        return tl.load(pairs + 2 * number + 1)
+    elif order is not None:
+        return tl.load(order + number).to(tl.int64)
+    else:
+        return number
+
+
+@triton.jit
+def _start(starts, item, longest):
+    """The first row of an item, int64. Without starts, all have the greatest length and follow one another."""
+    if starts is None:
+        return item.to(tl.int64) * longest
+    else:
+        return tl.load(starts + item)
+
+
+@triton.jit
+def _length(lengths, item, longest):
+    """The number of rows of an item, int32."""
+    if lengths is None:
+        return (item * 0).to(tl.int32) + longest
+    else:
+        return tl.load(lengths + item).to(tl.int32)
+
+
 # Scores of one tile of query tokens against one document after another.
 #
 # Tile map. BLOCK_Q rows are query tokens, BLOCK_D rows document tokens. A query owns max(1, max_lq) rows, so a tile is
 # BLOCK_Q // max_lq whole queries, or for a longer query a part of one. Programs are numbered documents first: all tiles
-# that meet a document run together and read it from memory once. One program takes `run` documents in turn and reads
-# its queries once; with `order`, the documents in that order, which starts the longest first. Pairs are taken
-# as they come.
+# that meet a document run together and read it from memory once. Of `shares` programs that have the same queries each
+# takes every `shares`-th document; with `order`, in that order, which is by length: so all have about as many tokens,
+# and the longest first. It has RUN of them at most. With `pairs` a program has one pair.
+#
+# One loop goes through the tiles of all documents of a program, so that the first tiles of a document are on their way
+# while the last one of the document before is multiplied. The starts and lengths that this needs are asked for one
+# document ahead, the numbers of an order two.
 #
 # The matrix units take 64 rows or more on one side and as few as 16 on the other: with SWAP the document is the side
 # of many rows, the maxima are kept element by element, and rows are compared once after the last tile. Without, each
-# tile is reduced at once to one maximum per query token; with DELAY one tile later, beside the next product.
+# tile is reduced at once to one maximum per query token.
 #
-# No masks in the loop. The last tile begins at length - BLOCK_D and overlaps the one before: max(x, x) = x, and the
-# first of equal tokens wins because a later tile must be greater and inside a tile the lowest number is taken. What
-# that loop cannot do is done over by one with masks: a document shorter than a tile; rows of zeros that are padding, if
-# a maximum is 0 or NaN, for elsewhere such a row has not won; the place of a NaN, which equals nothing.
-#
-# The maxima are added in float64, so that a score depends on the tile in its last bit at most once in 2^29.
+# No masks in the loop, but for documents shorter than a tile. The last tile begins at length - BLOCK_D and overlaps the
+# one before: max(x, x) = x, and the first of equal tokens wins because a later tile must be greater and inside a tile
+# the lowest number is taken. A tile of a short document reads rows of its neighbours, which are left out. What the loop
+# cannot do is done over by another with masks: rows of zeros that are padding, if a maximum is 0 or NaN, for elsewhere
+# such a row has not won; the place of a NaN, which equals nothing; and everything where there are not enough rows for
+# one tile.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def score_kernel(
     q_tokens,
@@ -181,8 +271,10 @@ def score_kernel(
     nd,
     num_pairs,
     max_lq,
+    max_ld,
     tiles,
-    run,
+    shares,
+    d_rows,
     Q_STRIDE: tl.constexpr,
     D_STRIDE: tl.constexpr,
     DIM: tl.constexpr,
@@ -190,9 +282,9 @@ def score_kernel(
     K2: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    RUN: tl.constexpr,
     QUERIES: tl.constexpr,
     SWAP: tl.constexpr,
-    DELAY: tl.constexpr,
     STAGES: tl.constexpr,
     PAIRS: tl.constexpr,
     ARGMAX: tl.constexpr,
@@ -203,30 +295,28 @@ def score_kernel(
     INTERPRETED: tl.constexpr,
 ):
     AXIS: tl.constexpr = 0 if SWAP else 1
-    ORDERED: tl.constexpr = order is not None
     MASKED_D: tl.constexpr = BLOCK_D if BLOCK_D < 64 else 64
     pid = tl.program_id(0)
     tile = pid % tiles
+    share = (pid // tiles).to(tl.int64)
     width = tl.maximum(max_lq, 1)
     blocks = tl.cdiv(width, BLOCK_Q)
     per_tile = tl.maximum(BLOCK_Q // width, 1)
-    block = tile % blocks
     rows = tl.arange(0, BLOCK_Q)
     slot = rows // width
-    token = block * BLOCK_Q + rows - slot * width
+    token = tile % blocks * BLOCK_Q + rows - slot * width
     if PAIRS:
-        first = (pid // tiles).to(tl.int64)
-        last = first + 1
-        query = tl.load(pairs + 2 * first) + slot
+        query = tl.load(pairs + 2 * share) + slot
         real = slot == 0
+        own = 1
     else:
-        first = (pid // tiles).to(tl.int64) * run
-        last = tl.minimum(first + run, nd)
         query = (tile // blocks).to(tl.int64) * per_tile + slot
         real = (slot < per_tile) & (query < nq)
+        own = tl.cdiv(nd - share, shares).to(tl.int32)
     owned = real & (token < max_lq)
-    real = owned & (token < tl.load(q_lengths + query, mask=owned, other=0))
-    q_rows = q_tokens + (tl.load(q_starts + query, mask=real, other=0) + token) * Q_STRIDE
+    query = tl.where(owned, query, tl.minimum(query, nq - 1))
+    real = owned & (token < _length(q_lengths, query, max_lq))
+    q_rows = q_tokens + (_start(q_starts, query, max_lq) + token) * Q_STRIDE
     k1 = tl.arange(0, K1)
     q1 = k1
     q2 = k1
@@ -238,112 +328,112 @@ def score_kernel(
     if SKIP_ZERO_Q:
         real &= _has_nonzero(q_rows, real, DIM, K1)
 
+    document = _document(pairs, order, share, PAIRS)
+    following = _document(pairs, order, share + tl.minimum(1, own - 1) * shares, PAIRS)
+    start = _start(d_starts, document, max_ld)
+    length = _length(d_lengths, document, max_ld)
+    if RUN == 1:
+        steps = tl.maximum(tl.cdiv(length, BLOCK_D), 1)
+    else:
+        mine = tl.arange(0, RUN)
+        documents = _document(pairs, order, share + tl.minimum(mine, own - 1) * shares, PAIRS)
+        lengths = _length(d_lengths, documents, max_ld)
+        steps = tl.sum(tl.where(mine < own, tl.maximum(tl.cdiv(lengths, BLOCK_D), 1), 0), axis=0)
+    redo = 0  # a bit for each document that is done over
+    if d_rows < BLOCK_D:
+        steps = 0
+        redo = -1
     columns = tl.arange(0, BLOCK_D)
-    for item in range(first, last):
-        if PAIRS:
-            document = tl.load(pairs + 2 * item + 1)
-        elif ORDERED:
-            document = tl.load(order + item).to(tl.int64)
-        else:
-            document = item
-        length = tl.load(d_lengths + document).to(tl.int32)
-        start = tl.load(d_starts + document)
-        d_base = d_tokens + start * D_STRIDE
-        d_tile = d_base + columns * D_STRIDE
-        count = tl.where(length >= BLOCK_D, tl.cdiv(length, BLOCK_D), 0)
-        best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-        where = tl.zeros([BLOCK_Q], tl.int32)
+    place = 0  # of the document among those of this program
+    row = 0
+    best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    where = tl.zeros([BLOCK_Q], tl.int32)
+    if SWAP:
+        top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
+        at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
+    for _ in tl.range(0, steps, num_stages=STAGES):
+        next_start = _start(d_starts, following, max_ld)
+        next_length = _length(d_lengths, following, max_ld)
+        after = _document(pairs, order, share + tl.minimum(place + 2, own - 1) * shares, PAIRS)
+        first = tl.minimum(start + tl.maximum(tl.minimum(row, length - BLOCK_D), 0), d_rows - BLOCK_D)
+        s = _similarity(
+            q_rows, q1, q2, real, d_tokens + first * D_STRIDE + columns * D_STRIDE, columns, d_scales, first,
+            DIM, K1, K2, BLOCK_Q, BLOCK_D, False, SWAP, SCALED, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        shift = (first - start).to(tl.int32)  # of the tile in the document
+        if length < BLOCK_D:
+            inside = (columns + shift >= 0) & (columns + shift < length)
+            s = tl.where(tl.expand_dims(inside, 1 - AXIS), s, float("-inf"))
         if SWAP:
-            top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
-            at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
-            for t in tl.range(0, count, num_stages=STAGES):
-                row = tl.minimum(t * BLOCK_D, length - BLOCK_D)
-                s = _similarity(
-                    q_rows, q1, q2, real, d_tile + row.to(tl.int64) * D_STRIDE, columns, d_scales, start + row,
-                    DIM, K1, K2, BLOCK_Q, BLOCK_D, False, SWAP, SCALED, PRECISION, INTERPRETED,
-                )  # fmt: skip
-                if ARGMAX:
-                    at = tl.where(s > top, row, at)
-                top = _nan_or_greater(top, s)
-            best = _max(top, 0, INTERPRETED)
             if ARGMAX:
-                where = tl.min(tl.where(top == best[None, :], at + columns[:, None], _NOWHERE), axis=0)
+                at = tl.where(s > top, shift, at)
+            top = _nan_or_greater(top, s)
         else:
-            previous = tl.full([BLOCK_Q, BLOCK_D], float("-inf"), tl.float32)
-            for t in tl.range(0, count, num_stages=STAGES):
-                row = tl.minimum(t * BLOCK_D, length - BLOCK_D)
-                s = _similarity(
-                    q_rows, q1, q2, real, d_tile + row.to(tl.int64) * D_STRIDE, columns, d_scales, start + row,
-                    DIM, K1, K2, BLOCK_Q, BLOCK_D, False, SWAP, SCALED, PRECISION, INTERPRETED,
-                )  # fmt: skip
-                if DELAY:
-                    best = _nan_or_greater(best, _max(previous, 1, INTERPRETED))
-                    previous = s
-                else:
-                    largest = _max(s, 1, INTERPRETED)
-                    if ARGMAX:
-                        column = tl.min(tl.where(s == largest[:, None], columns[None, :], BLOCK_D), axis=1)
-                        where = tl.where(largest > best, row + column, where)
-                    best = _nan_or_greater(best, largest)
-            if DELAY:
-                best = _nan_or_greater(best, _max(previous, 1, INTERPRETED))
-
-        again = count == 0
-        if SKIP_ZERO_D:
-            again |= _any(real & ((best == 0) | (best != best))) | (not _any(real))
-        if ARGMAX:
-            again |= _any(real & (best != best))
-        has_token = count > 0
-        if again:
-            best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-            where = tl.full([BLOCK_Q], _NOWHERE, tl.int32)
-            has_token = count < 0
-            few = tl.arange(0, MASKED_D)
-            for row in tl.range(0, length, MASKED_D, num_stages=1):
-                inside = few < length - row
-                d_rows = d_base + (row + few).to(tl.int64) * D_STRIDE
-                s = _similarity(
-                    q_rows, q1, q2, real, d_rows, inside, d_scales, start + row,
-                    DIM, K1, K2, BLOCK_Q, MASKED_D, True, SWAP, SCALED, PRECISION, INTERPRETED,
-                )  # fmt: skip
-                if SKIP_ZERO_D:
-                    inside &= _has_nonzero(d_rows, inside, DIM, K1)
-                has_token |= _any(inside)
-                kept = tl.expand_dims(inside, 1 - AXIS)
-                s = tl.where(kept, s, float("-inf"))
-                largest = _max(s, AXIS, INTERPRETED)
+            largest = _max(s, 1, INTERPRETED)
+            if ARGMAX:
+                column = tl.min(tl.where(s == largest[:, None], columns[None, :], BLOCK_D), axis=1)
+                where = tl.where(largest > best, shift + column, where)
+            best = _nan_or_greater(best, largest)
+        last = row + BLOCK_D >= length
+        if last:
+            if SWAP:
+                best = _max(top, 0, INTERPRETED)
                 if ARGMAX:
-                    winner = ((s == tl.expand_dims(largest, AXIS)) | (s != s)) & kept
-                    numbers = tl.expand_dims(few, 1 - AXIS)
-                    column = tl.min(tl.where(winner, numbers, MASKED_D), axis=AXIS)
-                    wins = (largest > best) | ((largest != largest) & (best == best)) | (where == _NOWHERE)
-                    where = tl.where(wins & (column < MASKED_D), row + column, where)
-                best = _nan_or_greater(best, largest)
+                    where = tl.min(tl.where(top == best[None, :], at + columns[:, None], _NOWHERE), axis=0)
+                top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
+            again = length < 0
+            if SKIP_ZERO_D:
+                again |= _any(real & ((best == 0) | (best != best))) | (not _any(real))
+            if ARGMAX:
+                again |= _any(real & (best != best))
+            if SKIP_ZERO_D or ARGMAX:
+                redo |= again.to(tl.int32) << place
+            _store(
+                best, length > 0, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
+                nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
+            )  # fmt: skip
+            best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+        row = tl.where(last, 0, row + BLOCK_D)
+        place = tl.where(last, place + 1, place)
+        document = tl.where(last, following, document)
+        start = tl.where(last, next_start, start)
+        length = tl.where(last, next_length, length)
+        following = tl.where(last, after, following)
 
-        if PAIRS:
-            pair = query * 0 + item
-        else:
-            pair = query * nd + document
-        value = tl.where(real & has_token, best, 0.0).to(tl.float64)
-        nothing = tl.where(has_token | (block > 0), 0.0, EMPTY_DOCUMENT_SCORE)
-        if QUERIES == 1:
-            if PAIRS:
-                number = item
-            else:
-                number = (tile // blocks).to(tl.int64) * nd + document
-            total = tl.sum(value, axis=0) + nothing
-            tl.store(scores + block.to(tl.int64) * num_pairs + number, total.to(scores.dtype.element_ty))
-        else:
-            slots = tl.arange(0, QUERIES)
-            mine = (slot[:, None] == slots[None, :]) & owned[:, None]
-            total = tl.sum(tl.where(mine, value[:, None], 0.0), axis=0) + nothing
-            queries = (tile // blocks).to(tl.int64) * per_tile + slots
-            number = queries * nd + document
-            stored = (slots < per_tile) & (queries < nq)
-            tl.store(scores + number, total.to(scores.dtype.element_ty), mask=stored)
-        if ARGMAX:
-            where = tl.where(real & has_token, where, -1)
-            tl.store(argmax + pair * max_lq + token, where.to(argmax.dtype.element_ty), mask=owned)
+    if redo != 0:
+        for place in range(0, own):
+            if (redo >> place) & 1:
+                document = _document(pairs, order, share + place * shares, PAIRS)
+                start = _start(d_starts, document, max_ld)
+                length = _length(d_lengths, document, max_ld)
+                best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+                where = tl.full([BLOCK_Q], _NOWHERE, tl.int32)
+                has_token = length < 0
+                few = tl.arange(0, MASKED_D)
+                for row in tl.range(0, length, MASKED_D, num_stages=1):
+                    inside = few < length - row
+                    masked_rows = d_tokens + (start + row + few) * D_STRIDE
+                    s = _similarity(
+                        q_rows, q1, q2, real, masked_rows, inside, d_scales, start + row,
+                        DIM, K1, K2, BLOCK_Q, MASKED_D, True, SWAP, SCALED, PRECISION, INTERPRETED,
+                    )  # fmt: skip
+                    if SKIP_ZERO_D:
+                        inside &= _has_nonzero(masked_rows, inside, DIM, K1)
+                    has_token |= _any(inside)
+                    kept = tl.expand_dims(inside, 1 - AXIS)
+                    s = tl.where(kept, s, float("-inf"))
+                    largest = _max(s, AXIS, INTERPRETED)
+                    if ARGMAX:
+                        winner = ((s == tl.expand_dims(largest, AXIS)) | (s != s)) & kept
+                        numbers = tl.expand_dims(few, 1 - AXIS)
+                        column = tl.min(tl.where(winner, numbers, MASKED_D), axis=AXIS)
+                        wins = (largest > best) | ((largest != largest) & (best == best)) | (where == _NOWHERE)
+                        where = tl.where(wins & (column < MASKED_D), row + column, where)
+                    best = _nan_or_greater(best, largest)
+                _store(
+                    best, has_token, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
+                    nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
+                )  # fmt: skip
 
 
 # Gradient of one tile of token rows, of queries (FOR_Q) or of documents, in their own dtype.
@@ -353,9 +443,11 @@ def score_kernel(
 # tokens. Items may share rows and may lie in any order, so the items of a tile are looked for, ITEMS at a time. With
 # `pairs`, those of item i are order[bounds[i] : bounds[i + 1]].
 #
-# A query token's gradient gathers the winning document rows. A document token's is a product: with one column per query
-# token, 1 in the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is exact for one pair, and its
-# weight multiplies the float32 result. Work of the forward pass, but no sorting, no atomics and no scratch memory.
+# A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won.
+# Of ITEMS of them at a time, those that were won by a row of this tile are written down in `found`, which is this
+# program's own, and then taken BLOCK_T at a time: with one column per query token, its weight in the row that won it,
+# [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. A weight is multiplied in parts that hold all of
+# its bits. Neither atomics nor sorting; and the products are as many as the query tokens, however long the documents.
 # 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
 # token at a time.
 @triton.jit(do_not_specialize=_ANY_VALUE)
@@ -364,13 +456,13 @@ def grad_kernel(
     own_lengths,
     other_tokens,
     other_starts,
-    other_lengths,
     other_scales,
     pairs,
     order,
     bounds,
     grad_scores,
     argmax,
+    found,
     grad,
     num_rows,
     num_items,
@@ -393,18 +485,20 @@ def grad_kernel(
     pid = tl.program_id(0)
     k_blocks: tl.constexpr = (DIM + BLOCK_K - 1) // BLOCK_K
     row = (pid // k_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if not FOR_Q:
+        found += pid.to(tl.int64) * ITEMS
     k = pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
     total = _grad_tile(
-        own_starts, own_lengths, other_tokens, other_starts, other_lengths, other_scales, pairs, order, bounds,
-        grad_scores, argmax, row, k, num_items, num_others, nd, max_lq,
+        own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
+        grad_scores, argmax, found, row, k, num_items, num_others, nd, max_lq,
         STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, STAGES, FOR_Q, PAIRS, SCALED, False, PRECISION, INTERPRETED,
     )  # fmt: skip
     if not FOR_Q:
         finite = (tl.abs(total) < float("inf")).to(tl.int32)
         if tl.min(tl.min(finite, axis=1), axis=0) == 0:
             total = _grad_tile(
-                own_starts, own_lengths, other_tokens, other_starts, other_lengths, other_scales, pairs, order, bounds,
-                grad_scores, argmax, row, k, num_items, num_others, nd, max_lq,
+                own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
+                grad_scores, argmax, found, row, k, num_items, num_others, nd, max_lq,
                 STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, 1, FOR_Q, PAIRS, SCALED, True, PRECISION, INTERPRETED,
             )  # fmt: skip
     tl.store(
@@ -415,18 +509,114 @@ def grad_kernel(
 
 
 @triton.jit
+def _add_weighted(weights, x, total, PRECISION: tl.constexpr):
+    """Add weights [rows, tokens] times x [tokens, dimensions] to total, as precisely as float32 is multiplied."""
+    if x.dtype == tl.bfloat16:  # of 8 bits each: three of them are the 24 of float32
+        high = weights.to(tl.bfloat16)
+        rest = weights - high.to(tl.float32)
+        middle = rest.to(tl.bfloat16)
+        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+        return tl.dot(high, x, tl.dot(middle, x, tl.dot(low, x, total)))
+    else:
+        return tl.dot(weights, x.to(tl.float32), total, input_precision=PRECISION)
+
+
+@triton.jit
+def _grad_place(pairs, order, begin, chunk, number, item, nd, max_lq, PAIRS: tl.constexpr):
+    """Of the query tokens that met a document, the one after `chunk` others with this number: pair, query, place in it.
+
+    A number is below ITEMS, so that only scalars are divided as int64.
+    """
+    number += (chunk % max_lq).to(tl.int32)
+    i = begin + chunk // max_lq + number // max_lq
+    if PAIRS:
+        pair = tl.load(order + i)
+        other = tl.load(pairs + 2 * pair)
+    else:
+        pair = i * nd + item
+        other = i
+    return pair, other, number % max_lq
+
+
+@triton.jit
+def _grad_found(
+    other_starts,
+    pairs,
+    order,
+    grad_scores,
+    argmax,
+    found,
+    begin,
+    chunk,
+    first,
+    hits,
+    offset,
+    item,
+    nd,
+    max_lq,
+    BLOCK_T: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Of BLOCK_T query tokens that were written down: weight, row, and the row of this tile that won it, or -1."""
+    slots = first + tl.arange(0, BLOCK_T)
+    there = slots < hits
+    number = tl.load(found + slots, mask=there, other=0)
+    pair, other, t = _grad_place(pairs, order, begin, chunk, number, item, nd, max_lq, PAIRS)
+    weight = tl.load(grad_scores + pair)
+    winner = tl.load(argmax + pair * max_lq + t).to(tl.int32)
+    return weight, tl.load(other_starts + other) + t, tl.where(there, winner + offset, -1)
+
+
+@triton.jit
+def _grad_step(
+    other_starts,
+    pairs,
+    order,
+    grad_scores,
+    argmax,
+    begin,
+    item,
+    step,
+    chunks,
+    token,
+    mine,
+    nd,
+    max_lq,
+    FOR_Q: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Of one partner of an item: the weight, where its tokens start, and which tokens have won."""
+    i = begin + step // chunks
+    if PAIRS:
+        pair = tl.load(order + i)
+        other = tl.load(pairs + 2 * pair + (1 if FOR_Q else 0))
+    elif FOR_Q:
+        pair = item.to(tl.int64) * nd + i
+        other = i
+    else:
+        pair = i * nd + item
+        other = i
+    winners = argmax + pair * max_lq
+    if FOR_Q:
+        winner = tl.load(winners + token, mask=mine, other=-1)
+    else:
+        winner = tl.load(winners + step % chunks)
+    return tl.load(grad_scores + pair), tl.load(other_starts + other), winner
+
+
+@triton.jit
 def _grad_tile(
     own_starts,
     own_lengths,
     other_tokens,
     other_starts,
-    other_lengths,
     other_scales,
     pairs,
     order,
     bounds,
     grad_scores,
     argmax,
+    found,
     row,
     k,
     num_items,
@@ -451,8 +641,8 @@ def _grad_tile(
     k_mask = (k < DIM)[None, :]
     first_row = tl.min(row, axis=0)
     chunks = 1
-    if not FOR_Q:
-        chunks = tl.cdiv(max_lq, 1 if TOKEN_BY_TOKEN else BLOCK_T)
+    if TOKEN_BY_TOKEN:
+        chunks = max_lq
     for first in range(0, num_items, ITEMS):
         numbers = first + tl.arange(0, ITEMS)
         known = numbers < num_items
@@ -461,50 +651,74 @@ def _grad_tile(
         hit = (lengths > 0) & (starts < first_row + BLOCK_R) & (starts + lengths > first_row)
         item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
         while item < _NOWHERE:
-            token = row - tl.load(own_starts + item)
-            mine = (token >= 0) & (token < tl.load(own_lengths + item))
+            own_start = tl.load(own_starts + item)
+            own_length = tl.load(own_lengths + item)
+            token = row - own_start
+            mine = (token >= 0) & (token < own_length)
             if PAIRS:
                 begin = tl.load(bounds + item)
                 end = tl.load(bounds + item + 1)
             else:
                 begin = (item * 0).to(tl.int64)
                 end = begin + num_others
-            for step in tl.range(0, (end - begin).to(tl.int32) * chunks, num_stages=STAGES):
-                i = begin + step // chunks
-                if PAIRS:
-                    pair = tl.load(order + i)
-                    other = tl.load(pairs + 2 * pair + (1 if FOR_Q else 0))
-                else:
-                    other = i
-                    if FOR_Q:
-                        pair = item.to(tl.int64) * nd + other
-                    else:
-                        pair = other * nd + item
-                weight = tl.load(grad_scores + pair)
-                start = tl.load(other_starts + other)
-                winners = argmax + pair * max_lq
-                if FOR_Q:
-                    winner = tl.load(winners + token, mask=mine, other=-1).to(tl.int64)
-                    won = winner >= 0
-                    pointers = other_tokens + ((start + winner) * STRIDE)[:, None] + k[None, :]
-                    x = tl.load(pointers, mask=won[:, None] & k_mask, other=0.0).to(tl.float32)
-                    if SCALED:
-                        x *= tl.load(other_scales + start + winner, mask=won, other=0.0)[:, None]
-                    total += tl.where(won[:, None], weight * x, 0.0)
-                elif TOKEN_BY_TOKEN:
-                    t = step % chunks
-                    won = mine & (token == tl.load(winners + t).to(tl.int64))
-                    used = k < tl.where(tl.load(other_lengths + other) > t, DIM, 0)
-                    x = tl.load(other_tokens + (start + t) * STRIDE + k, mask=used, other=0.0).to(tl.float32)
-                    total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
-                else:
-                    tokens = step % chunks * BLOCK_T + tl.arange(0, BLOCK_T)
-                    inside = tokens < tl.load(other_lengths + other)
-                    winner = tl.load(winners + tokens, mask=inside, other=-1).to(tl.int64)
-                    pointers = other_tokens + ((start + tokens) * STRIDE)[:, None] + k[None, :]
-                    x = tl.load(pointers, mask=inside[:, None] & k_mask, other=0.0)
-                    won = mine[:, None] & (token[:, None] == winner[None, :])
-                    total += weight * tl.dot(won.to(x.dtype), x, input_precision=PRECISION)
+            if FOR_Q or TOKEN_BY_TOKEN:
+                steps = (end - begin).to(tl.int32) * chunks
+                if steps > 0:
+                    # What the next step needs is on its way while this one gathers.
+                    next_weight, next_start, next_winner = _grad_step(
+                        other_starts, pairs, order, grad_scores, argmax, begin, item, 0, chunks,
+                        token, mine, nd, max_lq, FOR_Q, PAIRS,
+                    )  # fmt: skip
+                    for step in tl.range(0, steps, num_stages=STAGES):
+                        weight, start, winner = next_weight, next_start, next_winner.to(tl.int64)
+                        next_weight, next_start, next_winner = _grad_step(
+                            other_starts, pairs, order, grad_scores, argmax, begin, item,
+                            tl.minimum(step + 1, steps - 1), chunks, token, mine, nd, max_lq, FOR_Q, PAIRS,
+                        )  # fmt: skip
+                        if FOR_Q:
+                            won = winner >= 0
+                            pointers = other_tokens + ((start + winner) * STRIDE)[:, None] + k[None, :]
+                            x = tl.load(pointers, mask=won[:, None] & k_mask, other=0.0).to(tl.float32)
+                            if SCALED:
+                                x *= tl.load(other_scales + start + winner, mask=won, other=0.0)[:, None]
+                            total += tl.where(won[:, None], weight * x, 0.0)
+                        else:
+                            won = mine & (token == winner)
+                            used = k < tl.where(winner >= 0, DIM, 0)
+                            pointers = other_tokens + (start + step % chunks) * STRIDE + k
+                            x = tl.load(pointers, mask=used, other=0.0).to(tl.float32)
+                            total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
+            else:
+                offset = (own_start - first_row).to(tl.int32)  # of the item in this tile; before it if negative
+                number = tl.arange(0, ITEMS)
+                tokens = (end - begin) * max_lq
+                for chunk in range(0, tokens, ITEMS):
+                    pair, _, t = _grad_place(
+                        pairs, order, begin, chunk, tl.minimum(number, tokens - chunk - 1).to(tl.int32), item, nd,
+                        max_lq, PAIRS,
+                    )  # fmt: skip
+                    winner = tl.load(argmax + pair * max_lq + t).to(tl.int32)
+                    place = winner + offset
+                    wanted = (number < tokens - chunk) & (winner >= 0) & (place >= 0) & (place < BLOCK_R)
+                    hits = tl.sum(wanted.to(tl.int32), axis=0)
+                    if hits > 0:
+                        tl.store(found + tl.cumsum(wanted.to(tl.int32), axis=0) - 1, number, mask=wanted)
+                        tl.debug_barrier()
+                        next_weight, next_source, next_place = _grad_found(
+                            other_starts, pairs, order, grad_scores, argmax, found, begin, chunk, 0, hits, offset,
+                            item, nd, max_lq, BLOCK_T, PAIRS,
+                        )  # fmt: skip
+                        for step in tl.range(0, hits, BLOCK_T, num_stages=STAGES):
+                            weight, source, winner_row = next_weight, next_source, next_place
+                            next_weight, next_source, next_place = _grad_found(
+                                other_starts, pairs, order, grad_scores, argmax, found, begin, chunk, step + BLOCK_T,
+                                hits, offset, item, nd, max_lq, BLOCK_T, PAIRS,
+                            )  # fmt: skip
+                            pointers = other_tokens + (source * STRIDE)[:, None] + k[None, :]
+                            x = tl.load(pointers, mask=(winner_row >= 0)[:, None] & k_mask, other=0.0)
+                            won = tl.arange(0, BLOCK_R)[:, None] == winner_row[None, :]
+                            total = _add_weighted(tl.where(won, weight[None, :], 0.0), x, total, PRECISION)
+                        tl.debug_barrier()
             hit &= numbers > item
             item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
     return total
