@@ -84,15 +84,21 @@ def score_code(
 def grad_code(arch: int, dtype: torch.dtype, *, for_q: bool, pairs: bool = False) -> Any:
     plan = triton_._grad_plan(arch, dtype, dtype, 128, 128, pairs, for_q, False, "highest")
     types = dict.fromkeys(["own_starts", "own_lengths", "other_starts"], "*i64")
-    types |= {} if for_q else {"found": "*i32"}
+    types |= {} if for_q else {"found": "*i32", "weights": "*fp32"}
     types |= dict.fromkeys(["pairs", "order", "bounds"], "*i64") if pairs else {}
     types |= dict.fromkeys(["num_rows", "num_items", "num_others", "nd", "max_lq"], "i32")
     types |= {"other_tokens": POINTERS[dtype], "grad": POINTERS[dtype], "grad_scores": "*fp32", "argmax": "*i16"}
     return compiled("grad_kernel", arch, plan, types, ["other_tokens", "grad"])
 
 
+JUMP = re.compile(r"(@!?U?P\w+)?\s*BRA\S*\s.*`\((\.L_x_\d+)\)")
+
+
 def loops(code: Any) -> list[Counter[str]]:
-    """Instructions of each loop of the machine code that multiplies matrices, the innermost first."""
+    """Instructions of each loop of the machine code that multiplies matrices, the innermost first.
+
+    Without those that a jump inside of the loop may pass over: what is done for a short document, or after a last tile.
+    """
     if not (TOOLS / "nvdisasm").exists():
         pytest.skip("this Triton brings no disassembler")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -103,18 +109,27 @@ def loops(code: Any) -> list[Counter[str]]:
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
     found = []
     for end, line in enumerate(lines):
-        jump = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
-        if jump and labels.get(jump[1], end) < end:
-            body = lines[labels[jump[1]] : end]
-            names = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", "\n".join(body), re.M)
+        jump = JUMP.search(line)
+        if jump and labels.get(jump[2], end) < end:
+            names = list(always(lines, labels, labels[jump[2]], end))
             if {"HGMMA", "HMMA"} & set(names):
                 found.append((len(names), Counter(names)))
     assert found, "no loop multiplies matrices"
     return [names for _, names in sorted(found, key=lambda pair: pair[0])]
 
 
+def always(lines: list[str], labels: dict[str, int], begin: int, end: int) -> Iterator[str]:
+    at = begin
+    while at < end:
+        name = re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", lines[at])
+        if name:
+            yield name[1]
+        jump = JUMP.search(lines[at])
+        at = labels[jump[2]] if jump and jump[1] and at < labels[jump[2]] <= end else at + 1
+
+
 def main_loop(code: Any) -> Counter[str]:
-    """The loop over tiles without masks: of the two innermost the one that reads ahead, by asynchronous copies."""
+    """The loop over tiles without masks: of the innermost the one that reads ahead, by asynchronous copies."""
     return next(loop for loop in loops(code) if loop["LDGSTS"])
 
 
@@ -128,8 +143,8 @@ def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool)
     if (dtype, nq, lq) != (F32, 2, 32):  # 64 float32 tokens in three parts do not fit; 4 to 20 of 800 instructions
         assert not loop["LDL"] and not loop["STL"]
     if dtype == BF16 and not argmax:
-        assert loop["FSEL"] == 0 and loop["SEL"] <= 4  # which stage is next
-        assert loop["FMNMX"] >= 16 and sum(loop.values()) < 180
+        assert loop["FSEL"] == 0 and loop["SEL"] <= 12  # which stage is next, and which document
+        assert loop["FMNMX"] >= 16 and sum(loop.values()) < 300
 
 
 @pytest.mark.parametrize(("nq", "lq"), [(1, 32), (128, 32)], ids=str)
@@ -153,17 +168,21 @@ def test_dims_on_hopper(dim: int, nq: int) -> None:
 
 def test_zero_rows_cost_the_main_loop_nothing() -> None:
     plain, skipping = (score_code(90, BF16, BF16, 128, 32, skip_zero=skip) for skip in (False, True))
-    for name in ("HGMMA", "FMNMX", "FSEL", "LDL", "STL", "LDGSTS"):
+    for name in ("HGMMA", "FMNMX", "FSEL", "LDGSTS"):
         assert main_loop(plain)[name] == main_loop(skipping)[name]
+    assert main_loop(skipping)["LDL"] <= 2 and not main_loop(skipping)["STL"]
 
 
-def test_an_order_costs_the_main_loop_nothing() -> None:
+def test_an_order_costs_the_main_loop_next_to_nothing() -> None:
+    """One number to read, two documents ahead."""
     for nq in (1, 128):
         plain, ordered = (score_code(90, BF16, BF16, nq, 32, ordered=ordered) for ordered in (False, True))
-        # Triton 3.6 keeps some addresses in other registers, which are moved about beside the loop's other work.
-        loops_ = [{name: n for name, n in main_loop(code).items() if name != "UMOV"} for code in (plain, ordered)]
-        assert loops_[0] == loops_[1]
-        assert plain.metadata.shared == ordered.metadata.shared
+        loops_ = [main_loop(code) for code in (plain, ordered)]
+        for name in ("HGMMA", "FMNMX", "FSEL", "LDL", "STL"):
+            assert loops_[0][name] == loops_[1][name]
+        assert loops_[0]["LDGSTS"] + 1 >= loops_[1]["LDGSTS"]
+        assert sum(loops_[1].values()) < sum(loops_[0].values()) + 16
+        assert ordered.metadata.shared <= plain.metadata.shared + 64
     score_code(80, BF16, BF16, 128, 32, argmax=True, ordered=True)
 
 

@@ -24,7 +24,7 @@ ROUNDS = 50
 HOST_ROUNDS = 30
 MIN_ROUNDS = 5
 # Seconds of one contender on one workload; a slower one gets fewer rounds, and the results say how many.
-BUDGET = 3.0
+BUDGET = 1.0
 
 
 class Device(Protocol):

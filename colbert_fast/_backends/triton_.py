@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ class _Plan(NamedTuple):
     """Everything about a launch that does not depend on the number of documents."""
 
     constants: dict[str, Any]  # constexpr arguments, in the kernel's order
+    values: tuple[Any, ...]  # of them
     options: dict[str, Any]  # of the compiler
     compiled: dict[Any, Any]  # kernels by what else their code depends on
     blocks: int = 1  # tiles of one query, if longer than a tile
@@ -100,9 +102,11 @@ def score_argmax(p: Problem) -> Scored:
 def _score(p: Problem, *, argmax: bool) -> Scored:
     q, d = _readable(p.q_tokens), _readable(p.d_tokens)
     device = d.device
-    scores = torch.empty(p.shape, dtype=torch.float32, device=device)
-    winners = torch.empty((p.num_pairs, p.max_lq), dtype=p.argmax_dtype, device=device) if argmax else None
-    nq, nd, count = p.nq, p.nd, p.num_pairs
+    nq, nd = p.nq, p.nd
+    shape = (nq, nd) if p.pairs is None else (p.pairs.shape[0],)
+    count = math.prod(shape)
+    scores = torch.empty(shape, dtype=torch.float32, device=device)
+    winners = torch.empty((count, p.max_lq), dtype=p.argmax_dtype, device=device) if argmax else None
     if count == 0:
         return Scored(scores, winners, False)
     plan = _score_plan(
@@ -118,7 +122,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         argmax,
         p.skip_zero_q,
         p.skip_zero_d,
-        torch.get_float32_matmul_precision(),
+        torch.get_float32_matmul_precision() if q.dtype == torch.float32 else "",
     )
     tiles = plan.blocks if p.pairs is not None else plan.blocks * -(-nq // plan.per_tile)
     run = 1
@@ -137,7 +141,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         (nq, nd, count, p.max_lq, p.max_ld, tiles, shares, d.shape[0]),
         plan,
         (
-            p.argmax_dtype,
+            None if winners is None else winners.dtype,
             q.data_ptr() % 16 == 0,
             d.data_ptr() % 16 == 0,
             order is None,
@@ -146,7 +150,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         ),
     )
     if plan.blocks > 1:
-        scores = out.sum(0).to(torch.float32).view(p.shape)
+        scores = out.sum(0).to(torch.float32).view(shape)
     return Scored(scores, winners, INTERPRETED and bool((scores == EMPTY_DOCUMENT_SCORE).any()))
 
 
@@ -197,9 +201,10 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         torch.get_float32_matmul_precision(),
     )
     programs = -(-own.shape[0] // plan.constants["BLOCK_R"]) * -(-own.shape[1] // plan.constants["BLOCK_K"])
-    found = None
+    found = weights = None
     if not for_q:  # each program's own notes
-        found = torch.empty((programs, plan.constants["ITEMS"]), dtype=torch.int32, device=own.device)
+        found = torch.empty((programs, 2, plan.constants["CHUNK"]), dtype=torch.int32, device=own.device)
+        weights = torch.empty((programs, plan.constants["CHUNK"]), dtype=torch.float32, device=own.device)
     _launch(
         "grad_kernel",
         programs,
@@ -215,6 +220,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
             grad_scores,
             argmax,
             found,
+            weights,
             grad,
         ),
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
@@ -239,7 +245,7 @@ def _launch(
     tensors: tuple[Tensor | None, ...],
     sizes: tuple[int, ...],
     plan: _Plan,
-    key: tuple[torch.dtype | bool, ...],
+    key: tuple[torch.dtype | bool | None, ...],
 ) -> None:
     """Launch a kernel on the tensors' device, past Triton's own look-up of the compiled code once it is known.
 
@@ -268,7 +274,7 @@ def _launch(
         return
     stream = _driver().get_current_stream(index)
     nothing = (compiled.function, compiled.packed_metadata, None, None, None)
-    compiled.run(programs, 1, 1, stream, *nothing, *tensors, *sizes, *plan.constants.values())
+    compiled.run(programs, 1, 1, stream, *nothing, *tensors, *sizes, *plan.values)
 
 
 @functools.cache
@@ -413,7 +419,8 @@ def _score_plan(
         "INTERPRETED": INTERPRETED,
     }
     blocks = -(-width // config.block_q)
-    return _Plan(constants, _options(gpu, config), {}, blocks, 1 if pairs else min(per_tile, nq), config.run)
+    values = tuple(constants.values())
+    return _Plan(constants, values, _options(gpu, config), {}, blocks, 1 if pairs else min(per_tile, nq), config.run)
 
 
 def _options(gpu: _Gpu, config: Config) -> dict[str, Any]:
@@ -479,15 +486,16 @@ def _grad_plan(
         "BLOCK_T": config.block_q,
         "BLOCK_K": min(_power_of_two(dim, 16), config.piece),
         "ITEMS": 1024,
-        "STAGES": config.stages,
+        "CHUNK": 512,
+        # The pipeliner of Triton 3.9 cannot place loads that depend on one another across iterations.
+        "STAGES": 1 if pairs and for_q else config.stages,
         "FOR_Q": for_q,
         "PAIRS": pairs,
         "SCALED": scaled,
         # float16 cannot hold a weight, and is multiplied as float32.
         "PRECISION": "tf32x3" if q_dtype == torch.float16 else _precision(q_dtype, precision),
-        "INTERPRETED": INTERPRETED,
     }
-    return _Plan(constants, _options(gpu, config), {})
+    return _Plan(constants, tuple(constants.values()), _options(gpu, config), {})
 
 
 BACKEND = Backend(

@@ -174,31 +174,27 @@ def _store(
 
     In float64, so that a score depends on the tile in its last bit at most once in 2^29.
     """
-    width = tl.maximum(max_lq, 1)
-    blocks = tl.cdiv(width, BLOCK_Q)
-    per_tile = tl.maximum(BLOCK_Q // width, 1)
-    block = tile % blocks
+    block = tile * 0
+    if QUERIES == 1:
+        block = tile % tl.cdiv(tl.maximum(max_lq, 1), BLOCK_Q)
     value = tl.where(real & has_token, best, 0.0).to(tl.float64)
     nothing = tl.where(has_token | (block > 0), 0.0, EMPTY_DOCUMENT_SCORE)
+    if PAIRS:
+        pair = number
+    else:
+        pair = query * nd + document
     if QUERIES == 1:
-        if PAIRS:
-            place = number
-        else:
-            place = (tile // blocks).to(tl.int64) * nd + document
         total = tl.sum(value, axis=0) + nothing
-        tl.store(scores + block.to(tl.int64) * num_pairs + place, total.to(scores.dtype.element_ty))
+        tl.store(scores + block.to(tl.int64) * num_pairs + pair, total.to(scores.dtype.element_ty))
     else:
         slots = tl.arange(0, QUERIES)
         mine = (slot[:, None] == slots[None, :]) & owned[:, None]
         total = tl.sum(tl.where(mine, value[:, None], 0.0), axis=0) + nothing
-        queries = (tile // blocks).to(tl.int64) * per_tile + slots
+        per_tile = BLOCK_Q // max_lq
+        queries = tile.to(tl.int64) * per_tile + slots
         stored = (slots < per_tile) & (queries < nq)
         tl.store(scores + queries * nd + document, total.to(scores.dtype.element_ty), mask=stored)
     if ARGMAX:
-        if PAIRS:
-            pair = query * 0 + number
-        else:
-            pair = query * nd + document
         where = tl.where(real & has_token, where, -1)
         tl.store(argmax + pair * max_lq + token, where.to(argmax.dtype.element_ty), mask=owned)
 
@@ -301,20 +297,26 @@ def score_kernel(
     share = (pid // tiles).to(tl.int64)
     width = tl.maximum(max_lq, 1)
     blocks = tl.cdiv(width, BLOCK_Q)
-    per_tile = tl.maximum(BLOCK_Q // width, 1)
     rows = tl.arange(0, BLOCK_Q)
-    slot = rows // width
-    token = tile % blocks * BLOCK_Q + rows - slot * width
+    if QUERIES == 1:  # or a part of one
+        slot = rows
+        token = tile % blocks * BLOCK_Q + rows
+        if PAIRS:
+            query = tl.load(pairs + 2 * share)
+        else:
+            query = (tile // blocks).to(tl.int64)
+        owned = token < max_lq
+    else:
+        per_tile = BLOCK_Q // width
+        slot = rows // width
+        token = rows - slot * width
+        query = tile.to(tl.int64) * per_tile + slot
+        owned = (slot < per_tile) & (query < nq) & (token < max_lq)
+        query = tl.minimum(query, nq - 1)
     if PAIRS:
-        query = tl.load(pairs + 2 * share) + slot
-        real = slot == 0
         own = 1
     else:
-        query = (tile // blocks).to(tl.int64) * per_tile + slot
-        real = (slot < per_tile) & (query < nq)
         own = tl.cdiv(nd - share, shares).to(tl.int32)
-    owned = real & (token < max_lq)
-    query = tl.where(owned, query, tl.minimum(query, nq - 1))
     real = owned & (token < _length(q_lengths, query, max_lq))
     q_rows = q_tokens + (_start(q_starts, query, max_lq) + token) * Q_STRIDE
     k1 = tl.arange(0, K1)
@@ -329,7 +331,9 @@ def score_kernel(
         real &= _has_nonzero(q_rows, real, DIM, K1)
 
     document = _document(pairs, order, share, PAIRS)
-    following = _document(pairs, order, share + tl.minimum(1, own - 1) * shares, PAIRS)
+    following = document
+    if RUN > 1:
+        following = _document(pairs, order, share + tl.minimum(1, own - 1) * shares, PAIRS)
     start = _start(d_starts, document, max_ld)
     length = _length(d_lengths, document, max_ld)
     if RUN == 1:
@@ -352,9 +356,10 @@ def score_kernel(
         top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
         at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
     for _ in tl.range(0, steps, num_stages=STAGES):
-        next_start = _start(d_starts, following, max_ld)
-        next_length = _length(d_lengths, following, max_ld)
-        after = _document(pairs, order, share + tl.minimum(place + 2, own - 1) * shares, PAIRS)
+        if RUN > 1:
+            next_start = _start(d_starts, following, max_ld)
+            next_length = _length(d_lengths, following, max_ld)
+            after = _document(pairs, order, share + tl.minimum(place + 2, own - 1) * shares, PAIRS)
         first = tl.minimum(start + tl.maximum(tl.minimum(row, length - BLOCK_D), 0), d_rows - BLOCK_D)
         s = _similarity(
             q_rows, q1, q2, real, d_tokens + first * D_STRIDE + columns * D_STRIDE, columns, d_scales, first,
@@ -393,12 +398,14 @@ def score_kernel(
                 nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
             )  # fmt: skip
             best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-        row = tl.where(last, 0, row + BLOCK_D)
-        place = tl.where(last, place + 1, place)
-        document = tl.where(last, following, document)
-        start = tl.where(last, next_start, start)
-        length = tl.where(last, next_length, length)
-        following = tl.where(last, after, following)
+        row += BLOCK_D
+        if RUN > 1:
+            row = tl.where(last, 0, row)
+            place = tl.where(last, place + 1, place)
+            document = tl.where(last, following, document)
+            start = tl.where(last, next_start, start)
+            length = tl.where(last, next_length, length)
+            following = tl.where(last, after, following)
 
     if redo != 0:
         for place in range(0, own):
@@ -444,10 +451,10 @@ def score_kernel(
 # `pairs`, those of item i are order[bounds[i] : bounds[i + 1]].
 #
 # A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won.
-# Of ITEMS of them at a time, those that were won by a row of this tile are written down in `found`, which is this
-# program's own, and then taken BLOCK_T at a time: with one column per query token, its weight in the row that won it,
-# [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. A weight is multiplied in parts that hold all of
-# its bits. Neither atomics nor sorting; and the products are as many as the query tokens, however long the documents.
+# Of CHUNK of them at a time, those that were won by a row of this tile are written down in `found` and `weights`, where
+# each program has a place of its own, and then taken BLOCK_T at a time: with one column per query token, its weight in
+# the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. Neither atomics nor sorting;
+# and the products are as many as the query tokens, however long the documents.
 # 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
 # token at a time.
 @triton.jit(do_not_specialize=_ANY_VALUE)
@@ -463,6 +470,7 @@ def grad_kernel(
     grad_scores,
     argmax,
     found,
+    weights,
     grad,
     num_rows,
     num_items,
@@ -475,31 +483,32 @@ def grad_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ITEMS: tl.constexpr,
+    CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     FOR_Q: tl.constexpr,
     PAIRS: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     pid = tl.program_id(0)
     k_blocks: tl.constexpr = (DIM + BLOCK_K - 1) // BLOCK_K
     row = (pid // k_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     if not FOR_Q:
-        found += pid.to(tl.int64) * ITEMS
+        found += pid.to(tl.int64) * (2 * CHUNK)
+        weights += pid.to(tl.int64) * CHUNK
     k = pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
     total = _grad_tile(
         own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
-        grad_scores, argmax, found, row, k, num_items, num_others, nd, max_lq,
-        STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, STAGES, FOR_Q, PAIRS, SCALED, False, PRECISION, INTERPRETED,
+        grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
+        STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, STAGES, FOR_Q, PAIRS, SCALED, False, PRECISION,
     )  # fmt: skip
     if not FOR_Q:
         finite = (tl.abs(total) < float("inf")).to(tl.int32)
         if tl.min(tl.min(finite, axis=1), axis=0) == 0:
             total = _grad_tile(
                 own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
-                grad_scores, argmax, found, row, k, num_items, num_others, nd, max_lq,
-                STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, 1, FOR_Q, PAIRS, SCALED, True, PRECISION, INTERPRETED,
+                grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
+                STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, 1, FOR_Q, PAIRS, SCALED, True, PRECISION,
             )  # fmt: skip
     tl.store(
         grad + row[:, None] * DIM + k[None, :],
@@ -510,61 +519,13 @@ def grad_kernel(
 
 @triton.jit
 def _add_weighted(weights, x, total, PRECISION: tl.constexpr):
-    """Add weights [rows, tokens] times x [tokens, dimensions] to total, as precisely as float32 is multiplied."""
-    if x.dtype == tl.bfloat16:  # of 8 bits each: three of them are the 24 of float32
+    """Add weights [rows, tokens] times x [tokens, dimensions] to total."""
+    if x.dtype == tl.bfloat16:  # in two parts of 8 bits each: twice as many as the gradient keeps
         high = weights.to(tl.bfloat16)
-        rest = weights - high.to(tl.float32)
-        middle = rest.to(tl.bfloat16)
-        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-        return tl.dot(high, x, tl.dot(middle, x, tl.dot(low, x, total)))
+        low = (weights - high.to(tl.float32)).to(tl.bfloat16)
+        return tl.dot(high, x, tl.dot(low, x, total))
     else:
         return tl.dot(weights, x.to(tl.float32), total, input_precision=PRECISION)
-
-
-@triton.jit
-def _grad_place(pairs, order, begin, chunk, number, item, nd, max_lq, PAIRS: tl.constexpr):
-    """Of the query tokens that met a document, the one after `chunk` others with this number: pair, query, place in it.
-
-    A number is below ITEMS, so that only scalars are divided as int64.
-    """
-    number += (chunk % max_lq).to(tl.int32)
-    i = begin + chunk // max_lq + number // max_lq
-    if PAIRS:
-        pair = tl.load(order + i)
-        other = tl.load(pairs + 2 * pair)
-    else:
-        pair = i * nd + item
-        other = i
-    return pair, other, number % max_lq
-
-
-@triton.jit
-def _grad_found(
-    other_starts,
-    pairs,
-    order,
-    grad_scores,
-    argmax,
-    found,
-    begin,
-    chunk,
-    first,
-    hits,
-    offset,
-    item,
-    nd,
-    max_lq,
-    BLOCK_T: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    """Of BLOCK_T query tokens that were written down: weight, row, and the row of this tile that won it, or -1."""
-    slots = first + tl.arange(0, BLOCK_T)
-    there = slots < hits
-    number = tl.load(found + slots, mask=there, other=0)
-    pair, other, t = _grad_place(pairs, order, begin, chunk, number, item, nd, max_lq, PAIRS)
-    weight = tl.load(grad_scores + pair)
-    winner = tl.load(argmax + pair * max_lq + t).to(tl.int32)
-    return weight, tl.load(other_starts + other) + t, tl.where(there, winner + offset, -1)
 
 
 @triton.jit
@@ -617,6 +578,7 @@ def _grad_tile(
     grad_scores,
     argmax,
     found,
+    weights,
     row,
     k,
     num_items,
@@ -629,13 +591,13 @@ def _grad_tile(
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ITEMS: tl.constexpr,
+    CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     FOR_Q: tl.constexpr,
     PAIRS: tl.constexpr,
     SCALED: tl.constexpr,
     TOKEN_BY_TOKEN: tl.constexpr,
     PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
     k_mask = (k < DIM)[None, :]
@@ -690,33 +652,39 @@ def _grad_tile(
                             total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
             else:
                 offset = (own_start - first_row).to(tl.int32)  # of the item in this tile; before it if negative
-                number = tl.arange(0, ITEMS)
+                number = tl.arange(0, CHUNK)
+                slots = tl.arange(0, BLOCK_T)
                 tokens = (end - begin) * max_lq
-                for chunk in range(0, tokens, ITEMS):
-                    pair, _, t = _grad_place(
-                        pairs, order, begin, chunk, tl.minimum(number, tokens - chunk - 1).to(tl.int32), item, nd,
-                        max_lq, PAIRS,
-                    )  # fmt: skip
-                    winner = tl.load(argmax + pair * max_lq + t).to(tl.int32)
-                    place = winner + offset
-                    wanted = (number < tokens - chunk) & (winner >= 0) & (place >= 0) & (place < BLOCK_R)
+                for chunk in range(0, tokens, CHUNK):
+                    # Only scalars are divided as int64.
+                    inside = number + (chunk % max_lq).to(tl.int32)
+                    i = begin + chunk // max_lq + inside // max_lq
+                    t = inside % max_lq
+                    known_token = number < tokens - chunk
+                    if PAIRS:
+                        pair = tl.load(order + i, mask=known_token, other=0)
+                        other = tl.load(pairs + 2 * pair)
+                    else:
+                        other = tl.where(known_token, i, begin)
+                        pair = other * nd + item
+                    won_by = tl.load(argmax + pair * max_lq + t).to(tl.int32)
+                    in_tile = tl.where(known_token & (won_by >= 0), won_by + offset, -1)
+                    wanted = (in_tile >= 0) & (in_tile < BLOCK_R)
                     hits = tl.sum(wanted.to(tl.int32), axis=0)
                     if hits > 0:
-                        tl.store(found + tl.cumsum(wanted.to(tl.int32), axis=0) - 1, number, mask=wanted)
+                        slot = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
+                        tl.store(found + slot, in_tile, mask=wanted)
+                        tl.store(found + CHUNK + slot, (tl.load(other_starts + other) + t).to(tl.int32), mask=wanted)
+                        tl.store(weights + slot, tl.load(grad_scores + pair), mask=wanted)
                         tl.debug_barrier()
-                        next_weight, next_source, next_place = _grad_found(
-                            other_starts, pairs, order, grad_scores, argmax, found, begin, chunk, 0, hits, offset,
-                            item, nd, max_lq, BLOCK_T, PAIRS,
-                        )  # fmt: skip
                         for step in tl.range(0, hits, BLOCK_T, num_stages=STAGES):
-                            weight, source, winner_row = next_weight, next_source, next_place
-                            next_weight, next_source, next_place = _grad_found(
-                                other_starts, pairs, order, grad_scores, argmax, found, begin, chunk, step + BLOCK_T,
-                                hits, offset, item, nd, max_lq, BLOCK_T, PAIRS,
-                            )  # fmt: skip
+                            there = step + slots < hits
+                            place = tl.load(found + step + slots, mask=there, other=-1)
+                            source = tl.load(found + CHUNK + step + slots, mask=there, other=0).to(tl.int64)
+                            weight = tl.load(weights + step + slots, mask=there, other=0.0)
                             pointers = other_tokens + (source * STRIDE)[:, None] + k[None, :]
-                            x = tl.load(pointers, mask=(winner_row >= 0)[:, None] & k_mask, other=0.0)
-                            won = tl.arange(0, BLOCK_R)[:, None] == winner_row[None, :]
+                            x = tl.load(pointers, mask=there[:, None] & k_mask, other=0.0)
+                            won = tl.arange(0, BLOCK_R)[:, None] == place[None, :]
                             total = _add_weighted(tl.where(won, weight[None, :], 0.0), x, total, PRECISION)
                         tl.debug_barrier()
             hit &= numbers > item
