@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import machine, report
 from benchmarks.contender import Contender, Prepared
 from benchmarks.cuda import __main__ as command
-from benchmarks.cuda import first_call, worker
+from benchmarks.cuda import ahead, first_call, worker
 from benchmarks.cuda.contenders import CONTENDERS
 from benchmarks.cuda.journal import Journal
 from benchmarks.cuda.timing import HOST_ROUNDS, ROUNDS, Cuda, interleaved
@@ -313,6 +313,16 @@ def test_without_time_the_first_workloads_are_done_and_the_others_say_so(journal
     assert reasons(found["gpu-first-call-cold"]) == {"colbert_fast torch": "no time left"}
 
 
+def test_a_workload_that_was_measured_keeps_its_size(journal: Journal) -> None:
+    """Documents of different lengths are shorter than the longest, also where somebody is left out afterwards."""
+    ragged = replace(TINY, nd=40, ld=300, lognormal=True)
+    late = contender("late", RIGHT.build, main=False)
+    run(journal, [OURS, late], ragged, seconds=0.5)
+    found = replayed(journal, [OURS, late])[ragged.name]
+    assert reasons(found) == {"late": "no time left"}
+    assert found["bytes"] == ragged.inputs().bytes < 2 * 40 * 300 * 128
+
+
 def test_what_compiles_comes_last_beside_one_of_ours(journal: Journal) -> None:
     late = contender("late", RIGHT.build, main=False)
     run(journal, [OURS, RIGHT, late])
@@ -371,6 +381,25 @@ def test_wheels_of_what_is_not_installed_are_unpacked(tmp_path: Path) -> None:
     assert unpack(tmp_path, tmp_path / "site") == ["absent_scorer-1.0-py3-none-any.whl"]
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["absent_scorer"]
     assert unpack(tmp_path / "nowhere", tmp_path / "site") == []
+
+
+def test_compilers_are_waited_for_and_what_they_tuned_is_forgotten(tmp_path: Path) -> None:
+    script = "import sys, time; time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
+    arguments = (("0", "0"), ("0", "1"), ("3600", "0"))
+    processes = [subprocess.Popen([sys.executable, "-c", script, *words]) for words in arguments]
+    assert ahead.wait(processes, command.time.monotonic() + 5) == 1
+    assert all(process.poll() is not None for process in processes)
+    for name in ("a/kernel.autotune.json", "a/kernel.json", "b/kernel.cubin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ahead.forget_tuning(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["kernel.cubin", "kernel.json"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_device_there_is_nothing_to_compile() -> None:
+    (process,) = ahead.start(dict(os.environ))[:1]
+    assert ahead.wait([process], command.time.monotonic() + 300) == 1
 
 
 # A worker that is killed by its first contender, waits for ever in its second, and then is through.

@@ -11,7 +11,7 @@ import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast import packed as packed_module
 from colbert_fast._maxsim import _parts
-from colbert_fast.packed import lower
+from colbert_fast.packed import EqualTokens, lower
 
 
 def shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -282,3 +282,15 @@ def test_the_offsets_are_copies() -> None:
     starts.fill_(10**12), lengths.fill_(10**12)
     assert packed.starts.tolist() == [0, 2]
     assert packed.lengths.tolist() == [2, 3]
+
+
+def test_equal_items_are_numbered_when_asked() -> None:
+    """What a padded batch on a GPU becomes for the length of one call."""
+    padded = torch.randn(3, 5, 4)
+    lazy, eager = EqualTokens(padded), cf.PackedTokens.from_padded(padded)
+    assert (len(lazy), lazy.rows, lazy.dim, lazy.max_length) == (3, 15, 4, 5)
+    for name in ("tokens", "starts", "lengths"):
+        assert torch.equal(getattr(lazy, name), getattr(eager, name))
+    assert torch.equal(lazy[-1], padded[2])
+    assert torch.equal(lazy[1:].starts, eager.starts[1:])
+    assert torch.equal(cf.maxsim(lazy, lazy), cf.maxsim(eager, eager))

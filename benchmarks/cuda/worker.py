@@ -113,7 +113,9 @@ class Worker:
         return reason is None
 
     def _skip(self, workload: Workload, contenders: Iterable[Contender], reason: str) -> None:
-        self.journal.write("workload", **workload_entry(workload))
+        if not any(line["event"] == "workload" and line["name"] == workload.name for line in self.journal.lines()):
+            # Its documents as long as they may be; with the inputs at hand, _measure says how long they are.
+            self.journal.write("workload", **workload_entry(workload))
         for contender in contenders:
             self.journal.write("skip", workload=workload.name, contender=contender.name, reason=reason)
 

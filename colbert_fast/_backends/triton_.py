@@ -294,9 +294,9 @@ def _driver() -> Any:
 
 @functools.cache
 def _kernel(name: str) -> Any:
-    from colbert_fast._backends import triton_kernels
+    from colbert_fast._backends import triton_gradients, triton_kernels
 
-    return getattr(triton_kernels, name)
+    return {"score_kernel": triton_kernels.score_kernel, "grad_kernel": triton_gradients.grad_kernel}[name]
 
 
 def _device_index(device: torch.device) -> int:
@@ -391,11 +391,10 @@ def _score_plan(
     gpu = _gpu(index)
     width = max(1, max_lq)
     rows = width if pairs else width * nq
-    swap = rows <= 64
-    work = ("short" if swap else "wide") + ("_argmax" if argmax else "")
+    few = rows <= 64
+    work = ("short" if few else "wide") + ("_argmax" if argmax else "")
     config = _config(gpu.arch, _kind(q_dtype, d_dtype), work)
-    block_q = _power_of_two(rows, 16) if swap else config.block_q
-    swap = swap or config.swap
+    block_q = _power_of_two(rows, 16) if few else config.block_q
     config, k1, k2 = _fit(config._replace(block_q=block_q), dim, q_dtype.itemsize, d_dtype.itemsize, gpu.shared)
     per_tile = max(1, config.block_q // width)
     constants = {
@@ -407,8 +406,9 @@ def _score_plan(
         "BLOCK_Q": config.block_q,
         "BLOCK_D": config.block_d,
         "RUN": 1 if pairs else _power_of_two(config.run, 1),
+        "FLAT": few,
         "QUERIES": 1 if pairs or per_tile == 1 or nq == 1 else _power_of_two(min(per_tile, nq), 1),
-        "SWAP": swap,
+        "SWAP": few or config.swap,
         "STAGES": config.stages,
         "PAIRS": pairs,
         "ARGMAX": argmax,
@@ -436,13 +436,15 @@ def _fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> t
     Returns the configuration and the dimensions K1 and K2 of a tile; in pieces if they are fewer than ``dim``.
     """
     room = shared - 4096  # for reductions and index loads
-    wanted = config
+    wanted = config._replace(block_q=min(config.block_q, 128))  # of more, a thread cannot hold the sums of two chains
     k1, k2 = _k_split(dim, config.piece)
     while dim <= k1 + k2 and _tile_bytes(config, k1 + k2, q_bytes, d_bytes) > room:
         if config.stages > 2:
             config = config._replace(stages=config.stages - 1)
         elif config.block_d > 64:
             config = config._replace(block_d=config.block_d // 2)
+        elif config.block_q > 128:
+            config = config._replace(block_q=config.block_q // 2, stages=wanted.stages)
         else:
             k1, k2 = _k_split(dim, k1 // 2)
     if dim > k1 + k2:

@@ -1,4 +1,4 @@
-"""The Triton kernels: MaxSim of PackedTokens, and its gradients. Launched by :mod:`colbert_fast._backends.triton_`.
+"""The Triton kernel that scores PackedTokens. Launched by :mod:`colbert_fast._backends.triton_`.
 
 Nothing here is for one vendor: tiles, warps and stages come from the caller, loads go through pointers.
 """
@@ -19,10 +19,8 @@ _CHAIN = tl.constexpr(1024)
 
 # The arguments whose value and alignment the code does not depend on: all but the token rows.
 _ANY_VALUE = [
-    *("q_starts", "q_lengths", "d_starts", "d_lengths", "d_scales", "pairs", "scores", "argmax"),
+    *("q_starts", "q_lengths", "d_starts", "d_lengths", "d_scales", "pairs", "order", "scores", "argmax"),
     *("nq", "nd", "num_pairs", "max_lq", "max_ld", "tiles", "shares", "d_rows"),
-    *("own_starts", "own_lengths", "other_starts", "other_scales", "order", "bounds", "grad_scores"),
-    *("num_rows", "num_items", "num_others"),
 ]
 
 
@@ -211,6 +209,100 @@ def _document(pairs, order, number, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def _tile(
+    q_rows,
+    q1,
+    q2,
+    real,
+    d_tokens,
+    d_scales,
+    start,
+    length,
+    row,
+    d_rows,
+    D_STRIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SWAP: tl.constexpr,
+    SCALED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Similarities with BLOCK_D tokens of a document, from `row` on, and where in it the tile begins.
+
+    The last tile of a document begins earlier, and that of a short one in a neighbour, whose tokens are left out.
+    """
+    columns = tl.arange(0, BLOCK_D)
+    first = tl.minimum(start + tl.maximum(tl.minimum(row, length - BLOCK_D), 0), d_rows - BLOCK_D)
+    s = _similarity(
+        q_rows, q1, q2, real, d_tokens + first * D_STRIDE + columns * D_STRIDE, columns, d_scales, first,
+        DIM, K1, K2, BLOCK_Q, BLOCK_D, False, SWAP, SCALED, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    shift = (first - start).to(tl.int32)
+    if length < BLOCK_D:
+        inside = (columns + shift >= 0) & (columns + shift < length)
+        s = tl.where(tl.expand_dims(inside, 1 if SWAP else 0), s, float("-inf"))
+    return s, shift
+
+
+@triton.jit
+def _reduce(
+    s,
+    shift,
+    columns,
+    top,
+    at,
+    best,
+    where,
+    BLOCK_D: tl.constexpr,
+    SWAP: tl.constexpr,
+    ARGMAX: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Take a tile into the maxima: element by element with SWAP, else one of each query token."""
+    if SWAP:
+        if ARGMAX:
+            at = tl.where(s > top, shift, at)
+        top = _nan_or_greater(top, s)
+    else:
+        largest = _max(s, 1, INTERPRETED)
+        if ARGMAX:
+            column = tl.min(tl.where(s == largest[:, None], columns[None, :], BLOCK_D), axis=1)
+            where = tl.where(largest > best, shift + column, where)
+        best = _nan_or_greater(best, largest)
+    return top, at, best, where
+
+
+@triton.jit
+def _finish(
+    top,
+    at,
+    best,
+    where,
+    columns,
+    real,
+    SWAP: tl.constexpr,
+    ARGMAX: tl.constexpr,
+    SKIP_ZERO_D: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """After the last tile of a document: the maximum of each query token, and whether it must be looked for again."""
+    if SWAP:
+        best = _max(top, 0, INTERPRETED)
+        if ARGMAX:
+            where = tl.min(tl.where(top == best[None, :], at + columns[:, None], _NOWHERE), axis=0)
+    again = 0
+    if SKIP_ZERO_D:
+        again |= (_any(real & ((best == 0) | (best != best))) | (not _any(real))).to(tl.int32)
+    if ARGMAX:
+        again |= _any(real & (best != best)).to(tl.int32)
+    return best, where, again
+
+
+@triton.jit
 def _start(starts, item, longest):
     """The first row of an item, int64. Without starts, all have the greatest length and follow one another."""
     if starts is None:
@@ -236,9 +328,10 @@ def _length(lengths, item, longest):
 # takes every `shares`-th document; with `order`, in that order, which is by length: so all have about as many tokens,
 # and the longest first. It has RUN of them at most. With `pairs` a program has one pair.
 #
-# One loop goes through the tiles of all documents of a program, so that the first tiles of a document are on their way
-# while the last one of the document before is multiplied. The starts and lengths that this needs are asked for one
-# document ahead, the numbers of an order two.
+# With FLAT one loop goes through the tiles of all documents of a program, so that the first tiles of a document are on
+# their way while the last one of the document before is multiplied: worth more than what it costs where memory is what
+# is waited for, which is where query tokens are few. The starts and lengths that this needs are asked for one document
+# ahead, the numbers of an order two.
 #
 # The matrix units take 64 rows or more on one side and as few as 16 on the other: with SWAP the document is the side
 # of many rows, the maxima are kept element by element, and rows are compared once after the last tile. Without, each
@@ -279,6 +372,7 @@ def score_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RUN: tl.constexpr,
+    FLAT: tl.constexpr,
     QUERIES: tl.constexpr,
     SWAP: tl.constexpr,
     STAGES: tl.constexpr,
@@ -330,82 +424,92 @@ def score_kernel(
     if SKIP_ZERO_Q:
         real &= _has_nonzero(q_rows, real, DIM, K1)
 
-    document = _document(pairs, order, share, PAIRS)
-    following = document
-    if RUN > 1:
-        following = _document(pairs, order, share + tl.minimum(1, own - 1) * shares, PAIRS)
-    start = _start(d_starts, document, max_ld)
-    length = _length(d_lengths, document, max_ld)
-    if RUN == 1:
-        steps = tl.maximum(tl.cdiv(length, BLOCK_D), 1)
-    else:
-        mine = tl.arange(0, RUN)
-        documents = _document(pairs, order, share + tl.minimum(mine, own - 1) * shares, PAIRS)
-        lengths = _length(d_lengths, documents, max_ld)
-        steps = tl.sum(tl.where(mine < own, tl.maximum(tl.cdiv(lengths, BLOCK_D), 1), 0), axis=0)
     redo = 0  # a bit for each document that is done over
-    if d_rows < BLOCK_D:
-        steps = 0
-        redo = -1
     columns = tl.arange(0, BLOCK_D)
-    place = 0  # of the document among those of this program
-    row = 0
     best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     where = tl.zeros([BLOCK_Q], tl.int32)
+    top = best
+    at = where
     if SWAP:
         top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
         at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
-    for _ in tl.range(0, steps, num_stages=STAGES):
+    if d_rows < BLOCK_D:
+        redo = -1
+    elif FLAT:
+        document = _document(pairs, order, share, PAIRS)
+        following = document
         if RUN > 1:
-            next_start = _start(d_starts, following, max_ld)
-            next_length = _length(d_lengths, following, max_ld)
-            after = _document(pairs, order, share + tl.minimum(place + 2, own - 1) * shares, PAIRS)
-        first = tl.minimum(start + tl.maximum(tl.minimum(row, length - BLOCK_D), 0), d_rows - BLOCK_D)
-        s = _similarity(
-            q_rows, q1, q2, real, d_tokens + first * D_STRIDE + columns * D_STRIDE, columns, d_scales, first,
-            DIM, K1, K2, BLOCK_Q, BLOCK_D, False, SWAP, SCALED, PRECISION, INTERPRETED,
-        )  # fmt: skip
-        shift = (first - start).to(tl.int32)  # of the tile in the document
-        if length < BLOCK_D:
-            inside = (columns + shift >= 0) & (columns + shift < length)
-            s = tl.where(tl.expand_dims(inside, 1 - AXIS), s, float("-inf"))
-        if SWAP:
-            if ARGMAX:
-                at = tl.where(s > top, shift, at)
-            top = _nan_or_greater(top, s)
+            following = _document(pairs, order, share + tl.minimum(1, own - 1) * shares, PAIRS)
+        start = _start(d_starts, document, max_ld)
+        length = _length(d_lengths, document, max_ld)
+        if RUN == 1:
+            steps = tl.maximum(tl.cdiv(length, BLOCK_D), 1)
         else:
-            largest = _max(s, 1, INTERPRETED)
-            if ARGMAX:
-                column = tl.min(tl.where(s == largest[:, None], columns[None, :], BLOCK_D), axis=1)
-                where = tl.where(largest > best, shift + column, where)
-            best = _nan_or_greater(best, largest)
-        last = row + BLOCK_D >= length
-        if last:
+            mine = tl.arange(0, RUN)
+            documents = _document(pairs, order, share + tl.minimum(mine, own - 1) * shares, PAIRS)
+            lengths = _length(d_lengths, documents, max_ld)
+            steps = tl.sum(tl.where(mine < own, tl.maximum(tl.cdiv(lengths, BLOCK_D), 1), 0), axis=0)
+        place = 0  # of the document among those of this program
+        row = 0
+        for _ in tl.range(0, steps, num_stages=STAGES):
+            if RUN > 1:
+                next_start = _start(d_starts, following, max_ld)
+                next_length = _length(d_lengths, following, max_ld)
+                after = _document(pairs, order, share + tl.minimum(place + 2, own - 1) * shares, PAIRS)
+            s, shift = _tile(
+                q_rows, q1, q2, real, d_tokens, d_scales, start, length, row, d_rows,
+                D_STRIDE, DIM, K1, K2, BLOCK_Q, BLOCK_D, SWAP, SCALED, PRECISION, INTERPRETED,
+            )  # fmt: skip
+            top, at, best, where = _reduce(s, shift, columns, top, at, best, where, BLOCK_D, SWAP, ARGMAX, INTERPRETED)
+            last = row + BLOCK_D >= length
+            if last:
+                best, where, again = _finish(
+                    top, at, best, where, columns, real, SWAP, ARGMAX, SKIP_ZERO_D, INTERPRETED,
+                )  # fmt: skip
+                if SKIP_ZERO_D or ARGMAX:
+                    redo |= again << place
+                _store(
+                    best, length > 0, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
+                    nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
+                )  # fmt: skip
+                if SWAP:
+                    top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
+                best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+            row += BLOCK_D
+            if RUN > 1:
+                row = tl.where(last, 0, row)
+                place = tl.where(last, place + 1, place)
+                document = tl.where(last, following, document)
+                start = tl.where(last, next_start, start)
+                length = tl.where(last, next_length, length)
+                following = tl.where(last, after, following)
+    else:
+        for place in range(0, own):
+            document = _document(pairs, order, share + place * shares, PAIRS)
+            start = _start(d_starts, document, max_ld)
+            length = _length(d_lengths, document, max_ld)
+            best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+            where = tl.zeros([BLOCK_Q], tl.int32)
             if SWAP:
-                best = _max(top, 0, INTERPRETED)
-                if ARGMAX:
-                    where = tl.min(tl.where(top == best[None, :], at + columns[:, None], _NOWHERE), axis=0)
                 top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
-            again = length < 0
-            if SKIP_ZERO_D:
-                again |= _any(real & ((best == 0) | (best != best))) | (not _any(real))
-            if ARGMAX:
-                again |= _any(real & (best != best))
+                at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
+            for t in tl.range(0, tl.cdiv(length, BLOCK_D), num_stages=STAGES):
+                s, shift = _tile(
+                    q_rows, q1, q2, real, d_tokens, d_scales, start, length, t * BLOCK_D, d_rows,
+                    D_STRIDE, DIM, K1, K2, BLOCK_Q, BLOCK_D, SWAP, SCALED, PRECISION, INTERPRETED,
+                )  # fmt: skip
+                top, at, best, where = _reduce(
+                    s, shift, columns, top, at, best, where, BLOCK_D, SWAP, ARGMAX, INTERPRETED,
+                )  # fmt: skip
+            best, where, again = _finish(
+                top, at, best, where, columns, real, SWAP, ARGMAX, SKIP_ZERO_D, INTERPRETED,
+            )  # fmt: skip
             if SKIP_ZERO_D or ARGMAX:
-                redo |= again.to(tl.int32) << place
+                redo |= again << place
             _store(
                 best, length > 0, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
                 nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
             )  # fmt: skip
-            best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-        row += BLOCK_D
-        if RUN > 1:
-            row = tl.where(last, 0, row)
-            place = tl.where(last, place + 1, place)
-            document = tl.where(last, following, document)
-            start = tl.where(last, next_start, start)
-            length = tl.where(last, next_length, length)
-            following = tl.where(last, after, following)
 
     if redo != 0:
         for place in range(0, own):
@@ -441,252 +545,3 @@ def score_kernel(
                     best, has_token, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
                     nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
                 )  # fmt: skip
-
-
-# Gradient of one tile of token rows, of queries (FOR_Q) or of documents, in their own dtype.
-#
-# A program owns BLOCK_R rows and BLOCK_K dimensions of the result and writes all of them, so nothing is added by two
-# programs and the order of the additions is fixed: items that hold a row by number, then their pairs by number, then
-# tokens. Items may share rows and may lie in any order, so the items of a tile are looked for, ITEMS at a time. With
-# `pairs`, those of item i are order[bounds[i] : bounds[i + 1]].
-#
-# A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won.
-# Of CHUNK of them at a time, those that were won by a row of this tile are written down in `found` and `weights`, where
-# each program has a place of its own, and then taken BLOCK_T at a time: with one column per query token, its weight in
-# the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. Neither atomics nor sorting;
-# and the products are as many as the query tokens, however long the documents.
-# 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
-# token at a time.
-@triton.jit(do_not_specialize=_ANY_VALUE)
-def grad_kernel(
-    own_starts,
-    own_lengths,
-    other_tokens,
-    other_starts,
-    other_scales,
-    pairs,
-    order,
-    bounds,
-    grad_scores,
-    argmax,
-    found,
-    weights,
-    grad,
-    num_rows,
-    num_items,
-    num_others,
-    nd,
-    max_lq,
-    STRIDE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ITEMS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    STAGES: tl.constexpr,
-    FOR_Q: tl.constexpr,
-    PAIRS: tl.constexpr,
-    SCALED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    k_blocks: tl.constexpr = (DIM + BLOCK_K - 1) // BLOCK_K
-    row = (pid // k_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    if not FOR_Q:
-        found += pid.to(tl.int64) * (2 * CHUNK)
-        weights += pid.to(tl.int64) * CHUNK
-    k = pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-    total = _grad_tile(
-        own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
-        grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
-        STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, STAGES, FOR_Q, PAIRS, SCALED, False, PRECISION,
-    )  # fmt: skip
-    if not FOR_Q:
-        finite = (tl.abs(total) < float("inf")).to(tl.int32)
-        if tl.min(tl.min(finite, axis=1), axis=0) == 0:
-            total = _grad_tile(
-                own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
-                grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
-                STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, 1, FOR_Q, PAIRS, SCALED, True, PRECISION,
-            )  # fmt: skip
-    tl.store(
-        grad + row[:, None] * DIM + k[None, :],
-        total.to(grad.dtype.element_ty),
-        mask=(row < num_rows)[:, None] & (k < DIM)[None, :],
-    )
-
-
-@triton.jit
-def _add_weighted(weights, x, total, PRECISION: tl.constexpr):
-    """Add weights [rows, tokens] times x [tokens, dimensions] to total."""
-    if x.dtype == tl.bfloat16:  # in two parts of 8 bits each: twice as many as the gradient keeps
-        high = weights.to(tl.bfloat16)
-        low = (weights - high.to(tl.float32)).to(tl.bfloat16)
-        return tl.dot(high, x, tl.dot(low, x, total))
-    else:
-        return tl.dot(weights, x.to(tl.float32), total, input_precision=PRECISION)
-
-
-@triton.jit
-def _grad_step(
-    other_starts,
-    pairs,
-    order,
-    grad_scores,
-    argmax,
-    begin,
-    item,
-    step,
-    chunks,
-    token,
-    mine,
-    nd,
-    max_lq,
-    FOR_Q: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    """Of one partner of an item: the weight, where its tokens start, and which tokens have won."""
-    i = begin + step // chunks
-    if PAIRS:
-        pair = tl.load(order + i)
-        other = tl.load(pairs + 2 * pair + (1 if FOR_Q else 0))
-    elif FOR_Q:
-        pair = item.to(tl.int64) * nd + i
-        other = i
-    else:
-        pair = i * nd + item
-        other = i
-    winners = argmax + pair * max_lq
-    if FOR_Q:
-        winner = tl.load(winners + token, mask=mine, other=-1)
-    else:
-        winner = tl.load(winners + step % chunks)
-    return tl.load(grad_scores + pair), tl.load(other_starts + other), winner
-
-
-@triton.jit
-def _grad_tile(
-    own_starts,
-    own_lengths,
-    other_tokens,
-    other_starts,
-    other_scales,
-    pairs,
-    order,
-    bounds,
-    grad_scores,
-    argmax,
-    found,
-    weights,
-    row,
-    k,
-    num_items,
-    num_others,
-    nd,
-    max_lq,
-    STRIDE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ITEMS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    STAGES: tl.constexpr,
-    FOR_Q: tl.constexpr,
-    PAIRS: tl.constexpr,
-    SCALED: tl.constexpr,
-    TOKEN_BY_TOKEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
-    k_mask = (k < DIM)[None, :]
-    first_row = tl.min(row, axis=0)
-    chunks = 1
-    if TOKEN_BY_TOKEN:
-        chunks = max_lq
-    for first in range(0, num_items, ITEMS):
-        numbers = first + tl.arange(0, ITEMS)
-        known = numbers < num_items
-        starts = tl.load(own_starts + numbers, mask=known, other=0)
-        lengths = tl.load(own_lengths + numbers, mask=known, other=0)
-        hit = (lengths > 0) & (starts < first_row + BLOCK_R) & (starts + lengths > first_row)
-        item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
-        while item < _NOWHERE:
-            own_start = tl.load(own_starts + item)
-            own_length = tl.load(own_lengths + item)
-            token = row - own_start
-            mine = (token >= 0) & (token < own_length)
-            if PAIRS:
-                begin = tl.load(bounds + item)
-                end = tl.load(bounds + item + 1)
-            else:
-                begin = (item * 0).to(tl.int64)
-                end = begin + num_others
-            if FOR_Q or TOKEN_BY_TOKEN:
-                steps = (end - begin).to(tl.int32) * chunks
-                if steps > 0:
-                    # What the next step needs is on its way while this one gathers.
-                    next_weight, next_start, next_winner = _grad_step(
-                        other_starts, pairs, order, grad_scores, argmax, begin, item, 0, chunks,
-                        token, mine, nd, max_lq, FOR_Q, PAIRS,
-                    )  # fmt: skip
-                    for step in tl.range(0, steps, num_stages=STAGES):
-                        weight, start, winner = next_weight, next_start, next_winner.to(tl.int64)
-                        next_weight, next_start, next_winner = _grad_step(
-                            other_starts, pairs, order, grad_scores, argmax, begin, item,
-                            tl.minimum(step + 1, steps - 1), chunks, token, mine, nd, max_lq, FOR_Q, PAIRS,
-                        )  # fmt: skip
-                        if FOR_Q:
-                            won = winner >= 0
-                            pointers = other_tokens + ((start + winner) * STRIDE)[:, None] + k[None, :]
-                            x = tl.load(pointers, mask=won[:, None] & k_mask, other=0.0).to(tl.float32)
-                            if SCALED:
-                                x *= tl.load(other_scales + start + winner, mask=won, other=0.0)[:, None]
-                            total += tl.where(won[:, None], weight * x, 0.0)
-                        else:
-                            won = mine & (token == winner)
-                            used = k < tl.where(winner >= 0, DIM, 0)
-                            pointers = other_tokens + (start + step % chunks) * STRIDE + k
-                            x = tl.load(pointers, mask=used, other=0.0).to(tl.float32)
-                            total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
-            else:
-                offset = (own_start - first_row).to(tl.int32)  # of the item in this tile; before it if negative
-                number = tl.arange(0, CHUNK)
-                slots = tl.arange(0, BLOCK_T)
-                tokens = (end - begin) * max_lq
-                for chunk in range(0, tokens, CHUNK):
-                    # Only scalars are divided as int64.
-                    inside = number + (chunk % max_lq).to(tl.int32)
-                    i = begin + chunk // max_lq + inside // max_lq
-                    t = inside % max_lq
-                    known_token = number < tokens - chunk
-                    if PAIRS:
-                        pair = tl.load(order + i, mask=known_token, other=0)
-                        other = tl.load(pairs + 2 * pair)
-                    else:
-                        other = tl.where(known_token, i, begin)
-                        pair = other * nd + item
-                    won_by = tl.load(argmax + pair * max_lq + t).to(tl.int32)
-                    in_tile = tl.where(known_token & (won_by >= 0), won_by + offset, -1)
-                    wanted = (in_tile >= 0) & (in_tile < BLOCK_R)
-                    hits = tl.sum(wanted.to(tl.int32), axis=0)
-                    if hits > 0:
-                        slot = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
-                        tl.store(found + slot, in_tile, mask=wanted)
-                        tl.store(found + CHUNK + slot, (tl.load(other_starts + other) + t).to(tl.int32), mask=wanted)
-                        tl.store(weights + slot, tl.load(grad_scores + pair), mask=wanted)
-                        tl.debug_barrier()
-                        for step in tl.range(0, hits, BLOCK_T, num_stages=STAGES):
-                            there = step + slots < hits
-                            place = tl.load(found + step + slots, mask=there, other=-1)
-                            source = tl.load(found + CHUNK + step + slots, mask=there, other=0).to(tl.int64)
-                            weight = tl.load(weights + step + slots, mask=there, other=0.0)
-                            pointers = other_tokens + (source * STRIDE)[:, None] + k[None, :]
-                            x = tl.load(pointers, mask=there[:, None] & k_mask, other=0.0)
-                            won = tl.arange(0, BLOCK_R)[:, None] == place[None, :]
-                            total = _add_weighted(tl.where(won, weight[None, :], 0.0), x, total, PRECISION)
-                        tl.debug_barrier()
-            hit &= numbers > item
-            item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
-    return total

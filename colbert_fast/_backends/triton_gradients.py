@@ -1,0 +1,270 @@
+"""The Triton kernel of the gradients. Launched by :mod:`colbert_fast._backends.triton_`.
+
+Nothing here is for one vendor: tiles, warps and stages come from the caller, loads go through pointers.
+"""
+
+# An annotation here is Triton's, not Python's. A decision of the compiler is a statement, one of the GPU tl.where.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# ruff: noqa: SIM108
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_NOWHERE = tl.constexpr(2**31 - 1)
+
+# The arguments whose value and alignment the code does not depend on: all but the token rows.
+_ANY_VALUE = [
+    *("own_starts", "own_lengths", "other_starts", "other_scales", "pairs", "order", "bounds", "grad_scores", "argmax"),
+    *("num_rows", "num_items", "num_others", "nd", "max_lq"),
+]
+
+
+# Gradient of one tile of token rows, of queries (FOR_Q) or of documents, in their own dtype.
+#
+# A program owns BLOCK_R rows and BLOCK_K dimensions of the result and writes all of them, so nothing is added by two
+# programs and the order of the additions is fixed: items that hold a row by number, then their pairs by number, then
+# tokens. Items may share rows and may lie in any order, so the items of a tile are looked for, ITEMS at a time. With
+# `pairs`, those of item i are order[bounds[i] : bounds[i + 1]].
+#
+# A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won.
+# Of CHUNK of them at a time, those that were won by a row of this tile are written down in `found` and `weights`, where
+# each program has a place of its own, and then taken BLOCK_T at a time: with one column per query token, its weight in
+# the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. Neither atomics nor sorting;
+# and the products are as many as the query tokens, however long the documents.
+# 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
+# token at a time.
+@triton.jit(do_not_specialize=_ANY_VALUE)
+def grad_kernel(
+    own_starts,
+    own_lengths,
+    other_tokens,
+    other_starts,
+    other_scales,
+    pairs,
+    order,
+    bounds,
+    grad_scores,
+    argmax,
+    found,
+    weights,
+    grad,
+    num_rows,
+    num_items,
+    num_others,
+    nd,
+    max_lq,
+    STRIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ITEMS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    FOR_Q: tl.constexpr,
+    PAIRS: tl.constexpr,
+    SCALED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    k_blocks: tl.constexpr = (DIM + BLOCK_K - 1) // BLOCK_K
+    row = (pid // k_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if not FOR_Q:
+        found += pid.to(tl.int64) * (2 * CHUNK)
+        weights += pid.to(tl.int64) * CHUNK
+    k = pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+    total = _grad_tile(
+        own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
+        grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
+        STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, STAGES, FOR_Q, PAIRS, SCALED, False, PRECISION,
+    )  # fmt: skip
+    if not FOR_Q:
+        finite = (tl.abs(total) < float("inf")).to(tl.int32)
+        if tl.min(tl.min(finite, axis=1), axis=0) == 0:
+            total = _grad_tile(
+                own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
+                grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
+                STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, 1, FOR_Q, PAIRS, SCALED, True, PRECISION,
+            )  # fmt: skip
+    tl.store(
+        grad + row[:, None] * DIM + k[None, :],
+        total.to(grad.dtype.element_ty),
+        mask=(row < num_rows)[:, None] & (k < DIM)[None, :],
+    )
+
+
+@triton.jit
+def _add_weighted(weights, x, total, PRECISION: tl.constexpr):
+    """Add weights [rows, tokens] times x [tokens, dimensions] to total."""
+    if x.dtype == tl.bfloat16:  # in two parts of 8 bits each: twice as many as the gradient keeps
+        high = weights.to(tl.bfloat16)
+        low = (weights - high.to(tl.float32)).to(tl.bfloat16)
+        return tl.dot(high, x, tl.dot(low, x, total))
+    else:
+        return tl.dot(weights, x.to(tl.float32), total, input_precision=PRECISION)
+
+
+@triton.jit
+def _grad_step(
+    other_starts,
+    pairs,
+    order,
+    grad_scores,
+    argmax,
+    begin,
+    item,
+    step,
+    chunks,
+    token,
+    mine,
+    nd,
+    max_lq,
+    FOR_Q: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Of one partner of an item: the weight, where its tokens start, and which tokens have won."""
+    i = begin + step // chunks
+    if PAIRS:
+        pair = tl.load(order + i)
+        other = tl.load(pairs + 2 * pair + (1 if FOR_Q else 0))
+    elif FOR_Q:
+        pair = item.to(tl.int64) * nd + i
+        other = i
+    else:
+        pair = i * nd + item
+        other = i
+    winners = argmax + pair * max_lq
+    if FOR_Q:
+        winner = tl.load(winners + token, mask=mine, other=-1)
+    else:
+        winner = tl.load(winners + step % chunks)
+    return tl.load(grad_scores + pair), tl.load(other_starts + other), winner
+
+
+@triton.jit
+def _grad_tile(
+    own_starts,
+    own_lengths,
+    other_tokens,
+    other_starts,
+    other_scales,
+    pairs,
+    order,
+    bounds,
+    grad_scores,
+    argmax,
+    found,
+    weights,
+    row,
+    k,
+    num_items,
+    num_others,
+    nd,
+    max_lq,
+    STRIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ITEMS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    FOR_Q: tl.constexpr,
+    PAIRS: tl.constexpr,
+    SCALED: tl.constexpr,
+    TOKEN_BY_TOKEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
+    k_mask = (k < DIM)[None, :]
+    first_row = tl.min(row, axis=0)
+    chunks = 1
+    if TOKEN_BY_TOKEN:
+        chunks = max_lq
+    for first in range(0, num_items, ITEMS):
+        numbers = first + tl.arange(0, ITEMS)
+        known = numbers < num_items
+        starts = tl.load(own_starts + numbers, mask=known, other=0)
+        lengths = tl.load(own_lengths + numbers, mask=known, other=0)
+        hit = (lengths > 0) & (starts < first_row + BLOCK_R) & (starts + lengths > first_row)
+        item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
+        while item < _NOWHERE:
+            own_start = tl.load(own_starts + item)
+            own_length = tl.load(own_lengths + item)
+            token = row - own_start
+            mine = (token >= 0) & (token < own_length)
+            if PAIRS:
+                begin = tl.load(bounds + item)
+                end = tl.load(bounds + item + 1)
+            else:
+                begin = (item * 0).to(tl.int64)
+                end = begin + num_others
+            if FOR_Q or TOKEN_BY_TOKEN:
+                steps = (end - begin).to(tl.int32) * chunks
+                if steps > 0:
+                    # What the next step needs is on its way while this one gathers.
+                    next_weight, next_start, next_winner = _grad_step(
+                        other_starts, pairs, order, grad_scores, argmax, begin, item, 0, chunks,
+                        token, mine, nd, max_lq, FOR_Q, PAIRS,
+                    )  # fmt: skip
+                    for step in tl.range(0, steps, num_stages=STAGES):
+                        weight, start, winner = next_weight, next_start, next_winner.to(tl.int64)
+                        next_weight, next_start, next_winner = _grad_step(
+                            other_starts, pairs, order, grad_scores, argmax, begin, item,
+                            tl.minimum(step + 1, steps - 1), chunks, token, mine, nd, max_lq, FOR_Q, PAIRS,
+                        )  # fmt: skip
+                        if FOR_Q:
+                            won = winner >= 0
+                            pointers = other_tokens + ((start + winner) * STRIDE)[:, None] + k[None, :]
+                            x = tl.load(pointers, mask=won[:, None] & k_mask, other=0.0).to(tl.float32)
+                            if SCALED:
+                                x *= tl.load(other_scales + start + winner, mask=won, other=0.0)[:, None]
+                            total += tl.where(won[:, None], weight * x, 0.0)
+                        else:
+                            won = mine & (token == winner)
+                            used = k < tl.where(winner >= 0, DIM, 0)
+                            pointers = other_tokens + (start + step % chunks) * STRIDE + k
+                            x = tl.load(pointers, mask=used, other=0.0).to(tl.float32)
+                            total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
+            else:
+                offset = (own_start - first_row).to(tl.int32)  # of the item in this tile; before it if negative
+                number = tl.arange(0, CHUNK)
+                slots = tl.arange(0, BLOCK_T)
+                tokens = (end - begin) * max_lq
+                for chunk in range(0, tokens, CHUNK):
+                    # Only scalars are divided as int64.
+                    inside = number + (chunk % max_lq).to(tl.int32)
+                    i = begin + chunk // max_lq + inside // max_lq
+                    t = inside % max_lq
+                    known_token = number < tokens - chunk
+                    if PAIRS:
+                        pair = tl.load(order + i, mask=known_token, other=0)
+                        other = tl.load(pairs + 2 * pair)
+                    else:
+                        other = tl.where(known_token, i, begin)
+                        pair = other * nd + item
+                    won_by = tl.load(argmax + pair * max_lq + t).to(tl.int32)
+                    in_tile = tl.where(known_token & (won_by >= 0), won_by + offset, -1)
+                    wanted = (in_tile >= 0) & (in_tile < BLOCK_R)
+                    hits = tl.sum(wanted.to(tl.int32), axis=0)
+                    if hits > 0:
+                        slot = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
+                        tl.store(found + slot, in_tile, mask=wanted)
+                        tl.store(found + CHUNK + slot, (tl.load(other_starts + other) + t).to(tl.int32), mask=wanted)
+                        tl.store(weights + slot, tl.load(grad_scores + pair), mask=wanted)
+                        tl.debug_barrier()
+                        for step in tl.range(0, hits, BLOCK_T, num_stages=STAGES):
+                            there = step + slots < hits
+                            place = tl.load(found + step + slots, mask=there, other=-1)
+                            source = tl.load(found + CHUNK + step + slots, mask=there, other=0).to(tl.int64)
+                            weight = tl.load(weights + step + slots, mask=there, other=0.0)
+                            pointers = other_tokens + (source * STRIDE)[:, None] + k[None, :]
+                            x = tl.load(pointers, mask=there[:, None] & k_mask, other=0.0)
+                            won = tl.arange(0, BLOCK_R)[:, None] == place[None, :]
+                            total = _add_weighted(tl.where(won, weight[None, :], 0.0), x, total, PRECISION)
+                        tl.debug_barrier()
+            hit &= numbers > item
+            item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
+    return total
