@@ -17,20 +17,29 @@ except ImportError:  # private names, which another version of torch need not ha
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether these are in CPU memory, and :func:`unwatched`."""
-    return unwatched(*tensors) and all(t.is_cpu for t in tensors)
-
-
-def unwatched(*tensors: Tensor) -> bool:
-    """Whether there is no torch.compile, trace, profiler, mode, subclass or transform around these CPU or CUDA tensors.
+    """Whether these are in CPU memory and there is no torch.compile, trace, profiler, mode, subclass or transform.
 
     Then nobody notices what is done without the dispatcher, which serves all of these and takes 3 us a call.
     """
     if not _known or torch.compiler.is_compiling():
         return False
     for t in tensors:
+        if type(t) is not Tensor or not t.is_cpu or t._is_zerotensor():
+            return False
+    return _nobody()
+
+
+def unwatched(*tensors: Tensor) -> bool:
+    """The same of tensors in CPU or CUDA memory."""
+    if not _known or torch.compiler.is_compiling():
+        return False
+    for t in tensors:
         if type(t) is not Tensor or not (t.is_cpu or t.is_cuda) or t._is_zerotensor():
             return False
+    return _nobody()
+
+
+def _nobody() -> bool:
     if peek_interpreter_stack() is not None or _len_torch_dispatch_stack():
         return False
     return _get_tracing_state() is None and not _profiler_enabled()

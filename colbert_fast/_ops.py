@@ -68,9 +68,17 @@ def score_in_place(problem: Problem, name: str | None) -> Tensor | None:
 
 def score(q: PackedTokens, d: PackedTokens, *rest: Any) -> Tensor:
     """``torch.ops.colbert_fast.score``, without the dispatcher where nobody would notice."""
-    if not unwatched(q.tokens, d.tokens):
-        sides = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
-        return _SCORE(*sides, *rest, d_order=d._order)  # type: ignore[no-any-return]
+    if unwatched(q.tokens, d.tokens):
+        return _score_directly(q, d, rest) if q._equal or d._equal else _score(*_sides(q, d), *rest, d_order=d._order)
+    return _SCORE(*_sides(q, d), *rest, d_order=d._order)  # type: ignore[no-any-return]
+
+
+def _sides(q: PackedTokens, d: PackedTokens) -> tuple[Tensor | None, ...]:
+    return (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
+
+
+def _score_directly(q: PackedTokens, d: PackedTokens, rest: Sequence[Any]) -> Tensor:
+    """Without the starts and lengths that a backend can do without: for a padded batch nobody has made them yet."""
     *numbers, name = rest
     spans = [(None, None) if side._equal else (side.starts, side.lengths) for side in (q, d)]
     problem, backend = _chosen((q.tokens, *spans[0], d.tokens, d.scales, *spans[1], *numbers), name, d._order)

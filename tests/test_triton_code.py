@@ -196,7 +196,7 @@ def test_float32_obeys_the_precision_setting() -> None:
     assert count["3"] == 3 * count["1"] > 0
 
 
-@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, F32], ids=str)
 def test_gradients_on_hopper(dtype: torch.dtype) -> None:
     documents = grad_code(90, dtype, for_q=False)
     assert "atomic" not in documents.asm["ttir"]

@@ -202,8 +202,9 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
     )
     programs = -(-own.shape[0] // plan.constants["BLOCK_R"]) * -(-own.shape[1] // plan.constants["BLOCK_K"])
     found = weights = None
+    number = torch.int32 if other.shape[0] < 2**31 else torch.int64
     if not for_q:  # each program's own notes
-        found = torch.empty((programs, 2, plan.constants["CHUNK"]), dtype=torch.int32, device=own.device)
+        found = torch.empty((programs, 2, plan.constants["CHUNK"]), dtype=number, device=own.device)
         weights = torch.empty((programs, plan.constants["CHUNK"]), dtype=torch.float32, device=own.device)
     _launch(
         "grad_kernel",
@@ -225,7 +226,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         ),
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
         plan,
-        (argmax.dtype, other.data_ptr() % 16 == 0, grad.data_ptr() % 16 == 0),
+        (argmax.dtype, other.data_ptr() % 16 == 0, grad.data_ptr() % 16 == 0, number),
     )
     return grad
 

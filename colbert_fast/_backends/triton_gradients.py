@@ -251,16 +251,17 @@ def _grad_tile(
                     hits = tl.sum(wanted.to(tl.int32), axis=0)
                     if hits > 0:
                         slot = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
-                        tl.store(found + slot, in_tile, mask=wanted)
-                        tl.store(found + CHUNK + slot, (tl.load(other_starts + other) + t).to(tl.int32), mask=wanted)
+                        source = tl.load(other_starts + other) + t
+                        tl.store(found + slot, in_tile.to(found.dtype.element_ty), mask=wanted)
+                        tl.store(found + CHUNK + slot, source.to(found.dtype.element_ty), mask=wanted)
                         tl.store(weights + slot, tl.load(grad_scores + pair), mask=wanted)
                         tl.debug_barrier()
                         for step in tl.range(0, hits, BLOCK_T, num_stages=STAGES):
                             there = step + slots < hits
                             place = tl.load(found + step + slots, mask=there, other=-1)
-                            source = tl.load(found + CHUNK + step + slots, mask=there, other=0).to(tl.int64)
+                            rows = tl.load(found + CHUNK + step + slots, mask=there, other=0).to(tl.int64)
                             weight = tl.load(weights + step + slots, mask=there, other=0.0)
-                            pointers = other_tokens + (source * STRIDE)[:, None] + k[None, :]
+                            pointers = other_tokens + (rows * STRIDE)[:, None] + k[None, :]
                             x = tl.load(pointers, mask=there[:, None] & k_mask, other=0.0)
                             won = tl.arange(0, BLOCK_R)[:, None] == place[None, :]
                             total = _add_weighted(tl.where(won, weight[None, :], 0.0), x, total, PRECISION)
