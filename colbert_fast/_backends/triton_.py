@@ -482,6 +482,8 @@ def _grad_plan(
 ) -> _Plan:
     gpu = _gpu(index)
     config = _config(gpu.arch, _kind(q_dtype, other_dtype), "grad_q" if for_q else "grad_d")
+    if q_dtype == torch.float16:  # whose parts need more registers than those of bfloat16
+        config = config._replace(registers=None)
     constants = {
         "STRIDE": stride,
         "DIM": dim,
