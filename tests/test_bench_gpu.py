@@ -386,7 +386,8 @@ def test_wheels_of_what_is_not_installed_are_unpacked(tmp_path: Path) -> None:
 def test_compilers_are_waited_for_and_what_they_tuned_is_forgotten(tmp_path: Path) -> None:
     script = "import sys, time; time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
     arguments = (("0", "0"), ("0", "1"), ("3600", "0"))
-    processes = [subprocess.Popen([sys.executable, "-c", script, *words]) for words in arguments]
+    commands = [[sys.executable, "-c", script, *words] for words in arguments]
+    processes = [subprocess.Popen(words, start_new_session=True) for words in commands]
     assert ahead.wait(processes, command.time.monotonic() + 5) == 1
     assert all(process.poll() is not None for process in processes)
     for name in ("a/kernel.autotune.json", "a/kernel.json", "b/kernel.cubin"):

@@ -70,8 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
         compilers = ahead.start(environment)
         try:
             tests = {} if chosen.no_tests else run_tests(environment, enough - time.monotonic())
-        finally:
             through = ahead.wait(compilers, enough)
+        except BaseException:  # Ctrl-C
+            ahead.wait(compilers, 0.0)
+            raise
         print(f"compiled: {through} of {len(compilers)} shares; {end - time.monotonic():.0f} s left", flush=True)
         ahead.forget_tuning(Path(folder))
         recorded = Results(chosen.results, tests, chosen.commit)

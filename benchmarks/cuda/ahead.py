@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,7 +48,8 @@ def wait(processes: list[subprocess.Popen[bytes]], end: float) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, end - time.monotonic()))
         if process.poll() is None:
-            process.kill()
+            # With what torch.compile has started.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return sum(process.returncode == 0 for process in processes)
 
