@@ -172,6 +172,7 @@ def test_parts_for_another_device_hold_every_item_once(chunk_elements: int) -> N
     assert all(torch.equal(item, original) for item, original in zip(items, packed, strict=True))
     for part in parts:
         assert len(part) == 1 or part.tokens.numel() <= chunk_elements
+        assert part.max_length == max(part.lengths.tolist())  # torch.ops refuse one that exceeds the rows
     assert sum(part.tokens.shape[0] for part in parts) == packed.tokens.shape[0]
 
 
