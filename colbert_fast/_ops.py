@@ -208,7 +208,7 @@ class _Registered(NamedTuple):
 
 
 def _register(run: dict[str, Callable[..., Any]]) -> None:
-    """Let the ops call these functions, those of the newest import of this module.
+    """Let the ops call these functions, so that an op runs the code of the newest import of this module.
 
     Notebooks and reloaders drop a package from ``sys.modules`` and import it anew, while others may hold what they had
     imported of it.

@@ -56,7 +56,7 @@ class PackedTokens:
         A shape that does not fit, an item outside ``tokens``, or a bad scale. Checking this waits for the device.
     """
 
-    # Whether the items, on a GPU, are equally long and follow one another: a kernel need not read where they are.
+    # Whether a kernel need not read where the items are: all of one length, they follow one another.
     _equal = False
 
     def __init__(
@@ -234,9 +234,7 @@ class PackedTokens:
         """View ``tokens [n, length, dim]``, every row of which is a token."""
         n, length, _ = tokens.shape
         starts, lengths = _offsets(n, length, tokens.device)
-        packed = PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
-        packed._equal = tokens.is_cuda and n * length > 0
-        return packed
+        return PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
@@ -392,12 +390,13 @@ class EqualTokens(PackedTokens):
     graph in whose memory they were made.
     """
 
+    _equal = True
+
     def __init__(self, tokens: Tensor) -> None:
         self._count, self._max_length, _ = tokens.shape
         self._tokens = tokens.flatten(0, 1)
         self._scales = None
         self._order = None
-        self._equal = True
 
     @cached_property
     def _lengths(self) -> Tensor:  # type: ignore[override]

@@ -29,8 +29,8 @@ class ReleasedGil {
   ReleasedGil& operator=(const ReleasedGil&) = delete;
   ~ReleasedGil() { take(); }
 
-  // Lets Python handle its signals. True if a handler raised, as that of Ctrl-C does: its exception is
-  // pending.
+  // Lets Python handle its signals. Returns whether a handler raised an exception, as the handler of
+  // Ctrl-C does; that exception is pending then.
   bool handle_signals() {
     take();
     const bool raised = PyErr_CheckSignals() != 0;

@@ -41,8 +41,8 @@ for _ in range(3):
     assert_clean(python(script, extension))
 
 
-# A signal is sent once the extension has been called, and the work grows until it is handled before that is done: the
-# frame that a handler gets is that of the Python function in which the work goes on.
+# A signal is sent once the extension has been called. The work grows until the signal is handled before it is done,
+# which the handler sees by its frame: that of the Python function that called the extension.
 DURING = r"""
 import torch
 

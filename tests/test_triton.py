@@ -119,6 +119,7 @@ def test_the_table_is_whole() -> None:
                 for size in (config.block_q, config.block_d, config.warps, config.piece):
                     assert size & (size - 1) == 0
                 assert config.block_q >= 16 and config.block_d >= 16 and config.stages >= 1
+                assert 1 <= config.run <= 31  # the kernel keeps a bit for each document in an int32
 
 
 def test_an_unknown_gpu_takes_the_newest_older_line(monkeypatch: pytest.MonkeyPatch) -> None:

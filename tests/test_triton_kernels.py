@@ -137,6 +137,27 @@ def test_equal_lengths_need_not_be_read(tiles: Any, lengths: tuple[int, int]) ->
     assert torch.equal(scores, triton_.score(p).scores[pairs[:, 0], pairs[:, 1]])
 
 
+@pytest.mark.parametrize("lq", [2, 100], ids=["short", "long"])
+def test_the_place_of_the_maximum_is_not_that_of_the_document_before(tiles: Any, lq: int) -> None:
+    """Nothing is greater than -inf, so that a document of it must begin anew."""
+    tiles(SMALL._replace(run=4))
+    queries = [torch.ones(lq, 4)]
+    first = torch.rand(60, 4)
+    first[55] = 2.0
+    # A program has every ninth document.
+    documents = [first] * 18 + [torch.full((50, 4), float("-inf"))] * 9 + [torch.full((9, 4), float("-inf"))] * 9
+    argmax = triton_.score_argmax(problem(queries, documents)).argmax
+    assert argmax is not None
+    assert argmax.tolist() == [[55] * lq] * 18 + [[0] * lq] * 18
+
+
+@pytest.mark.parametrize("nq", [1, 5])
+def test_queries_without_a_token_alone(nq: int) -> None:
+    queries, documents = [torch.empty(0, 4)] * nq, embeddings([3, 70, 0], 4)
+    scores = triton_.score(problem(queries, documents)).scores
+    assert scores.tolist() == [[0.0, 0.0, -1e9]] * nq
+
+
 @pytest.mark.parametrize("processors", [1, 10**6], ids=["several-documents", "one-document"])
 def test_documents_in_turn(tiles: Any, processors: int) -> None:
     tiles(SMALL._replace(run=4), processors)

@@ -111,7 +111,7 @@ def run_tests(environment: dict[str, str], limit: float) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         return {"passed": False, "summary": "pytest is not installed"}
     command = [sys.executable, "-m", "pytest", "tests", "-k", SELECTION, "-q", "--continue-on-collection-errors"]
-    # This machine's versions are not those of our development: what they warn of is no failure.
+    # The packages of this machine are not those that we develop with: a warning of theirs is no failure.
     command += ["-p", "no:cacheprovider", "--maxfail", "60", "-W", "default"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(max(1, (os.cpu_count() or 1) // 2)), "--dist", "worksteal"]

@@ -36,7 +36,7 @@ class Config(NamedTuple):
     warps: int
     stages: int  # tiles on their way from memory
     swap: bool = False  # documents are the side of many rows, as they are for few query tokens anyway
-    run: int = 1  # documents that a program takes in turn, at most
+    run: int = 1  # documents that a program takes in turn, at most; up to 31
     registers: int | None = None  # of a thread, at most
     piece: int = 512  # dimensions multiplied at once, at most
 
@@ -51,7 +51,7 @@ class _Plan(NamedTuple):
     """Everything about a launch that does not depend on the number of documents."""
 
     constants: dict[str, Any]  # constexpr arguments, in the kernel's order
-    values: tuple[Any, ...]  # of them
+    values: tuple[Any, ...]  # the values of the constants alone
     options: dict[str, Any]  # of the compiler
     compiled: dict[Any, Any]  # kernels by what else their code depends on
     blocks: int = 1  # tiles of one query, if longer than a tile
@@ -157,9 +157,9 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
 def _order_matters(programs: int, index: int) -> bool:
     """Whether the programs that start last are much of the time, and others have ended before they start.
 
-    A processor holds 1 to 3 programs. Up to one for each processor, all start at once. In any order a processor is idle
+    A processor holds 1 to 4 programs. Up to one for each processor, all start at once. In any order a processor is idle
     at the end for the longest program at most, about 4 times the mean for passages: of 256 programs for each processor,
-    3 * 4 / 256 = 5 % at worst. Each document then costs a load more for nothing.
+    4 * 4 / 256 = 6 % at worst. Each document then costs a load more for nothing.
     """
     processors = _gpu(index).processors
     return processors < programs <= 256 * processors
@@ -202,9 +202,9 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
     )
     programs = -(-own.shape[0] // plan.constants["BLOCK_R"]) * -(-own.shape[1] // plan.constants["BLOCK_K"])
     found = weights = None
-    number = torch.int32 if other.shape[0] < 2**31 else torch.int64
-    if not for_q:  # each program's own notes
-        found = torch.empty((programs, 2, plan.constants["CHUNK"]), dtype=number, device=own.device)
+    row_dtype = torch.int32 if other.shape[0] < 2**31 else torch.int64
+    if not for_q:  # what each program notes for itself
+        found = torch.empty((programs, 2, plan.constants["CHUNK"]), dtype=row_dtype, device=own.device)
         weights = torch.empty((programs, plan.constants["CHUNK"]), dtype=torch.float32, device=own.device)
     _launch(
         "grad_kernel",
@@ -226,7 +226,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         ),
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
         plan,
-        (argmax.dtype, other.data_ptr() % 16 == 0, grad.data_ptr() % 16 == 0, number),
+        (argmax.dtype, other.data_ptr() % 16 == 0, grad.data_ptr() % 16 == 0, row_dtype),
     )
     return grad
 
@@ -251,7 +251,8 @@ def _launch(
     """Launch a kernel on the tensors' device, past Triton's own look-up of the compiled code once it is known.
 
     That look-up goes through every argument of every call. Here the plan and ``key`` say what the code depends on: the
-    dtype of the argmax, whether each of two matrices of token rows is aligned, and which tensors are None.
+    dtypes that the plan does not know, whether each of two matrices of token rows is aligned, and which tensors are
+    None.
     """
     if programs >= 2**31:
         msg = (
@@ -482,7 +483,7 @@ def _grad_plan(
 ) -> _Plan:
     gpu = _gpu(index)
     config = _config(gpu.arch, _kind(q_dtype, other_dtype), "grad_q" if for_q else "grad_d")
-    if q_dtype == torch.float16:  # whose parts need more registers than those of bfloat16
+    if q_dtype == torch.float16:  # is multiplied as float32, which takes more registers than bfloat16 does
         config = config._replace(registers=None)
     constants = {
         "STRIDE": stride,

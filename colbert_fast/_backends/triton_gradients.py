@@ -25,8 +25,8 @@ _ANY_VALUE = [
 #
 # A program owns BLOCK_R rows and BLOCK_K dimensions of the result and writes all of them, so nothing is added by two
 # programs and the order of the additions is fixed: items that hold a row by number, then their pairs by number, then
-# tokens. Items may share rows and may lie in any order, so the items of a tile are looked for, ITEMS at a time. With
-# `pairs`, those of item i are order[bounds[i] : bounds[i + 1]].
+# tokens. Items may share rows and may lie in any order, so the items of a tile are looked for, ITEMS at a time. Where
+# there are `pairs`, item i is in the pairs order[bounds[i] : bounds[i + 1]].
 #
 # A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won.
 # Of CHUNK of them at a time, those that were won by a row of this tile are written down in `found` and `weights`, where

@@ -188,7 +188,7 @@ def _store(
         slots = tl.arange(0, QUERIES)
         mine = (slot[:, None] == slots[None, :]) & owned[:, None]
         total = tl.sum(tl.where(mine, value[:, None], 0.0), axis=0) + nothing
-        per_tile = BLOCK_Q // max_lq
+        per_tile = BLOCK_Q // tl.maximum(max_lq, 1)
         queries = tile.to(tl.int64) * per_tile + slots
         stored = (slots < per_tile) & (queries < nq)
         tl.store(scores + queries * nd + document, total.to(scores.dtype.element_ty), mask=stored)
@@ -233,7 +233,8 @@ def _tile(
 ):
     """Similarities with BLOCK_D tokens of a document, from `row` on, and where in it the tile begins.
 
-    The last tile of a document begins earlier, and that of a short one in a neighbour, whose tokens are left out.
+    The last tile of a document begins earlier, so that it ends with the document. The only tile of a short document
+    also has tokens of its neighbours, which are left out.
     """
     columns = tl.arange(0, BLOCK_D)
     first = tl.minimum(start + tl.maximum(tl.minimum(row, length - BLOCK_D), 0), d_rows - BLOCK_D)
@@ -424,7 +425,7 @@ def score_kernel(
     if SKIP_ZERO_Q:
         real &= _has_nonzero(q_rows, real, DIM, K1)
 
-    redo = 0  # a bit for each document that is done over
+    redo = 0  # a bit for each document that is done over, of at most 31
     columns = tl.arange(0, BLOCK_D)
     best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     where = tl.zeros([BLOCK_Q], tl.int32)
@@ -449,7 +450,7 @@ def score_kernel(
             documents = _document(pairs, order, share + tl.minimum(mine, own - 1) * shares, PAIRS)
             lengths = _length(d_lengths, documents, max_ld)
             steps = tl.sum(tl.where(mine < own, tl.maximum(tl.cdiv(lengths, BLOCK_D), 1), 0), axis=0)
-        place = 0  # of the document among those of this program
+        place = 0  # number of the present document among those of this program
         row = 0
         for _ in tl.range(0, steps, num_stages=STAGES):
             if RUN > 1:
@@ -472,9 +473,11 @@ def score_kernel(
                     best, length > 0, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
                     nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
                 )  # fmt: skip
+                best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+                where = tl.zeros([BLOCK_Q], tl.int32)
                 if SWAP:
                     top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
-                best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+                    at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
             row += BLOCK_D
             if RUN > 1:
                 row = tl.where(last, 0, row)
