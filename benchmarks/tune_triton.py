@@ -74,27 +74,31 @@ def candidates(workload: Workload) -> list[Config]:
     if workload.work == "grad_q":
         return [
             Config(q, 16, warps, stages, piece=min(piece, 128))
-            for q in (16, 32)
-            for warps in (2, 4)
+            for q, warps in ((8, 2), (16, 2), (16, 4))
             for stages in (2, 3, 4)
         ]
     if workload.work == "grad_d":
         return [
-            Config(tokens, d, d // 16, stages, registers=registers, piece=min(piece, 128))
-            for tokens, d, stages, registers in itertools.product((32, 64), (64, 128), (2, 3), (None, 168))
+            Config(tokens, d, warps, 1, piece=size)
+            for tokens, d, warps, size in itertools.product((32, 64), (16, 32), (1, 2, 4), (64, 128))
+            if d < 32 * warps  # or a thread holds more than 64 sums
         ]
-    argmax = workload.work.endswith("argmax")
-    runs, depths = ((1, 4), (2, 3)) if argmax else ((1, 4, 16), (2, 3, 4))
     if workload.work.startswith("short"):
         return [
-            Config(64, 64, 4, stages, False, run, registers, piece)
-            for stages, run, registers in itertools.product(depths, runs, (96, 128, 168))
+            Config(64, d, warps, stages, False, run, registers, piece, 8 // warps)
+            for (d, warps), registers in (
+                *(((d, warps), None) for d, warps in ((16, 1), (16, 2), (32, 1), (64, 1))),
+                *(((d, warps), 128) for d, warps in ((32, 2), (64, 4))),
+            )
+            for stages in (3, 4, 5)
+            for run in (1, 2)
         ]
-    shapes = [(128, 64, 4), (128, 64, 8), (128, 128, 8), (256, 64, 4), (256, 64, 8), (256, 64, 16), (256, 128, 16)]
+    argmax = workload.work.endswith("argmax")
+    shapes = [(128, 64, 4), (128, 64, 8), (128, 128, 8), (256, 64, 4), (256, 64, 8), (256, 128, 16)]
     return [
-        Config(q, d, warps, stages, swap, run, registers, piece)
-        for (q, d, warps), stages, swap, run, registers in itertools.product(
-            shapes, depths, (False, True), (1, 4), (None, 128)
+        Config(q, d, warps, stages, swap, 16, registers, piece, resident)
+        for (q, d, warps), stages, swap, registers, resident in itertools.product(
+            shapes, (2, 3), (False, True), (None, 128), (1, 2, 3)
         )
         # A thread holds 32, 64 or 128 products; with documents on the side of many rows also their maxima, and the
         # places of these.

@@ -84,9 +84,9 @@ def score_code(
 def grad_code(arch: int, dtype: torch.dtype, *, for_q: bool, pairs: bool = False) -> Any:
     plan = triton_._grad_plan(arch, dtype, dtype, 128, 128, pairs, for_q, False, "highest")
     types = dict.fromkeys(["own_starts", "own_lengths", "other_starts"], "*i64")
-    types |= {} if for_q else {"found": "*i32", "weights": "*fp32"}
+    types |= {} if for_q else {"ranked": "*i32"}
     types |= dict.fromkeys(["pairs", "order", "bounds"], "*i64") if pairs else {}
-    types |= dict.fromkeys(["num_rows", "num_items", "num_others", "nd", "max_lq"], "i32")
+    types |= dict.fromkeys(["num_rows", "num_items", "num_others", "nd", "max_lq", "token_bits"], "i32")
     types |= {"other_tokens": POINTERS[dtype], "grad": POINTERS[dtype], "grad_scores": "*fp32", "argmax": "*i16"}
     return compiled("grad_kernel", arch, plan, types, ["other_tokens", "grad"])
 
@@ -137,14 +137,17 @@ def main_loop(code: Any) -> Counter[str]:
 @pytest.mark.parametrize(("nq", "lq"), [(1, 32), (2, 32), (128, 32), (1, 1024)], ids=str)
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool) -> None:
-    """The matrix units of warp groups, nothing spilled; and no element is selected, unless its number is wanted."""
+    """Nothing spilled, nothing passed between threads, and no element selected, unless its number is wanted.
+
+    Many query tokens are multiplied by the matrix units of warp groups, few by those of one warp or two.
+    """
     loop = main_loop(score_code(90, dtype, dtype, nq, lq, argmax=argmax))
-    assert loop["HGMMA"] and not loop["HMMA"]
-    if (dtype, nq, lq) != (F32, 2, 32):  # 64 float32 tokens in three parts do not fit; 4 to 20 of 800 instructions
-        assert not loop["LDL"] and not loop["STL"]
+    wide = nq * lq > 64
+    assert bool(loop["HGMMA"]) == wide and bool(loop["HMMA"]) != wide
+    assert not loop["LDL"] and not loop["STL"] and not loop["SHFL"]
     if dtype == BF16 and not argmax:
-        assert loop["FSEL"] == 0 and loop["SEL"] <= 12  # which stage is next, and which document
-        assert loop["FMNMX"] >= 16 and sum(loop.values()) < 32 * loop["HGMMA"]
+        assert loop["FSEL"] == 0 and loop["SEL"] <= 12  # which stage is next
+        assert loop["FMNMX"] >= 16 and sum(loop.values()) < 16 * loop["HGMMA"] + 6 * loop["HMMA"]
 
 
 @pytest.mark.parametrize(("nq", "lq"), [(1, 32), (128, 32)], ids=str)
@@ -152,7 +155,7 @@ def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool)
 def test_int8_documents_on_hopper(dtype: torch.dtype, nq: int, lq: int) -> None:
     """Read as bytes: a quarter of the copies of float32 rows."""
     loop = main_loop(score_code(90, dtype, I8, nq, lq))
-    assert loop["HGMMA"] and loop["LDL"] <= 4 and not loop["STL"]
+    assert bool(loop["HGMMA"]) == (nq > 1) and not loop["LDL"] and not loop["STL"]
     assert loop["FMNMX"] and (dtype == F32 or loop["FSEL"] == 0)
 
 
@@ -161,11 +164,14 @@ def test_int8_documents_on_hopper(dtype: torch.dtype, nq: int, lq: int) -> None:
 def test_dims_on_hopper(dim: int, nq: int) -> None:
     code = score_code(90, BF16, BF16, nq, 32, dim=dim)
     loop = main_loop(code)
-    assert loop["HGMMA"] and not loop["LDL"] and not loop["STL"]
-    if dim <= 384:  # as many products as the dimensions need, 16 at a time and 64 rows by 4 warps, and not more
+    assert bool(loop["HGMMA"]) == (nq > 1) and not loop["LDL"] and not loop["STL"]
+    if dim <= 384:  # as many products as the dimensions need, 16 at a time, and not more
         plan = triton_._score_plan(90, BF16, BF16, dim, dim, dim, nq, 32, False, False, False, False, "highest")
-        rows = plan.constants["BLOCK_D" if plan.constants["SWAP"] else "BLOCK_Q"]
-        assert loop["HGMMA"] == dim // 16 * rows // (16 * code.metadata.num_warps)
+        if nq > 1:  # 64 rows by 4 warps
+            assert loop["HGMMA"] == dim // 16 * plan.constants["BLOCK_Q"] // (16 * code.metadata.num_warps)
+        else:  # 16 rows and 8 columns by one
+            products = plan.constants["BLOCK_D"] // 16 * plan.constants["BLOCK_Q"] // 8
+            assert loop["HMMA"] == dim // 16 * products // code.metadata.num_warps
         assert loop["FSEL"] == 0
 
 
@@ -177,13 +183,13 @@ def test_zero_rows_cost_the_main_loop_nothing() -> None:
 
 
 def test_an_order_costs_the_main_loop_next_to_nothing() -> None:
-    """One number to read, two documents ahead."""
+    """One number to read for each document, outside of the loop."""
     for nq in (1, 128):
         plain, ordered = (score_code(90, BF16, BF16, nq, 32, ordered=ordered) for ordered in (False, True))
         loops_ = [main_loop(code) for code in (plain, ordered)]
         for name in ("HGMMA", "FMNMX", "FSEL", "LDL", "STL"):
             assert loops_[0][name] == loops_[1][name]
-        assert loops_[0]["LDGSTS"] + 1 >= loops_[1]["LDGSTS"]
+        assert loops_[0]["LDGSTS"] == loops_[1]["LDGSTS"]
         assert sum(loops_[1].values()) < sum(loops_[0].values()) + 16
         assert ordered.metadata.shared <= plain.metadata.shared + 64
     score_code(80, BF16, BF16, 128, 32, argmax=True, ordered=True)
@@ -191,9 +197,9 @@ def test_an_order_costs_the_main_loop_next_to_nothing() -> None:
 
 def test_float32_obeys_the_precision_setting() -> None:
     """Three products of parts at "highest", one where the user allows TF32."""
-    highest, high = (score_code(90, F32, F32, 1, 32, precision=p).asm["ptx"] for p in ("highest", "high"))
-    count = {name: len(re.findall(r"wgmma\.mma_async\S*\.tf32", ptx)) for name, ptx in (("3", highest), ("1", high))}
-    assert count["3"] == 3 * count["1"] > 0
+    for nq, name in ((1, r"mma\.sync\S*\.tf32\S*\.tf32"), (128, r"wgmma\.mma_async\S*\.tf32")):
+        highest, high = (score_code(90, F32, F32, nq, 32, precision=p).asm["ptx"] for p in ("highest", "high"))
+        assert len(re.findall(name, highest)) == 3 * len(re.findall(name, high)) > 0
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, F32], ids=str)
@@ -201,7 +207,7 @@ def test_gradients_on_hopper(dtype: torch.dtype) -> None:
     documents = grad_code(90, dtype, for_q=False)
     assert "atomic" not in documents.asm["ttir"]
     loop = loops(documents)[0]
-    assert loop["HGMMA"] and not loop["LDL"] and not loop["STL"]
+    assert loop["HMMA"] and not loop["LDL"] and not loop["STL"]
     for pairs in (False, True):
         queries = grad_code(90, dtype, for_q=True, pairs=pairs)
         assert "atomic" not in queries.asm["ttir"]
@@ -210,11 +216,25 @@ def test_gradients_on_hopper(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("arch", "instruction"), [(80, "mma.sync"), (100, "tcgen05.mma")])
 def test_other_generations(arch: int, instruction: str) -> None:
-    for nq, argmax in ((1, False), (128, False), (128, True)):
-        assert instruction in score_code(arch, BF16, BF16, nq, 32, argmax=argmax).asm["ptx"]
-    assert instruction in score_code(arch, BF16, I8, 1, 32).asm["ptx"]
-    assert instruction in grad_code(arch, BF16, for_q=False).asm["ptx"]
+    for argmax in (False, True):
+        assert instruction in score_code(arch, BF16, BF16, 128, 32, argmax=argmax).asm["ptx"]
+        assert "mma.sync" in score_code(arch, BF16, BF16, 1, 32, argmax=argmax).asm["ptx"]
+    assert instruction in score_code(arch, BF16, I8, 128, 32).asm["ptx"]
+    assert "mma.sync" in grad_code(arch, BF16, for_q=False).asm["ptx"]
     grad_code(arch, BF16, for_q=True)
+    score_code(arch, BF16, I8, 1, 32)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize(("ranked", "argmax"), [("*i32", "*i16"), ("*i64", "*i32")])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_ranking_passes_nothing_through_shared_memory(arch: int, ranked: str, argmax: str, pairs: bool) -> None:
+    """One warp sorts: nobody is waited for."""
+    types = {"d_starts": "*i64", "argmax": argmax, "ranked": ranked}
+    types |= dict.fromkeys(["pairs", "order"], "*i64") if pairs else {}
+    types |= dict.fromkeys(["num_pairs", "nq", "nd", "max_lq", "token_bits"], "i32")
+    code = compiled("rank_kernel", arch, triton_._rank_plan(10, pairs), types, [])
+    assert code.metadata.shared == 0
 
 
 class _Driver:

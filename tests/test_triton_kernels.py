@@ -144,11 +144,29 @@ def test_the_place_of_the_maximum_is_not_that_of_the_document_before(tiles: Any,
     queries = [torch.ones(lq, 4)]
     first = torch.rand(60, 4)
     first[55] = 2.0
-    # A program has every ninth document.
+    # A program has every twelfth document.
     documents = [first] * 18 + [torch.full((50, 4), float("-inf"))] * 9 + [torch.full((9, 4), float("-inf"))] * 9
     argmax = triton_.score_argmax(problem(queries, documents)).argmax
     assert argmax is not None
     assert argmax.tolist() == [[55] * lq] * 18 + [[0] * lq] * 18
+
+
+@pytest.mark.parametrize("values", [
+    [3e-39, 2e-39, 3e-39], [-1e-44, 0.0, 0.0], [0.0, -3e-39, 0.0], [1e-30, 1e-30 * (1 + 2**-23), 1e-30],
+    [-1.0 - 2**-23, -1.0, -1.0], [-3e38, 3e38, 3e38], [2.0**-96, 2.0**-96 + 2.0**-119, 2.0**-96 + 2.0**-119],
+    [-math.inf, 5.0, -math.inf], [1.0, math.inf, math.inf], [-math.inf] * 3, [1.0, math.nan, math.inf],
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("lq", [2, 100], ids=["short", "long"])
+def test_the_first_of_the_greatest_however_near(tiles: Any, lq: int, values: list[float]) -> None:
+    """Numbers that differ in their last bit, or by less than any normal number."""
+    tiles(SMALL)
+    for places in ([0, 1, 2], [3, 18, 36], [37, 17, 1], [15, 16, 31]):
+        d = torch.full((40, 1), -math.inf)
+        d[places] = torch.tensor(values)[:, None]
+        argmax = triton_.score_argmax(problem([torch.ones(lq, 1)], [d])).argmax
+        # torch's argmax takes the first NaN, as the contract does.
+        expected = d[:, 0].argmax() if not d.isnan().any() else d[:, 0].isnan().int().argmax()
+        assert argmax is not None and (argmax == expected).all(), (places, argmax[0, :3], expected)
 
 
 @pytest.mark.parametrize("nq", [1, 5])
@@ -308,6 +326,45 @@ def test_gradients_from_an_int16_argmax(tiles: Any, tensor: str, monkeypatch: py
     for grad, expected_grad in zip(triton_.backward(p, weight, argmax, True, True), expected, strict=True):
         assert grad is not None
         assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("lq", [[3, 0, 5], [16] * 5, [17, 9, 40, 70], [2] * 30], ids=str)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_gradients_of_documents_from_several_chunks(
+    lq: list[int], pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of 16 query tokens: of several documents' pairs, and of a part of one. Documents that share rows."""
+    monkeypatch.setattr(triton_, "LOG_CHUNK", 4)
+    triton_._grad_plan.cache_clear()
+    queries = embeddings(lq, 8)
+    p = problem(queries, embeddings([60], 8))
+    starts, lengths = torch.tensor([30, 0, 10, 55, 12]), torch.tensor([30, 25, 25, 0, 1])
+    p = p._replace(d_starts=starts, d_lengths=lengths, max_ld=30)
+    numbers = None
+    if pairs:
+        numbers = torch.randint(0, 60, (40, 2)) % torch.tensor([len(lq), 3])  # the last document is in none
+        p = p._replace(pairs=numbers)
+    argmax = triton_.score_argmax(p).argmax
+    assert argmax is not None
+    weight = torch.randn(len(argmax))
+    grad = triton_.backward(p, weight, argmax, False, True)[1]
+    expected = torch.zeros(60, 8, dtype=torch.float64)
+    for number, winners in enumerate(argmax):
+        i, j = numbers[number].tolist() if numbers is not None else (number // 5, number % 5)
+        for t, winner in enumerate(winners.tolist()):
+            if winner >= 0:
+                expected[starts[j] + winner] += weight[number] * queries[i][t]
+    assert grad is not None
+    torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=1e-5)
+    triton_._grad_plan.cache_clear()
+
+
+def test_a_program_takes_so_many_documents_that_the_gpu_stays_full() -> None:
+    """264 programs at once: 16 tiles and 128 documents are 256 of eight documents; too few documents are not shared."""
+    assert triton_._fullest(16, 264, 16, 128) == 8
+    assert triton_._fullest(16, 264, 4, 1000) == 16
+    assert triton_._fullest(16, 264, 4, 32) == 1
+    assert triton_._fullest(1, 264, 16, 128) == 1
 
 
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])

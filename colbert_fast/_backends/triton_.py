@@ -28,6 +28,12 @@ OLDEST = "3.5"
 TUNING = Path(__file__).with_name("triton_tuning.json")
 
 
+# What the beginning and the end of a program take, in documents: on an H100, of queries of 256 tokens.
+_BEGINNING = 0.3
+# Query tokens that one program of rank_kernel sorts, as a power of two; a position in them takes as many bits of a key.
+LOG_CHUNK = 10
+
+
 class Config(NamedTuple):
     """How a kernel's work is cut for one kind of GPU and of work; a line of triton_tuning.json."""
 
@@ -39,6 +45,7 @@ class Config(NamedTuple):
     run: int = 1  # documents that a program takes in turn, at most; up to 31
     registers: int | None = None  # of a thread, at most
     piece: int = 512  # dimensions multiplied at once, at most
+    resident: int = 2  # programs that a processor holds at once
 
 
 class _Gpu(NamedTuple):
@@ -57,6 +64,7 @@ class _Plan(NamedTuple):
     blocks: int = 1  # tiles of one query, if longer than a tile
     per_tile: int = 1  # whole queries in a tile
     run: int = 1
+    resident: int = 2
 
 
 def _missing() -> str | None:
@@ -125,9 +133,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         torch.get_float32_matmul_precision() if q.dtype == torch.float32 else "",
     )
     tiles = plan.blocks if p.pairs is not None else plan.blocks * -(-nq // plan.per_tile)
-    run = 1
-    if plan.run > 1 and p.pairs is None:
-        run = max(1, min(plan.run, tiles * nd // (8 * _gpu(_device_index(device)).processors)))
+    run = 1 if p.pairs is not None else _run(plan, tiles, nd, _gpu(_device_index(device)).processors)
     shares = count if p.pairs is not None else -(-nd // run)
     programs = shares * tiles
     order = p.d_order if p.pairs is None else None
@@ -152,6 +158,22 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
     if plan.blocks > 1:
         scores = out.sum(0).to(torch.float32).view(shape)
     return Scored(scores, winners, INTERPRETED and bool((scores == EMPTY_DOCUMENT_SCORE).any()))
+
+
+def _run(plan: _Plan, tiles: int, nd: int, processors: int) -> int:
+    """Return how many documents a program takes in turn: so many that the last programs to start fill the GPU too.
+
+    A program loads its queries once.
+    """
+    return _fullest(plan.run, plan.resident * processors, tiles, nd)
+
+
+@functools.lru_cache(4096)
+def _fullest(most: int, places: int, tiles: int, nd: int) -> int:
+    def time(run: int) -> float:
+        return -(-(-(-nd // run) * tiles) // places) * (run + _BEGINNING)
+
+    return min(range(1, most + 1), key=time)
 
 
 def _order_matters(programs: int, index: int) -> bool:
@@ -181,7 +203,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
     else:
         own, starts, lengths = p.d_tokens, p.d_starts, p.d_lengths
         other, other_starts = _readable(p.q_tokens), p.q_starts
-    if p.num_pairs == 0 or own.numel() == 0:
+    if p.num_pairs == 0 or p.max_lq == 0 or own.numel() == 0:
         return torch.zeros_like(own, memory_format=torch.contiguous_format)
     grad = torch.empty(own.shape, dtype=torch.float32 if INTERPRETED else own.dtype, device=own.device)
     order = bounds = None
@@ -201,11 +223,9 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         torch.get_float32_matmul_precision(),
     )
     programs = -(-own.shape[0] // plan.constants["BLOCK_R"]) * -(-own.shape[1] // plan.constants["BLOCK_K"])
-    found = weights = None
-    row_dtype = torch.int32 if other.shape[0] < 2**31 else torch.int64
-    if not for_q:  # what each program notes for itself
-        found = torch.empty((programs, 2, plan.constants["CHUNK"]), dtype=row_dtype, device=own.device)
-        weights = torch.empty((programs, plan.constants["CHUNK"]), dtype=torch.float32, device=own.device)
+    log_chunk = plan.constants["LOG_CHUNK"]
+    token_bits = min(log_chunk, (p.max_lq - 1).bit_length())
+    ranked = None if for_q else _ranked(p, argmax, order, log_chunk, token_bits)
     _launch(
         "grad_kernel",
         programs,
@@ -220,15 +240,36 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
             bounds,
             grad_scores,
             argmax,
-            found,
-            weights,
+            ranked,
             grad,
         ),
-        (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq),
+        (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq, token_bits),
         plan,
-        (argmax.dtype, other.data_ptr() % 16 == 0, grad.data_ptr() % 16 == 0, row_dtype),
+        (
+            argmax.dtype,
+            None if ranked is None else ranked.dtype,
+            other.data_ptr() % 16 == 0,
+            grad.data_ptr() % 16 == 0,
+        ),
     )
     return grad
+
+
+def _ranked(p: Problem, argmax: Tensor, order: Tensor | None, log_chunk: int, token_bits: int) -> Tensor:
+    """Return the query tokens of all pairs, those of every chunk sorted by the row that won them."""
+    chunks = -(-p.num_pairs // (1 << (log_chunk - token_bits))) * -(-p.max_lq // (1 << log_chunk))
+    # Of the rows of the last tile some may be beyond the tokens.
+    dtype = torch.int32 if (p.d_tokens.shape[0] + 1024) << log_chunk < 2**31 else torch.int64
+    ranked = torch.empty(chunks << log_chunk, dtype=dtype, device=argmax.device)
+    _launch(
+        "rank_kernel",
+        chunks,
+        (p.d_starts, p.pairs, order, argmax, ranked),
+        (p.num_pairs, p.nq, p.nd, p.max_lq, token_bits),
+        _rank_plan(log_chunk, p.pairs is not None),
+        (argmax.dtype, dtype),
+    )
+    return ranked
 
 
 def _readable(tokens: Tensor) -> Tensor:
@@ -298,7 +339,11 @@ def _driver() -> Any:
 def _kernel(name: str) -> Any:
     from colbert_fast._backends import triton_gradients, triton_kernels
 
-    return {"score_kernel": triton_kernels.score_kernel, "grad_kernel": triton_gradients.grad_kernel}[name]
+    return {
+        "score_kernel": triton_kernels.score_kernel,
+        "rank_kernel": triton_gradients.rank_kernel,
+        "grad_kernel": triton_gradients.grad_kernel,
+    }[name]
 
 
 def _device_index(device: torch.device) -> int:
@@ -396,7 +441,7 @@ def _score_plan(
     few = rows <= 64
     work = ("short" if few else "wide") + ("_argmax" if argmax else "")
     config = _config(gpu.arch, _kind(q_dtype, d_dtype), work)
-    block_q = _power_of_two(rows, 16) if few else config.block_q
+    block_q = min(_power_of_two(rows, 16), config.block_q)
     config, k1, k2 = _fit(config._replace(block_q=block_q), dim, q_dtype.itemsize, d_dtype.itemsize, gpu.shared)
     per_tile = max(1, config.block_q // width)
     constants = {
@@ -407,8 +452,6 @@ def _score_plan(
         "K2": k2,
         "BLOCK_Q": config.block_q,
         "BLOCK_D": config.block_d,
-        "RUN": 1 if pairs else _power_of_two(config.run, 1),
-        "FLAT": few,
         "QUERIES": 1 if pairs or per_tile == 1 or nq == 1 else _power_of_two(min(per_tile, nq), 1),
         "SWAP": few or config.swap,
         "STAGES": config.stages,
@@ -422,7 +465,8 @@ def _score_plan(
     }
     blocks = -(-width // config.block_q)
     values = tuple(constants.values())
-    return _Plan(constants, values, _options(gpu, config), {}, blocks, 1 if pairs else min(per_tile, nq), config.run)
+    per_tile = 1 if pairs else min(per_tile, nq)
+    return _Plan(constants, values, _options(gpu, config), {}, blocks, per_tile, config.run, config.resident)
 
 
 def _options(gpu: _Gpu, config: Config) -> dict[str, Any]:
@@ -482,9 +526,11 @@ def _grad_plan(
     precision: str,
 ) -> _Plan:
     gpu = _gpu(index)
-    config = _config(gpu.arch, _kind(q_dtype, other_dtype), "grad_q" if for_q else "grad_d")
-    if q_dtype == torch.float16:  # is multiplied as float32, which takes more registers than bfloat16 does
-        config = config._replace(registers=None)
+    if for_q:
+        config = _config(gpu.arch, _kind(q_dtype, other_dtype), "grad_q")
+    else:  # float16 cannot hold a weight, and is multiplied as float32
+        wide = torch.float32 if q_dtype == torch.float16 else q_dtype
+        config = _config(gpu.arch, _kind(wide, other_dtype), "grad_d")
     constants = {
         "STRIDE": stride,
         "DIM": dim,
@@ -492,16 +538,21 @@ def _grad_plan(
         "BLOCK_T": config.block_q,
         "BLOCK_K": min(_power_of_two(dim, 16), config.piece),
         "ITEMS": 1024,
-        "CHUNK": 512,
+        "LOG_CHUNK": LOG_CHUNK,
         # The pipeliner of Triton 3.9 cannot place loads that depend on one another across iterations.
         "STAGES": 1 if pairs and for_q else config.stages,
         "FOR_Q": for_q,
         "PAIRS": pairs,
         "SCALED": scaled,
-        # float16 cannot hold a weight, and is multiplied as float32.
         "PRECISION": "tf32x3" if q_dtype == torch.float16 else _precision(q_dtype, precision),
     }
     return _Plan(constants, tuple(constants.values()), _options(gpu, config), {})
+
+
+@functools.cache
+def _rank_plan(log_chunk: int, pairs: bool) -> _Plan:
+    constants = {"LOG_CHUNK": log_chunk, "PAIRS": pairs}
+    return _Plan(constants, tuple(constants.values()), {"num_warps": 1, "enable_fp_fusion": True}, {})
 
 
 BACKEND = Backend(

@@ -17,8 +17,65 @@ _NOWHERE = tl.constexpr(2**31 - 1)
 # The arguments whose value and alignment the code does not depend on: all but the token rows.
 _ANY_VALUE = [
     *("own_starts", "own_lengths", "other_starts", "other_scales", "pairs", "order", "bounds", "grad_scores", "argmax"),
-    *("num_rows", "num_items", "num_others", "nd", "max_lq"),
+    *("d_starts", "ranked", "num_pairs", "num_rows", "num_items", "num_others", "nq", "nd", "max_lq", "token_bits"),
 ]
+
+
+@triton.jit
+def _entry(chunk, place, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
+    """What a place of a chunk is for: the number of its pair, from the first of the chunk on, and that of its token.
+
+    A chunk holds 2 ** token_bits places for each of its pairs; of a longer query a part.
+    """
+    part = chunk % tl.cdiv(tl.maximum(max_lq, 1), 1 << LOG_CHUNK)
+    return place >> token_bits, (part << LOG_CHUNK) + (place & ((1 << token_bits) - 1))
+
+
+@triton.jit
+def _first_pair(chunk, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
+    """Number of the first pair of a chunk, int64."""
+    parts = tl.cdiv(tl.maximum(max_lq, 1), 1 << LOG_CHUNK).to(tl.int64)
+    return chunk // parts << (LOG_CHUNK - token_bits)
+
+
+# Sorts the query tokens of a chunk by the document row that won them, for grad_kernel.
+#
+# Pairs are numbered by document, those of a document by query; where there are `pairs`, that is their `order`. What a
+# program writes for a token is row << LOG_CHUNK | place in the chunk. Places without a token, and tokens that have won
+# nothing, come last.
+@triton.jit(do_not_specialize=_ANY_VALUE)
+def rank_kernel(
+    d_starts,
+    pairs,
+    order,
+    argmax,
+    ranked,
+    num_pairs,
+    nq,
+    nd,
+    max_lq,
+    token_bits,
+    LOG_CHUNK: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    place = tl.arange(0, 1 << LOG_CHUNK)
+    number, token = _entry(chunk, place, max_lq, token_bits, LOG_CHUNK)
+    first = _first_pair(chunk, max_lq, token_bits, LOG_CHUNK)
+    known = (number < num_pairs - first) & (token < max_lq)
+    number = tl.where(known, number, 0)
+    if PAIRS:
+        pair = tl.load(order + first + number)
+        item = tl.load(pairs + 2 * pair + 1)
+    else:  # Only scalars are divided as int64.
+        query = (first % nq).to(tl.int32) + number
+        item = first // nq + query // nq
+        pair = (query % nq).to(tl.int64) * nd + item
+    winner = tl.load(argmax + pair * max_lq + token, mask=known, other=-1).to(tl.int64)
+    row = tl.load(d_starts + item) + winner
+    last: tl.constexpr = 2**31 - 1 if ranked.dtype.element_ty == tl.int32 else 2**63 - 1
+    key = tl.where(winner >= 0, (row << LOG_CHUNK) + place, last).to(ranked.dtype.element_ty)
+    tl.store(ranked + (chunk.to(tl.int64) << LOG_CHUNK) + place, tl.sort(key))
 
 
 # Gradient of one tile of token rows, of queries (FOR_Q) or of documents, in their own dtype.
@@ -28,11 +85,10 @@ _ANY_VALUE = [
 # tokens. Items may share rows and may lie in any order, so the items of a tile are looked for, ITEMS at a time. Where
 # there are `pairs`, item i is in the pairs order[bounds[i] : bounds[i + 1]].
 #
-# A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won.
-# Of CHUNK of them at a time, those that were won by a row of this tile are written down in `found` and `weights`, where
-# each program has a place of its own, and then taken BLOCK_T at a time: with one column per query token, its weight in
-# the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. Neither atomics nor sorting;
-# and the products are as many as the query tokens, however long the documents.
+# A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won,
+# which follow one another in each chunk of `ranked`. They are taken BLOCK_T at a time: with one column per query token,
+# its weight in the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. No atomics; and
+# the products are BLOCK_R for each query token, however long the documents.
 # 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
 # token at a time.
 @triton.jit(do_not_specialize=_ANY_VALUE)
@@ -47,21 +103,21 @@ def grad_kernel(
     bounds,
     grad_scores,
     argmax,
-    found,
-    weights,
+    ranked,
     grad,
     num_rows,
     num_items,
     num_others,
     nd,
     max_lq,
+    token_bits,
     STRIDE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ITEMS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    LOG_CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     FOR_Q: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -71,22 +127,19 @@ def grad_kernel(
     pid = tl.program_id(0)
     k_blocks: tl.constexpr = (DIM + BLOCK_K - 1) // BLOCK_K
     row = (pid // k_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    if not FOR_Q:
-        found += pid.to(tl.int64) * (2 * CHUNK)
-        weights += pid.to(tl.int64) * CHUNK
     k = pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
     total = _grad_tile(
         own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
-        grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
-        STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, STAGES, FOR_Q, PAIRS, SCALED, False, PRECISION,
+        grad_scores, argmax, ranked, row, k, num_items, num_others, nd, max_lq, token_bits,
+        STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, LOG_CHUNK, STAGES, FOR_Q, PAIRS, SCALED, False, PRECISION,
     )  # fmt: skip
     if not FOR_Q:
         finite = (tl.abs(total) < float("inf")).to(tl.int32)
         if tl.min(tl.min(finite, axis=1), axis=0) == 0:
             total = _grad_tile(
                 own_starts, own_lengths, other_tokens, other_starts, other_scales, pairs, order, bounds,
-                grad_scores, argmax, found, weights, row, k, num_items, num_others, nd, max_lq,
-                STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, CHUNK, 1, FOR_Q, PAIRS, SCALED, True, PRECISION,
+                grad_scores, argmax, ranked, row, k, num_items, num_others, nd, max_lq, token_bits,
+                STRIDE, DIM, BLOCK_R, BLOCK_T, BLOCK_K, ITEMS, LOG_CHUNK, 1, FOR_Q, PAIRS, SCALED, True, PRECISION,
             )  # fmt: skip
     tl.store(
         grad + row[:, None] * DIM + k[None, :],
@@ -155,21 +208,21 @@ def _grad_tile(
     bounds,
     grad_scores,
     argmax,
-    found,
-    weights,
+    ranked,
     row,
     k,
     num_items,
     num_others,
     nd,
     max_lq,
+    token_bits,
     STRIDE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ITEMS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    LOG_CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     FOR_Q: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -229,43 +282,48 @@ def _grad_tile(
                             x = tl.load(pointers, mask=used, other=0.0).to(tl.float32)
                             total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
             else:
-                offset = (own_start - first_row).to(tl.int32)  # of the item in this tile; before it if negative
-                number = tl.arange(0, CHUNK)
+                if not PAIRS:
+                    begin = item.to(tl.int64) * num_others
+                    end = begin + num_others
+                places = tl.arange(0, 1 << LOG_CHUNK)
                 slots = tl.arange(0, BLOCK_T)
-                tokens = (end - begin) * max_lq
-                for chunk in range(0, tokens, CHUNK):
-                    # Only scalars are divided as int64.
-                    inside = number + (chunk % max_lq).to(tl.int32)
-                    i = begin + chunk // max_lq + inside // max_lq
-                    t = inside % max_lq
-                    known_token = number < tokens - chunk
-                    if PAIRS:
-                        pair = tl.load(order + i, mask=known_token, other=0)
-                        other = tl.load(pairs + 2 * pair)
-                    else:
-                        other = tl.where(known_token, i, begin)
-                        pair = other * nd + item
-                    won_by = tl.load(argmax + pair * max_lq + t).to(tl.int32)
-                    in_tile = tl.where(known_token & (won_by >= 0), won_by + offset, -1)
-                    wanted = (in_tile >= 0) & (in_tile < BLOCK_R)
-                    hits = tl.sum(wanted.to(tl.int32), axis=0)
-                    if hits > 0:
-                        slot = tl.cumsum(wanted.to(tl.int32), axis=0) - 1
-                        source = tl.load(other_starts + other) + t
-                        tl.store(found + slot, in_tile.to(found.dtype.element_ty), mask=wanted)
-                        tl.store(found + CHUNK + slot, source.to(found.dtype.element_ty), mask=wanted)
-                        tl.store(weights + slot, tl.load(grad_scores + pair), mask=wanted)
-                        tl.debug_barrier()
-                        for step in tl.range(0, hits, BLOCK_T, num_stages=STAGES):
-                            there = step + slots < hits
-                            place = tl.load(found + step + slots, mask=there, other=-1)
-                            rows = tl.load(found + CHUNK + step + slots, mask=there, other=0).to(tl.int64)
-                            weight = tl.load(weights + step + slots, mask=there, other=0.0)
-                            pointers = other_tokens + (rows * STRIDE)[:, None] + k[None, :]
-                            x = tl.load(pointers, mask=there[:, None] & k_mask, other=0.0)
-                            won = tl.arange(0, BLOCK_R)[:, None] == place[None, :]
-                            total = _add_weighted(tl.where(won, weight[None, :], 0.0), x, total, PRECISION)
-                        tl.debug_barrier()
+                low = (first_row << LOG_CHUNK).to(ranked.dtype.element_ty)
+                high = ((first_row + BLOCK_R) << LOG_CHUNK).to(ranked.dtype.element_ty)
+                pair_bits = LOG_CHUNK - token_bits
+                parts = tl.cdiv(max_lq, 1 << LOG_CHUNK)
+                first_chunk = (begin >> pair_bits) * parts
+                last_chunk = ((end - 1) >> pair_bits) * parts + parts - 1
+                # What the next chunk needs is on its way while this one is added.
+                pairless = begin == end
+                known_keys = tl.where(pairless, 0, 1 << LOG_CHUNK)
+                next_keys = tl.load(ranked + first_chunk * (1 << LOG_CHUNK) + places, mask=places < known_keys)
+                for chunk in range(first_chunk, tl.where(pairless, first_chunk, last_chunk + 1)):
+                    in_chunk = ranked + chunk * (1 << LOG_CHUNK)
+                    before = (_first_pair(chunk, max_lq, token_bits, LOG_CHUNK) - begin).to(tl.int32)
+                    keys = next_keys
+                    next_keys = tl.load(ranked + tl.minimum(chunk + 1, last_chunk) * (1 << LOG_CHUNK) + places)
+                    # Where the rows of this tile begin, and end: two counts in one.
+                    counts = tl.sum((keys < low).to(tl.int32) + ((keys < high).to(tl.int32) << 16), axis=0)
+                    for step in tl.range(counts & 0xFFFF, counts >> 16, BLOCK_T, num_stages=STAGES):
+                        there = step + slots < counts >> 16
+                        key = tl.load(in_chunk + step + slots, mask=there, other=0)
+                        place = (key & ((1 << LOG_CHUNK) - 1)).to(tl.int32)
+                        number, t = _entry(chunk, place, max_lq, token_bits, LOG_CHUNK)
+                        # From the first pair of this item on. A chunk may begin and end with those of others.
+                        number += before
+                        there &= (number >= 0) & (number < end - begin)
+                        number = tl.where(there, number, 0)
+                        if PAIRS:
+                            pair = tl.load(order + begin + number)
+                            other = tl.load(pairs + 2 * pair)
+                        else:
+                            pair = number.to(tl.int64) * nd + item
+                            other = number
+                        weight = tl.load(grad_scores + pair, mask=there, other=0.0)
+                        pointers = other_tokens + ((tl.load(other_starts + other) + t) * STRIDE)[:, None] + k[None, :]
+                        x = tl.load(pointers, mask=there[:, None] & k_mask, other=0.0)
+                        won = tl.arange(0, BLOCK_R)[:, None] == (key - low >> LOG_CHUNK)[None, :]
+                        total = _add_weighted(tl.where(won, weight[None, :], 0.0), x, total, PRECISION)
             hit &= numbers > item
             item = tl.min(tl.where(hit, numbers, _NOWHERE), axis=0)
     return total

@@ -250,56 +250,79 @@ def _tile(
 
 
 @triton.jit
+def _nothing_yet(BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, SWAP: tl.constexpr):
+    """The maxima before the first tile, and in which tile of the document they are."""
+    if SWAP:
+        return tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32), tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
+    else:
+        return tl.full([BLOCK_Q, 4], float("-inf"), tl.float32), tl.zeros([BLOCK_Q, 4], tl.int32)
+
+
+@triton.jit
 def _reduce(
     s,
     shift,
     columns,
     top,
     at,
-    best,
-    where,
+    BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SWAP: tl.constexpr,
     ARGMAX: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Take a tile into the maxima: element by element with SWAP, else one of each query token."""
+    """Take a tile into the maxima: element by element with SWAP, else four of each query token.
+
+    Four, for of a row of products each of four threads holds two in every eight: so none waits for another.
+    """
     if SWAP:
         if ARGMAX:
             at = tl.where(s > top, shift, at)
         top = _nan_or_greater(top, s)
     else:
-        largest = _max(s, 1, INTERPRETED)
+        s = tl.reshape(s, [BLOCK_Q, BLOCK_D // 8, 4, 2])
+        largest = _max(_max(s, 3, INTERPRETED), 1, INTERPRETED)
         if ARGMAX:
-            column = tl.min(tl.where(s == largest[:, None], columns[None, :], BLOCK_D), axis=1)
-            where = tl.where(largest > best, shift + column, where)
-        best = _nan_or_greater(best, largest)
-    return top, at, best, where
+            # The first column with the maximum. Less than it by d, a column counts as one by 2^127 d more: that is
+            # more than there are columns, as _finish makes sure. Multiplied and added rather than compared and chosen,
+            # for the units that compare have the maxima to find.
+            numbers = tl.reshape(columns.to(tl.float32), [1, BLOCK_D // 8, 4, 2])
+            numbers = tl.fma(s - largest[:, None, :, None], -(2.0**127), numbers)
+            column = tl.min(tl.min(numbers, axis=3), axis=1)
+            at = tl.where(largest > top, shift + column.to(tl.int32), at)
+        top = _nan_or_greater(top, largest)
+    return top, at
 
 
 @triton.jit
 def _finish(
     top,
     at,
-    best,
-    where,
     columns,
     real,
+    nothing_real,
     SWAP: tl.constexpr,
     ARGMAX: tl.constexpr,
     SKIP_ZERO_D: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """After the last tile of a document: the maximum of each query token, and whether it must be looked for again."""
+    where = 0
+    again = 0
     if SWAP:
         best = _max(top, 0, INTERPRETED)
         if ARGMAX:
             where = tl.min(tl.where(top == best[None, :], at + columns[:, None], _NOWHERE), axis=0)
-    again = 0
+            again |= _any(real & (best != best)).to(tl.int32)
+    else:
+        best = _max(top, 1, INTERPRETED)
+        if ARGMAX:
+            where = tl.min(tl.where(top == best[:, None], at, _NOWHERE), axis=1)
+            # What differs from a number of 2^-96 or more does so by 2^-120 or more.
+            unsure = (tl.abs(best) < 2.0**-96) | (tl.abs(best) == float("inf")) | (best != best)
+            again |= _any(real & unsure).to(tl.int32)
     if SKIP_ZERO_D:
-        again |= (_any(real & ((best == 0) | (best != best))) | (not _any(real))).to(tl.int32)
-    if ARGMAX:
-        again |= _any(real & (best != best)).to(tl.int32)
+        again |= _any(real & ((best == 0) | (best != best))).to(tl.int32) | nothing_real
     return best, where, again
 
 
@@ -323,27 +346,24 @@ def _length(lengths, item, longest):
 
 # Scores of one tile of query tokens against one document after another.
 #
-# Tile map. BLOCK_Q rows are query tokens, BLOCK_D rows document tokens. A query owns max(1, max_lq) rows, so a tile is
-# BLOCK_Q // max_lq whole queries, or for a longer query a part of one. Programs are numbered documents first: all tiles
-# that meet a document run together and read it from memory once. Of `shares` programs that have the same queries each
-# takes every `shares`-th document; with `order`, in that order, which is by length: so all have about as many tokens,
-# and the longest first. It has RUN of them at most. With `pairs` a program has one pair.
-#
-# With FLAT one loop goes through the tiles of all documents of a program, so that the first tiles of a document are on
-# their way while the last one of the document before is multiplied: worth more than what it costs where memory is what
-# is waited for, which is where query tokens are few. The starts and lengths that this needs are asked for one document
-# ahead, the numbers of an order two.
+# Tile map. BLOCK_Q rows are query tokens, BLOCK_D rows document tokens. A query owns max(1, max_lq) rows, so a tile
+# is BLOCK_Q // max_lq whole queries, or for a longer query a part of one. Programs are numbered documents first: all
+# tiles that meet a document run together and read it from memory once. Of `shares` programs that have the same
+# queries each takes every `shares`-th document, 31 at most; with `order`, in that order, which is by length: so all
+# have about as many tokens, and the longest first. With `pairs` a program has one pair. Where a document is, is asked
+# for one document ahead: a processor holds several programs, so that the last tile of one is multiplied while others
+# read.
 #
 # The matrix units take 64 rows or more on one side and as few as 16 on the other: with SWAP the document is the side
 # of many rows, the maxima are kept element by element, and rows are compared once after the last tile. Without, each
-# tile is reduced at once to one maximum per query token.
+# tile is reduced at once to four maxima per query token, one for each thread that holds a part of the row.
 #
-# No masks in the loop, but for documents shorter than a tile. The last tile begins at length - BLOCK_D and overlaps the
-# one before: max(x, x) = x, and the first of equal tokens wins because a later tile must be greater and inside a tile
-# the lowest number is taken. A tile of a short document reads rows of its neighbours, which are left out. What the loop
-# cannot do is done over by another with masks: rows of zeros that are padding, if a maximum is 0 or NaN, for elsewhere
-# such a row has not won; the place of a NaN, which equals nothing; and everything where there are not enough rows for
-# one tile.
+# No masks in the loop, but for documents shorter than a tile. The last tile begins at length - BLOCK_D and overlaps
+# the one before: max(x, x) = x, and the first of equal tokens wins because a later tile must be greater and among
+# those that are kept the lowest number is taken. A tile of a short document reads rows of its neighbours, which are
+# left out. What the loop cannot do is done over by another with masks: rows of zeros that are padding, if a maximum
+# is 0 or NaN, for elsewhere such a row has not won; the place of a NaN, which equals nothing, and of a maximum that
+# _finish says is too small or too large to tell; and everything where there are not enough rows for one tile.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def score_kernel(
     q_tokens,
@@ -372,8 +392,6 @@ def score_kernel(
     K2: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    RUN: tl.constexpr,
-    FLAT: tl.constexpr,
     QUERIES: tl.constexpr,
     SWAP: tl.constexpr,
     STAGES: tl.constexpr,
@@ -412,6 +430,10 @@ def score_kernel(
         own = 1
     else:
         own = tl.cdiv(nd - share, shares).to(tl.int32)
+    # Asked for before the queries are waited for.
+    document = _document(pairs, order, share, PAIRS)
+    start = _start(d_starts, document, max_ld)
+    length = _length(d_lengths, document, max_ld)
     real = owned & (token < _length(q_lengths, query, max_lq))
     q_rows = q_tokens + (_start(q_starts, query, max_lq) + token) * Q_STRIDE
     k1 = tl.arange(0, K1)
@@ -423,89 +445,36 @@ def score_kernel(
             k2 = K1 + tl.arange(0, K2)
             q2 = _load(q_rows[:, None] + k2[None, :], real, k2, DIM, DIM < K1 + K2, True)
     if SKIP_ZERO_Q:
-        real &= _has_nonzero(q_rows, real, DIM, K1)
+        if DIM <= K1 + K2:
+            nonzero = tl.max((q1.to(tl.float32) != 0).to(tl.int32), axis=1)
+            if K2 > 0:
+                nonzero |= tl.max((q2.to(tl.float32) != 0).to(tl.int32), axis=1)
+            real &= nonzero == 1
+        else:
+            real &= _has_nonzero(q_rows, real, DIM, K1)
+    nothing_real = 0
+    if SKIP_ZERO_D:
+        nothing_real = 1 - _any(real).to(tl.int32)
 
     redo = 0  # a bit for each document that is done over, of at most 31
     columns = tl.arange(0, BLOCK_D)
-    best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    where = tl.zeros([BLOCK_Q], tl.int32)
-    top = best
-    at = where
-    if SWAP:
-        top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
-        at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
     if d_rows < BLOCK_D:
         redo = -1
-    elif FLAT:
-        document = _document(pairs, order, share, PAIRS)
-        following = document
-        if RUN > 1:
-            following = _document(pairs, order, share + tl.minimum(1, own - 1) * shares, PAIRS)
-        start = _start(d_starts, document, max_ld)
-        length = _length(d_lengths, document, max_ld)
-        if RUN == 1:
-            steps = tl.maximum(tl.cdiv(length, BLOCK_D), 1)
-        else:
-            mine = tl.arange(0, RUN)
-            documents = _document(pairs, order, share + tl.minimum(mine, own - 1) * shares, PAIRS)
-            lengths = _length(d_lengths, documents, max_ld)
-            steps = tl.sum(tl.where(mine < own, tl.maximum(tl.cdiv(lengths, BLOCK_D), 1), 0), axis=0)
-        place = 0  # number of the present document among those of this program
-        row = 0
-        for _ in tl.range(0, steps, num_stages=STAGES):
-            if RUN > 1:
-                next_start = _start(d_starts, following, max_ld)
-                next_length = _length(d_lengths, following, max_ld)
-                after = _document(pairs, order, share + tl.minimum(place + 2, own - 1) * shares, PAIRS)
-            s, shift = _tile(
-                q_rows, q1, q2, real, d_tokens, d_scales, start, length, row, d_rows,
-                D_STRIDE, DIM, K1, K2, BLOCK_Q, BLOCK_D, SWAP, SCALED, PRECISION, INTERPRETED,
-            )  # fmt: skip
-            top, at, best, where = _reduce(s, shift, columns, top, at, best, where, BLOCK_D, SWAP, ARGMAX, INTERPRETED)
-            last = row + BLOCK_D >= length
-            if last:
-                best, where, again = _finish(
-                    top, at, best, where, columns, real, SWAP, ARGMAX, SKIP_ZERO_D, INTERPRETED,
-                )  # fmt: skip
-                if SKIP_ZERO_D or ARGMAX:
-                    redo |= again << place
-                _store(
-                    best, length > 0, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
-                    nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
-                )  # fmt: skip
-                best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-                where = tl.zeros([BLOCK_Q], tl.int32)
-                if SWAP:
-                    top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
-                    at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
-            row += BLOCK_D
-            if RUN > 1:
-                row = tl.where(last, 0, row)
-                place = tl.where(last, place + 1, place)
-                document = tl.where(last, following, document)
-                start = tl.where(last, next_start, start)
-                length = tl.where(last, next_length, length)
-                following = tl.where(last, after, following)
     else:
         for place in range(0, own):
-            document = _document(pairs, order, share + place * shares, PAIRS)
-            start = _start(d_starts, document, max_ld)
-            length = _length(d_lengths, document, max_ld)
-            best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-            where = tl.zeros([BLOCK_Q], tl.int32)
-            if SWAP:
-                top = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
-                at = tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
+            # Of the next document, while this one is scored.
+            following = _document(pairs, order, share + tl.minimum(place + 1, own - 1) * shares, PAIRS)
+            next_start = _start(d_starts, following, max_ld)
+            next_length = _length(d_lengths, following, max_ld)
+            top, at = _nothing_yet(BLOCK_Q, BLOCK_D, SWAP)
             for t in tl.range(0, tl.cdiv(length, BLOCK_D), num_stages=STAGES):
                 s, shift = _tile(
                     q_rows, q1, q2, real, d_tokens, d_scales, start, length, t * BLOCK_D, d_rows,
                     D_STRIDE, DIM, K1, K2, BLOCK_Q, BLOCK_D, SWAP, SCALED, PRECISION, INTERPRETED,
                 )  # fmt: skip
-                top, at, best, where = _reduce(
-                    s, shift, columns, top, at, best, where, BLOCK_D, SWAP, ARGMAX, INTERPRETED,
-                )  # fmt: skip
+                top, at = _reduce(s, shift, columns, top, at, BLOCK_Q, BLOCK_D, SWAP, ARGMAX, INTERPRETED)
             best, where, again = _finish(
-                top, at, best, where, columns, real, SWAP, ARGMAX, SKIP_ZERO_D, INTERPRETED,
+                top, at, columns, real, nothing_real, SWAP, ARGMAX, SKIP_ZERO_D, INTERPRETED,
             )  # fmt: skip
             if SKIP_ZERO_D or ARGMAX:
                 redo |= again << place
@@ -513,6 +482,7 @@ def score_kernel(
                 best, length > 0, where, document, share, scores, argmax, real, owned, slot, token, query, tile,
                 nq, nd, num_pairs, max_lq, BLOCK_Q, QUERIES, PAIRS, ARGMAX,
             )  # fmt: skip
+            document, start, length = following, next_start, next_length
 
     if redo != 0:
         for place in range(0, own):
