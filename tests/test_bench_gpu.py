@@ -596,6 +596,7 @@ def test_the_protocol_on_a_device(journal: Journal) -> None:
                 assert result["seconds"]["p50"] > 0
                 assert result["host"]["p50"] <= result["wall"]["p50"]
                 assert result["peak_memory"] > 0
-                assert not result["wrong"]
+                # Sums in bfloat16 make equal what is not: a gradient of torch's may go to another token.
+                assert not result["wrong"] or (name == "training" and not result["ours"])
         assert workload["results"], workload["skipped"]
     assert "graph" in results(replayed(journal)[tiny.name])["torch einsum"]
