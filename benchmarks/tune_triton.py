@@ -1,8 +1,8 @@
 """Measure how the Triton kernels are best cut on the GPU at hand, and rewrite its lines of the package's table.
 
 ``python -m benchmarks.tune_triton`` on a machine with a CUDA device; some minutes, in the first of which all processors
-compile. Every candidate must give the scores of the torch backend before it is timed. ``--dry-run`` prints and writes
-nothing.
+compile. Every candidate that scores must give the scores of the torch backend before it is timed. ``--dry-run`` prints
+and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import torch
 
 import colbert_fast as cf
-from colbert_fast._backends import torch_, triton_
+from colbert_fast._backends import torch_, triton_, triton_tiles
 from colbert_fast._backends.problem import Problem
-from colbert_fast._backends.triton_ import Config
+from colbert_fast._backends.triton_tiles import Config
 
 
 class Workload(NamedTuple):
@@ -81,7 +81,7 @@ def candidates(workload: Workload) -> list[Config]:
         return [
             Config(tokens, d, warps, 1, piece=size)
             for tokens, d, warps, size in itertools.product((32, 64), (16, 32), (1, 2, 4), (64, 128))
-            if d < 32 * warps  # or a thread holds more than 64 sums
+            if d * size <= 32 * 64 * warps  # or a thread holds more than 64 sums
         ]
     if workload.work.startswith("short"):
         return [
@@ -114,7 +114,7 @@ def tune(arch: str, path: Path, where: str, seconds: Seconds, kinds: Sequence[st
     for (kind, work), group in itertools.groupby(chosen_workloads, lambda w: (w.kind, w.work)):
         workloads = list(group)
         key = f"{arch}/{kind}/{work}"
-        present = triton_._config_in({k: Config(**row) for k, row in table.items()}, arch, kind, work)
+        present = triton_tiles.config_in({k: Config(**row) for k, row in table.items()}, arch, kind, work)
         first = [seconds(workload, present) or float("inf") for workload in workloads]
         # The line as it is stays, unless another is better by more than noise.
         least, chosen = 0.98 * len(workloads), present
@@ -128,7 +128,9 @@ def tune(arch: str, path: Path, where: str, seconds: Seconds, kinds: Sequence[st
                 times.append(time)
             else:
                 fastest = min(fastest, times[0])
-                relative = sum(t / f if f < float("inf") else 0.0 for t, f in zip(times, first, strict=True))
+                if float("inf") in first:  # the line as it is does not run: the others are compared with this one
+                    first, least, chosen = times, 1.0 * len(times), config
+                relative = sum(t / f for t, f in zip(times, first, strict=True))
                 if relative < least:
                     least, chosen = relative, config
         # At once, for who has not the time for all.
@@ -157,13 +159,13 @@ def rewrite(path: Path, best: dict[str, Config], provenance: str) -> None:
 @contextmanager
 def configured(config: Config) -> Iterator[None]:
     """Let the backend use one configuration for everything."""
-    chosen = triton_._config
-    triton_._config = lambda *_: config
+    chosen = triton_tiles.config_for
+    triton_tiles.config_for = lambda *_: config
     _forget_plans()
     try:
         yield
     finally:
-        triton_._config = chosen
+        triton_tiles.config_for = chosen
         _forget_plans()
 
 
@@ -250,7 +252,7 @@ def compile_share(kinds: list[str], share: int, of: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="leave the table as it is")
-    parser.add_argument("--table", type=Path, default=triton_.TUNING, help="the table to rewrite")
+    parser.add_argument("--table", type=Path, default=triton_tiles.TUNING, help="the table to rewrite")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of dtypes (default: all)")
     parser.add_argument("--compile", type=int, nargs=2, metavar=("SHARE", "OF"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -13,7 +13,10 @@ ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
     {"_C"},
     {"_extension"},
-    {"reference", "_arrays", "_checks", "_forks", "_observers", "_warnings", "_backends.problem"},
+    {
+        *("reference", "_arrays", "_checks", "_forks", "_observers", "_warnings"),
+        *("_backends.problem", "_backends.triton_tiles"),
+    },
     {"packed"},
     {
         "_backends.torch_",

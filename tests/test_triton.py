@@ -17,8 +17,8 @@ from cases import DTYPES, assert_close, embeddings, planted
 import colbert_fast as cf
 from benchmarks import tune_triton
 from colbert_fast import _backends, reference
-from colbert_fast._backends import torch_, triton_
-from colbert_fast._backends.triton_ import Config
+from colbert_fast._backends import torch_, triton_, triton_tiles
+from colbert_fast._backends.triton_tiles import Config
 
 TESTS = Path(__file__).parent
 WORKS = ["short", "wide", "short_argmax", "wide_argmax", "grad_q"]
@@ -86,7 +86,7 @@ def test_interpreter_is_never_chosen_for_a_cpu() -> None:
 @pytest.mark.parametrize("most", [512, 128, 64, 32])
 @pytest.mark.parametrize("dim", [0, 1, 15, 16, 17, 48, 96, 127, 128, 129, 320, 384, 768, 1024, 2560])
 def test_dims_are_cut_into_powers_of_two(dim: int, most: int) -> None:
-    k1, k2 = triton_._k_split(dim, most)
+    k1, k2 = triton_tiles.k_split(dim, most)
     for k in (k1, k2):
         assert k == 0 or (k >= 16 and k & (k - 1) == 0 and k <= most)
     if dim > k1 + k2:  # in pieces
@@ -101,38 +101,53 @@ def test_dims_are_cut_into_powers_of_two(dim: int, most: int) -> None:
 @pytest.mark.parametrize("dim", [48, 128, 384, 768, 2560])
 @pytest.mark.parametrize("q_bytes", [2, 4])
 def test_tiles_fit_into_shared_memory(dim: int, q_bytes: int, shared: int) -> None:
-    for config in triton_._table().values():
+    for config in triton_tiles.table().values():
         for d_bytes in (q_bytes, 1):
-            fitted, k1, k2 = triton_._fit(config, dim, q_bytes, d_bytes, shared)
+            fitted, k1, k2 = triton_tiles.fit(config, dim, q_bytes, d_bytes, shared)
             pieces = dim > k1 + k2
             tile = fitted.stages * (fitted.block_q + fitted.block_d) * k1 * q_bytes
-            assert (tile if pieces else triton_._tile_bytes(fitted, k1 + k2, q_bytes, d_bytes)) <= shared
+            assert (tile if pieces else triton_tiles.tile_bytes(fitted, k1 + k2, q_bytes, d_bytes)) <= shared
+
+
+def test_a_processor_has_four_warps_at_work() -> None:
+    """Nine programs of one warp each at dim 128; at dim 768 there is room for one."""
+    few = Config(32, 16, 1, 4, resident=9)
+    assert triton_tiles.fit(few, 128, 2, 2, 232448)[0] == few
+    for dim, warps, resident in ((384, 2, 3), (768, 4, 1), (2560, 1, 9)):
+        fitted = triton_tiles.fit(few, dim, 2, 2, 232448)[0]
+        assert (fitted.warps, fitted.resident) == (warps, resident)
+    wide = Config(256, 64, 8, 3)
+    assert triton_tiles.fit(wide, 384, 2, 2, 232448)[0].warps == 8
 
 
 def test_the_table_is_whole() -> None:
-    raw = json.loads(triton_.TUNING.read_text(encoding="utf-8"))
+    raw = json.loads(triton_tiles.TUNING.read_text(encoding="utf-8"))
     assert raw["provenance"]
     for arch in ("sm_80", "sm_90", "sm_100", "rocm"):
         for kind in ("half", "float", "int8"):
             for work in [*WORKS, *(["grad_d"] if kind != "int8" else [])]:
-                config = triton_._table()[f"{arch}/{kind}/{work}"]
+                config = triton_tiles.table()[f"{arch}/{kind}/{work}"]
                 for size in (config.block_q, config.block_d, config.warps, config.piece):
                     assert size & (size - 1) == 0
                 assert config.block_q >= (8 if work == "grad_q" else 16) and config.block_d >= 16
                 assert config.stages >= 1 and config.resident >= 1
+                if work == "wide_argmax" and not config.swap:  # the places of maxima are told apart by 2^7 at most
+                    assert config.block_d <= 128
                 assert 1 <= config.run <= 31  # the kernel keeps a bit for each document in an int32
 
 
 def test_an_unknown_gpu_takes_the_newest_older_line(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = {f"{arch}/half/short": Config(16, 16, n, 1) for n, arch in enumerate(("sm_80", "sm_90", "sm_100"))}
-    monkeypatch.setattr(triton_, "_table", lambda: lines)
-    found = {arch: triton_._config(arch, "half", "short").warps for arch in ("sm_80", "sm_89", "sm_90", "sm_120")}
+    monkeypatch.setattr(triton_tiles, "table", lambda: lines)
+    found = {
+        arch: triton_tiles.config_for(arch, "half", "short").warps for arch in ("sm_80", "sm_89", "sm_90", "sm_120")
+    }
     assert found == {"sm_80": 0, "sm_89": 0, "sm_90": 1, "sm_120": 2}
 
 
 def test_the_tuner_rewrites_the_lines_of_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.json"
-    before = triton_.TUNING.read_text(encoding="utf-8")
+    before = triton_tiles.TUNING.read_text(encoding="utf-8")
     path.write_text(before, encoding="utf-8")
     tune_triton.rewrite(path, {}, "")
     assert path.read_text(encoding="utf-8") == before  # nothing tuned, nothing changed
@@ -152,23 +167,45 @@ def test_the_tuner_rewrites_the_lines_of_its_gpu(tmp_path: Path, monkeypatch: py
     assert (best.block_d, best.stages) == (64, 3) and best.warps != 8
     tune_triton.tune("sm_90", path, "later", seconds)
     assert "someday" not in json.loads(path.read_text(encoding="utf-8"))["provenance"]
-    monkeypatch.setattr(triton_, "TUNING", path)
-    triton_._table.cache_clear()
+    monkeypatch.setattr(triton_tiles, "TUNING", path)
+    triton_tiles.table.cache_clear()
     test_the_table_is_whole()
-    triton_._table.cache_clear()
+    triton_tiles.table.cache_clear()
 
 
 def test_the_tuner_keeps_a_line_that_nothing_beats(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    path.write_text(triton_.TUNING.read_text(encoding="utf-8"), encoding="utf-8")
+    path.write_text(triton_tiles.TUNING.read_text(encoding="utf-8"), encoding="utf-8")
     tune_triton.tune("sm_90", path, "here", lambda workload, config: 1.0)
     tuned = json.loads(path.read_text(encoding="utf-8"))["configs"]
-    assert tuned == json.loads(triton_.TUNING.read_text(encoding="utf-8"))["configs"]
+    assert tuned == json.loads(triton_tiles.TUNING.read_text(encoding="utf-8"))["configs"]
+
+
+def test_the_tuner_replaces_a_line_that_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(triton_tiles.TUNING.read_text(encoding="utf-8"), encoding="utf-8")
+    present = triton_tiles.config_for("sm_90", "half", "wide")
+    candidates = tune_triton.candidates(next(w for w in tune_triton.WORKLOADS if w.work == "wide"))
+
+    def seconds(_: tune_triton.Workload, config: Config) -> float | None:
+        if config == present:
+            return None
+        return 1.0 if config == candidates[5] else 1.2
+
+    tune_triton.tune("sm_90", path, "here", seconds, ["half"])
+    tuned = json.loads(path.read_text(encoding="utf-8"))["configs"]
+    assert candidates[5] != present and Config(**tuned["sm_90/half/wide"]) == candidates[5]
+
+
+def test_plans_belong_to_one_device() -> None:
+    """A compiled kernel is loaded on the device of its first launch."""
+    assert triton_._rank_plan(0, 10, False) is not triton_._rank_plan(1, 10, False)
+    assert triton_._rank_plan(1, 10, False) is triton_._rank_plan(1, 10, False)
 
 
 def test_every_work_has_a_workload_and_candidates() -> None:
     tuned = {(w.kind, w.work) for w in tune_triton.WORKLOADS}
-    table = {tuple(key.split("/")[1:]) for key in triton_._table()}
+    table = {tuple(key.split("/")[1:]) for key in triton_tiles.table()}
     assert tuned <= table and {("half", work) for work in WORKS} <= tuned
     for workload in tune_triton.WORKLOADS:
         assert len(tune_triton.candidates(workload)) > 3

@@ -233,7 +233,7 @@ def test_ranking_passes_nothing_through_shared_memory(arch: int, ranked: str, ar
     types = {"d_starts": "*i64", "argmax": argmax, "ranked": ranked}
     types |= dict.fromkeys(["pairs", "order"], "*i64") if pairs else {}
     types |= dict.fromkeys(["num_pairs", "nq", "nd", "max_lq", "token_bits"], "i32")
-    code = compiled("rank_kernel", arch, triton_._rank_plan(10, pairs), types, [])
+    code = compiled("rank_kernel", arch, triton_._rank_plan(arch, 10, pairs), types, [])
     assert code.metadata.shared == 0
 
 

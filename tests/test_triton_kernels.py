@@ -15,9 +15,9 @@ from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast import packed, reference
-from colbert_fast._backends import triton_
+from colbert_fast._backends import triton_, triton_tiles
 from colbert_fast._backends.problem import Problem
-from colbert_fast._backends.triton_ import Config
+from colbert_fast._backends.triton_tiles import Config
 
 pytestmark = pytest.mark.skipif(
     not triton_.INTERPRETED, reason="needs TRITON_INTERPRET=1 from the start; tests/test_triton.py runs this file so"
@@ -31,7 +31,7 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Replace the table by one configuration."""
 
     def use(config: Config, processors: int = 1) -> None:
-        monkeypatch.setattr(triton_, "_config", lambda *_: config)
+        monkeypatch.setattr(triton_tiles, "config_for", lambda *_: config)
         monkeypatch.setattr(triton_, "_gpu", lambda _: triton_._Gpu("sm_90", 232448, processors))
         triton_._score_plan.cache_clear()
         triton_._grad_plan.cache_clear()
@@ -50,7 +50,7 @@ def problem(queries: list[Tensor], documents: list[Tensor], **changes: Any) -> P
 
 def test_pieces_are_summed_in_chains(tiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The products of 4096 equal dimensions, in 256 pieces, lose 4e-6 of their sum in one chain."""
-    monkeypatch.setattr(triton_, "_k_split", lambda dim, most: (16, 0))
+    monkeypatch.setattr(triton_tiles, "k_split", lambda dim, most: (16, 0))
     tiles(SMALL)
     d = [value.expand(1, 4096) for value in torch.rand(8) * 3 + 0.1]
     q = [torch.full((1, 4096), 0.7)]
@@ -331,11 +331,11 @@ def test_gradients_from_an_int16_argmax(tiles: Any, tensor: str, monkeypatch: py
 @pytest.mark.parametrize("lq", [[3, 0, 5], [16] * 5, [17, 9, 40, 70], [2] * 30], ids=str)
 @pytest.mark.parametrize("pairs", [False, True])
 def test_gradients_of_documents_from_several_chunks(
-    lq: list[int], pairs: bool, monkeypatch: pytest.MonkeyPatch
+    tiles: Any, lq: list[int], pairs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks of 16 query tokens: of several documents' pairs, and of a part of one. Documents that share rows."""
     monkeypatch.setattr(triton_, "LOG_CHUNK", 4)
-    triton_._grad_plan.cache_clear()
+    tiles(SMALL)
     queries = embeddings(lq, 8)
     p = problem(queries, embeddings([60], 8))
     starts, lengths = torch.tensor([30, 0, 10, 55, 12]), torch.tensor([30, 25, 25, 0, 1])
@@ -356,15 +356,28 @@ def test_gradients_of_documents_from_several_chunks(
                 expected[starts[j] + winner] += weight[number] * queries[i][t]
     assert grad is not None
     torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=1e-5)
-    triton_._grad_plan.cache_clear()
+
+
+@pytest.mark.parametrize("lq", [3, 40], ids=["short", "long"])
+def test_rows_that_lie_far_apart(tiles: Any, lq: int, tmp_path: Path) -> None:
+    """Fifteen strides of a tile are more than 2^31 elements, of a file that is almost all hole."""
+    tiles(SMALL)
+    stride = 2**28
+    storage = torch.from_file(str(tmp_path / "rows"), shared=True, size=16 * stride + 8, dtype=torch.float16)
+    documents = embeddings([17], 8, torch.float16)
+    rows = storage.as_strided((17, 8), (stride, 1))
+    rows.copy_(documents[0])
+    queries = embeddings([lq], 8, torch.float16)
+    p = problem(queries, documents)._replace(d_tokens=rows)
+    assert_scores(triton_.score(p).scores, queries, documents)
 
 
 def test_a_program_takes_so_many_documents_that_the_gpu_stays_full() -> None:
     """264 programs at once: 16 tiles and 128 documents are 256 of eight documents; too few documents are not shared."""
-    assert triton_._fullest(16, 264, 16, 128) == 8
-    assert triton_._fullest(16, 264, 4, 1000) == 16
-    assert triton_._fullest(16, 264, 4, 32) == 1
-    assert triton_._fullest(1, 264, 16, 128) == 1
+    assert triton_tiles.documents_in_turn(16, 264, 16, 128) == 8
+    assert triton_tiles.documents_in_turn(16, 264, 4, 1000) == 16
+    assert triton_tiles.documents_in_turn(16, 264, 4, 32) == 1
+    assert triton_tiles.documents_in_turn(1, 264, 16, 128) == 1
 
 
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])

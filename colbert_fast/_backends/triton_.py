@@ -8,16 +8,16 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-import json
 import math
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from colbert_fast._backends import triton_tiles
 from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
+from colbert_fast._backends.triton_tiles import Config
 from colbert_fast._checks import release
 
 # Triton's own switch, which it reads when the kernels are imported: they then run in Python, on CPU tensors.
@@ -25,27 +25,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The first release whose interpreter multiplies float64: no test can check the kernels with an older one.
 # pyproject.toml says the same.
 OLDEST = "3.5"
-TUNING = Path(__file__).with_name("triton_tuning.json")
 
 
-# What the beginning and the end of a program take, in documents: on an H100, of queries of 256 tokens.
-_BEGINNING = 0.3
 # Query tokens that one program of rank_kernel sorts, as a power of two; a position in them takes as many bits of a key.
 LOG_CHUNK = 10
-
-
-class Config(NamedTuple):
-    """How a kernel's work is cut for one kind of GPU and of work; a line of triton_tuning.json."""
-
-    block_q: int  # query tokens of a tile; the most, where queries are short
-    block_d: int  # document tokens of a tile
-    warps: int
-    stages: int  # tiles on their way from memory
-    swap: bool = False  # documents are the side of many rows, as they are for few query tokens anyway
-    run: int = 1  # documents that a program takes in turn, at most; up to 31
-    registers: int | None = None  # of a thread, at most
-    piece: int = 512  # dimensions multiplied at once, at most
-    resident: int = 2  # programs that a processor holds at once
 
 
 class _Gpu(NamedTuple):
@@ -55,7 +38,7 @@ class _Gpu(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Everything about a launch that does not depend on the number of documents."""
+    """Everything about a launch on one device that does not depend on the number of documents."""
 
     constants: dict[str, Any]  # constexpr arguments, in the kernel's order
     values: tuple[Any, ...]  # the values of the constants alone
@@ -63,8 +46,8 @@ class _Plan(NamedTuple):
     compiled: dict[Any, Any]  # kernels by what else their code depends on
     blocks: int = 1  # tiles of one query, if longer than a tile
     per_tile: int = 1  # whole queries in a tile
-    run: int = 1
-    resident: int = 2
+    run: int = 1  # this and the next as in Config
+    resident: int = 1
 
 
 def _missing() -> str | None:
@@ -133,7 +116,8 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         torch.get_float32_matmul_precision() if q.dtype == torch.float32 else "",
     )
     tiles = plan.blocks if p.pairs is not None else plan.blocks * -(-nq // plan.per_tile)
-    run = 1 if p.pairs is not None else _run(plan, tiles, nd, _gpu(_device_index(device)).processors)
+    places = plan.resident * _gpu(_device_index(device)).processors
+    run = 1 if p.pairs is not None else triton_tiles.documents_in_turn(plan.run, places, tiles, nd)
     shares = count if p.pairs is not None else -(-nd // run)
     programs = shares * tiles
     order = p.d_order if p.pairs is None else None
@@ -160,28 +144,12 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
     return Scored(scores, winners, INTERPRETED and bool((scores == EMPTY_DOCUMENT_SCORE).any()))
 
 
-def _run(plan: _Plan, tiles: int, nd: int, processors: int) -> int:
-    """Return how many documents a program takes in turn: so many that the last programs to start fill the GPU too.
-
-    A program loads its queries once.
-    """
-    return _fullest(plan.run, plan.resident * processors, tiles, nd)
-
-
-@functools.lru_cache(4096)
-def _fullest(most: int, places: int, tiles: int, nd: int) -> int:
-    def time(run: int) -> float:
-        return -(-(-(-nd // run) * tiles) // places) * (run + _BEGINNING)
-
-    return min(range(1, most + 1), key=time)
-
-
 def _order_matters(programs: int, index: int) -> bool:
     """Whether the programs that start last are much of the time, and others have ended before they start.
 
-    A processor holds 1 to 4 programs. Up to one for each processor, all start at once. In any order a processor is idle
-    at the end for the longest program at most, about 4 times the mean for passages: of 256 programs for each processor,
-    4 * 4 / 256 = 6 % at worst. Each document then costs a load more for nothing.
+    Up to one for each processor, all start at once. In any order a processor is idle at the end for the longest program
+    at most, about 4 times the mean for passages: of 256 programs for each processor, 10 of them at once, for
+    4 * 10 / 256 = 16 % at worst, and for less where memory is what is waited for. Each document then costs a load more.
     """
     processors = _gpu(index).processors
     return processors < programs <= 256 * processors
@@ -266,7 +234,7 @@ def _ranked(p: Problem, argmax: Tensor, order: Tensor | None, log_chunk: int, to
         chunks,
         (p.d_starts, p.pairs, order, argmax, ranked),
         (p.num_pairs, p.nq, p.nd, p.max_lq, token_bits),
-        _rank_plan(log_chunk, p.pairs is not None),
+        _rank_plan(_device_index(argmax.device), log_chunk, p.pairs is not None),
         (argmax.dtype, dtype),
     )
     return ranked
@@ -360,31 +328,6 @@ def _gpu(index: int) -> _Gpu:
     return _Gpu(arch, shared, properties.multi_processor_count)
 
 
-@functools.cache
-def _table() -> dict[str, Config]:
-    """Read the tuning table: "arch/kind/work" to a configuration."""
-    rows = json.loads(TUNING.read_text(encoding="utf-8"))["configs"]
-    return {key: Config(**row) for key, row in rows.items()}
-
-
-def _config(arch: str, kind: str, work: str) -> Config:
-    return _config_in(_table(), arch, kind, work)
-
-
-def _config_in(table: dict[str, Config], arch: str, kind: str, work: str) -> Config:
-    """Return the line of this architecture, or of the newest older one that has any."""
-    known = sorted({key.partition("/")[0] for key in table if key.startswith("sm_")}, key=_arch_number)
-    for name in [arch, *(a for a in reversed(known) if arch != "rocm" and _arch_number(a) <= _arch_number(arch))]:
-        found = table.get(f"{name}/{kind}/{work}")
-        if found is not None:
-            return found
-    return table[f"{known[0]}/{kind}/{work}"]
-
-
-def _arch_number(arch: str) -> int:
-    return int(arch.removeprefix("sm_"))
-
-
 def _kind(q_dtype: torch.dtype, d_dtype: torch.dtype) -> str:
     if q_dtype == torch.float32:
         return "float"
@@ -396,27 +339,6 @@ def _precision(dtype: torch.dtype, precision: str) -> str:
     if dtype != torch.float32:
         return "ieee"
     return "tf32x3" if precision == "highest" else "tf32"
-
-
-def _power_of_two(n: int, least: int) -> int:
-    return max(least, 1 << max(0, n - 1).bit_length())
-
-
-def _k_split(dim: int, most: int) -> tuple[int, int]:
-    """Cut dimensions into two powers of two of at most ``most``: 96 = 64 + 32, 384 = 256 + 128.
-
-    Where two are not enough, the kernel repeats the first.
-    """
-    if dim <= 16:
-        return 16, 0
-    first = min(most, _power_of_two(dim // 2 + 1, 16))
-    rest = dim - first
-    second = _power_of_two(rest, 16) if rest else 0
-    if second >= first and 2 * first <= most:
-        return 2 * first, 0
-    if second <= most:
-        return first, second
-    return next((k for k in (64, 32) if k <= most and dim % k == 0), min(most, 64)), 0
 
 
 @functools.lru_cache(4096)
@@ -440,9 +362,11 @@ def _score_plan(
     rows = width if pairs else width * nq
     few = rows <= 64
     work = ("short" if few else "wide") + ("_argmax" if argmax else "")
-    config = _config(gpu.arch, _kind(q_dtype, d_dtype), work)
-    block_q = min(_power_of_two(rows, 16), config.block_q)
-    config, k1, k2 = _fit(config._replace(block_q=block_q), dim, q_dtype.itemsize, d_dtype.itemsize, gpu.shared)
+    config = triton_tiles.config_for(gpu.arch, _kind(q_dtype, d_dtype), work)
+    block_q = min(triton_tiles.power_of_two(rows, 16), config.block_q)
+    config, k1, k2 = triton_tiles.fit(
+        config._replace(block_q=block_q), dim, q_dtype.itemsize, d_dtype.itemsize, gpu.shared
+    )
     per_tile = max(1, config.block_q // width)
     constants = {
         "Q_STRIDE": q_stride,
@@ -452,7 +376,7 @@ def _score_plan(
         "K2": k2,
         "BLOCK_Q": config.block_q,
         "BLOCK_D": config.block_d,
-        "QUERIES": 1 if pairs or per_tile == 1 or nq == 1 else _power_of_two(min(per_tile, nq), 1),
+        "QUERIES": 1 if pairs or per_tile == 1 or nq == 1 else triton_tiles.power_of_two(min(per_tile, nq), 1),
         "SWAP": few or config.swap,
         "STAGES": config.stages,
         "PAIRS": pairs,
@@ -476,43 +400,6 @@ def _options(gpu: _Gpu, config: Config) -> dict[str, Any]:
     return options
 
 
-def _fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tuple[Config, int, int]:
-    """Make the tiles fit into shared memory: fewer stages, smaller tiles, at last pieces of the dimensions.
-
-    Returns the configuration and the dimensions K1 and K2 of a tile; in pieces if they are fewer than ``dim``.
-    """
-    room = shared - 4096  # for reductions and index loads
-    wanted = config._replace(block_q=min(config.block_q, 128))  # of more, a thread cannot hold the sums of two chains
-    k1, k2 = _k_split(dim, config.piece)
-    while dim <= k1 + k2 and _tile_bytes(config, k1 + k2, q_bytes, d_bytes) > room:
-        if config.stages > 2:
-            config = config._replace(stages=config.stages - 1)
-        elif config.block_d > 64:
-            config = config._replace(block_d=config.block_d // 2)
-        elif config.block_q > 128:
-            config = config._replace(block_q=config.block_q // 2, stages=wanted.stages)
-        else:
-            k1, k2 = _k_split(dim, k1 // 2)
-    if dim > k1 + k2:
-        config = wanted
-        while config.stages * (config.block_q + config.block_d) * k1 * q_bytes > room and config.block_q > 16:
-            if config.stages > 2:
-                config = config._replace(stages=config.stages - 1)
-            elif k1 > 32:
-                k1 //= 2
-            else:
-                config = config._replace(block_q=config.block_q // 2, block_d=min(config.block_d, 64))
-    elif k1 + k2 > 128:  # one such program fills a processor, and may have its registers
-        config = config._replace(registers=None)
-    return config, k1, k2
-
-
-def _tile_bytes(config: Config, k: int, q_bytes: int, d_bytes: int) -> int:
-    """Bound the shared memory of a program, as compiled: float32 queries are kept in two parts, int8 also converted."""
-    q = config.block_q * k * q_bytes * (2 if q_bytes == 4 else 1)
-    return q + config.block_d * k * (config.stages * d_bytes + (q_bytes if d_bytes == 1 else 0))
-
-
 @functools.lru_cache(4096)
 def _grad_plan(
     index: int,
@@ -527,16 +414,16 @@ def _grad_plan(
 ) -> _Plan:
     gpu = _gpu(index)
     if for_q:
-        config = _config(gpu.arch, _kind(q_dtype, other_dtype), "grad_q")
+        config = triton_tiles.config_for(gpu.arch, _kind(q_dtype, other_dtype), "grad_q")
     else:  # float16 cannot hold a weight, and is multiplied as float32
         wide = torch.float32 if q_dtype == torch.float16 else q_dtype
-        config = _config(gpu.arch, _kind(wide, other_dtype), "grad_d")
+        config = triton_tiles.config_for(gpu.arch, _kind(wide, other_dtype), "grad_d")
     constants = {
         "STRIDE": stride,
         "DIM": dim,
         "BLOCK_R": config.block_q if for_q else config.block_d,
         "BLOCK_T": config.block_q,
-        "BLOCK_K": min(_power_of_two(dim, 16), config.piece),
+        "BLOCK_K": min(triton_tiles.power_of_two(dim, 16), config.piece),
         "ITEMS": 1024,
         "LOG_CHUNK": LOG_CHUNK,
         # The pipeliner of Triton 3.9 cannot place loads that depend on one another across iterations.
@@ -550,7 +437,7 @@ def _grad_plan(
 
 
 @functools.cache
-def _rank_plan(log_chunk: int, pairs: bool) -> _Plan:
+def _rank_plan(index: int, log_chunk: int, pairs: bool) -> _Plan:
     constants = {"LOG_CHUNK": log_chunk, "PAIRS": pairs}
     return _Plan(constants, tuple(constants.values()), {"num_warps": 1, "enable_fp_fusion": True}, {})
 

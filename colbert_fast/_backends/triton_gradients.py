@@ -1,4 +1,4 @@
-"""The Triton kernel of the gradients. Launched by :mod:`colbert_fast._backends.triton_`.
+"""The Triton kernels of the gradients. Launched by :mod:`colbert_fast._backends.triton_`.
 
 Nothing here is for one vendor: tiles, warps and stages come from the caller, loads go through pointers.
 """
@@ -14,7 +14,7 @@ import triton.language as tl
 
 _NOWHERE = tl.constexpr(2**31 - 1)
 
-# The arguments whose value and alignment the code does not depend on: all but the token rows.
+# The arguments of either kernel whose value and alignment the code does not depend on: all but the rows of numbers.
 _ANY_VALUE = [
     *("own_starts", "own_lengths", "other_starts", "other_scales", "pairs", "order", "bounds", "grad_scores", "argmax"),
     *("d_starts", "ranked", "num_pairs", "num_rows", "num_items", "num_others", "nq", "nd", "max_lq", "token_bits"),
@@ -27,14 +27,14 @@ def _entry(chunk, place, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
 
     A chunk holds 2 ** token_bits places for each of its pairs; of a longer query a part.
     """
-    part = chunk % tl.cdiv(tl.maximum(max_lq, 1), 1 << LOG_CHUNK)
+    part = chunk % tl.cdiv(max_lq, 1 << LOG_CHUNK)
     return place >> token_bits, (part << LOG_CHUNK) + (place & ((1 << token_bits) - 1))
 
 
 @triton.jit
 def _first_pair(chunk, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
     """Number of the first pair of a chunk, int64."""
-    parts = tl.cdiv(tl.maximum(max_lq, 1), 1 << LOG_CHUNK).to(tl.int64)
+    parts = tl.cdiv(max_lq, 1 << LOG_CHUNK).to(tl.int64)
     return chunk // parts << (LOG_CHUNK - token_bits)
 
 
@@ -88,7 +88,7 @@ def rank_kernel(
 # A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won,
 # which follow one another in each chunk of `ranked`. They are taken BLOCK_T at a time: with one column per query token,
 # its weight in the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. No atomics; and
-# the products are BLOCK_R for each query token, however long the documents.
+# the products are about BLOCK_R for each query token, however long the documents.
 # 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
 # token at a time.
 @triton.jit(do_not_specialize=_ANY_VALUE)
@@ -169,7 +169,7 @@ def _grad_step(
     begin,
     item,
     step,
-    chunks,
+    per_pair,
     token,
     mine,
     nd,
@@ -178,7 +178,7 @@ def _grad_step(
     PAIRS: tl.constexpr,
 ):
     """Of one partner of an item: the weight, where its tokens start, and which tokens have won."""
-    i = begin + step // chunks
+    i = begin + step // per_pair
     if PAIRS:
         pair = tl.load(order + i)
         other = tl.load(pairs + 2 * pair + (1 if FOR_Q else 0))
@@ -192,7 +192,7 @@ def _grad_step(
     if FOR_Q:
         winner = tl.load(winners + token, mask=mine, other=-1)
     else:
-        winner = tl.load(winners + step % chunks)
+        winner = tl.load(winners + step % per_pair)
     return tl.load(grad_scores + pair), tl.load(other_starts + other), winner
 
 
@@ -233,9 +233,9 @@ def _grad_tile(
     total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
     k_mask = (k < DIM)[None, :]
     first_row = tl.min(row, axis=0)
-    chunks = 1
+    per_pair = 1
     if TOKEN_BY_TOKEN:
-        chunks = max_lq
+        per_pair = max_lq
     for first in range(0, num_items, ITEMS):
         numbers = first + tl.arange(0, ITEMS)
         known = numbers < num_items
@@ -255,18 +255,20 @@ def _grad_tile(
                 begin = (item * 0).to(tl.int64)
                 end = begin + num_others
             if FOR_Q or TOKEN_BY_TOKEN:
-                steps = (end - begin).to(tl.int32) * chunks
+                steps = (end - begin).to(tl.int32)
+                if TOKEN_BY_TOKEN:
+                    steps = (end - begin) * per_pair
                 if steps > 0:
                     # What the next step needs is on its way while this one gathers.
                     next_weight, next_start, next_winner = _grad_step(
-                        other_starts, pairs, order, grad_scores, argmax, begin, item, 0, chunks,
+                        other_starts, pairs, order, grad_scores, argmax, begin, item, 0, per_pair,
                         token, mine, nd, max_lq, FOR_Q, PAIRS,
                     )  # fmt: skip
                     for step in tl.range(0, steps, num_stages=STAGES):
                         weight, start, winner = next_weight, next_start, next_winner.to(tl.int64)
                         next_weight, next_start, next_winner = _grad_step(
                             other_starts, pairs, order, grad_scores, argmax, begin, item,
-                            tl.minimum(step + 1, steps - 1), chunks, token, mine, nd, max_lq, FOR_Q, PAIRS,
+                            tl.minimum(step + 1, steps - 1), per_pair, token, mine, nd, max_lq, FOR_Q, PAIRS,
                         )  # fmt: skip
                         if FOR_Q:
                             won = winner >= 0
@@ -278,11 +280,11 @@ def _grad_tile(
                         else:
                             won = mine & (token == winner)
                             used = k < tl.where(winner >= 0, DIM, 0)
-                            pointers = other_tokens + (start + step % chunks) * STRIDE + k
+                            pointers = other_tokens + (start + step % per_pair) * STRIDE + k
                             x = tl.load(pointers, mask=used, other=0.0).to(tl.float32)
                             total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
             else:
-                if not PAIRS:
+                if not PAIRS:  # numbered by document here
                     begin = item.to(tl.int64) * num_others
                     end = begin + num_others
                 places = tl.arange(0, 1 << LOG_CHUNK)
@@ -293,7 +295,7 @@ def _grad_tile(
                 parts = tl.cdiv(max_lq, 1 << LOG_CHUNK)
                 first_chunk = (begin >> pair_bits) * parts
                 last_chunk = ((end - 1) >> pair_bits) * parts + parts - 1
-                # What the next chunk needs is on its way while this one is added.
+                # What the next chunk needs is on its way while this one is added. A document may be in no pair.
                 pairless = begin == end
                 known_keys = tl.where(pairless, 0, 1 << LOG_CHUNK)
                 next_keys = tl.load(ranked + first_chunk * (1 << LOG_CHUNK) + places, mask=places < known_keys)

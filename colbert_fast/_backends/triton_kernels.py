@@ -238,8 +238,11 @@ def _tile(
     """
     columns = tl.arange(0, BLOCK_D)
     first = tl.minimum(start + tl.maximum(tl.minimum(row, length - BLOCK_D), 0), d_rows - BLOCK_D)
+    offsets = columns * D_STRIDE
+    if BLOCK_D * D_STRIDE >= 2**31:
+        offsets = columns.to(tl.int64) * D_STRIDE
     s = _similarity(
-        q_rows, q1, q2, real, d_tokens + first * D_STRIDE + columns * D_STRIDE, columns, d_scales, first,
+        q_rows, q1, q2, real, d_tokens + first * D_STRIDE + offsets, columns, d_scales, first,
         DIM, K1, K2, BLOCK_Q, BLOCK_D, False, SWAP, SCALED, PRECISION, INTERPRETED,
     )  # fmt: skip
     shift = (first - start).to(tl.int32)
@@ -273,7 +276,8 @@ def _reduce(
 ):
     """Take a tile into the maxima: element by element with SWAP, else four of each query token.
 
-    Four, for of a row of products each of four threads holds two in every eight: so none waits for another.
+    Four, for on NVIDIA's matrix units of a row of products each of four threads holds two in every eight: so none
+    waits for another.
     """
     if SWAP:
         if ARGMAX:
@@ -283,9 +287,10 @@ def _reduce(
         s = tl.reshape(s, [BLOCK_Q, BLOCK_D // 8, 4, 2])
         largest = _max(_max(s, 3, INTERPRETED), 1, INTERPRETED)
         if ARGMAX:
-            # The first column with the maximum. Less than it by d, a column counts as one by 2^127 d more: that is
-            # more than there are columns, as _finish makes sure. Multiplied and added rather than compared and chosen,
-            # for the units that compare have the maxima to find.
+            # The first column with the maximum: to the number of a column whose product is less by d, d * 2^127 is
+            # added. That is more than there are columns if d is 2^-120 or more, of which _finish makes sure.
+            # Multiplied and added rather than compared and chosen, for the units that compare have the maxima to find.
+            tl.static_assert(BLOCK_D <= 128)
             numbers = tl.reshape(columns.to(tl.float32), [1, BLOCK_D // 8, 4, 2])
             numbers = tl.fma(s - largest[:, None, :, None], -(2.0**127), numbers)
             column = tl.min(tl.min(numbers, axis=3), axis=1)
@@ -306,7 +311,10 @@ def _finish(
     SKIP_ZERO_D: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """After the last tile of a document: the maximum of each query token, and whether it must be looked for again."""
+    """After the last tile of a document: the maximum of each query token, and whether it must be looked for again.
+
+    It must if `nothing_real`, that is if no query token is real: their maxima do not show whether all rows are zeros.
+    """
     where = 0
     again = 0
     if SWAP:
@@ -354,9 +362,10 @@ def _length(lengths, item, longest):
 # for one document ahead: a processor holds several programs, so that the last tile of one is multiplied while others
 # read.
 #
-# The matrix units take 64 rows or more on one side and as few as 16 on the other: with SWAP the document is the side
-# of many rows, the maxima are kept element by element, and rows are compared once after the last tile. Without, each
-# tile is reduced at once to four maxima per query token, one for each thread that holds a part of the row.
+# With SWAP the rows of the products are document tokens, the maxima are kept element by element, and rows are
+# compared once after the last tile: for few query tokens, of which the matrix units take as few as 8 as columns, but
+# no less than 16 as rows, and 64 where a group of warps multiplies. Without, each tile is reduced at once to four
+# maxima per query token, one for each thread that holds a part of the row.
 #
 # No masks in the loop, but for documents shorter than a tile. The last tile begins at length - BLOCK_D and overlaps
 # the one before: max(x, x) = x, and the first of equal tokens wins because a later tile must be greater and among
@@ -426,6 +435,7 @@ def score_kernel(
         query = tile.to(tl.int64) * per_tile + slot
         owned = (slot < per_tile) & (query < nq) & (token < max_lq)
         query = tl.minimum(query, nq - 1)
+    shares = shares.to(tl.int64)
     if PAIRS:
         own = 1
     else:
@@ -485,6 +495,7 @@ def score_kernel(
             document, start, length = following, next_start, next_length
 
     if redo != 0:
+        tl.debug_barrier()  # what was stored is stored again, by other threads
         for place in range(0, own):
             if (redo >> place) & 1:
                 document = _document(pairs, order, share + place * shares, PAIRS)
