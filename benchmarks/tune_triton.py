@@ -84,6 +84,7 @@ def candidates(workload: Workload) -> list[Config]:
             if d * size <= 32 * 64 * warps  # or a thread holds more than 64 sums
         ]
     if workload.work.startswith("short"):
+        # A processor has room for about 8 warps of such programs.
         return [
             Config(64, d, warps, stages, False, run, registers, piece, 8 // warps)
             for (d, warps), registers in (

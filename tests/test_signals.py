@@ -41,8 +41,8 @@ for _ in range(3):
     assert_clean(python(script, extension))
 
 
-# A signal is sent once the extension has been called. The work grows until the signal is handled before it is done,
-# which the handler sees by its frame: that of the Python function that called the extension.
+# A signal is sent once the extension has been called. The work grows until the signal is handled before the work is
+# done. The handler knows that by the frame it gets, which is that of the Python function that called the extension.
 DURING = r"""
 import torch
 

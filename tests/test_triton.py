@@ -109,6 +109,14 @@ def test_tiles_fit_into_shared_memory(dim: int, q_bytes: int, shared: int) -> No
             assert (tile if pieces else triton_tiles.tile_bytes(fitted, k1 + k2, q_bytes, d_bytes)) <= shared
 
 
+def test_a_program_takes_so_many_documents_that_the_gpu_stays_full() -> None:
+    """Of 264 programs at once, 16 tiles and 128 documents make 256 with eight documents each."""
+    assert triton_tiles.documents_in_turn(16, 264, 16, 128) == 8
+    assert triton_tiles.documents_in_turn(16, 264, 4, 1000) == 16
+    assert triton_tiles.documents_in_turn(16, 264, 4, 32) == 1
+    assert triton_tiles.documents_in_turn(1, 264, 16, 128) == 1
+
+
 def test_a_processor_has_four_warps_at_work() -> None:
     """Nine programs of one warp each at dim 128; at dim 768 there is room for one."""
     few = Config(32, 16, 1, 4, resident=9)
@@ -131,7 +139,7 @@ def test_the_table_is_whole() -> None:
                     assert size & (size - 1) == 0
                 assert config.block_q >= (8 if work == "grad_q" else 16) and config.block_d >= 16
                 assert config.stages >= 1 and config.resident >= 1
-                if work == "wide_argmax" and not config.swap:  # the places of maxima are told apart by 2^7 at most
+                if work == "wide_argmax" and not config.swap:  # _reduce tells at most 128 columns apart
                     assert config.block_d <= 128
                 assert 1 <= config.run <= 31  # the kernel keeps a bit for each document in an int32
 

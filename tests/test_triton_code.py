@@ -139,7 +139,7 @@ def main_loop(code: Any) -> Counter[str]:
 def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool) -> None:
     """Nothing spilled, nothing passed between threads, and no element selected, unless its number is wanted.
 
-    Many query tokens are multiplied by the matrix units of warp groups, few by those of one warp or two.
+    Tiles of many query tokens use the products of warp groups, tiles of few query tokens those of single warps.
     """
     loop = main_loop(score_code(90, dtype, dtype, nq, lq, argmax=argmax))
     wide = nq * lq > 64

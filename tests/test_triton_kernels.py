@@ -372,14 +372,6 @@ def test_rows_that_lie_far_apart(tiles: Any, lq: int, tmp_path: Path) -> None:
     assert_scores(triton_.score(p).scores, queries, documents)
 
 
-def test_a_program_takes_so_many_documents_that_the_gpu_stays_full() -> None:
-    """264 programs at once: 16 tiles and 128 documents are 256 of eight documents; too few documents are not shared."""
-    assert triton_tiles.documents_in_turn(16, 264, 16, 128) == 8
-    assert triton_tiles.documents_in_turn(16, 264, 4, 1000) == 16
-    assert triton_tiles.documents_in_turn(16, 264, 4, 32) == 1
-    assert triton_tiles.documents_in_turn(1, 264, 16, 128) == 1
-
-
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
 def test_an_infinite_token_has_a_gradient_only_where_it_won(poison: float) -> None:
     """In a product with ones and zeros, 0 * inf would reach every row."""

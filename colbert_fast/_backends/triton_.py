@@ -25,8 +25,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The first release whose interpreter multiplies float64: no test can check the kernels with an older one.
 # pyproject.toml says the same.
 OLDEST = "3.5"
-
-
 # Query tokens that one program of rank_kernel sorts, as a power of two; a position in them takes as many bits of a key.
 LOG_CHUNK = 10
 
@@ -116,8 +114,8 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
         torch.get_float32_matmul_precision() if q.dtype == torch.float32 else "",
     )
     tiles = plan.blocks if p.pairs is not None else plan.blocks * -(-nq // plan.per_tile)
-    places = plan.resident * _gpu(_device_index(device)).processors
-    run = 1 if p.pairs is not None else triton_tiles.documents_in_turn(plan.run, places, tiles, nd)
+    at_once = plan.resident * _gpu(_device_index(device)).processors
+    run = 1 if p.pairs is not None else triton_tiles.documents_in_turn(plan.run, at_once, tiles, nd)
     shares = count if p.pairs is not None else -(-nd // run)
     programs = shares * tiles
     order = p.d_order if p.pairs is None else None
@@ -224,9 +222,12 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
 
 
 def _ranked(p: Problem, argmax: Tensor, order: Tensor | None, log_chunk: int, token_bits: int) -> Tensor:
-    """Return the query tokens of all pairs, those of every chunk sorted by the row that won them."""
+    """Sort the query tokens of every chunk of pairs by the document row that won them.
+
+    Returns ``[chunks * 2**log_chunk]``, int32 or int64: the keys that rank_kernel writes.
+    """
     chunks = -(-p.num_pairs // (1 << (log_chunk - token_bits))) * -(-p.max_lq // (1 << log_chunk))
-    # Of the rows of the last tile some may be beyond the tokens.
+    # The last tile may go beyond the rows there are, by less than 1024, and compares keys with its own end.
     dtype = torch.int32 if (p.d_tokens.shape[0] + 1024) << log_chunk < 2**31 else torch.int64
     ranked = torch.empty(chunks << log_chunk, dtype=dtype, device=argmax.device)
     _launch(

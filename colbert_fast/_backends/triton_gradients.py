@@ -22,10 +22,11 @@ _ANY_VALUE = [
 
 
 @triton.jit
-def _entry(chunk, place, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
-    """What a place of a chunk is for: the number of its pair, from the first of the chunk on, and that of its token.
+def _pair_and_token(chunk, place, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
+    """The pair that a place of a chunk belongs to, counted from the first pair of the chunk, and its query token.
 
-    A chunk holds 2 ** token_bits places for each of its pairs; of a longer query a part.
+    Each pair has 2 ** token_bits places in a chunk. A query with more tokens than a chunk has places takes several
+    chunks.
     """
     part = chunk % tl.cdiv(max_lq, 1 << LOG_CHUNK)
     return place >> token_bits, (part << LOG_CHUNK) + (place & ((1 << token_bits) - 1))
@@ -40,9 +41,8 @@ def _first_pair(chunk, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
 
 # Sorts the query tokens of a chunk by the document row that won them, for grad_kernel.
 #
-# Pairs are numbered by document, those of a document by query; where there are `pairs`, that is their `order`. What a
-# program writes for a token is row << LOG_CHUNK | place in the chunk. Places without a token, and tokens that have won
-# nothing, come last.
+# Pairs are numbered by document, and then by query; `order` sorts given `pairs` so. For each token a program writes a
+# key, row << LOG_CHUNK | place in the chunk. Places without a token, and tokens that have won nothing, come last.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def rank_kernel(
     d_starts,
@@ -60,7 +60,7 @@ def rank_kernel(
 ):
     chunk = tl.program_id(0)
     place = tl.arange(0, 1 << LOG_CHUNK)
-    number, token = _entry(chunk, place, max_lq, token_bits, LOG_CHUNK)
+    number, token = _pair_and_token(chunk, place, max_lq, token_bits, LOG_CHUNK)
     first = _first_pair(chunk, max_lq, token_bits, LOG_CHUNK)
     known = (number < num_pairs - first) & (token < max_lq)
     number = tl.where(known, number, 0)
@@ -310,8 +310,8 @@ def _grad_tile(
                         there = step + slots < counts >> 16
                         key = tl.load(in_chunk + step + slots, mask=there, other=0)
                         place = (key & ((1 << LOG_CHUNK) - 1)).to(tl.int32)
-                        number, t = _entry(chunk, place, max_lq, token_bits, LOG_CHUNK)
-                        # From the first pair of this item on. A chunk may begin and end with those of others.
+                        number, t = _pair_and_token(chunk, place, max_lq, token_bits, LOG_CHUNK)
+                        # Counted from the first pair of this item. Pairs of other items may share the chunk.
                         number += before
                         there &= (number >= 0) & (number < end - begin)
                         number = tl.where(there, number, 0)

@@ -276,8 +276,8 @@ def _reduce(
 ):
     """Take a tile into the maxima: element by element with SWAP, else four of each query token.
 
-    Four, for on NVIDIA's matrix units of a row of products each of four threads holds two in every eight: so none
-    waits for another.
+    On NVIDIA's matrix units four threads share a row of products: each has two of every eight. With a maximum for each
+    of them, nothing is passed between threads before the document ends.
     """
     if SWAP:
         if ARGMAX:
@@ -287,9 +287,10 @@ def _reduce(
         s = tl.reshape(s, [BLOCK_Q, BLOCK_D // 8, 4, 2])
         largest = _max(_max(s, 3, INTERPRETED), 1, INTERPRETED)
         if ARGMAX:
-            # The first column with the maximum: to the number of a column whose product is less by d, d * 2^127 is
-            # added. That is more than there are columns if d is 2^-120 or more, of which _finish makes sure.
-            # Multiplied and added rather than compared and chosen, for the units that compare have the maxima to find.
+            # The first column that has the maximum. A product that is less than the maximum by d adds d * 2^127 to the
+            # number of its column. For d of 2^-120 or more, the sum is greater than any number of a column; _finish
+            # looks again for maxima that are so small that d may be less. It is a multiplication and an addition, and
+            # no comparison, because the units that compare are busy with the maxima.
             tl.static_assert(BLOCK_D <= 128)
             numbers = tl.reshape(columns.to(tl.float32), [1, BLOCK_D // 8, 4, 2])
             numbers = tl.fma(s - largest[:, None, :, None], -(2.0**127), numbers)
@@ -362,10 +363,10 @@ def _length(lengths, item, longest):
 # for one document ahead: a processor holds several programs, so that the last tile of one is multiplied while others
 # read.
 #
-# With SWAP the rows of the products are document tokens, the maxima are kept element by element, and rows are
-# compared once after the last tile: for few query tokens, of which the matrix units take as few as 8 as columns, but
-# no less than 16 as rows, and 64 where a group of warps multiplies. Without, each tile is reduced at once to four
-# maxima per query token, one for each thread that holds a part of the row.
+# With SWAP the rows of the products are document tokens and the columns query tokens. That is for few query tokens: the
+# matrix units take 8 columns at least, but 16 rows, or 64 where a group of warps multiplies. The maxima are then kept
+# element by element, and rows are compared once, after the last tile. Without SWAP each tile is reduced at once to four
+# maxima for each query token, one for each thread that holds a part of the row.
 #
 # No masks in the loop, but for documents shorter than a tile. The last tile begins at length - BLOCK_D and overlaps
 # the one before: max(x, x) = x, and the first of equal tokens wins because a later tile must be greater and among

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 TUNING = Path(__file__).with_name("triton_tuning.json")
-# Time of the beginning and the end of a program, where that of one document is 1. About what an H100 takes.
+# How long a program takes to begin and to end, compared with scoring one document. About right for an H100.
 _BEGINNING = 0.3
 
 
 class Config(NamedTuple):
     """How a kernel's work is cut for one kind of GPU and of work; a line of triton_tuning.json."""
 
-    block_q: int  # query tokens of a tile; the most, where queries are short
+    block_q: int  # query tokens of a tile, at most
     block_d: int  # document tokens of a tile
     warps: int
     stages: int  # tiles on their way from memory
-    swap: bool = False  # documents are the side of many rows, as they are for few query tokens anyway
+    swap: bool = False  # rows of the products are document tokens, as they always are for few query tokens
     run: int = 1  # documents that a program takes in turn, at most; up to 31
     registers: int | None = None  # of a thread, at most
     piece: int = 512  # dimensions multiplied at once, at most
@@ -34,17 +34,18 @@ def table() -> dict[str, Config]:
 
 
 def config_for(arch: str, kind: str, work: str) -> Config:
+    """Return the line of the package's table for a kind of dtypes and of work."""
     return config_in(table(), arch, kind, work)
 
 
-def config_in(table: dict[str, Config], arch: str, kind: str, work: str) -> Config:
+def config_in(lines: dict[str, Config], arch: str, kind: str, work: str) -> Config:
     """Return the line of this architecture, or of the newest older one that has any."""
-    known = sorted({key.partition("/")[0] for key in table if key.startswith("sm_")}, key=_arch_number)
+    known = sorted({key.partition("/")[0] for key in lines if key.startswith("sm_")}, key=_arch_number)
     for name in [arch, *(a for a in reversed(known) if arch != "rocm" and _arch_number(a) <= _arch_number(arch))]:
-        found = table.get(f"{name}/{kind}/{work}")
+        found = lines.get(f"{name}/{kind}/{work}")
         if found is not None:
             return found
-    return table[f"{known[0]}/{kind}/{work}"]
+    return lines[f"{known[0]}/{kind}/{work}"]
 
 
 def _arch_number(arch: str) -> int:
@@ -52,17 +53,17 @@ def _arch_number(arch: str) -> int:
 
 
 @functools.lru_cache(4096)
-def documents_in_turn(most: int, places: int, tiles: int, nd: int) -> int:
-    """Return how many documents a program takes in turn: so many that the last programs to start fill the GPU too.
+def documents_in_turn(most: int, at_once: int, tiles: int, nd: int) -> int:
+    """Return how many documents a program takes in turn, for the least time of all.
 
-    A program loads its queries once.
+    With few documents in turn queries are loaded often; with many, the last programs to start leave the GPU half empty.
 
     Parameters
     ----------
     most
         Documents.
-    places
-        Programs that run at once.
+    at_once
+        Programs that the GPU runs at once.
     tiles
         Of query tokens; a program has one.
     nd
@@ -70,7 +71,7 @@ def documents_in_turn(most: int, places: int, tiles: int, nd: int) -> int:
     """
 
     def time(run: int) -> float:
-        return -(-(-(-nd // run) * tiles) // places) * (run + _BEGINNING)
+        return -(-(-(-nd // run) * tiles) // at_once) * (run + _BEGINNING)
 
     return min(range(1, most + 1), key=time)
 
@@ -99,7 +100,7 @@ def k_split(dim: int, most: int) -> tuple[int, int]:
 def fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tuple[Config, int, int]:
     """Make the tiles fit into shared memory: fewer stages, smaller tiles, at last pieces of the dimensions.
 
-    Where a processor then holds few programs, of one warp each, these get more, so that four at least are at work.
+    Where a processor then has room for few programs, these get more warps, so that at least four warps are at work.
 
     Returns the configuration and the dimensions K1 and K2 of a tile; in pieces if they are fewer than ``dim``.
     """
