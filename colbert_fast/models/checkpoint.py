@@ -21,6 +21,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig
 
 from colbert_fast._checks import positive_int
+from colbert_fast.models.capacity import positions as positions
 from colbert_fast.models.files import Files
 
 FORMATS = ("neural-cherche", "sentence-transformers")
