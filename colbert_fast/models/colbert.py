@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from sentence_transformers import MultiVectorEncoder
@@ -16,11 +17,15 @@ from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models import checkpoint
-from colbert_fast.models.encoding import Encoding, as_texts, pack, padded, pair_up, windows
+from colbert_fast.models.capacity import positions
+from colbert_fast.models.encoding import embed, inference, sees_padding
+from colbert_fast.models.texts import Window, as_texts, pair_up, windows
+from colbert_fast.models.tokens import Encoding, Tokenized, tokenize
 from colbert_fast.packed import PackedTokens
 
-# Distinct texts whose embeddings `scores` holds at once.
-_HELD_TEXTS = 32768
+_Side: TypeAlias = tuple[Encoding, Tokenized]
+# Bytes of the embeddings that `scores` holds at once: 256 MiB.
+_HELD_BYTES = 2**28
 
 
 class ColBERT(nn.Module):
@@ -135,6 +140,8 @@ class ColBERT(nn.Module):
         if freeze_layers_except_last_n is not None:
             _freeze_layers(self.model, freeze_layers_except_last_n)
         self.eval()
+        # Asked here, so that no hook of the user sees the texts that it takes.
+        sees_padding(self.encoder, self._encoding(False, {}))
 
     @property
     def model(self) -> nn.Module:
@@ -191,10 +198,12 @@ class ColBERT(nn.Module):
             Something else than a list of str, or an option that does not exist.
         """
         encoding = self._encoding(query_mode, kwargs)
-        packed = pack(self.encoder, as_texts("texts", texts), encoding)
-        longest = int(packed.lengths.max()) if len(packed) else 0
+        tokenized = self._tokenized(as_texts("texts", texts), encoding, "texts")
+        _warn_of_cuts((encoding, tokenized))
+        longest = int(tokenized.rows.max()) if len(tokenized.rows) else 0
         width = max(encoding.max_length, longest) if encoding.padding == "max_length" else longest
-        return {"embeddings": padded(packed, width)}
+        packed = embed(self.encoder, tokenized, encoding, width=width)
+        return {"embeddings": packed.tokens.view(len(packed), width, packed.dim)}
 
     def encode(
         self,
@@ -204,34 +213,100 @@ class ColBERT(nn.Module):
         query_mode: bool = True,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        """Embed texts as `forward` does, without gradients.
+        """Embed texts as `forward` does, without gradients and without dropout.
 
         `truncation` and `add_special_tokens` left at None are the encoder's own: neural-cherche 1.4.3
         declares other defaults, and ignores both arguments.
+
+        The zero rows behind a document score 0 in `scores`, as in neural-cherche. To get these scores from padded
+        embeddings, pass `pad="zero"` to `colbert_fast.maxsim_pairwise`, which else leaves zero rows out.
         """
         options = {"truncation": truncation, "add_special_tokens": add_special_tokens}
         kwargs |= {name: value for name, value in options.items() if value is not None}
-        with torch.no_grad():
+        with inference(self):
             embeddings: dict[str, torch.Tensor] = self(texts, query_mode=query_mode, **kwargs)
         return embeddings
 
+    def encode_queries(self, texts: Iterable[str], **kwargs: Any) -> PackedTokens:
+        """Embed queries: `encode_packed(texts, query_mode=True, **kwargs)`."""
+        return self.encode_packed(texts, query_mode=True, **kwargs)
+
+    def encode_documents(self, texts: Iterable[str], **kwargs: Any) -> PackedTokens:
+        """Embed documents: `encode_packed(texts, query_mode=False, **kwargs)`."""
+        return self.encode_packed(texts, query_mode=False, **kwargs)
+
     @safe_after_fork
-    def encode_packed(self, texts: Iterable[str], query_mode: bool = True, **kwargs: Any) -> PackedTokens:
-        """Embed texts without gradients, each at its own length, as `scores` compares them.
+    def encode_packed(
+        self,
+        texts: Iterable[str],
+        query_mode: bool,
+        *,
+        batch_size: int | None = None,
+        tqdm_bar: bool = False,
+        show_progress_bar: bool | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> PackedTokens:
+        """Embed texts without gradients and without dropout, each at its own length, as `scores` compares them.
+
+        All texts are checked and tokenized before the first passes through the transformer. The longest come first:
+        memory that does not suffice is missed at once. The result is allocated once, in the order of the texts.
 
         Parameters
         ----------
-        texts, query_mode, **kwargs
-            As for `forward`.
+        texts
+            n texts.
+        query_mode
+            Embed as queries, or else as documents.
+        batch_size
+            Texts of one pass through the transformer at most. None: as many as a fixed number of tokens allows. The
+            embeddings do not depend on it.
+        tqdm_bar
+            Show a progress bar over the texts.
+        show_progress_bar
+            The name that sentence-transformers has for `tqdm_bar`.
+        device
+            Move the encoder there first. None: the encoder stays where it is.
+        **kwargs
+            For this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
 
         Returns
         -------
         PackedTokens
-            n items. A document that neural-cherche would pad to the maximum length ends in one zero row,
-            whose similarity with any query token is 0: MaxSim over these rows is neural-cherche's score.
+            n items on the encoder's device. A document that neural-cherche would pad to the maximum length ends in
+            one zero row, whose similarity with any query token is 0: MaxSim over these rows is neural-cherche's
+            score.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Something else than a list of str, a text that is not Unicode, an option that does not exist, or a text
+            too long for the transformer that is not to be cut. The message names the text.
+
+        Warns
+        -----
+        UserWarning
+            Once, with the number of texts that were cut and the length of the longest.
         """
-        with torch.no_grad():
-            return self._pack(as_texts("texts", texts), self._encoding(query_mode, kwargs))
+        encoding = self._encoding(query_mode, kwargs)
+        listed = as_texts("texts", texts)
+        if batch_size is not None:
+            positive_int(batch_size, "batch_size")
+        if device is not None:
+            self.to(device)
+        tokenized = self._tokenized(listed, encoding, "texts")
+        _warn_of_cuts((encoding, tokenized))
+        shown = tqdm_bar if show_progress_bar is None else show_progress_bar
+        bar = tqdm(total=len(listed), desc=f"Encoding {encoding.side}", unit="text", disable=not shown)
+        with inference(self), bar:
+            return embed(
+                self.encoder,
+                tokenized,
+                encoding,
+                pad_row=self._has_pad_row(encoding),
+                batch_size=batch_size,
+                done=bar.update,
+            )
 
     @safe_after_fork
     def scores(
@@ -240,6 +315,8 @@ class ColBERT(nn.Module):
         documents: Iterable[str],
         batch_size: int = 2,
         tqdm_bar: bool = True,
+        *,
+        length_normalize: bool = False,
         **kwargs: Any,
     ) -> torch.Tensor:
         """MaxSim of queries with documents, pair by pair.
@@ -252,9 +329,12 @@ class ColBERT(nn.Module):
             Two lists of n texts, or one text against n.
         batch_size
             Kept for compatibility: it changes neither results nor memory. Texts pass through the transformer
-            in batches of similar length and a fixed number of tokens; equal texts pass once.
+            in batches of similar length and a fixed number of tokens; at most 256 MiB of embeddings are held at once.
         tqdm_bar
-            Show a progress bar over the distinct texts.
+            Show a progress bar over the texts that pass through the transformer. Equal texts pass once, unless the
+            distinct texts of both sides are too many to be held.
+        length_normalize
+            Divide by the number of the query's tokens: embeddings are unit vectors, so that scores lie in [-1, 1].
         **kwargs
             As for `forward`.
 
@@ -267,27 +347,32 @@ class ColBERT(nn.Module):
         ------
         TypeError, ValueError
             Something else than lists of str, or lists that do not pair up.
+
+        Warns
+        -----
+        UserWarning
+            Once, with the number of texts that were cut and the length of the longest.
         """
         positive_int(batch_size, "batch_size")
-        pairs = pair_up(as_texts("queries", queries), as_texts("documents", documents))
         as_query, as_document = self._encoding(True, kwargs), self._encoding(False, kwargs)
-        parts = [torch.zeros(0, device=self.device)]
-        work = list(windows(pairs, _HELD_TEXTS))
-        bar = tqdm(
-            total=sum(len(q_texts) + len(d_texts) for q_texts, d_texts, _ in work),
-            desc="Computing scores.",
-            unit="text",
-            disable=not tqdm_bar,
+        q_texts, d_texts, pairs = pair_up(as_texts("queries", queries), as_texts("documents", documents))
+        sides = (
+            (as_query, self._tokenized(q_texts, as_query, "queries")),
+            (as_document, self._tokenized(d_texts, as_document, "documents")),
         )
-        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()), bar:
-            for q_texts, d_texts, indices in work:
-                q = self._pack(q_texts, as_query, bar.update)
-                d = self._pack(d_texts, as_document, bar.update)
-                scores = maxsim_pairs(q, d, indices)
-                if self.encoder.similarity_fn_name == "meanmaxsim":
-                    scores = scores / q.lengths[indices[:, 0].to(q.lengths.device)].to(scores)
-                parts.append(scores)
-        return torch.cat(parts)
+        _warn_of_cuts(*sides)
+        normalize = length_normalize or self.encoder.similarity_fn_name == "meanmaxsim"
+        bytes_a_row = self.embedding_size * (self.encoder.dtype or torch.float32).itemsize
+        q_sizes, d_sizes = (tokenized.rows * bytes_a_row for _, tokenized in sides)
+        work = list(windows(pairs, q_sizes, d_sizes, _HELD_BYTES))
+        total = sum(len(window.queries) + len(window.documents) for window in work)
+        bar = tqdm(total=total, desc="Computing scores.", unit="text", disable=not tqdm_bar)
+        parts = [torch.zeros(0, device=self.device)]
+        with nullcontext() if self.training and torch.is_grad_enabled() else inference(self), bar:
+            for window in work:
+                parts.append(self._scores_of(window, sides, normalize, bar.update))
+        places = torch.cat([torch.zeros(0, dtype=torch.int64), *(window.places for window in work)])
+        return torch.cat(parts)[places.argsort().to(self.device)]
 
     @safe_after_fork
     def save_pretrained(self, path: str | os.PathLike[str], format: str = "neural-cherche") -> ColBERT:
@@ -348,11 +433,21 @@ class ColBERT(nn.Module):
                 names.append((f"encoder.{name}.linear.", "linear."))
         return [(prefix + ours, prefix + theirs) for ours, theirs in names]
 
-    def _pack(
-        self, texts: list[str], encoding: Encoding, done: Callable[[int], object] = lambda count: None
-    ) -> PackedTokens:
-        pad_row = self._scores_padding and not encoding.query_mode and encoding.padding == "max_length"
-        return pack(self.encoder, texts, encoding, pad_row=pad_row, done=done)
+    def _scores_of(
+        self, window: Window, sides: tuple[_Side, _Side], normalize: bool, done: Callable[[int], object]
+    ) -> torch.Tensor:
+        """Scores of the pairs of one window, whose embeddings are released on return."""
+        q, d = (
+            embed(self.encoder, tokenized, encoding, texts=texts, pad_row=self._has_pad_row(encoding), done=done)
+            for (encoding, tokenized), texts in zip(sides, (window.queries, window.documents), strict=True)
+        )
+        return maxsim_pairs(q, d, window.pairs, length_normalize=normalize)
+
+    def _has_pad_row(self, encoding: Encoding) -> bool:
+        return self._scores_padding and not encoding.query_mode and encoding.padding == "max_length"
+
+    def _tokenized(self, texts: list[str], encoding: Encoding, name: str) -> Tokenized:
+        return tokenize(self.encoder, texts, encoding, name)
 
     def _encoding(self, query_mode: bool, options: dict[str, Any]) -> Encoding:
         encoding = Encoding(
@@ -370,7 +465,36 @@ class ColBERT(nn.Module):
         encoding = encoding._replace(**options)
         positive_int(encoding.max_length, "max_length")
         checkpoint.check_padding(encoding.padding)
-        return encoding
+        for name in ("truncation", "add_special_tokens"):
+            if not isinstance(getattr(encoding, name), bool):
+                msg = f"{name} must be True or False; got {getattr(encoding, name)!r}"
+                raise TypeError(msg)
+        return self._within_capacity(encoding, "max_length" in options)
+
+    def _within_capacity(self, encoding: Encoding, asked: bool) -> Encoding:
+        capacity = positions(self.encoder)
+        if capacity is None or encoding.max_length <= capacity:
+            return encoding
+        if asked:
+            msg = f"max_length must be at most {capacity}, the transformer's positions; got {encoding.max_length}"
+            raise ValueError(msg)
+        return encoding._replace(max_length=capacity, at_capacity=True)
+
+
+def _warn_of_cuts(*sides: _Side) -> None:
+    """Say once how many texts of a call were cut, how long the longest was, and what to do."""
+    said = []
+    for encoding, tokenized in sides:
+        if not tokenized.cut:
+            continue
+        limit = "all that the transformer holds" if encoding.at_capacity else f"max_length_{encoding.task}"
+        said.append(
+            f"{tokenized.cut} of {len(tokenized.lengths)} {encoding.side} were cut to {encoding.max_length} tokens "
+            f"({limit}): the longest has {tokenized.longest}"
+        )
+    if said:
+        advice = "" if all(encoding.at_capacity for encoding, _ in sides) else "; a larger max_length keeps more"
+        warn_caller("; ".join(said) + advice)
 
 
 def _best_device() -> str:

@@ -1,237 +1,209 @@
-"""From texts to the rows that are scored: checking, pairing, tokenizing, batching, packing."""
+"""From tokens to the rows that are scored: passing batches through the encoder, and placing what comes out."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.util import batch_to_device
-from torch import nn
+from torch import Tensor, nn
 
+from colbert_fast.models.capacity import positions
+from colbert_fast.models.tokens import Encoding, Tokenized, batches, tokenize
 from colbert_fast.packed import PackedTokens
 
 # Tokens, padding included, of one pass through the transformer. On a CPU the activations of larger batches
 # leave its caches: MiniLM takes 1.0, 1.2, 1.7 times as long with 1024 (or 2048), 4096, 8192.
 _CPU_BATCH_TOKENS = 1024
 _ACCELERATOR_BATCH_TOKENS = 16384
-# Texts tokenized together, from which batches of one length are cut.
-_CHUNK_TEXTS = 1024
+# Rows that are moved at a time when a result turned out smaller than was known before: 16 MiB of 128 float32.
+_MOVED_ROWS = 2**15
+# Transformers whose embeddings depend on the width of a batch from some length on, which no short text shows: their
+# attention is cut into blocks or averaged over stretches of the whole width.
+_WIDTH_MATTERS = {"big_bird", "mra", "nystromformer", "reformer", "yoso"}
+# Embeddings that differ by more, relative to the longest, are different ones, and not the noise of another shape.
+_NOISE = {torch.float64: 1e-4, torch.float32: 1e-4}
+_NOISE_OF_HALF = 0.1
 
-# A fast tokenizer keeps the length at which it cuts, and how it pads, between being told and being used: another
-# thread that tells it something else meanwhile has texts of both cut at its length. One lock for all encoders, which
-# may share a tokenizer; it is held for a small part of the time that the transformer then takes. A fork waits for it:
-# tokenizers have locks of their own, which would be locked for ever in the child.
-_tokenizing = threading.RLock()
+_modes = threading.RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_tokenizing.acquire, after_in_parent=_tokenizing.release, after_in_child=_tokenizing.release
-    )
+    os.register_at_fork(before=_modes.acquire, after_in_parent=_modes.release, after_in_child=_modes.release)
+# Encoders that are embedding in eval mode although they are in training mode: for how many calls, and which modules.
+_resting: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = weakref.WeakKeyDictionary()
+# Whether a transformer sees the padding of a batch.
+_seen: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
-class Encoding(NamedTuple):
-    """How one call turns texts into rows."""
-
-    query_mode: bool
-    prefix: str
-    truncation: bool
-    add_special_tokens: bool
-    padding: bool | str
-    max_length: int
-
-    @property
-    def task(self) -> str:
-        """The name sentence-transformers has for the side of the text."""
-        return "query" if self.query_mode else "document"
-
-
-def as_texts(name: str, texts: Iterable[str]) -> list[str]:
-    """The argument `name` as a list of str, or TypeError."""
-    if isinstance(texts, (str, bytes)):
-        msg = f"{name} must be a list of str; got one {type(texts).__name__}: put it in a list"
-        raise TypeError(msg)
-    if not isinstance(texts, Iterable):
-        msg = f"{name} must be a list of str; got {type(texts).__name__}"
-        raise TypeError(msg)
-    listed = list(texts)
-    for index, text in enumerate(listed):
-        if not isinstance(text, str):
-            msg = f"{name} must be a list of str; {name}[{index}] is {type(text).__name__}"
-            raise TypeError(msg)
-    return listed
+@contextlib.contextmanager
+def inference(module: nn.Module) -> Iterator[None]:
+    """Without gradients and without dropout; afterwards every module is in the mode that it was in."""
+    with _modes:
+        count, training = _resting.get(module, (0, []))
+        if not count:
+            training = [part for part in module.modules() if part.training]
+            for part in training:
+                part.training = False
+        _resting[module] = count + 1, training
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        with _modes:
+            count, training = _resting[module]
+            if count > 1:
+                _resting[module] = count - 1, training
+            else:
+                del _resting[module]
+                for part in training:
+                    part.training = True
 
 
-def pair_up(queries: list[str], documents: list[str]) -> list[tuple[str, str]]:
-    """Pairs of two lists of one length, or of one text with each of a list; else ValueError."""
-    if len(queries) != len(documents):
-        if len(queries) == 1:
-            queries = queries * len(documents)
-        elif len(documents) == 1:
-            documents = documents * len(queries)
-        else:
-            msg = (
-                "queries and documents must have the same length, or one of them length 1; "
-                f"got {len(queries)} queries and {len(documents)} documents"
-            )
-            raise ValueError(msg)
-    return list(zip(queries, documents, strict=True))
-
-
-def windows(pairs: Iterable[tuple[str, str]], max_texts: int) -> Iterator[tuple[list[str], list[str], torch.Tensor]]:
-    """Split pairs, in order, so that each part has at most `max_texts` + 1 distinct texts.
-
-    Yields the distinct queries, the distinct documents, and the pairs as indices into them, int64 [p, 2].
-    """
-    queries: dict[str, int] = {}
-    documents: dict[str, int] = {}
-    indices: list[tuple[int, int]] = []
-    for query, document in pairs:
-        indices.append((queries.setdefault(query, len(queries)), documents.setdefault(document, len(documents))))
-        if len(queries) + len(documents) >= max_texts:
-            yield list(queries), list(documents), torch.tensor(indices)
-            queries, documents, indices = {}, {}, []
-    if indices:
-        yield list(queries), list(documents), torch.tensor(indices)
-
-
-def pack(
+def embed(
     encoder: MultiVectorEncoder,
-    texts: list[str],
+    tokenized: Tokenized,
     encoding: Encoding,
     *,
+    texts: Tensor | None = None,
     pad_row: bool = False,
+    width: int | None = None,
+    batch_size: int | None = None,
     done: Callable[[int], object] = lambda count: None,
 ) -> PackedTokens:
-    """Embed texts, each at its own length.
+    """Embed texts, each at its own length, into one matrix that is allocated once.
 
     Parameters
     ----------
     encoder
-        The modules the texts go through.
-    texts, encoding
-        n texts, and how they become rows.
+        The modules that the texts go through.
+    tokenized, encoding
+        The texts, and how they become rows.
+    texts
+        int64 [n]: which of them; None for all.
     pad_row
         End every text shorter than the maximum length in one zero row.
+    width
+        Give every item so many rows in the matrix, those that are not its own zero; None for no rows between items.
+    batch_size
+        Texts of one pass through the transformer at most; None for as many as a fixed number of tokens allows.
     done
         Called with the number of texts of each finished batch.
 
     Returns
     -------
     PackedTokens
-        n items of [length, dim] in the encoder's dtype, on its device.
-
-    Raises
-    ------
-    ValueError
-        A text longer than the transformer's positions, which truncation did not prevent.
+        n items of [length, dim] in the order of the texts, in the dtype and on the device of the encoder's output.
     """
-    on_cpu = encoder.device.type == "cpu"
-    max_tokens = _CPU_BATCH_TOKENS if on_cpu else _ACCELERATOR_BATCH_TOKENS
-    # Texts of similar size share a chunk, so that little of it is padding before batches are cut from it.
-    by_size = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    order: list[int] = []
-    embeddings = [_no_tokens(encoder, 0)[0].flatten(0, 1)]
-    lengths = [torch.zeros(0, dtype=torch.int64, device=encoder.device)]
-    for first in range(0, len(texts), _CHUNK_TEXTS):
-        chunk = by_size[first : first + _CHUNK_TEXTS]
-        features = _tokenize(encoder, [texts[index] for index in chunk], encoding)
-        for rows, batch in _batches(features, len(chunk), max_tokens):
-            tokens, real = _embed(encoder, batch, len(rows), encoding)
-            if pad_row:
-                tokens = nn.functional.pad(tokens, (0, 0, 0, 1))
-                real = torch.cat([real, real.sum(1, keepdim=True) < encoding.max_length], dim=1)
-            embeddings.append(tokens[real])
-            lengths.append(real.sum(1))
-            order += [chunk[row] for row in rows]
-            done(len(rows))
-    sizes = torch.cat(lengths)
-    back = torch.tensor(order, dtype=torch.int64, device=sizes.device).argsort()
-    return PackedTokens(torch.cat(embeddings), (sizes.cumsum(0) - sizes)[back], sizes[back])
+    texts = torch.arange(len(tokenized.lengths)) if texts is None else texts
+    max_tokens = _CPU_BATCH_TOKENS if encoder.device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
+    equal_lengths = sees_padding(encoder, encoding)
+    most = tokenized.rows[texts]
+    if pad_row:
+        most = most + (most < encoding.max_length)
+    rows = _Rows(encoder, most, width)
+    for places, features in batches(tokenized, texts, max_tokens, batch_size, equal_lengths):
+        tokens, real = _pass(encoder, features, len(places), encoding)
+        if pad_row:
+            tokens = nn.functional.pad(tokens, (0, 0, 0, 1))
+            real = torch.cat([real, real.sum(1, keepdim=True) < encoding.max_length], dim=1)
+        rows.place(places, tokens, real)
+        done(len(places))
+    return rows.packed()
 
 
-def padded(packed: PackedTokens, width: int) -> torch.Tensor:
-    """[n, width, dim]: the tokens of each item first, zero rows after them."""
-    n, dim = len(packed), packed.tokens.shape[-1]
-    starts, lengths = (index.to(packed.tokens.device) for index in (packed.starts, packed.lengths))
-    item = torch.arange(n, device=lengths.device).repeat_interleave(lengths)
-    offset = torch.arange(item.numel(), device=lengths.device) - (lengths.cumsum(0) - lengths)[item]
-    rows = packed.tokens[starts[item] + offset]
-    return rows.new_zeros(n * width, dim).index_copy(0, item * width + offset, rows).view(n, width, dim)
+class _Rows:
+    """The matrix of the result: rows are written where they stay, or joined at the end where autograd records."""
+
+    def __init__(self, encoder: MultiVectorEncoder, most: Tensor, width: int | None) -> None:
+        self.encoder = encoder
+        self.width = width
+        self.counts = torch.zeros_like(most)
+        self.starts = torch.arange(len(most)) * width if width is not None else most.cumsum(0) - most
+        self.total = len(most) * width if width is not None else int(most.sum())
+        self.matrix: Tensor | None = None
+        self.recorded: list[tuple[Tensor, Tensor]] = []
+
+    def place(self, places: Tensor, tokens: Tensor, real: Tensor) -> None:
+        """Take the embeddings [n, length, dim] of the texts at `places`, where `real` [n, length]."""
+        counts = real.sum(1).cpu()
+        self.counts[places] = counts
+        first = (self.starts[places] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+        index = (first + torch.arange(len(first))).to(tokens.device)
+        rows = tokens[real]
+        if rows.requires_grad:
+            self.recorded.append((index, rows))
+            return
+        if self.matrix is None:
+            self.matrix = self._empty(rows)
+        self.matrix.index_copy_(0, index, rows)
+
+    def packed(self) -> PackedTokens:
+        if self.recorded:
+            index, rows = (torch.cat(parts) for parts in zip(*self.recorded, strict=True))
+            self.matrix = (self.matrix if self.matrix is not None else self._empty(rows)).index_copy(0, index, rows)
+        matrix = self.matrix if self.matrix is not None else self._empty(_no_tokens(self.encoder, 0)[0].flatten(0, 1))
+        starts = self.starts
+        total = int(self.counts.sum())
+        if self.width is None and total < self.total:
+            matrix, starts = self._closed_up(matrix, total)
+        starts, counts = starts.to(matrix.device), self.counts.to(matrix.device)
+        return PackedTokens(matrix, starts, counts)
+
+    def _empty(self, like: Tensor) -> Tensor:
+        make = like.new_empty if self.width is None else like.new_zeros
+        return make((self.total, like.shape[1]))
+
+    def _closed_up(self, matrix: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Move items together where modules that we do not know left rows out, without a second matrix."""
+        starts = self.counts.cumsum(0) - self.counts
+        index = (self.starts - starts).repeat_interleave(self.counts) + torch.arange(total)
+        index = index.to(matrix.device)
+        if matrix.requires_grad:
+            return matrix[index], starts
+        # No row moves to behind its place, so that what is written was read before.
+        for first in range(0, total, _MOVED_ROWS):
+            some = index[first : first + _MOVED_ROWS]
+            matrix[first : first + len(some)] = matrix[some]
+        return matrix[:total], starts
 
 
-def _tokenize(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    max_length: int | None = encoding.max_length
-    if not encoding.truncation:
-        options |= {"truncation": False, "max_length": None}
-        max_length = None
-    if not encoding.add_special_tokens:
-        options["add_special_tokens"] = False
-    expansion = getattr(encoder[0], "query_expansion", None) if encoding.query_mode else None
-    if expansion is not None and expansion["strategy"] == "fixed":
-        max_length = None
-    with _tokenizing:
-        features: dict[str, Any] = encoder.preprocess(
-            texts,
-            prompt=encoding.prefix,
-            task=encoding.task,
-            max_length=max_length,
-            processing_kwargs={"text": options},
-        )
-    return features
-
-
-def _batches(features: dict[str, Any], n: int, max_tokens: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Cut n tokenized texts into batches of similar length: at most `max_tokens` tokens each, or one text.
-
-    Yields the rows of a batch and its features, without the columns that none of its texts uses.
-    """
-    if "cu_seq_lens_q" in features:
-        # The texts were flattened for a variable-length attention kernel: nothing is padded.
-        yield list(range(n)), features
-        return
-    used = features["attention_mask"].bool()
-    if "query_expansion_positions" in features:
-        used = used | features["query_expansion_positions"].bool()
-    lengths, by_length = used.sum(1).sort(stable=True)
-    sizes = lengths.tolist()
-    first = 0
-    while first < n:
-        last = first + 1
-        # Texts without any token stay among themselves: no transformer takes them.
-        while last < n and (last + 1 - first) * sizes[last] <= max_tokens and bool(sizes[last]) == bool(sizes[first]):
-            last += 1
-        rows = by_length[first:last]
-        columns = used[rows].any(0)
-        batch = {
-            name: value[rows][:, columns] if isinstance(value, torch.Tensor) and value.shape == used.shape else value
-            for name, value in features.items()
-        }
-        yield rows.tolist(), batch
-        first = last
-
-
-def _embed(
-    encoder: MultiVectorEncoder, features: dict[str, Any], n: int, encoding: Encoding
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pass(encoder: MultiVectorEncoder, features: dict[str, Any], n: int, encoding: Encoding) -> tuple[Tensor, Tensor]:
     """Token embeddings [n, length, dim] of one batch, and which of them are real, bool [n, length]."""
-    width = features["input_ids"].shape[-1]
-    if width == 0:
+    if features["input_ids"].shape[-1] == 0:
         return _no_tokens(encoder, n)
-    positions = getattr(encoder.config, "max_position_embeddings", None)
-    if positions is not None and "cu_seq_lens_q" not in features and width > positions:
-        msg = (
-            f"a {encoding.task} must have at most {positions} tokens, the transformer's positions; "
-            f"got {width}: lower max_length_{encoding.task}, or pass truncation=True"
-        )
-        raise ValueError(msg)
     output = encoder(batch_to_device(features, encoder.device), task=encoding.task)
     return output["token_embeddings"], output["attention_mask"].bool()
 
 
-def _no_tokens(encoder: MultiVectorEncoder, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _no_tokens(encoder: MultiVectorEncoder, n: int) -> tuple[Tensor, Tensor]:
     tokens = torch.zeros(n, 0, encoder.get_embedding_dimension() or 0, dtype=encoder.dtype, device=encoder.device)
     return tokens, torch.zeros(n, 0, dtype=torch.bool, device=encoder.device)
+
+
+def sees_padding(encoder: MultiVectorEncoder, encoding: Encoding) -> bool:
+    """Whether embeddings depend on the padding beside them, as behind convolutions or without an attention mask.
+
+    The model itself is asked, once, with a short text that is embedded alone and padded.
+    """
+    transformer: Any = encoder[0]
+    if getattr(transformer.model.config, "model_type", "") in _WIDTH_MATTERS:
+        return True
+    answer = _seen.get(transformer)
+    if answer is None:
+        tokenized = tokenize(encoder, ["a text"], encoding, "texts")
+        length = int(tokenized.lengths[0])
+        width = min(3 * length + 16, positions(encoder) or 3 * length + 16)
+        with inference(encoder):
+            alone, padded = (
+                _pass(encoder, tokenized.batch(torch.arange(1), size), 1, encoding)[0] for size in (length, width)
+            )
+        error = (alone - padded[:, :length]).norm(dim=2)
+        # NaN, of a model whose weights are broken, is no sign of padding.
+        answer = bool((error > alone.norm(dim=2) * _NOISE.get(alone.dtype, _NOISE_OF_HALF)).any())
+        _seen[transformer] = answer
+    return answer

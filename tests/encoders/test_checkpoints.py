@@ -52,7 +52,7 @@ def same_as_sentence_transformers(folder: Path, *, width: tuple[int, int]) -> Co
     """Rows, scores and shapes are those of MultiVectorEncoder."""
     ours, theirs = ColBERT(folder, device="cpu"), MultiVectorEncoder(str(folder), device="cpu")
     q, d = theirs.encode_query(QUERIES), theirs.encode_document(DOCUMENTS)
-    for mine, expected in ((ours.encode_packed(QUERIES), q), (ours.encode_packed(DOCUMENTS, query_mode=False), d)):
+    for mine, expected in ((ours.encode_queries(QUERIES), q), (ours.encode_documents(DOCUMENTS), d)):
         assert [len(rows) for rows in mine] == [len(rows) for rows in expected]
         for rows, expected_rows in zip(mine, expected, strict=True):
             close(rows, expected_rows)
@@ -87,7 +87,7 @@ class TestDelegated:
     def test_pylate(self, pylate: Path) -> None:
         ours = same_as_sentence_transformers(pylate, width=(14, 18))
         # Every query is expanded with [MASK] to the full length; a document loses its punctuation.
-        assert ours.encode_packed(QUERIES).lengths.tolist() == [14] * 4
+        assert ours.encode_queries(QUERIES).lengths.tolist() == [14] * 4
         dot = ours.encode_packed(["berlin.", "berlin"], query_mode=False).lengths
         assert dot[0] == dot[1]
 

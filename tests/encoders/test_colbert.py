@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import DOCUMENTS, HIDDEN, QUERIES, SIZE, close
 
-from colbert_fast.models import ColBERT, colbert, encoding
+from colbert_fast.models import ColBERT, colbert, encoding, tokens
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ class TestEmbeddings:
         alone = [encoder.encode([text], query_mode=False)["embeddings"] for text in reversed(DOCUMENTS)]
         close(together.flip(0), torch.cat(alone))
 
-    @pytest.mark.parametrize(("chunk", "tokens"), [(1, 1024), (3, 1), (2, 30), (1024, 25)])
+    @pytest.mark.parametrize(("chunk", "most"), [(1, 1024), (3, 1), (2, 30), (1024, 25)])
     def test_batches_change_nothing(
-        self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch, chunk: int, tokens: int
+        self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch, chunk: int, most: int
     ) -> None:
         expected = encoder.encode(DOCUMENTS * 3, query_mode=False)["embeddings"]
-        monkeypatch.setattr(encoding, "_CHUNK_TEXTS", chunk)
-        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", tokens)
+        monkeypatch.setattr(tokens, "_CHUNK_TEXTS", chunk)
+        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", most)
         close(encoder.encode(DOCUMENTS * 3, query_mode=False)["embeddings"], expected)
 
     def test_a_batch_keeps_its_token_budget(self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ class TestEmbeddings:
             close(rows, padded[i, : len(rows)])
 
     def test_packed_queries_are_their_tokens(self, encoder: ColBERT) -> None:
-        packed = encoder.encode_packed(QUERIES)
+        packed = encoder.encode_queries(QUERIES)
         assert packed.lengths.tolist() == encoder.encode(QUERIES)["embeddings"].any(2).sum(1).tolist()
         assert not packed.tokens.requires_grad
 
@@ -147,10 +147,11 @@ class TestScores:
         scores_of(encoder, QUERIES * 5, DOCUMENTS[:1] * 20)
         assert sum(passes) == len(QUERIES) + 1
 
-    def test_windows_change_nothing(self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("held", [1, 1000, 5000])
+    def test_windows_change_nothing(self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
         queries, documents = QUERIES * 4, [text for text in DOCUMENTS for _ in QUERIES]
         expected = scores_of(encoder, queries, documents)
-        monkeypatch.setattr(colbert, "_HELD_TEXTS", 3)
+        monkeypatch.setattr(colbert, "_HELD_BYTES", held)
         close(scores_of(encoder, queries, documents), expected)
 
     def test_no_pairs_give_no_scores(self, encoder: ColBERT) -> None:
