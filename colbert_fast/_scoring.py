@@ -166,5 +166,7 @@ def check_range(numbers: Tensor, counts: dict[str, int], name: str) -> None:
     lows, highs = torch.stack(torch.aminmax(numbers, dim=0)).tolist()
     for low, high, (what, count) in zip(lows, highs, counts.items(), strict=True):
         if low < 0 or high >= count:
-            msg = f"{name} must number {what} from 0 to {count - 1}; got numbers from {low} to {high}"
+            allowed = f"from 0 to {count - 1}" if count else "but there are none"
+            got = f"numbers from {low} to {high}" if low < high else f"the number {low}"
+            msg = f"{name} must number {what} {allowed}; got {got}"
             raise ValueError(msg)
