@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,6 +24,10 @@ from colbert_fast.packed import PackedTokens
 # leave its caches: MiniLM takes 1.0, 1.2, 1.7 times as long with 1024 (or 2048), 4096, 8192.
 _CPU_BATCH_TOKENS = 1024
 _ACCELERATOR_BATCH_TOKENS = 16384
+# glibc keeps what a batch freed, in pieces that the next batch, of another shape, hardly uses: 2 MiB a batch with
+# MiniLM, until the heap is as large as the embeddings. After so many batches the pieces go back to the system.
+_TRIM_AFTER = 8
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 # Rows that are moved at a time when a result turned out smaller than was known before: 16 MiB of 128 float32.
 _MOVED_ROWS = 2**15
 # Transformers whose embeddings depend on the width of a batch from some length on, which no short text shows: their
@@ -106,14 +112,24 @@ def embed(
     if pad_row:
         most = most + (most < encoding.max_length)
     rows = _Rows(encoder, most, width)
-    for places, features in batches(tokenized, texts, max_tokens, batch_size, equal_lengths):
+    many = int(tokenized.lengths[texts].sum()) > _TRIM_AFTER * max_tokens
+    for number, (places, features) in enumerate(batches(tokenized, texts, max_tokens, batch_size, equal_lengths)):
+        if many and number % _TRIM_AFTER == 0:
+            _trim()
         tokens, real = _pass(encoder, features, len(places), encoding)
         if pad_row:
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))
             real = torch.cat([real, real.sum(1, keepdim=True) < encoding.max_length], dim=1)
         rows.place(places, tokens, real)
         done(len(places))
+    if many:
+        _trim()
     return rows.packed()
+
+
+def _trim() -> None:
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 class _Rows:
