@@ -514,7 +514,7 @@ def _offsets(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def _multiples(n: int, length: int, device: torch.device) -> Tensor:
-    """Return 0, length, 2 length, and so on: by a range with a step torch.export would make a batch of 1 another case."""
+    """Return 0, length, 2 length, and so on. Not as a range with a step, which torch.export ties to more than one n."""
     return torch.arange(n, device=device) * length
 
 

@@ -21,7 +21,7 @@ MAXSIM = [
         (Q, D.to(torch.float8_e5m2)),
         {},
         TypeError,
-        "a and b must be float32, bfloat16, float16 or float64, or of one dtype; got a torch.float32 and b torch.float8",
+        "a and b must be float32, bfloat16, float16 or float64, or of one dtype; got a torch.float32 and b torch.",
     ),
     (
         (torch.ones(3), D),
