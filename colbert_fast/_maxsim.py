@@ -49,8 +49,8 @@ def maxsim(
         ``[length, dim]``; a jagged nested tensor; or :class:`PackedTokens`. float32, bfloat16, float16, float64;
         integers become float32, but for those of a nested tensor.
     b
-        Documents, in any of these forms, with the dtype and dim of ``a``; or int8 :class:`PackedTokens`, made by
-        ``quantize``, beside queries of any of these dtypes. A list in CPU memory is scored where it lies.
+        Documents, in any of these forms and dtypes, with the dim of ``a``; or int8 :class:`PackedTokens`, made by
+        ``quantize``. The dtype need not be that of ``a``. A list in CPU memory is scored where it lies.
     a_mask
         ``[A, length]``, ``[1, length]`` or a list of 1-D masks: true or non-zero where a row is a token.
         Other rows are left out of the sum. Without a mask, rows of zeros of a padded ``a`` are padding.
@@ -76,13 +76,13 @@ def maxsim(
     -------
     torch.Tensor
         ``[A, B]`` on the device of the documents (of the queries, if the documents are numpy arrays): float32, or
-        float64 for float64 inputs. -1e9 for a document without tokens, else 0 for a query without tokens, NaN if
+        float64 if either side is. -1e9 for a document without tokens, else 0 for a query without tokens, NaN if
         either has a NaN in a token. Differentiable in ``a``, and in ``b`` unless that is int8.
 
     Raises
     ------
     TypeError
-        An input of an unknown kind, or inputs of different dtypes.
+        An input of an unknown kind or dtype.
     ValueError
         Shapes that do not fit, an unknown backend or ``pad``, or ``pad="zero"`` beside ``b_mask``.
     NotImplementedError
@@ -90,10 +90,11 @@ def maxsim(
 
     Notes
     -----
-    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype and dim;
-    int8 documents stand for ``scale * token``. Where products cancel, that is relative to the sum over query tokens of
-    (sum over dimensions of ``|products|`` with the winning document token), as for every float32 library.
-    Deterministic: the same inputs give the same bits on any number of threads.
+    Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype and dim.
+    Sides of different dtypes are scored each as given, and get gradients in their own; no copy of the documents is
+    made for it. int8 documents stand for ``scale * token``. Where products cancel, the error is relative to the sum
+    over query tokens of (sum over dimensions of ``|products|`` with the winning document token), as for every float32
+    library. Deterministic: the same inputs give the same bits on any number of threads.
     """
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
@@ -131,7 +132,7 @@ def maxsim_pairwise(
     Returns
     -------
     torch.Tensor
-        ``[A]``, float32 (float64 for float64 inputs) on the device of the documents. Differentiable.
+        ``[A]``, float32 (float64 if either side is) on the device of the documents. Differentiable.
 
     Raises
     ------
@@ -188,7 +189,7 @@ def maxsim_pairs(
     Returns
     -------
     torch.Tensor
-        ``[p]``, float32 (float64 for float64 inputs) on the device of the documents. Differentiable.
+        ``[p]``, float32 (float64 if either side is) on the device of the documents. Differentiable.
 
     Raises
     ------

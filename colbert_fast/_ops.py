@@ -29,6 +29,11 @@ _SIDES = (
     "Tensor d_tokens, Tensor? d_scales, Tensor d_starts, Tensor d_lengths, Tensor? pairs, "
     "SymInt max_lq, SymInt max_ld, bool skip_zero_q, bool skip_zero_d, SymInt chunk_elements, "
 )
+# Documents that queries of another dtype meet as they are.
+_NARROWER = {
+    torch.float32: (torch.bfloat16, torch.float16),
+    torch.float64: (torch.float32, torch.bfloat16, torch.float16),
+}
 # Of the arguments, those of a Problem.
 _NUM_SIDES = 13
 # Where documents go in an order of their own, as in Problem; of the gradients nothing depends on it.
@@ -46,8 +51,11 @@ def _chosen(sides: Sequence[Any], name: str | None, d_order: Tensor | None = Non
     q, d, scales = problem.q_tokens, problem.d_tokens, problem.d_scales
     int8 = d.dtype is torch.int8
     # The kernels trust these.
-    if d.dtype is not q.dtype and not int8:
-        msg = f"q_tokens and d_tokens need the same dtype, unless d_tokens is int8; got {q.dtype} and {d.dtype}"
+    if d.dtype is not q.dtype and not int8 and d.dtype not in _NARROWER.get(q.dtype, ()):
+        msg = (
+            "d_tokens must have the dtype of q_tokens, a narrower one beside float32 or float64, or be int8; "
+            f"got q_tokens {q.dtype} and d_tokens {d.dtype}"
+        )
         raise TypeError(msg)
     if d.shape[1] != q.shape[1]:
         msg = f"q_tokens and d_tokens need the same dim; got {q.shape[1]} and {d.shape[1]}"

@@ -17,6 +17,8 @@ from colbert_fast.packed import PackedTokens, TokenList, Tokens, lower
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
+# A query of one of these may meet documents of any other.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # What rows of zeros are in padded documents without a mask: padding, or tokens whose product 0 enters the maximum.
 Pad: TypeAlias = Literal["skip", "zero"]
 PADS = ("skip", "zero")
@@ -51,9 +53,16 @@ def checked_sides(
         msg = "a must be floating point: only documents can be int8"
         raise TypeError(msg)
     if q.dtype != d.dtype and d.scales is None:
-        msg = f"a and b need the same dtype; got a {q.dtype} and b {d.dtype}"
-        raise TypeError(msg)
+        # Queries are few: they take the wider dtype, and documents stay as they are.
+        q = q.with_tokens(q.tokens.to(_wider(q.dtype, d.dtype)))
     return q, d, (skip_zero_q, skip_zero_d), home
+
+
+def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    if a not in FLOATS or b not in FLOATS:
+        msg = f"a and b must be float32, bfloat16, float16 or float64, or of one dtype; got a {a} and b {b}"
+        raise TypeError(msg)
+    return torch.float64 if torch.float64 in (a, b) else torch.float32
 
 
 def _check_pad(pad: Any, b_mask: Mask | None) -> None:

@@ -80,27 +80,22 @@ def topk(
             scores, numbers = _best_of_candidates(q, d, skip_zero, k, candidates, backend)
         if length_normalize:
             scores = scores / token_counts(q, skip_zero[0]).unsqueeze(1)
-    # Of a small k as many columns as were asked for, whatever there is; of a large one as many as can be filled.
-    columns = k if k <= _ALWAYS_FILLED else min(k, max(scores.shape[1], _ALWAYS_FILLED))
-    missing = (0, columns - scores.shape[1])
-    filled = torch.nn.functional.pad
-    return filled(scores, missing, value=float("-inf")), filled(numbers, missing, value=-1)
+    return scores, numbers
 
 
 def _best_of_all(
     q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    """At most k columns. Documents are scored in runs, each merged with the best so far."""
+    """Documents are scored in runs, each merged with the best so far; all at once in a program that is exported."""
     at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
-    if number_of(d) <= at_once:
-        return _sorted(score(q, d, None, skip_zero, CHUNK_ELEMENTS, backend), k)
+    if _is_exporting() or number_of(d) <= at_once:
+        return _best(score(q, d, None, skip_zero, CHUNK_ELEMENTS, backend), None, k)
     scores = score(q, d[:0], None, skip_zero, CHUNK_ELEMENTS, backend)
     numbers = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     for start in range(0, len(d), at_once):
         part = score(q, d[start : start + at_once], None, skip_zero, CHUNK_ELEMENTS, backend)
         part_numbers = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape)
-        scores, order = _sorted(torch.cat([scores, part], dim=1), k)
-        numbers = torch.cat([numbers, part_numbers], dim=1).gather(1, order)
+        scores, numbers = _best(torch.cat([scores, part], dim=1), torch.cat([numbers, part_numbers], dim=1), k)
     return scores, numbers
 
 
@@ -112,21 +107,40 @@ def _best_of_candidates(
     candidates: Tensor | Sequence[Any],
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """At most k columns; a query with fewer candidates than another has -inf and -1 in its last ones."""
+    """A query with fewer candidates than another has -inf and -1 in its last columns."""
     nq = number_of(q)
-    numbers, place, width = _placed(candidates, nq, number_of(d), d.device)
-    row = place // max(1, width)
-    found = score(q, d, torch.stack([row, numbers], dim=1), skip_zero, CHUNK_ELEMENTS, backend)
-    scores = found.new_full((nq * width,), float("-inf")).index_copy_(0, place, found).view(nq, width)
-    every = numbers.new_full((nq * width,), -1).index_copy_(0, place, numbers).view(nq, width)
-    scores, order = _sorted(scores, k)
-    return scores, every.gather(1, order)
+    numbers, rows, place, width = _placed(candidates, nq, number_of(d), d.device)
+    scores = score(q, d, torch.stack([rows, numbers], dim=1), skip_zero, CHUNK_ELEMENTS, backend)
+    if place is not None:
+        scores = scores.new_full((nq * width,), float("-inf")).index_copy_(0, place, scores)
+        numbers = numbers.new_full((nq * width,), -1).index_copy_(0, place, numbers)
+    return _best(scores.view(nq, width), numbers.view(nq, width), k)
 
 
-def _sorted(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _best(scores: Tensor, numbers: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """Return the columns of the result: the best of ``scores`` and their ``numbers``, None being those of the columns.
+
+    Of a small k as many columns as were asked for, whatever there is; of a large one as many as can be filled.
+    """
+    width = scores.shape[1]
+    if torch.compiler.is_compiling() or width < k:  # compiled code need not know then whether any is missing
+        room = (0, min(k, _ALWAYS_FILLED))
+        scores = torch.nn.functional.pad(scores, room, value=float("-inf"))
+        numbers = None if numbers is None else torch.nn.functional.pad(numbers, room, value=-1)
     # torch.topk leaves the order of equal scores open.
     values, order = scores.sort(dim=1, descending=True, stable=True)
-    return values[:, :k], order[:, :k]
+    if k <= _ALWAYS_FILLED:
+        values, order = values[:, :k], order[:, :k]
+    else:  # not by a slice, which torch.export could not prove to be inside
+        columns = torch.arange(min(k, max(width, _ALWAYS_FILLED)), device=scores.device)
+        values, order = values.index_select(1, columns), order.index_select(1, columns)
+    return values, order.where(order < width, -1) if numbers is None else numbers.gather(1, order)
+
+
+def _is_exporting() -> bool:
+    # A torch without is_exporting tells an export by that it compiles without dynamo.
+    asked = getattr(torch.compiler, "is_exporting", None)
+    return asked() if asked else torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def _rows_of(candidates: Any) -> int:
@@ -142,9 +156,12 @@ def _rows_of(candidates: Any) -> int:
     return candidates.shape[0]
 
 
-def _placed(candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """Return candidates ``[p]``; the place of each in a matrix with a row for every query, ``[p]``; and its width.
+def _placed(
+    candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None, int]:
+    """Return candidates ``[p]``; their queries ``[p]``; their places ``[p]`` in a matrix; and the width of that.
 
+    The matrix has a row for every query; None: all of its places, in order.
     The device is not asked for a number, except once by the check of candidates that are there.
     """
     given = _rows_of(candidates)
@@ -155,7 +172,9 @@ def _placed(candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.
         numbers = as_integers(candidates, "candidates")
         if not torch.compiler.is_compiling():
             check_range(numbers.reshape(-1, 1), {"documents": nd}, "candidates")
-        return numbers.reshape(-1).to(device), torch.arange(numbers.numel(), device=device), numbers.shape[1]
+        width = numbers.shape[1]
+        queries = torch.arange(nq, device=device).unsqueeze(1).expand(nq, width).reshape(-1)
+        return numbers.reshape(-1).to(device), queries, None, width
     rows = [as_integers(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
     for i, row in enumerate(rows):
         if row.ndim != 1:
@@ -167,4 +186,5 @@ def _placed(candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.
     place = torch.cat(
         [nothing, *(torch.arange(i * width, i * width + len(row), device="cpu") for i, row in enumerate(rows))]
     )
-    return torch.cat([nothing, *(row.cpu() for row in rows)]).to(device), place.to(device), width
+    place = place.to(device)
+    return torch.cat([nothing, *(row.cpu() for row in rows)]).to(device), place // max(1, width), place, width

@@ -499,7 +499,8 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         n, length, _ = tokens.shape
         if tokens.is_cuda and n * length > 0 and unwatched(tokens):
             return EqualTokens(tokens), True
-        if n > _FEW_ITEMS or not plain(tokens):
+        # In this order: torch.export leaves n open, and must not decide anything about it.
+        if not plain(tokens) or n > _FEW_ITEMS:
             return PackedTokens._uniform(tokens), True
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
     keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
@@ -509,8 +510,12 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
 def _offsets(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the starts and lengths of n items of one length that follow one another."""
     lengths = torch.full((n,), length, dtype=torch.int64, device=device)
-    starts = torch.arange(0, n * length, length, device=device) if length else lengths
-    return starts, lengths
+    return _multiples(n, length, device), lengths
+
+
+def _multiples(n: int, length: int, device: torch.device) -> Tensor:
+    """Return 0, length, 2 length, and so on. Not as a range with a step, which torch.export ties to more than one n."""
+    return torch.arange(n, device=device) * length
 
 
 @lru_cache(maxsize=64)
@@ -567,7 +572,7 @@ def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
         if _C.runs_of_mask(keep, starts, counts):
             return PackedTokens(tokens.flatten(0, 1), starts, counts, _trusted=(length, None))
     counts = keep.sum(1)
-    starts = torch.arange(0, n * length, length, device=tokens.device) if length else counts
+    starts = _multiples(n, length, tokens.device)
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
     moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim))
     return PackedTokens(moved.flatten(0, 1), starts, counts, _trusted=(length, None))

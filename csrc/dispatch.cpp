@@ -405,6 +405,8 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
            Interrupt& interrupt) {
   const int64_t pairs = pairs_of(p);
   if (pairs == 0) return false;
+  if (tier.wide != nullptr && p.d.dtype == DType::kBFloat16 && p.q.dtype != DType::kBFloat16)
+    return score(*tier.wide, p, threads, scores, argmax, interrupt);
   counters(tier).calls.fetch_add(1);
   if (flops(p) < kSerialFlops) threads = 1;
   const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;

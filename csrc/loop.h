@@ -376,7 +376,7 @@ inline void backward_any(const BackwardJob& job, const BackwardUnit& u, Scratch&
 
 constexpr Tier tier_of(const char* name, const char* (*unsupported)(), const Product* products) {
   return {name,          unsupported, kPanel, Isa::kRows, Narrow::kBytes, &score_any<false>, &score_any<true>,
-          &backward_any, products,    &read};
+          &backward_any, products,    &read,  nullptr,    Narrow::kWide};
 }
 
 }  // namespace

@@ -39,7 +39,8 @@ struct Tokens {
 };
 
 // What is scored: the pairs that are listed; or every query against every document, and then pair number =
-// query * d.count + document. Both sides have one dtype, or documents are int8.
+// query * d.count + document. Queries have the dtype of the documents, or float32; those of int8 documents
+// any.
 struct Problem {
   Tokens q;
   Tokens d;
@@ -189,6 +190,9 @@ struct Tier {
   // Null, or asks the operating system for what the tier needs: null, or the reason why it was refused.
   // Nobody runs the tier before it has been granted.
   const char* (*refused)() = nullptr;
+  // Null, or of a tier that multiplies bfloat16 as it is: the tier, supported wherever this one is, for
+  // bfloat16 documents of float32 queries, which must not be rounded.
+  const Tier* wide = nullptr;
 };
 
 // The Narrow of loop.h for a tier that multiplies nothing but float32.
@@ -196,6 +200,7 @@ struct NoNarrow {
   template <typename T>
   using Screen = void;
   static constexpr bool kBFloat16 = false;
+  static constexpr const Tier* kWide = nullptr;
   static constexpr int64_t kBytes = 0;
 };
 

@@ -6,6 +6,7 @@
 //     template <typename T>
 //     using Screen;
 //     static constexpr bool kBFloat16;  // whether bfloat16 is multiplied as it is
+//     static constexpr const Tier* kWide;  // Tier::wide
 //     using Direct;                     // the Ops of these chains, if it is screened besides
 //
 //     static constexpr int64_t kTogether;  // bytes of a lane that lie together in a panel: 4 or 8

@@ -237,8 +237,9 @@ Sides::Sides(const py::tuple& q_parts, const py::tuple& d_parts, py::handle list
   Problem& p = problem;
   p.q = q.tokens;
   p.d = d.tokens;
-  if (p.q.dtype == DType::kInt8 || (p.d.dtype != DType::kInt8 && p.d.dtype != p.q.dtype))
-    throw std::invalid_argument("q and d need the same dtype, or d int8");
+  const bool fit = p.d.dtype == p.q.dtype || p.d.dtype == DType::kInt8 || p.q.dtype == DType::kFloat32;
+  if (p.q.dtype == DType::kInt8 || !fit)
+    throw std::invalid_argument("q and d need the same dtype, or q float32, or d int8");
   p.dim = q.dim;
   if (d.dim != p.dim) {
     throw std::invalid_argument("q and d need the same dim; got " + std::to_string(p.dim) + " and " +

@@ -17,7 +17,12 @@ PACKED = cf.PackedTokens.from_padded(D)
 
 MAXSIM = [
     ((Q, torch.ones(5, 6, 7)), {}, ValueError, "a and b need the same dim; got a [*, 4] and b [*, 7]"),
-    ((Q, D.half()), {}, TypeError, "a and b need the same dtype; got a torch.float32 and b torch.float16"),
+    (
+        (Q, D.to(torch.float8_e5m2)),
+        {},
+        TypeError,
+        "a and b must be float32, bfloat16, float16 or float64, or of one dtype; got a torch.float32 and b torch.",
+    ),
     (
         (torch.ones(3), D),
         {},
@@ -248,7 +253,11 @@ def one(*values: int) -> torch.Tensor:
         ({"d_dtype": 3}, "d needs scales if its rows are int8"),
         ({"d_scales": torch.ones(3)}, "d needs scales if its rows are int8, and only then"),
         ({"d_dtype": 3, "d_scales": torch.ones(2)}, "d_scales must be contiguous, one for each of the 3 rows; got 2"),
-        ({"d_dtype": 1}, "q and d need the same dtype, or d int8"),
+        (
+            {"q_dtype": 2, "q_tokens": torch.ones(3, 4).half(), "d_dtype": 1, "d_tokens": torch.ones(3, 4).bfloat16()},
+            "q and d need the same dtype, or q float32, or d int8",
+        ),
+        ({"q_dtype": 1, "q_tokens": torch.ones(3, 4).bfloat16()}, "q and d need the same dtype, or q float32"),
         ({"max_lq": 0}, "the longest of 1 queries has 1 tokens, of 3 in all; max_lq says 0"),
         ({"max_lq": 2**62}, "of 3 in all; max_lq says 4611686018427387904"),
         ({"pairs": torch.tensor([[0, 7]])}, "pairs[0] is (0, 7); there are 1 queries and 1 documents"),
@@ -299,7 +308,8 @@ def test_an_order_that_does_not_fit_through_the_op(backend: str, order: torch.Te
     [
         (torch.ones(3, 9), ValueError, "q_tokens and d_tokens need the same dim; got 4 and 9"),
         (torch.ones(3, 2), ValueError, "q_tokens and d_tokens need the same dim; got 4 and 2"),
-        (torch.ones(3, 4).half(), TypeError, "need the same dtype, unless d_tokens is int8; got torch.float32 and"),
+        (torch.ones(3, 4).double(), TypeError, "or be int8; got q_tokens torch.float32 and d_tokens torch.float64"),
+        (torch.ones(3, 4).to(torch.float8_e5m2), TypeError, "or be int8; got q_tokens torch.float32 and d_tokens torc"),
     ],
 )
 def test_sides_that_do_not_fit_through_the_op(

@@ -81,13 +81,16 @@ def score_code(
     return compiled("score_kernel", arch, plan, types, ["q_tokens", "d_tokens"])
 
 
-def grad_code(arch: int, dtype: torch.dtype, *, for_q: bool, pairs: bool = False) -> Any:
-    plan = triton_._grad_plan(arch, dtype, dtype, 128, 128, pairs, for_q, False, "highest")
+def grad_code(
+    arch: int, dtype: torch.dtype, *, for_q: bool, pairs: bool = False, documents: torch.dtype | None = None
+) -> Any:
+    own, other = (dtype, documents or dtype) if for_q else (documents or dtype, dtype)
+    plan = triton_._grad_plan(arch, other, dtype, 128, 128, pairs, for_q, False, "highest")
     types = dict.fromkeys(["own_starts", "own_lengths", "other_starts"], "*i64")
     types |= {} if for_q else {"ranked": "*i32"}
     types |= dict.fromkeys(["pairs", "order", "bounds"], "*i64") if pairs else {}
     types |= dict.fromkeys(["num_rows", "num_items", "num_others", "nd", "max_lq", "token_bits"], "i32")
-    types |= {"other_tokens": POINTERS[dtype], "grad": POINTERS[dtype], "grad_scores": "*fp32", "argmax": "*i16"}
+    types |= {"other_tokens": POINTERS[other], "grad": POINTERS[own], "grad_scores": "*fp32", "argmax": "*i16"}
     return compiled("grad_kernel", arch, plan, types, ["other_tokens", "grad"])
 
 
@@ -157,6 +160,17 @@ def test_int8_documents_on_hopper(dtype: torch.dtype, nq: int, lq: int) -> None:
     loop = main_loop(score_code(90, dtype, I8, nq, lq))
     assert bool(loop["HGMMA"]) == (nq > 1) and not loop["LDL"] and not loop["STL"]
     assert loop["FMNMX"] and (dtype == F32 or loop["FSEL"] == 0)
+
+
+@pytest.mark.parametrize("half", [BF16, torch.float16], ids=str)
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_float32_queries_of_documents_in_half(arch: int, half: torch.dtype) -> None:
+    """Documents are read in half, and nothing is rounded: the products are those of float32."""
+    for nq, dim in ((1, 128), (128, 128), (128, 384)):
+        code = score_code(arch, F32, half, nq, 32, dim=dim, argmax=dim > 128).asm["ptx"]
+        assert re.search(r"mma\S*tf32", code) and not re.search(r"mma\S*\.(bf16|f16)\.(bf16|f16)", code)
+    for for_q in (True, False):
+        grad_code(arch, F32, for_q=for_q, documents=half)
 
 
 @pytest.mark.parametrize("dim", [48, 96, 320, 384, 768, 2560])

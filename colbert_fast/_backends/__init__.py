@@ -47,7 +47,7 @@ def select(device: torch.device | str, dtype: torch.dtype, name: str | None, int
     name
         A backend's name, or the part before its colon; None: COLBERT_FAST_BACKEND, else any.
     int8
-        Whether the document tokens are int8; else they have the dtype of the queries.
+        Whether the document tokens are int8; else they have the dtype of the queries, or a narrower one.
 
     Raises
     ------

@@ -25,7 +25,7 @@ class Problem(NamedTuple):
     q_tokens: Tensor  # [rows, dim]
     q_starts: Any  # [nq] int64 Tensor
     q_lengths: Any  # [nq] int64 Tensor
-    d_tokens: Tensor  # [rows, dim], the dim and device of q_tokens; its dtype, or int8
+    d_tokens: Tensor  # [rows, dim], the dim and device of q_tokens; its dtype, int8, or less than its float32 or 64
     d_scales: Tensor | None  # [rows] float32 if d_tokens is int8: row r stands for d_scales[r] * d_tokens[r]
     d_starts: Any  # [nd] int64 Tensor
     d_lengths: Any  # [nd] int64 Tensor
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     skip_zero_q: bool  # rows of zeros are padding
     skip_zero_d: bool
     chunk_elements: int  # elements of the largest intermediate of a backend that needs any
-    # Documents that lie apart, for a backend that takes them: [length, dim] in CPU memory, the dtype of q_tokens.
+    # Documents that lie apart, for a backend that takes them: [length, dim] in CPU memory, the dtype of d_tokens.
     # Then d_tokens has no rows and d_starts says nothing.
     d_items: Sequence[Tensor] = ()
     # The order in which to take the documents, [nd] int32: longest first, for speed and nothing else. Not for pairs.
@@ -90,7 +90,7 @@ class Backend(NamedTuple):
     device: str | None
     """The device type of the tensors it takes; None: any."""
     dtypes: tuple[torch.dtype, ...]
-    """The element types it takes, the same for queries and documents."""
+    """The element types it takes: of queries, and of documents the same or narrower ones."""
     score: Callable[[Problem], Scored]
     score_argmax: Callable[[Problem], Scored]
     backward: Callable[[Problem, Tensor, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]]

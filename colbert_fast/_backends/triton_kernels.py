@@ -69,7 +69,7 @@ def _dot(q, d, s, SWAP: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.c
             return s + tl.dot(d.to(tl.float64), tl.trans(q)).to(tl.float32)
         else:
             return s + tl.dot(q, tl.trans(d.to(tl.float64))).to(tl.float32)
-    d = d.to(q.dtype)  # int8 is exact in every type of a query
+    d = d.to(q.dtype)  # int8 is exact in every type of a query, and so are documents narrower than their queries
     if SWAP:
         return tl.dot(d, tl.trans(q), s, input_precision=PRECISION)
     else:

@@ -137,9 +137,12 @@ def fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tu
 
 
 def tile_bytes(config: Config, k: int, q_bytes: int, d_bytes: int) -> int:
-    """Bound the shared memory of a program, as compiled: float32 queries are kept in two parts, int8 also converted."""
+    """Bound the shared memory of a program, as compiled.
+
+    float32 queries are kept in two parts, and documents of fewer bytes also as what they are converted to.
+    """
     q = config.block_q * k * q_bytes * (2 if q_bytes == 4 else 1)
-    return q + config.block_d * k * (config.stages * d_bytes + (q_bytes if d_bytes == 1 else 0))
+    return q + config.block_d * k * (config.stages * d_bytes + (q_bytes if d_bytes < q_bytes else 0))
 
 
 def _piece_bytes(config: Config, k: int, q_bytes: int) -> int:
