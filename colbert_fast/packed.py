@@ -1,13 +1,10 @@
-"""PackedTokens, the ragged batch that every kernel sees, and the lowering of every layout to it.
-
-This is the only file that knows layouts. To add one, add a ``from_*`` and a branch of :func:`lower`.
-"""
+"""PackedTokens, the ragged batch that every kernel sees: how it is built, cut, joined, moved and saved."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,14 +14,14 @@ from torch import Tensor
 from colbert_fast._arrays import Mask, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
 from colbert_fast._extension import _C
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import has_tangent, plain, unwatched
+from colbert_fast._items import item_numbers
+from colbert_fast._observers import plain
+from colbert_fast._spans import Rows, consecutive, few_rows, own_rows, padded
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
 # Of the float32 copy that quantize makes of a piece: 16 MiB.
 _CHUNK_ELEMENTS = 2**22
-# Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
-_FEW_ITEMS = 4096
 # Device types whose kernels take items in a given order. The threads of a CPU cut the work themselves.
 _ORDERED_ON = ("cuda",)
 
@@ -58,6 +55,9 @@ class PackedTokens:
 
     # Whether a kernel need not read where the items are: all of one length, they follow one another.
     _equal = False
+    # Whether this was cut from a larger batch: it has all rows of that batch, and its items may all be shorter than
+    # max_length.
+    _part = False
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class PackedTokens:
                 msg = f"item {i} has start {int(starts[i])} and length {int(lengths[i])}; tokens has {total} rows"
                 raise ValueError(msg)
             shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
-        order = _longest_first(lengths) if shortest < longest else None
+        order = longest_first(lengths) if shortest < longest else None
         return starts, lengths, scales, (longest, order)
 
     @property
@@ -172,7 +172,7 @@ class PackedTokens:
         lengths = torch.tensor(counts, dtype=torch.int64, device="cpu")
         starts = lengths.cumsum(0) - lengths
         starts, lengths = starts.to(tokens.device), lengths.to(tokens.device)
-        order = _longest_first(lengths) if min(counts) < max(counts) else None
+        order = longest_first(lengths) if min(counts) < max(counts) else None
         return cls(tokens, starts, lengths, _trusted=(max(counts), order))
 
     @classmethod
@@ -201,8 +201,8 @@ class PackedTokens:
             raise ValueError(msg)
         if mask is None:
             return cls._uniform(tokens)
-        packed = _mask_rows(tokens, bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
-        packed._order = _longest_first(packed.lengths)
+        packed = mask_rows(tokens, bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
+        packed._order = longest_first(packed.lengths)
         return packed
 
     @classmethod
@@ -233,32 +233,162 @@ class PackedTokens:
     def _uniform(tokens: Tensor) -> PackedTokens:
         """View ``tokens [n, length, dim]``, every row of which is a token."""
         n, length, _ = tokens.shape
-        starts, lengths = _offsets(n, length, tokens.device)
+        starts, lengths = consecutive(n, length, tokens.device)
         return PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
 
     @safe_after_fork
-    def __getitem__(self, index: int | slice) -> Any:
-        """Item ``index`` as ``[length, dim]``, or with a slice those items as PackedTokens; both share the rows.
+    def __getitem__(self, index: Any) -> Any:
+        """One item as ``[length, dim]``, or some as PackedTokens; both share the rows.
 
         An item of int8 tokens is what they stand for, in float32, and shares nothing.
+
+        Parameters
+        ----------
+        index
+            An integer: one item; a negative one counts from the end. Some items: a slice; a list or a 1-D tensor or
+            array of integers, in any order and with repetition; or a mask, a list or a 1-D tensor or array of n bools.
+
+        Raises
+        ------
+        TypeError
+            An index of another kind.
+        IndexError
+            An item that is not there, or a mask that has not one entry for each item. To check an index on a GPU
+            waits for it.
         """
+        if isinstance(index, slice) and index.step is not None and index.step < 0:
+            index = range(*index.indices(len(self)))  # torch has no such slices
         if isinstance(index, slice):
             # The kernels read one number after the other, and a step leaves some out.
-            starts, lengths = self.starts[index].contiguous(), self.lengths[index].contiguous()
-            return PackedTokens(self.tokens, starts, lengths, self.scales, _trusted=(self.max_length, None))
-        index = int(index)
-        if not -len(self) <= index < len(self):
-            msg = f"index {index} is out of range for {len(self)} items"
-            raise IndexError(msg)
+            return self._cut(self.starts[index].contiguous(), self.lengths[index].contiguous())
+        index = item_numbers(index, len(self), self.device)
+        if isinstance(index, Tensor):
+            return self._cut(self.starts.index_select(0, index), self.lengths.index_select(0, index))
         start, length = int(self.starts[index]), int(self.lengths[index])
         rows = self.tokens.narrow(0, start, length)
         return rows if self.scales is None else rows * self.scales.narrow(0, start, length).unsqueeze(1)
 
+    def _cut(self, starts: Tensor, lengths: Tensor) -> PackedTokens:
+        """Some of the items, over the same rows."""
+        part = PackedTokens(self.tokens, starts, lengths, self.scales, _trusted=(self.max_length, None))
+        part._part = True
+        return part
+
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
+
+    @staticmethod
+    @safe_after_fork
+    def cat(batches: Iterable[PackedTokens]) -> PackedTokens:
+        """Join batches: the items of the first, then those of the second, and so on.
+
+        The rows are copied, and on the CPU only those of items; gradients flow back to each batch. Does not wait for a
+        device. A batch without rows fits any other.
+
+        Parameters
+        ----------
+        batches
+            PackedTokens of one dim, dtype and device. With int8 tokens all of them are int8; each row keeps its scale.
+
+        Raises
+        ------
+        TypeError
+            Not PackedTokens, or batches of different dtypes.
+        ValueError
+            Batches of different dims or devices.
+        """
+        given = list(batches)
+        for i, batch in enumerate(given):
+            if not isinstance(batch, PackedTokens):
+                msg = f"batches must hold PackedTokens; batches[{i}] is {type(batch).__name__}"
+                raise TypeError(msg)
+        # A batch without items has nothing to say of dim, dtype or device either.
+        numbered = [(i, batch) for i, batch in enumerate(given) if len(batch) or batch.rows]
+        if not numbered:
+            return given[0] if given else PackedTokens.from_list([])
+        first, like = next(((i, batch) for i, batch in numbered if batch.rows), numbered[0])
+        for i, batch in numbered:
+            batch._check_like(like, f"batches[{i}]", f"batches[{first}]")
+        return _joined([batch for _, batch in numbered], like)
+
+    def _check_like(self, other: PackedTokens, name: str, other_name: str) -> None:
+        """Raise unless both can be rows of one matrix."""
+        if self.rows and self.dim != other.dim:
+            msg = f"all batches need the same dim; got {name} [*, {self.dim}] beside {other_name} [*, {other.dim}]"
+            raise ValueError(msg)
+        if self.rows and self.dtype != other.dtype:
+            msg = f"all batches need the same dtype; got {name} {self.dtype} beside {other_name} {other.dtype}"
+            raise TypeError(msg)
+        if self.device != other.device:
+            msg = f"all batches need the same device; got {name} on {self.device} beside {other_name} on {other.device}"
+            raise ValueError(msg)
+
+    @safe_after_fork
+    def to_padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Copy the items into one padded tensor: the inverse of :meth:`from_padded`.
+
+        Parameters
+        ----------
+        length
+            Rows of each item in the result. Default: ``max_length``, and of items that were cut from a larger batch
+            the length of the longest.
+
+        Returns
+        -------
+        tokens, mask : torch.Tensor
+            ``[n, length, dim]``, the rows of an item first and rows of zeros behind them; and ``[n, length]`` bool,
+            true where a row is a token. int8 tokens become what they stand for, in float32. Gradients flow back.
+
+        Raises
+        ------
+        TypeError
+            A ``length`` that is no integer.
+        ValueError
+            A ``length`` below that of the longest item. A length below ``max_length``, and the default for items that
+            were cut from a larger batch, wait for the device.
+        """
+        if length is None:
+            length = self._longest() if self._part else self.max_length
+        else:
+            length = _checked_length(length)
+            if length < self.max_length and length < (longest := self._longest()):
+                msg = f"length must be {longest} or more, the length of the longest item; got {length}"
+                raise ValueError(msg)
+        return padded(self._rows(), length)
+
+    def _longest(self) -> int:
+        """The length of the longest item. Waits for the device, if that has an answer."""
+        if not self._askable():
+            return self.max_length
+        return int(self.lengths.max()) if len(self) else 0
+
+    def _askable(self) -> bool:
+        """Whether numbers of this batch can be known: not while torch traces a program, nor without memory."""
+        return not (self.device.type == "meta" or torch.compiler.is_compiling())
+
+    def _rows(self) -> Rows:
+        return Rows(self.tokens, self.scales, self.starts, self.lengths, self.max_length)
+
+    def _own(self, *, wait: bool) -> PackedTokens:
+        """Leave out the rows of the batch that this was cut from; else return this. May share rows.
+
+        Parameters
+        ----------
+        wait
+            Whether the device may be asked how many rows that leaves. Else some are left over.
+        """
+        return self._without_gaps(wait) if self._part else self
+
+    def _without_gaps(self, wait: bool) -> PackedTokens:
+        exact = wait and self._askable()
+        rows = own_rows(self._rows()) if exact else few_rows(self._rows())
+        order = longest_first(rows.lengths) if exact else None
+        own = PackedTokens(rows.tokens, rows.starts, rows.lengths, rows.scales, _trusted=(rows.max_length, order))
+        own._part = not exact
+        return own
 
     @safe_after_fork
     def with_tokens(self, tokens: Tensor, scales: Tensor | None = None) -> PackedTokens:
@@ -299,7 +429,7 @@ class PackedTokens:
         if order is not None:
             order = order.to(device)
         elif self.lengths.is_cpu and len(self) and int(self.lengths.min()) < self.max_length:
-            order = _longest_first(lengths)
+            order = longest_first(lengths)
         return PackedTokens(tokens, starts, lengths, scales, _trusted=(self.max_length, order))
 
     @safe_after_fork
@@ -383,139 +513,44 @@ class PackedTokens:
         return f"PackedTokens({len(self)} items, {rows} rows, dim {dim}, {self.dtype}, {self.device})"
 
 
-class EqualTokens(PackedTokens):
-    """A padded batch on a GPU. Whoever asks for ``starts`` and ``lengths`` makes them.
-
-    Made by :func:`lower` for the length of one call: a later one could be on another stream, or outside of the CUDA
-    graph in whose memory they were made.
-    """
-
-    _equal = True
-
-    def __init__(self, tokens: Tensor) -> None:
-        self._count, self._max_length, _ = tokens.shape
-        self._tokens = tokens.flatten(0, 1)
-        self._scales = None
-        self._order = None
-
-    @cached_property
-    def _lengths(self) -> Tensor:  # type: ignore[override]
-        return torch.full((self._count,), self.max_length, dtype=torch.int64, device=self.device)
-
-    @cached_property
-    def _starts(self) -> Tensor:  # type: ignore[override]
-        return torch.arange(0, self.rows, self.max_length, device=self.device)
-
-    def __len__(self) -> int:
-        return self._count
+def _joined(batches: Sequence[PackedTokens], like: PackedTokens) -> PackedTokens:
+    """Join batches that are like one another, of which some may have no rows."""
+    on_cpu = like.device.type == "cpu"
+    some = [batch._without_gaps(wait=True) if on_cpu else batch._own(wait=False) for batch in batches]
+    dim = like.dim or max(batch.dim for batch in some)
+    tokens = torch.cat([batch.tokens if batch.rows else batch.tokens.reshape(0, dim).to(like.dtype) for batch in some])
+    scales = None
+    if like.scales is not None:
+        nothing = torch.zeros(0, dtype=torch.float32, device=like.device)
+        scales = torch.cat([nothing if batch.scales is None else batch.scales for batch in some])
+    firsts = accumulate([0, *(batch.rows for batch in some)])
+    starts = torch.cat([batch.starts + first for batch, first in zip(some, firsts, strict=False)])
+    lengths = torch.cat([batch.lengths for batch in some])
+    longest = max(batch.max_length for batch in some)
+    part = any(batch._part for batch in some)
+    alike = not part and all(batch._order is None and batch.max_length == longest for batch in some)
+    joined = PackedTokens(
+        tokens, starts, lengths, scales, _trusted=(longest, None if alike else longest_first(lengths))
+    )
+    joined._part = part
+    return joined
 
 
-class TokenList(PackedTokens):
-    """A list of matrices in CPU memory that are scored where they lie. Whoever asks for ``tokens`` joins them.
-
-    Made by :func:`lower` for the length of one call.
-    """
-
-    items: Sequence[Tensor]
-
-    def __init__(self, items: Sequence[Tensor], lengths: Tensor, max_length: int, like: Tensor) -> None:
-        self.items = items
-        self.like = like
-        self._lengths = lengths
-        self._max_length = max_length
-        self._scales = None
-        self._order = None
-
-    @cached_property
-    def _tokens(self) -> Tensor:  # type: ignore[override]
-        return torch.cat([self.like, *self.items])
-
-    @cached_property
-    def _starts(self) -> Tensor:  # type: ignore[override]
-        return self.lengths.cumsum(0) - self.lengths
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return TokenList(self.items[index], self.lengths[index].contiguous(), self.max_length, self.like)
-        return self.items[index]
-
-    @property
-    def rows(self) -> int:
-        return int(self.lengths.sum())
-
-    @property
-    def dim(self) -> int:
-        return self.like.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.like.device
-
-
-def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> tuple[PackedTokens, bool]:
-    """Lower any accepted layout to PackedTokens; with ``join=False`` a list may become a :class:`TokenList`.
-
-    Returns
-    -------
-    batch, skip_zero
-        The batch; and whether rows of zeros in it are padding, as they are in a padded tensor without a mask.
-    """
-    if isinstance(value, PackedTokens):
-        if mask is not None:
-            msg = f"{name}_mask cannot go with a PackedTokens, which has no padding: leave the rows out instead"
-            raise ValueError(msg)
-        return value, False
-    if isinstance(value, (list, tuple)):
-        if mask is not None:
-            return _mask_list(value, mask, name), False
-        return (PackedTokens.from_list(value) if join else _lower_list(value)), False
-    if isinstance(value, Tensor) and value.is_nested:
-        if mask is not None:
-            msg = f"{name}_mask cannot go with a nested tensor, which has no padding"
-            raise ValueError(msg)
-        return PackedTokens.from_nested(value), False
-    tokens = float_tensor(value, name)
-    if tokens.ndim == 2:
-        tokens = tokens.unsqueeze(0)
-    if tokens.ndim != 3:
-        msg = (
-            f"{name} must be a list of [length, dim], or [n, length, dim], or one [length, dim]; "
-            f"got shape {list(tokens.shape)}"
-        )
+def _checked_length(length: Any) -> int:
+    try:
+        if isinstance(length, bool):
+            raise TypeError
+        number = operator.index(length)
+    except TypeError:
+        msg = f"length must be an integer, 0 or more, or None; got {type(length).__name__}"
+        raise TypeError(msg) from None
+    if number < 0:
+        msg = f"length must be an integer, 0 or more, or None; got {number}"
         raise ValueError(msg)
-    if mask is None:
-        n, length, _ = tokens.shape
-        if tokens.is_cuda and n * length > 0 and unwatched(tokens):
-            return EqualTokens(tokens), True
-        if n > _FEW_ITEMS or not plain(tokens):
-            return PackedTokens._uniform(tokens), True
-        return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
-    keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
-    return _mask_rows(tokens, keep), False
+    return number
 
 
-def _offsets(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the starts and lengths of n items of one length that follow one another."""
-    lengths = torch.full((n,), length, dtype=torch.int64, device=device)
-    starts = torch.arange(0, n * length, length, device=device) if length else lengths
-    return starts, lengths
-
-
-@lru_cache(maxsize=64)
-def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
-    """The same on the CPU, made once: 2 of the 15 us of a small call. Not for batches that anybody could write to."""
-    with torch.inference_mode(False):
-        return _offsets(n, length, torch.device("cpu"))
-
-
-def _longest_first(lengths: Tensor) -> Tensor | None:
+def longest_first(lengths: Tensor) -> Tensor | None:
     """Return the order in which a GPU should take the items, if they are on one; does not wait for it.
 
     Its programs start in turn as others end: a long item that starts last is waited for by all.
@@ -525,31 +560,7 @@ def _longest_first(lengths: Tensor) -> Tensor | None:
     return lengths.argsort(descending=True).to(torch.int32)
 
 
-def _lower_list(items: Sequence[Any]) -> PackedTokens:
-    """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
-    # A list of our own: the caller's may change in another thread before the kernel reads it.
-    items, counts = tensors_and_counts(tuple(items))
-    if torch.compiler.is_compiling() or counts is None or not any(counts):
-        return PackedTokens.from_list(items)
-    if (torch.is_grad_enabled() and any(t.requires_grad for t in items)) or has_tangent(*items):
-        return PackedTokens.from_list(items)
-    lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
-    return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
-
-
-def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
-    """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
-    packed = PackedTokens.from_list(items)
-    keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
-    real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
-    keep = keep & real
-    lengths = keep.sum(1)
-    starts = lengths.cumsum(0) - lengths
-    tokens = packed.tokens[keep[real]]
-    return PackedTokens(tokens, starts, lengths, _trusted=(packed.max_length, _longest_first(lengths)))
-
-
-def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
+def mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
     """Lower ``tokens [n, length, dim]`` with ``keep [n, length]`` bool.
 
     The kept rows of most masks are one run (padding on the right or on the left), which needs no copy. To know, the

@@ -17,7 +17,9 @@ ROWS = [
         *("reference", "_arrays", "_checks", "_forks", "_observers", "_warnings"),
         *("_backends.problem", "_backends.triton_tiles"),
     },
+    {"_items", "_spans"},
     {"packed"},
+    {"_lowering"},
     {
         "_backends.torch_",
         "_backends.cpu",

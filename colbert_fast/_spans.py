@@ -1,0 +1,90 @@
+"""Spans: item i of a batch is the rows from ``starts[i]`` on, ``lengths[i]`` of them. Which rows these are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Rows, the items in them, and a bound on the items' lengths."""
+
+    tokens: Tensor
+    scales: Tensor | None
+    starts: Tensor
+    lengths: Tensor
+    max_length: int
+
+    def of(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Copy the rows of these numbers, with their scales."""
+        scales = None if self.scales is None else self.scales.index_select(0, numbers)
+        return self.tokens.index_select(0, numbers), scales
+
+
+def consecutive(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the starts and lengths of n items of one length that follow one another."""
+    lengths = torch.full((n,), length, dtype=torch.int64, device=device)
+    starts = torch.arange(0, n * length, length, device=device) if length else lengths
+    return starts, lengths
+
+
+def own_rows(batch: Rows) -> Rows:
+    """Leave out rows of no item: view the rows from the first item to the last, or copy each item if that is less.
+
+    Asks the device of the batch how many rows there are, and waits for it.
+    """
+    tokens, scales, starts, lengths, _ = batch
+    total = int(lengths.sum())
+    if total == 0:
+        return Rows(tokens[:0], None if scales is None else scales[:0], torch.zeros_like(starts), lengths, 0)
+    longest = int(lengths.max())
+    some = lengths > 0
+    # An item without rows may lie anywhere.
+    first = int(torch.where(some, starts, len(tokens)).min())
+    last = int(torch.where(some, starts + lengths, 0).max())
+    if last - first <= total:
+        moved = torch.where(some, starts - first, 0)
+        return Rows(tokens[first:last], None if scales is None else scales[first:last], moved, lengths, longest)
+    moved = lengths.cumsum(0) - lengths
+    numbers = torch.arange(total, device=tokens.device) + (starts - moved).repeat_interleave(lengths, output_size=total)
+    return Rows(*batch.of(numbers), moved, lengths, longest)
+
+
+def few_rows(batch: Rows) -> Rows:
+    """Leave out rows of no item without asking the device of the batch: each item takes ``max_length`` rows.
+
+    What lies behind the rows of an item belongs to no item. A batch that has no more rows than this is returned as it
+    is.
+    """
+    n, rows = len(batch.lengths), len(batch.tokens)
+    if n * batch.max_length >= rows:
+        return batch
+    numbers = _row_numbers(batch, batch.max_length).flatten()
+    starts, _ = consecutive(n, batch.max_length, batch.tokens.device)
+    return Rows(*batch.of(numbers), starts, batch.lengths, batch.max_length)
+
+
+def padded(batch: Rows, length: int) -> tuple[Tensor, Tensor]:
+    """Return the items as ``[n, length, dim]``, with rows of zeros behind each item, and where its rows are.
+
+    int8 rows become what they stand for, in float32. ``length`` is that of the longest item, or more. Does not wait.
+    """
+    mask = torch.arange(length, device=batch.lengths.device) < batch.lengths.unsqueeze(1)
+    if len(batch.tokens) == 0:
+        # There is no row to copy. The graph of autograd still leads to the tokens.
+        one = torch.nn.functional.pad(batch.tokens, (0, 0, 0, 1))
+        scales = None if batch.scales is None else torch.nn.functional.pad(batch.scales, (0, 1))
+        batch = batch._replace(tokens=one, scales=scales)
+    rows, scales = batch.of(_row_numbers(batch, length).flatten())
+    if scales is not None:
+        rows = rows * scales.unsqueeze(1)
+    rows = rows.view(*mask.shape, rows.shape[1])
+    return rows.masked_fill_(mask.logical_not().unsqueeze(2), 0), mask
+
+
+def _row_numbers(batch: Rows, length: int) -> Tensor:
+    """Number ``length`` rows from the start of each item: ``[n, length]``, each number that of a row that is there."""
+    position = torch.arange(length, device=batch.starts.device)
+    return (batch.starts.unsqueeze(1) + position).clamp(0, len(batch.tokens) - 1)
