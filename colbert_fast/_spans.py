@@ -34,22 +34,32 @@ def own_rows(batch: Rows) -> Rows:
     """Leave out rows of no item: view the rows from the first item to the last, or copy each item if that is less.
 
     Asks the device of the batch how many rows there are, and waits for it.
+
+    Raises
+    ------
+    ValueError
+        An item outside of the rows.
     """
     tokens, scales, starts, lengths, _ = batch
-    total = int(lengths.sum())
-    if total == 0:
-        return Rows(tokens[:0], None if scales is None else scales[:0], torch.zeros_like(starts), lengths, 0)
-    longest = int(lengths.max())
+    # Copies that nobody else writes to between the check and the use.
+    starts, lengths = starts.clone(), lengths.clone()
+    if len(lengths) == 0:
+        return Rows(tokens[:0], None if scales is None else scales[:0], starts, lengths, 0)
     some = lengths > 0
+    ends = torch.where(some, starts + lengths, 0)
     # An item without rows may lie anywhere.
-    first = int(torch.where(some, starts, len(tokens)).min())
-    last = int(torch.where(some, starts + lengths, 0).max())
+    bounds = (torch.where(some, starts, len(tokens)).min(), torch.where(some, starts, 0).max(), ends.max())
+    numbers = torch.stack([lengths.min(), lengths.max(), lengths.sum(), *bounds]).tolist()
+    shortest, longest, total, first, last_start, last = numbers
+    if shortest < 0 or first < 0 or max(longest, last_start, last) > len(tokens):
+        msg = "an item lies outside of the rows: somebody wrote to starts or lengths"
+        raise ValueError(msg)
     if last - first <= total:
         moved = torch.where(some, starts - first, 0)
         return Rows(tokens[first:last], None if scales is None else scales[first:last], moved, lengths, longest)
     moved = lengths.cumsum(0) - lengths
-    numbers = torch.arange(total, device=tokens.device) + (starts - moved).repeat_interleave(lengths, output_size=total)
-    return Rows(*batch.of(numbers), moved, lengths, longest)
+    shift = (starts - moved).repeat_interleave(lengths, output_size=total)
+    return Rows(*batch.of(torch.arange(total, device=tokens.device) + shift), moved, lengths, longest)
 
 
 def few_rows(batch: Rows) -> Rows:

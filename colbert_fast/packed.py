@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -108,6 +109,8 @@ class PackedTokens:
             for t in (starts, lengths)
         )
         total = tokens.shape[0]
+        if tokens.is_meta:  # there are no numbers to check
+            return starts, lengths, scales, (total if len(lengths) else 0, None)
         shortest = longest = 0
         if len(lengths):
             outside = (starts < 0) | (lengths < 0) | (lengths > total) | (starts > total - lengths)
@@ -406,11 +409,17 @@ class PackedTokens:
             msg = f"tokens must be [{self.rows}, dim] on {self.device}; got {got}"
             raise ValueError(msg)
         scales = checked_scales(scales, tokens)
-        return PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
+        same = PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
+        same._part = self._part
+        return same
 
     @safe_after_fork
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PackedTokens:
-        """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`."""
+        """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`.
+
+        Items that were cut from a larger batch take their own rows along, not its others. On another device than the
+        CPU, which would have to be waited for, each of them takes ``max_length`` rows, unless all rows are fewer.
+        """
         device = self.device if device is None else torch.device(device)
         if device == self.device and dtype in (None, self.dtype):
             return self
@@ -418,19 +427,21 @@ class PackedTokens:
             hint = '; quantize("int8") makes int8' if dtype == torch.int8 else ""
             msg = f"dtype must be floating point; got {dtype}{hint}"
             raise TypeError(msg)
-        scales = self.scales
-        tokens = self.tokens
+        own = self._own(wait="cpu" in (self.device.type, device.type))
+        tokens, scales, order = own.tokens, own.scales, own._order
         if scales is not None and dtype not in (None, self.dtype):
             wide = scales.double() if dtype == torch.float64 else scales
             tokens, scales = tokens * wide.unsqueeze(1), None
         tokens = tokens.to(device=device, dtype=dtype)
         scales = None if scales is None else scales.to(device)
-        starts, lengths, order = self.starts.to(device), self.lengths.to(device), self._order
+        starts, lengths = own.starts.to(device), own.lengths.to(device)
         if order is not None:
             order = order.to(device)
-        elif self.lengths.is_cpu and len(self) and int(self.lengths.min()) < self.max_length:
+        elif own.lengths.is_cpu and len(own) and int(own.lengths.min()) < own.max_length:
             order = longest_first(lengths)
-        return PackedTokens(tokens, starts, lengths, scales, _trusted=(self.max_length, order))
+        moved = PackedTokens(tokens, starts, lengths, scales, _trusted=(own.max_length, order))
+        moved._part = own._part
+        return moved
 
     @safe_after_fork
     def quantize(self, dtype: Literal["int8"] = "int8") -> PackedTokens:
@@ -462,7 +473,8 @@ class PackedTokens:
             raise ValueError(msg)
         if self.scales is not None:
             return self
-        rows = self.tokens.detach()
+        own = self._own(wait=True)
+        rows = own.tokens.detach()
         tokens = torch.zeros(rows.shape, dtype=torch.int8, device=rows.device)
         scales = torch.zeros(rows.shape[0], device=rows.device, dtype=torch.float32)
         step = max(1, _CHUNK_ELEMENTS // max(1, self.dim))
@@ -475,9 +487,9 @@ class PackedTokens:
             tokens[i : i + step] = levels.to(torch.int8)
         bad = ~scales.isfinite()
         if bool(bad.any()):
-            self._check_unused(bad)
+            own._check_unused(bad)
             scales[bad], tokens[bad] = 0, 0
-        return PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
+        return PackedTokens(tokens, own.starts, own.lengths, scales, _trusted=(own.max_length, own._order))
 
     def _check_unused(self, bad: Tensor) -> None:
         """Raise if an item has one of the rows ``bad [total]``."""
@@ -487,6 +499,57 @@ class PackedTokens:
             i = int(hit.int().argmax())
             msg = f"int8 cannot hold a NaN or an infinity, nor what float32 cannot; item {i} has one"
             raise ValueError(msg)
+
+    @safe_after_fork
+    def __copy__(self) -> PackedTokens:
+        """Share the rows; items that were cut from a larger batch may copy theirs, and let go of the others."""
+        own = self._own(wait=self.device.type == "cpu")
+        same = PackedTokens(own.tokens, own.starts, own.lengths, own.scales, _trusted=(own.max_length, own._order))
+        same._part = own._part
+        return same
+
+    @safe_after_fork
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedTokens:
+        if not self.tokens.is_leaf:
+            copy.deepcopy(self.tokens, memo)  # torch refuses, and says so
+        own = self._alone()
+        fields: list[Any] = []
+        for field, mine in zip(own._fields(), self._fields(), strict=True):
+            if field is mine:
+                field = copy.deepcopy(field, memo)
+            elif self._part and field is not None:
+                field = field.detach().clone().requires_grad_(field.requires_grad)
+            fields.append(field)
+        order = None if own._order is None else own._order.clone()
+        result = PackedTokens(*fields, _trusted=(own.max_length, order))
+        result._part = own._part
+        return result
+
+    @safe_after_fork
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whoever loads this checks what the file says: no number in it becomes an address unchecked.
+        return PackedTokens, self._alone()._fields()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what a pickle says that was not made by ``__reduce__``."""
+        PackedTokens.__init__(self, *(state[name] for name in ("_tokens", "_starts", "_lengths", "_scales")))
+
+    def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        return self.tokens, self.starts, self.lengths, self.scales
+
+    def _alone(self) -> PackedTokens:
+        """Own rows in memory that holds nothing else: torch saves, shares and copies all of a tensor's memory."""
+        leaf = self.tokens.is_leaf
+        # A leaf of autograd's graph remains one.
+        with torch.inference_mode(False), torch.set_grad_enabled(not leaf):
+            own = self._own(wait=True)
+            tokens, *rest = (None if field is None else _alone(field) for field in own._fields())
+            assert tokens is not None
+            if leaf and tokens is not self.tokens:
+                tokens.requires_grad_(self.tokens.requires_grad)
+        alone = PackedTokens(tokens, *rest, _trusted=(own.max_length, own._order))  # type: ignore[arg-type]
+        alone._part = own._part
+        return alone
 
     @property
     def rows(self) -> int:
@@ -579,5 +642,28 @@ def mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
     return PackedTokens(moved.flatten(0, 1), starts, counts, _trusted=(length, None))
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its memory holds more than it."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return tensor
+    if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def _describe(value: object) -> str:
     return f"{value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _let_torch_load() -> None:
+    """Let ``torch.load(weights_only=True)`` make such batches: their constructor and ``__setstate__`` check all."""
+    known = torch.serialization.get_safe_globals()
+    # One of an earlier import of this module, whose name torch would look up too.
+    stale = [some for some in known if getattr(some, "__module__", None) == __name__]
+    if stale:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals([some for some in known if some not in stale])
+    torch.serialization.add_safe_globals([PackedTokens])
+
+
+_let_torch_load()
