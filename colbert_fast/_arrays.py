@@ -68,9 +68,10 @@ def bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str) 
     """Return ``mask`` as bool ``[n, length]`` on ``device``."""
     if isinstance(mask, (list, tuple)):
         parts = [tensor_of(part, f"{name}[{i}]") for i, part in enumerate(mask)]
-        if any(part.ndim != 1 for part in parts):
-            msg = f"{name} as a list must hold one 1-D mask per item"
-            raise ValueError(msg)
+        for i, part in enumerate(parts):
+            if part.ndim != 1:
+                msg = f"{name} as a list must hold one 1-D mask per item; got {name}[{i}] of shape {list(part.shape)}"
+                raise ValueError(msg)
         tensor = (
             torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) if parts else torch.zeros(0, length, device="cpu")
         )
@@ -87,11 +88,14 @@ def bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str) 
     return (tensor != 0).to(device).expand(n, length)
 
 
-def tensors_and_counts(items: Sequence[Any]) -> tuple[Sequence[Tensor], list[int] | None]:
-    """Return the items as tensors; and the length of each, if nothing needs to be said or done about any of them."""
+def tensors_and_counts(items: Sequence[Any], name: str) -> tuple[Sequence[Tensor], list[int] | None]:
+    """Return the items as tensors; and the length of each, if nothing needs to be said or done about any of them.
+
+    ``name`` is what the caller calls the list.
+    """
     counts = _counts_if_alike(items)
     if counts is None:
-        items = [float_tensor(item, f"items[{i}]") for i, item in enumerate(items)]
+        items = [float_tensor(item, f"{name}[{i}]") for i, item in enumerate(items)]
         counts = _counts_if_alike(items)
     return items, counts
 
@@ -106,7 +110,7 @@ def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
     return _C.row_counts(tuple(items), Tensor, torch.strided)
 
 
-def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
+def alike(tensors: Sequence[Tensor], name: str) -> list[Tensor]:
     """Give items without tokens the dim and dtype of the others, which must agree."""
     # An item without tokens need not say what dim it has not got.
     first = ([t for t in tensors if t.numel()] or tensors)[0]
@@ -116,16 +120,16 @@ def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
         if t.numel() == 0 and t.ndim in (1, 2):
             t = t.reshape(0, dim).to(first.dtype)
         elif t.ndim != 2:
-            msg = f"items[{i}] must be [length, dim]; got shape {list(t.shape)}"
+            msg = f"{name}[{i}] must be [length, dim]; got shape {list(t.shape)}"
             raise ValueError(msg)
         elif t.shape[1] != dim:
-            msg = f"all items need the same dim; got items[{i}] [*, {t.shape[1]}] beside [*, {dim}]"
+            msg = f"all items need the same dim; got {name}[{i}] [*, {t.shape[1]}] beside [*, {dim}]"
             raise ValueError(msg)
         if t.numel() and t.dtype != first.dtype:
-            msg = f"all items need the same dtype; got items[{i}] {t.dtype} beside {first.dtype}"
+            msg = f"all items need the same dtype; got {name}[{i}] {t.dtype} beside {first.dtype}"
             raise TypeError(msg)
         if t.device != first.device:
-            msg = f"all items need the same device; got items[{i}] on {t.device} beside {first.device}"
+            msg = f"all items need the same device; got {name}[{i}] on {t.device} beside {first.device}"
             raise ValueError(msg)
         result.append(t)
     return result

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import operator
+import os
 from typing import Any
 
 
 def positive_int(value: Any, name: str) -> int:
-    """Return ``value``, or raise TypeError unless it is an int, ValueError unless it is 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be an int; got {value!r}"
-        raise TypeError(msg)
-    if value < 1:
-        msg = f"{name} must be 1 or more; got {value}"
+    """Return ``value`` as a Python int: also that of a numpy integer, or of a tensor with a single integer.
+
+    Raises TypeError unless it is an integer, and a bool is none; ValueError unless it is 1 or more.
+    """
+    number = value if type(value) is int else _integer(value, name)
+    if number < 1:
+        msg = f"{name} must be 1 or more; got {number}"
         raise ValueError(msg)
-    if value >= 2**63:
-        msg = f"{name} must be below 2**63; got {value}"
+    if number >= 2**63:
+        msg = f"{name} must be below 2**63; got {number}"
         raise ValueError(msg)
-    return value
+    return number
+
+
+def _integer(value: Any, name: str) -> int:
+    # The dtype of an array or a tensor: torch takes one of bool for an index.
+    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+    try:
+        if not is_bool:
+            return operator.index(value)
+    except (TypeError, RuntimeError):  # a tensor of floats, of several numbers, or without memory
+        pass
+    msg = f"{name} must be an int; got {value!r}"
+    raise TypeError(msg) from None
+
+
+def environment(name: str) -> str | None:
+    """Return what an environment variable says, or None if it is not set or blank."""
+    return (os.environ.get(name) or "").strip() or None
 
 
 def release(version: str) -> list[int]:

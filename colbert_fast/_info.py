@@ -13,6 +13,7 @@ import torch
 import colbert_fast as cf
 from colbert_fast import bench
 from colbert_fast._backends import named, why_not
+from colbert_fast._checks import environment
 from colbert_fast._extension import MISSING
 
 _PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "numpy")
@@ -29,9 +30,9 @@ def facts() -> dict[str, Any]:
         installed. ``python``, ``platform``, ``cpu``: words. ``extension``: ``file`` of the C++ extension, or null and
         in ``missing`` why. ``threads``: ``number`` of the CPU backends, and what the ``variable``
         COLBERT_FAST_NUM_THREADS says, or null. ``override``: the ``variable`` COLBERT_FAST_BACKEND, or null, and the
-        ``backend`` that it chooses. ``problems``: what is wrong with either variable; empty where all is well.
-        ``backends``, best first: ``name``; ``unsupported``, null or the reason why it cannot run here; ``device``,
-        null for any; ``dtypes``; ``int8`` whether it takes int8 documents.
+        ``backend`` that it chooses. A variable that is blank is as if it were not set. ``problems``: what is wrong
+        with either variable; empty where all is well. ``backends``, best first: ``name``; ``unsupported``, null or the
+        reason why it cannot run here; ``device``, null for any; ``dtypes``; ``int8`` whether it takes int8 documents.
     """
     problems: list[str] = []
     threads = _threads(problems)
@@ -104,12 +105,12 @@ def _threads(problems: list[str]) -> dict[str, Any]:
         number = cf.get_num_threads()
     except ValueError as error:
         problems.append(str(error))
-    return {"number": number, "variable": os.environ.get("COLBERT_FAST_NUM_THREADS")}
+    return {"number": number, "variable": environment("COLBERT_FAST_NUM_THREADS")}
 
 
 def _override(problems: list[str]) -> dict[str, Any]:
     """Which backend the variable makes all calls take, on its own device."""
-    variable = os.environ.get("COLBERT_FAST_BACKEND") or None
+    variable = environment("COLBERT_FAST_BACKEND")
     override: dict[str, Any] = {"variable": variable, "backend": None}
     if variable is None:
         return override

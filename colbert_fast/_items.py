@@ -57,8 +57,8 @@ def _of_list(index: list[Any], n: int) -> Tensor:
 
 
 def _as_int(value: Any, name: str) -> int:
-    its_dtype = getattr(value, "dtype", None)
-    if not isinstance(value, (bool, np.bool_)) and its_dtype not in (torch.bool, np.bool_):
+    # torch and numpy take a single bool of theirs for an integer.
+    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) not in ("bool", "torch.bool"):
         try:
             return operator.index(value)
         except TypeError:

@@ -114,7 +114,7 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
     if isinstance(value, (list, tuple)):
         if mask is not None:
             return _mask_list(value, mask, name), False
-        return (PackedTokens.from_list(value) if join else _lower_list(value)), False
+        return (PackedTokens._joined(value, name) if join else _lower_list(value, name)), False
     if isinstance(value, Tensor) and value.is_nested:
         if mask is not None:
             msg = f"{name}_mask cannot go with a nested tensor, which has no padding"
@@ -147,21 +147,21 @@ def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
         return consecutive(n, length, torch.device("cpu"))
 
 
-def _lower_list(items: Sequence[Any]) -> PackedTokens:
+def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
     """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
     # A list of our own: the caller's may change in another thread before the kernel reads it.
-    items, counts = tensors_and_counts(tuple(items))
+    items, counts = tensors_and_counts(tuple(items), name)
     if torch.compiler.is_compiling() or counts is None or not any(counts):
-        return PackedTokens.from_list(items)
+        return PackedTokens._joined(items, name)
     if (torch.is_grad_enabled() and any(t.requires_grad for t in items)) or has_tangent(*items):
-        return PackedTokens.from_list(items)
+        return PackedTokens._joined(items, name)
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
     return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
 
 
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
-    packed = PackedTokens.from_list(items)
+    packed = PackedTokens._joined(items, name)
     keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
     real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
     keep = keep & real

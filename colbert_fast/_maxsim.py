@@ -11,7 +11,16 @@ from torch import Tensor
 from colbert_fast._arrays import Mask, aligned
 from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._scoring import CHUNK_ELEMENTS, as_integers, check_range, checked_sides, score
+from colbert_fast._scoring import (
+    CHUNK_ELEMENTS,
+    Pad,
+    as_integers,
+    check_range,
+    checked_sides,
+    number_of,
+    score,
+    token_counts,
+)
 from colbert_fast.packed import PackedTokens, Tokens
 
 
@@ -25,6 +34,7 @@ def maxsim(
     length_normalize: bool = False,
     device: torch.device | str | None = None,
     *,
+    pad: Pad = "skip",
     backend: str | None = None,
 ) -> Tensor:
     """Score every query against every document.
@@ -50,9 +60,15 @@ def maxsim(
         Bound on the elements of an intermediate, where a backend has any, and of the documents that
         are moved to ``device`` at a time. Default 2**24.
     length_normalize
-        Divide by the number of the query's tokens (MeanMaxSim).
+        Divide by the number of the query's tokens, or by 1 if it has none (MeanMaxSim): scores of unit vectors then
+        lie between -1 and 1. Rows of zeros of a padded ``a`` without a mask are no tokens.
     device
         Where to score; the documents are moved there in pieces. Default: where the documents are.
+    pad
+        What rows of zeros are in a padded ``b`` without a mask. ``"skip"``: padding, which never scores, as in
+        sentence-transformers. ``"zero"``: tokens, so that a document with such a row scores at least 0 for each query
+        token, as in neural-cherche, PyLate and colpali-engine. Every row of a list or of :class:`PackedTokens` is a
+        token either way; in a padded ``a`` a row of zeros adds 0 to the sum either way.
     backend
         A name of :func:`backends`, or the part before its colon. Default: the best that can run.
 
@@ -68,7 +84,7 @@ def maxsim(
     TypeError
         An input of an unknown kind, or inputs of different dtypes.
     ValueError
-        Shapes that do not fit, or an unknown backend.
+        Shapes that do not fit, an unknown backend or ``pad``, or ``pad="zero"`` beside ``b_mask``.
     NotImplementedError
         The backend cannot run; the message says why.
 
@@ -79,7 +95,7 @@ def maxsim(
     (sum over dimensions of ``|products|`` with the winning document token), as for every float32 library.
     Deterministic: the same inputs give the same bits on any number of threads.
     """
-    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask)
+    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
     target = _resolved(device, home)
     q = q.to(target)
@@ -90,7 +106,7 @@ def maxsim(
         moved = (score(q, part.to(target), None, skip_zero, chunk_elements, backend).to(home) for part in parts)
         scores = torch.cat(list(moved), dim=1)
     if length_normalize:
-        scores = scores / _token_counts(q, skip_zero[0]).to(scores.device).unsqueeze(1)
+        scores = scores / token_counts(q, skip_zero[0]).to(scores.device).unsqueeze(1)
     return scores
 
 
@@ -104,6 +120,7 @@ def maxsim_pairwise(
     length_normalize: bool = False,
     device: torch.device | str | None = None,
     *,
+    pad: Pad = "skip",
     backend: str | None = None,
 ) -> Tensor:
     """Score query i against document i: ``scores[i] = sum_s max_t <a[i][s], b[i][t]>``.
@@ -120,24 +137,38 @@ def maxsim_pairwise(
     ------
     ValueError
         Also if ``a`` and ``b`` do not hold equally many items.
+
+    Notes
+    -----
+    With ``pad="zero"`` this is the score of the padded embeddings that ``models.ColBERT.encode`` returns, as its
+    ``scores`` computes it.
     """
-    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask)
-    if len(q) != len(d):
-        msg = f"a and b must hold the same number of items to be scored in pairs; got {len(q)} and {len(d)}"
+    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad)
+    count = number_of(q)
+    if count != number_of(d):
+        msg = f"a and b must hold the same number of items to be scored in pairs; got {count} and {number_of(d)}"
         raise ValueError(msg)
     target = _resolved(device, home)
     q, d = q.to(target), d.to(target)
-    number = torch.arange(len(q), device=target)
+    number = torch.arange(count, device=target)
     pairs = torch.stack([number, number], dim=1)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
     scores = score(q, d, pairs, skip_zero, chunk_elements, backend).to(home)
     if length_normalize:
-        scores = scores / _token_counts(q, skip_zero[0]).to(scores.device)
+        scores = scores / token_counts(q, skip_zero[0]).to(scores.device)
     return scores
 
 
 @safe_after_fork
-def maxsim_pairs(a: Tokens, b: Tokens, pairs: Tensor | Sequence[Any], *, backend: str | None = None) -> Tensor:
+def maxsim_pairs(
+    a: Tokens,
+    b: Tokens,
+    pairs: Tensor | Sequence[Any],
+    *,
+    length_normalize: bool = False,
+    pad: Pad = "skip",
+    backend: str | None = None,
+) -> Tensor:
     """Score any list of (query, document) pairs: candidates to rerank, distillation groups, hard negatives.
 
     ``scores[k] = sum_s max_t <a[i][s], b[j][t]>`` with ``(i, j) = pairs[k]``.
@@ -151,7 +182,7 @@ def maxsim_pairs(a: Tokens, b: Tokens, pairs: Tensor | Sequence[Any], *, backend
     pairs
         ``[p, 2]`` integers: the number of a query and of a document. In any order; repetition is allowed. Checking
         those on a GPU waits for it once, except under ``torch.compile``, and so does copying others to it.
-    backend
+    length_normalize, pad, backend
         As in :func:`maxsim`.
 
     Returns
@@ -166,10 +197,13 @@ def maxsim_pairs(a: Tokens, b: Tokens, pairs: Tensor | Sequence[Any], *, backend
     ValueError
         Also if ``pairs`` is not ``[p, 2]``, or names a query or document that is not there.
     """
-    q, d, skip_zero, home = checked_sides(a, b)
+    q, d, skip_zero, home = checked_sides(a, b, pad=pad)
     q, d = q.to(home), d.to(home)
-    checked = _checked_pairs(pairs, len(q), len(d)).to(home)
-    return score(q, d, checked, skip_zero, CHUNK_ELEMENTS, backend)
+    checked = _checked_pairs(pairs, number_of(q), number_of(d)).to(home)
+    scores = score(q, d, checked, skip_zero, CHUNK_ELEMENTS, backend)
+    if length_normalize:
+        scores = scores / token_counts(q, skip_zero[0])[checked[:, 0]]
+    return scores
 
 
 def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
@@ -186,15 +220,6 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
         longest = max(lengths[first:i], default=0)
         yield PackedTokens(d.tokens[low:high], starts - low, counts, scales, _trusted=(longest, None))
         first, rows = i, length
-
-
-def _token_counts(q: PackedTokens, skip_zero: bool) -> Tensor:
-    """Tokens of each query, at least 1: ``[A]`` int64."""
-    if not skip_zero:
-        return q.lengths.clamp(min=1)
-    # Only a padded tensor skips zero rows, and all of its items are equally long.
-    real = q.tokens.detach().ne(0).any(1).view(len(q), q.max_length)
-    return real.sum(1).clamp(min=1)
 
 
 def _resolved(device: torch.device | str | None, home: torch.device) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,20 +18,26 @@ from colbert_fast.packed import PackedTokens, Tokens
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
+# What rows of zeros are in padded documents without a mask: padding, or tokens whose product 0 enters the maximum.
+Pad: TypeAlias = Literal["skip", "zero"]
+PADS = ("skip", "zero")
 
 
 def checked_sides(
-    a: Tokens, b: Tokens, a_mask: Mask | None = None, b_mask: Mask | None = None
+    a: Tokens, b: Tokens, a_mask: Mask | None = None, b_mask: Mask | None = None, pad: str = "skip"
 ) -> tuple[PackedTokens, PackedTokens, tuple[bool, bool], torch.device]:
-    """Lower both sides and raise unless they fit.
+    """Lower both sides and raise unless they fit, and unless ``pad`` is one of PADS.
 
     Returns
     -------
     q, d, skip_zero, home
         Queries; documents; whether rows of zeros are padding in either; the device that the scores belong on.
     """
+    if pad != "skip":
+        _check_pad(pad, b_mask)
     q, skip_zero_q = lower(a, a_mask, "a")
     d, skip_zero_d = lower(b, b_mask, "b", join=False)
+    skip_zero_d = skip_zero_d and pad == "skip"
     home = _home(b, q, d)
     # A side without a single row has no dim or dtype of its own, and fits any other.
     # What it is given here is made of its own, so that it has a gradient, though an empty one.
@@ -49,6 +55,29 @@ def checked_sides(
         msg = f"a and b need the same dtype; got a {q.dtype} and b {d.dtype}"
         raise TypeError(msg)
     return q, d, (skip_zero_q, skip_zero_d), home
+
+
+def _check_pad(pad: Any, b_mask: Mask | None) -> None:
+    if not isinstance(pad, str) or pad not in PADS:
+        msg = f'pad must be "skip" or "zero"; got {pad!r}'
+        raise ValueError(msg)
+    if b_mask is not None:
+        msg = 'b_mask cannot go with pad="zero", for which rows of zeros are tokens: leave the mask out'
+        raise ValueError(msg)
+
+
+def number_of(side: PackedTokens) -> int:
+    """Return the number of items: len() makes a constant of one that torch.export leaves open."""
+    return side.lengths.shape[0] if torch.compiler.is_compiling() else len(side)
+
+
+def token_counts(q: PackedTokens, skip_zero: bool) -> Tensor:
+    """Return the number of tokens of each query, at least 1: ``[A]`` int64."""
+    if not skip_zero:
+        return q.lengths.clamp(min=1)
+    # Only a padded tensor skips zero rows, and all of its items are equally long.
+    real = q.tokens.detach().ne(0).any(1).view(number_of(q), q.max_length)
+    return real.sum(1).clamp(min=1)
 
 
 def _home(b: Tokens, q: PackedTokens, d: PackedTokens) -> torch.device:
@@ -138,5 +167,7 @@ def check_range(numbers: Tensor, counts: dict[str, int], name: str) -> None:
     lows, highs = torch.stack(torch.aminmax(numbers, dim=0)).tolist()
     for low, high, (what, count) in zip(lows, highs, counts.items(), strict=True):
         if low < 0 or high >= count:
-            msg = f"{name} must number {what} from 0 to {count - 1}; got numbers from {low} to {high}"
+            allowed = f"from 0 to {count - 1}" if count else "but there are none"
+            got = f"numbers from {low} to {high}" if low < high else f"the number {low}"
+            msg = f"{name} must number {what} {allowed}; got {got}"
             raise ValueError(msg)

@@ -13,12 +13,18 @@ from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._scoring import (
     CHUNK_ELEMENTS,
+    Pad,
     as_integers,
     check_range,
     checked_sides,
+    number_of,
     score,
+    token_counts,
 )
 from colbert_fast.packed import PackedTokens, Tokens
+
+# Columns of the result that are there whether there are documents for them or not, if as many were asked for.
+_ALWAYS_FILLED = 1024
 
 
 @safe_after_fork
@@ -28,6 +34,8 @@ def topk(
     k: int,
     *,
     candidates: Tensor | Sequence[Any] | None = None,
+    length_normalize: bool = False,
+    pad: Pad = "skip",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the k best documents of every query, exactly, without the whole score matrix in memory.
@@ -39,14 +47,14 @@ def topk(
     b
         Documents, likewise.
     k
-        How many, 1 or more.
+        How many, 1 or more: an int, or an integer of numpy or of a tensor.
     candidates
         The documents to consider: integers ``[A, c]``, or a list with one sequence of document numbers
         per query, of any lengths. Default: all. With documents on a GPU, a matrix on the same GPU waits for it once,
         to be checked before a kernel reads what it names; a matrix or a list in CPU memory is checked there and waits
         for its copy; a list of tensors on a GPU waits for each. Under ``torch.compile`` a matrix is not checked for
         a GPU. Without candidates nothing waits.
-    backend
+    length_normalize, pad, backend
         As in :func:`maxsim`.
 
     Returns
@@ -54,36 +62,42 @@ def topk(
     scores, numbers : torch.Tensor
         Scores ``[A, k]`` and document numbers int64 ``[A, k]``, best first, on the device of the documents. Equal
         scores keep the order of the documents (of the candidates); NaN comes first, as in ``torch.sort``. Where a
-        query has fewer than k documents the score is -inf and the number -1. Not differentiable.
+        query has fewer than k documents the score is -inf and the number -1. Of a k beyond 1024 there are no more
+        columns than documents (than candidates of one query), but 1024 at least. Not differentiable.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
         As :func:`maxsim`; and ValueError for a bad ``k`` or candidate.
     """
-    positive_int(k, "k")
-    q, d, skip_zero, home = checked_sides(a, b)
+    k = positive_int(k, "k")
+    q, d, skip_zero, home = checked_sides(a, b, pad=pad)
     q, d = q.to(home), d.to(home)
     with torch.no_grad():
         if candidates is None:
             scores, numbers = _best_of_all(q, d, skip_zero, k, backend)
         else:
             scores, numbers = _best_of_candidates(q, d, skip_zero, k, candidates, backend)
-    missing = k - scores.shape[1]
-    pad = torch.nn.functional.pad
-    return pad(scores, (0, missing), value=float("-inf")), pad(numbers, (0, missing), value=-1)
+        if length_normalize:
+            scores = scores / token_counts(q, skip_zero[0]).unsqueeze(1)
+    # Of a small k as many columns as were asked for, whatever there is; of a large one as many as can be filled.
+    columns = k if k <= _ALWAYS_FILLED else min(k, max(scores.shape[1], _ALWAYS_FILLED))
+    missing = (0, columns - scores.shape[1])
+    filled = torch.nn.functional.pad
+    return filled(scores, missing, value=float("-inf")), filled(numbers, missing, value=-1)
 
 
 def _best_of_all(
     q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """At most k columns. Documents are scored in runs, each merged with the best so far."""
-    at_once = max(k, CHUNK_ELEMENTS // max(1, len(q)))
+    at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
+    if number_of(d) <= at_once:
+        return _sorted(score(q, d, None, skip_zero, CHUNK_ELEMENTS, backend), k)
     scores = score(q, d[:0], None, skip_zero, CHUNK_ELEMENTS, backend)
     numbers = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     for start in range(0, len(d), at_once):
-        run = d if len(d) <= at_once else d[start : start + at_once]
-        part = score(q, run, None, skip_zero, CHUNK_ELEMENTS, backend)
+        part = score(q, d[start : start + at_once], None, skip_zero, CHUNK_ELEMENTS, backend)
         part_numbers = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape)
         scores, order = _sorted(torch.cat([scores, part], dim=1), k)
         numbers = torch.cat([numbers, part_numbers], dim=1).gather(1, order)
@@ -99,11 +113,12 @@ def _best_of_candidates(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """At most k columns; a query with fewer candidates than another has -inf and -1 in its last ones."""
-    numbers, place, width = _placed(candidates, len(q), len(d), d.device)
+    nq = number_of(q)
+    numbers, place, width = _placed(candidates, nq, number_of(d), d.device)
     row = place // max(1, width)
     found = score(q, d, torch.stack([row, numbers], dim=1), skip_zero, CHUNK_ELEMENTS, backend)
-    scores = found.new_full((len(q) * width,), float("-inf")).index_copy_(0, place, found).view(len(q), width)
-    every = numbers.new_full((len(q) * width,), -1).index_copy_(0, place, numbers).view(len(q), width)
+    scores = found.new_full((nq * width,), float("-inf")).index_copy_(0, place, found).view(nq, width)
+    every = numbers.new_full((nq * width,), -1).index_copy_(0, place, numbers).view(nq, width)
     scores, order = _sorted(scores, k)
     return scores, every.gather(1, order)
 
@@ -114,13 +129,27 @@ def _sorted(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], order[:, :k]
 
 
+def _rows_of(candidates: Any) -> int:
+    required = "candidates must be a matrix of integers, or a list of rows"
+    if isinstance(candidates, (list, tuple)):
+        return len(candidates)
+    if not isinstance(candidates, (Tensor, np.ndarray)):
+        msg = f"{required}; got {type(candidates).__name__}"
+        raise TypeError(msg)
+    if candidates.ndim == 0:
+        msg = f"{required}; got a single number"
+        raise ValueError(msg)
+    return candidates.shape[0]
+
+
 def _placed(candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """Return candidates ``[p]``; the place of each in a matrix with a row for every query, ``[p]``; and its width.
 
     The device is not asked for a number, except once by the check of candidates that are there.
     """
-    if len(candidates) != nq:
-        msg = f"candidates needs one row per query; got {len(candidates)} rows for {nq} queries"
+    given = _rows_of(candidates)
+    if given != nq:
+        msg = f"candidates needs one row per query; got {given} rows for {nq} queries"
         raise ValueError(msg)
     if isinstance(candidates, (Tensor, np.ndarray)) and candidates.ndim == 2:
         numbers = as_integers(candidates, "candidates")

@@ -165,11 +165,16 @@ class PackedTokens:
         ValueError
             An item that is not 2-D, or items of different dims or devices.
         """
-        tensors, counts = tensors_and_counts(items)
+        return cls._joined(items, "items")
+
+    @classmethod
+    def _joined(cls, items: Sequence[Any], name: str) -> PackedTokens:
+        """:meth:`from_list` of what the caller calls ``name``."""
+        tensors, counts = tensors_and_counts(items, name)
         if not tensors:
             return cls._uniform(torch.zeros(0, 0, 0, device="cpu"))
         if counts is None:
-            tensors = alike(tensors)
+            tensors = alike(tensors, name)
             counts = [t.shape[0] for t in tensors]
         tokens = torch.cat(tensors)  # type: ignore[arg-type]
         lengths = torch.tensor(counts, dtype=torch.int64, device="cpu")
@@ -315,7 +320,7 @@ class PackedTokens:
         first, like = next(((i, batch) for i, batch in numbered if batch.rows), numbered[0])
         for i, batch in numbered:
             batch._check_like(like, f"batches[{i}]", f"batches[{first}]")
-        return _joined([batch for _, batch in numbered], like)
+        return _concatenated([batch for _, batch in numbered], like)
 
     def _check_like(self, other: PackedTokens, name: str, other_name: str) -> None:
         """Raise unless both can be rows of one matrix."""
@@ -576,7 +581,7 @@ class PackedTokens:
         return f"PackedTokens({len(self)} items, {rows} rows, dim {dim}, {self.dtype}, {self.device})"
 
 
-def _joined(batches: Sequence[PackedTokens], like: PackedTokens) -> PackedTokens:
+def _concatenated(batches: Sequence[PackedTokens], like: PackedTokens) -> PackedTokens:
     """Join batches that are like one another, of which some may have no rows."""
     on_cpu = like.device.type == "cpu"
     some = [batch._without_gaps(wait=True) if on_cpu else batch._own(wait=False) for batch in batches]

@@ -69,6 +69,16 @@ def test_info_tells_of_the_variables(capsys: pytest.CaptureFixture[str], monkeyp
     assert told(capsys, 0)[0]["override"] == {"variable": "cpu", "backend": best}
 
 
+@pytest.mark.parametrize("text", ["", "  "])
+def test_info_of_blank_variables_is_that_of_none(
+    text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = told(capsys, 0)
+    monkeypatch.setenv("COLBERT_FAST_BACKEND", text)
+    monkeypatch.setenv("COLBERT_FAST_NUM_THREADS", text)
+    assert told(capsys, 0) == expected
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "problem"),
     [

@@ -71,8 +71,9 @@ def test_environment_variable(native: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert cf._backends.cpu._C.calls()[tier] == before + 1
 
 
-def test_empty_environment_variable_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLBERT_FAST_BACKEND", "")
+@pytest.mark.parametrize("text", ["", " ", "\t"])
+def test_blank_environment_variable_means_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLBERT_FAST_BACKEND", text)
     assert select("cpu", torch.float32, None) is runnable("cpu:")[0]
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import DTYPES, embeddings, planted
@@ -293,7 +294,22 @@ def test_number_of_threads(no_number: pytest.MonkeyPatch) -> None:
     assert cf.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "", "two", "1.5", "nan", "2147483648"])
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+def test_a_blank_number_in_the_environment_is_none(native: str, no_number: pytest.MonkeyPatch, text: str) -> None:
+    no_number.setenv("COLBERT_FAST_NUM_THREADS", text)
+    assert cf.get_num_threads() == torch.get_num_threads()
+    cf.maxsim(torch.randn(1, 2, 3), torch.randn(1, 2, 3), backend=native)
+    no_number.setenv("COLBERT_FAST_NUM_THREADS", " 5 ")
+    assert cf.get_num_threads() == 5
+
+
+@pytest.mark.parametrize("n", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), torch.ones(1).int() + 1])
+def test_a_number_of_threads_may_be_any_integer(n: Any, threads: Any) -> None:
+    threads(n)
+    assert type(cf.get_num_threads()) is int and cf.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "nan", "2147483648"])
 def test_bad_number_in_the_environment(native: str, no_number: pytest.MonkeyPatch, text: str) -> None:
     no_number.setenv("COLBERT_FAST_NUM_THREADS", text)
     message = f"^COLBERT_FAST_NUM_THREADS must be .*; got '{text}'$"
@@ -312,6 +328,12 @@ def test_bad_number_in_the_environment(native: str, no_number: pytest.MonkeyPatc
         (1.0, TypeError, "n must be an int; got 1.0"),
         (True, TypeError, "n must be an int; got True"),
         ("2", TypeError, "n must be an int; got '2'"),
+        (torch.tensor(True), TypeError, r"n must be an int; got tensor\(True\)"),
+        (np.True_, TypeError, "n must be an int; got .*"),
+        (torch.tensor(2.0), TypeError, r"n must be an int; got tensor\(2.\)"),
+        (torch.tensor([1, 2]), TypeError, r"n must be an int; got tensor\(\[1, 2\]\)"),
+        (np.int64(0), ValueError, "n must be 1 or more; got 0"),
+        (np.int64(2**31), ValueError, "n must be .*; got 2147483648"),
         (None, TypeError, "n must be an int; got None"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +42,61 @@ def test_fewer_documents_than_k(backend: str) -> None:
     assert torch.equal(scores[:, 3:], torch.full((2, 2), float("-inf")))
     assert numbers[:, 3:].tolist() == [[-1, -1]] * 2
     assert sorted(numbers[0, :3].tolist()) == [0, 1, 2]
+
+
+ENOUGH = 1024  # columns that a k beyond it always gets
+
+
+@pytest.mark.parametrize("k", [np.int64(2), np.array(2, dtype=np.uint8), torch.tensor(2, dtype=torch.int32)])
+def test_k_may_be_any_integer(k: Any) -> None:
+    a, b = torch.randn(2, 4, 8), torch.randn(5, 3, 8)
+    for candidates in (None, [[0, 3, 2], [1]]):
+        actual, expected = cf.topk(a, b, k, candidates=candidates), cf.topk(a, b, 2, candidates=candidates)
+        assert all(map(torch.equal, actual, expected))
+
+
+@pytest.mark.parametrize("k", [ENOUGH, ENOUGH + 1, 10**9, 2**63 - 1])
+@pytest.mark.parametrize("nd", [3, ENOUGH + 6])
+def test_a_large_k_gives_no_more_columns_than_can_be_filled(backend: str, nd: int, k: int) -> None:
+    a, b = torch.randn(2, 1, 8), torch.randn(nd, 1, 8)
+    scores, numbers = cf.topk(a, b, k, backend=backend)
+    assert scores.shape == numbers.shape == (2, min(k, max(nd, ENOUGH)))
+    values, order = expected(cf.maxsim(a, b, backend=backend), nd)
+    there = min(k, nd)
+    torch.testing.assert_close(scores[:, :there], values[:, :there])
+    assert torch.equal(numbers[:, :there], order[:, :there])
+    assert (scores[:, there:] == float("-inf")).all() and (numbers[:, there:] == -1).all()
+
+
+@pytest.mark.parametrize("width", [3, ENOUGH + 6])
+@pytest.mark.parametrize("kind", ["tensor", "lists"])
+def test_a_large_k_of_candidates(kind: str, width: int) -> None:
+    """However many documents there are."""
+    a, b = torch.randn(2, 1, 8), torch.randn(3 * ENOUGH, 1, 8)
+    rows = torch.stack([torch.randperm(len(b))[:width] for _ in a])
+    candidates = rows if kind == "tensor" else [rows[0].tolist(), rows[1, :2].tolist()]
+    scores, numbers = cf.topk(a, b, 10**9, candidates=candidates)
+    assert scores.shape == numbers.shape == (2, max(width, ENOUGH))
+    assert set(numbers[0, :width].tolist()) == set(rows[0].tolist())
+    assert (numbers[0, width:] == -1).all()
+
+
+def test_a_large_k_compiles() -> None:
+    a, b = torch.randn(2, 1, 8), torch.randn(5, 1, 8)
+    for k in (7, 10**9):
+        compiled = torch.compile(lambda a, b, k=k: cf.topk(a, b, k), fullgraph=True, backend="aot_eager")
+        assert all(map(torch.equal, compiled(a, b), cf.topk(a, b, k)))
+
+
+@pytest.mark.parametrize("candidates", [None, [[4, 1, 2], [3]], torch.tensor([[4, 1], [0, 3]])], ids=repr)
+def test_length_normalize(backend: str, candidates: Any) -> None:
+    a, b = torch.randn(2, 4, 8), torch.randn(5, 3, 8)
+    a[0, 1:3] = 0
+    for queries, counts in ((a, [[2], [4]]), (list(a), [[4], [4]]), ([a[0, :1], a[1, :0]], [[1], [1]])):
+        scores, numbers = cf.topk(queries, b, 3, candidates=candidates, backend=backend)
+        mean, same = cf.topk(queries, b, 3, candidates=candidates, length_normalize=True, backend=backend)
+        assert torch.equal(same, numbers)
+        assert torch.equal(mean, scores / torch.tensor(counts))
 
 
 def test_ties_keep_the_order_of_the_documents(backend: str) -> None:

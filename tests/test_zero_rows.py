@@ -127,6 +127,94 @@ def test_zero_query_rows_are_not_counted(backend: str) -> None:
     assert_close(pairwise, (expected[:2] / tokens[:2]).diagonal())
 
 
+PAIRS = torch.tensor([[0, 1], [2, 0], [1, 1]])
+
+
+def every_score(a: Any, b: Any, **options: Any) -> dict[str, Tensor]:
+    """What each function gives for these: all pairs, ``PAIRS``, and the best of all and of some."""
+    n = min(len(a), len(b))
+    return {
+        "maxsim": cf.maxsim(a, b, **options),
+        "pairwise": cf.maxsim_pairwise(a[:n], b[:n], **options),
+        "pairs": cf.maxsim_pairs(a, b, PAIRS, **options),
+        "topk": cf.topk(a, b, 2, **options)[0],
+        "candidates": cf.topk(a, b, 1, candidates=torch.tensor([[1], [0], [1]]), **options)[0],
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zero_rows_as_tokens(backend: str, dtype: torch.dtype) -> None:
+    """With pad="zero" a row of zeros of the documents is what it is in a list, where a query's adds 0."""
+    a, b = -torch.rand(3, 4, 5).to(dtype) - 0.1, torch.rand(2, 9, 5).to(dtype) + 0.1
+    a[0, 1:], b[1, 2], b[1, 6:] = 0, 0, 0
+    a[2, 3] = -a[2, 3]
+    actual = every_score(a, b, pad="zero", backend=backend)
+    skipped = every_score(a, b, backend=backend)
+    for name, expected in every_score(list(a), list(b), backend=backend).items():
+        assert_close(actual[name], expected)
+        assert not torch.allclose(actual[name], skipped[name])
+    assert_scores(actual["maxsim"], list(a), list(b))
+    assert actual["maxsim"][:2, 1].tolist() == [0, 0] and (actual["maxsim"][:2, 0] < 0).all()
+    mean = every_score(a, b, pad="zero", length_normalize=True, backend=backend)
+    tokens = torch.tensor([1, 4, 4])
+    assert_close(mean["maxsim"], actual["maxsim"] / tokens[:, None])
+    assert_close(mean["pairwise"], actual["pairwise"] / tokens[:2])
+    assert_close(mean["pairs"], actual["pairs"] / tokens[PAIRS[:, 0]])
+
+
+def test_a_document_of_zeros_as_tokens(backend: str) -> None:
+    """It has tokens: no warning, and no -1e9."""
+    a, b = torch.randn(3, 4, 5), torch.zeros(2, 7, 5, requires_grad=True)
+    scores = cf.maxsim(a, b, pad="zero", backend=backend)
+    assert (scores == 0).all()
+    scores.sum().backward()
+    assert_close(b.grad[:, 0], a.sum((0, 1)).expand(2, 5))
+
+
+def test_gradient_of_zero_rows_as_tokens(backend: str) -> None:
+    a, b = -torch.rand(2, 3, 5), torch.rand(2, 6, 5)
+    b[0, 4:] = 0
+    leaves = [side.clone().requires_grad_() for side in (a, b)]
+    cf.maxsim(*leaves, pad="zero", backend=backend).sum().backward()
+    as_lists = [side.clone().requires_grad_() for side in (a, b)]
+    cf.maxsim(list(as_lists[0]), list(as_lists[1]), backend=backend).sum().backward()
+    for leaf, other in zip(leaves, as_lists, strict=True):
+        assert_close(leaf.grad, other.grad)
+    assert leaves[1].grad[0, 4].any()
+
+
+def test_lists_and_packed_tokens_have_no_padding() -> None:
+    a, b = torch.randn(3, 4, 5), torch.randn(2, 7, 5)
+    b[0, 3:] = 0
+    for documents in (list(b), cf.PackedTokens.from_padded(b), cf.PackedTokens.from_padded(b).quantize("int8")):
+        assert torch.equal(cf.maxsim(a, documents, pad="zero"), cf.maxsim(a, documents))
+
+
+def test_zero_rows_as_tokens_compile() -> None:
+    a, b = -torch.rand(3, 4, 5), torch.rand(2, 9, 5)
+    b[1, 4:] = 0
+    compiled = torch.compile(lambda a, b: every_score(a, b, pad="zero"), fullgraph=True, backend="aot_eager")
+    for name, expected in every_score(a, b, pad="zero").items():
+        torch.testing.assert_close(compiled(a, b)[name], expected)
+
+
+def test_pad_is_one_of_two() -> None:
+    a, b = torch.randn(2, 4, 5), torch.randn(2, 7, 5)
+    for pad in ("Zero", "", None, True, 0, b, ["zero"]):
+        for call in (cf.maxsim, cf.maxsim_pairwise):
+            with pytest.raises(ValueError, match=r'^pad must be "skip" or "zero"; got '):
+                call(a, b, pad=pad)
+        with pytest.raises(ValueError, match=r'^pad must be "skip" or "zero"; got '):
+            cf.maxsim_pairs(a, b, PAIRS[:1], pad=pad)
+        with pytest.raises(ValueError, match=r'^pad must be "skip" or "zero"; got '):
+            cf.topk(a, b, 1, pad=pad)
+    for call in (cf.maxsim, cf.maxsim_pairwise):
+        with pytest.raises(ValueError, match=r'b_mask cannot go with pad="zero".*: leave the mask out'):
+            call(a, b, b_mask=torch.ones(2, 7), pad="zero")
+        call(a, b, a_mask=torch.ones(2, 4), pad="zero")
+        call(a, b, b_mask=torch.ones(2, 7), pad="skip")
+
+
 @pytest.mark.parametrize("form", ["list", "packed", "nested", "mask"])
 def test_a_zero_row_that_is_a_token(backend: str, form: str) -> None:
     """Only a padded tensor without a mask has padding to be guessed."""

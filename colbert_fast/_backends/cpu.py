@@ -13,7 +13,7 @@ from torch import Tensor
 
 from colbert_fast._arrays import aligned
 from colbert_fast._backends.problem import Backend, Problem, Scored
-from colbert_fast._checks import positive_int
+from colbert_fast._checks import environment, positive_int
 from colbert_fast._extension import _C, MISSING
 from colbert_fast._forks import torch_threads
 
@@ -49,6 +49,8 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Threads that CPU scoring uses: set_num_threads, else COLBERT_FAST_NUM_THREADS, else torch.get_num_threads().
 
+    A variable that is empty or blank says nothing.
+
     Raises
     ------
     ValueError
@@ -56,7 +58,7 @@ def get_num_threads() -> int:
     """
     if _num_threads is not None:
         return _num_threads
-    text = os.environ.get("COLBERT_FAST_NUM_THREADS")
+    text = environment("COLBERT_FAST_NUM_THREADS")
     if text is None:
         return torch_threads()
     try:
@@ -67,10 +69,11 @@ def get_num_threads() -> int:
 
 
 def _checked(n: int, name: str) -> int:
-    if positive_int(n, name) >= 2**31:
-        msg = f"{name} must be 2147483647 or less; got {n}"
+    number = positive_int(n, name)
+    if number >= 2**31:
+        msg = f"{name} must be 2147483647 or less; got {number}"
         raise ValueError(msg)
-    return n
+    return number
 
 
 def measure_read(tier: str, threads: int, memory: Tensor) -> float:

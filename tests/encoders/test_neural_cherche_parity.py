@@ -21,6 +21,7 @@ from transformers import (
     RobertaConfig,
 )
 
+import colbert_fast as cf
 from colbert_fast.models import ColBERT
 
 
@@ -103,7 +104,14 @@ def test_pad_rows_put_a_floor_of_0_under_each_maximum(make_neural_cherche: Calla
     if size == 1:
         ragged = torch.stack([(a[a.any(1)] @ b[b.any(1)].T).max(1).values.sum() for a, b in zip(q, d, strict=True)])
         assert (expected - ragged).abs().max() > 0.1
-    close(ColBERT(folder, device="cpu").scores(queries, documents, tqdm_bar=False), expected)
+    encoder = ColBERT(folder, device="cpu")
+    close(encoder.scores(queries, documents, tqdm_bar=False), expected)
+    ours = encoder.encode(queries)["embeddings"], encoder.encode(documents, query_mode=False)["embeddings"]
+    close(cf.maxsim_pairwise(*ours, pad="zero"), expected)
+    pairs = torch.arange(len(queries)).repeat(2, 1).T
+    close(cf.maxsim_pairs(*ours, pairs, pad="zero"), expected)
+    if size == 1:
+        assert (cf.maxsim_pairwise(*ours) - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
