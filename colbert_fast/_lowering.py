@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensors_and_counts
+from colbert_fast._layouts import masked_rows, rows_of_floats, uniform_rows
 from colbert_fast._observers import has_tangent, plain, unwatched
 from colbert_fast._spans import consecutive
-from colbert_fast.packed import PackedTokens, Tokens, longest_first, mask_rows
+from colbert_fast.packed import PackedTokens, Tokens, longest_first
 
 # Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
 _FEW_ITEMS = 4096
@@ -76,10 +77,10 @@ class TokenList(PackedTokens):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
+    def __getitem__(self, index: Any) -> Any:
+        if type(index) is slice and (index.step is None or index.step > 0):
             return TokenList(self.items[index], self.lengths[index].contiguous(), self.max_length, self.like)
-        return self.items[index]
+        return self.items[index] if type(index) is int else super().__getitem__(index)
 
     @property
     def rows(self) -> int:
@@ -114,12 +115,14 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
     if isinstance(value, (list, tuple)):
         if mask is not None:
             return _mask_list(value, mask, name), False
-        return (PackedTokens._joined(value, name) if join else _lower_list(value, name)), False
+        return (_joined(value, name) if join else _lower_list(value, name)), False
     if isinstance(value, Tensor) and value.is_nested:
         if mask is not None:
             msg = f"{name}_mask cannot go with a nested tensor, which has no padding"
             raise ValueError(msg)
-        return PackedTokens.from_nested(value), False
+        packed = PackedTokens.from_nested(value)
+        # As in a list or a padded tensor, integers become float32.
+        return (packed if packed.scales is None else packed.to(dtype=torch.float32)), False
     tokens = float_tensor(value, name)
     if tokens.ndim == 2:
         tokens = tokens.unsqueeze(0)
@@ -134,10 +137,10 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         if tokens.is_cuda and n * length > 0 and unwatched(tokens):
             return EqualTokens(tokens), True
         if n > _FEW_ITEMS or not plain(tokens):
-            return PackedTokens._uniform(tokens), True
+            return PackedTokens._of(uniform_rows(tokens)), True
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
     keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
-    return mask_rows(tokens, keep), False
+    return PackedTokens._of(masked_rows(tokens, keep)), False
 
 
 @lru_cache(maxsize=64)
@@ -147,21 +150,25 @@ def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
         return consecutive(n, length, torch.device("cpu"))
 
 
+def _joined(items: Sequence[Any], name: str) -> PackedTokens:
+    return PackedTokens._of(*rows_of_floats(items, name))
+
+
 def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
     """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
     # A list of our own: the caller's may change in another thread before the kernel reads it.
     items, counts = tensors_and_counts(tuple(items), name)
     if torch.compiler.is_compiling() or counts is None or not any(counts):
-        return PackedTokens._joined(items, name)
+        return _joined(items, name)
     if (torch.is_grad_enabled() and any(t.requires_grad for t in items)) or has_tangent(*items):
-        return PackedTokens._joined(items, name)
+        return _joined(items, name)
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
     return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
 
 
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
-    packed = PackedTokens._joined(items, name)
+    packed = _joined(items, name)
     keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
     real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
     keep = keep & real

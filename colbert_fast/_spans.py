@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -74,6 +76,45 @@ def few_rows(batch: Rows) -> Rows:
     numbers = _row_numbers(batch, batch.max_length).flatten()
     starts, _ = consecutive(n, batch.max_length, batch.tokens.device)
     return Rows(*batch.of(numbers), starts, batch.lengths, batch.max_length)
+
+
+def check_alike(batches: Mapping[str, Rows]) -> None:
+    """Raise unless the rows of all batches, which have a name each, fit into one matrix. No rows fit any other."""
+    first, like = next(((name, b) for name, b in batches.items() if len(b.tokens)), next(iter(batches.items())))
+    for name, batch in batches.items():
+        mine, its = batch.tokens, like.tokens
+        if len(mine) and mine.shape[1] != its.shape[1]:
+            msg = f"all batches need the same dim; got {name} [*, {mine.shape[1]}] beside {first} [*, {its.shape[1]}]"
+            raise ValueError(msg)
+        if len(mine) and mine.dtype != its.dtype:
+            msg = f"all batches need the same dtype; got {name} {mine.dtype} beside {first} {its.dtype}"
+            raise TypeError(msg)
+        if mine.device != its.device:
+            msg = f"all batches need the same device; got {name} on {mine.device} beside {first} on {its.device}"
+            raise ValueError(msg)
+
+
+def concatenated(batches: Sequence[Rows]) -> Rows:
+    """Copy batches that are alike, at least one, into one."""
+    like = next((batch for batch in batches if len(batch.tokens)), batches[0])
+    dim = like.tokens.shape[1] or max(batch.tokens.shape[1] for batch in batches)
+    each = [b.tokens if len(b.tokens) else b.tokens.reshape(0, dim).to(like.tokens.dtype) for b in batches]
+    scales = None
+    if like.scales is not None:
+        scales = torch.cat([like.scales[:0] if batch.scales is None else batch.scales for batch in batches])
+    firsts = accumulate([0, *(len(batch.tokens) for batch in batches)])
+    starts = torch.cat([batch.starts + first for batch, first in zip(batches, firsts, strict=False)])
+    lengths = torch.cat([batch.lengths for batch in batches])
+    return Rows(torch.cat(each), scales, starts, lengths, max(batch.max_length for batch in batches))
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its memory holds more than it."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return tensor
+    if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def padded(batch: Rows, length: int) -> tuple[Tensor, Tensor]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from colbert_fast._arrays import Mask, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
-from colbert_fast._extension import _C
+from colbert_fast._arrays import Mask, checked_scales
+from colbert_fast._checks import not_negative_int
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._int8 import quantised
 from colbert_fast._items import item_numbers
-from colbert_fast._observers import plain
-from colbert_fast._spans import Rows, consecutive, few_rows, own_rows, padded
+from colbert_fast._layouts import nested_parts, rows_of_items, rows_of_padded
+from colbert_fast._spans import Rows, alone, check_alike, concatenated, few_rows, own_rows, padded
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
-# Of the float32 copy that quantize makes of a piece: 16 MiB.
-_CHUNK_ELEMENTS = 2**22
 # Device types whose kernels take items in a given order. The threads of a CPU cut the work themselves.
 _ORDERED_ON = ("cuda",)
 
@@ -147,102 +144,85 @@ class PackedTokens:
         """No item is longer. Known without asking the device."""
         return self._max_length
 
-    @classmethod
+    @staticmethod
     @safe_after_fork
-    def from_list(cls, items: Sequence[Any]) -> PackedTokens:
+    def from_list(items: Sequence[Any], scales: Sequence[Any] | None = None) -> PackedTokens:
         """Copy a list of embeddings into one matrix.
 
         Parameters
         ----------
         items
             Tensors, arrays or nested lists, each ``[length, dim]`` with the same dim, dtype and device;
-            length may be 0. Integers become float32. Gradients flow back to each item.
+            length may be 0. Items that are all int8 stay int8; other integers become float32. Gradients flow back to
+            each item.
+        scales
+            With int8 items only: for each item a tensor or array ``[length]`` of float32, finite, 0 or more, so that
+            row r of an item stands for ``scale[r] * item[r]``. Default: 1 for each row.
 
         Raises
         ------
         TypeError
-            An item that is no array, or items of different dtypes.
+            An item that is no array, or items of different dtypes; scales that are not a list of float32 tensors.
         ValueError
-            An item that is not 2-D, or items of different dims or devices.
+            An item that is not 2-D, or items of different dims or devices; scales that do not fit their item, that are
+            negative or not finite, or beside other items than int8. To check scales waits for the device.
         """
-        return cls._joined(items, "items")
+        rows, ragged = rows_of_items(items, scales)
+        return PackedTokens._of(rows, ragged)
 
-    @classmethod
-    def _joined(cls, items: Sequence[Any], name: str) -> PackedTokens:
-        """:meth:`from_list` of what the caller calls ``name``."""
-        tensors, counts = tensors_and_counts(items, name)
-        if not tensors:
-            return cls._uniform(torch.zeros(0, 0, 0, device="cpu"))
-        if counts is None:
-            tensors = alike(tensors, name)
-            counts = [t.shape[0] for t in tensors]
-        tokens = torch.cat(tensors)  # type: ignore[arg-type]
-        lengths = torch.tensor(counts, dtype=torch.int64, device="cpu")
-        starts = lengths.cumsum(0) - lengths
-        starts, lengths = starts.to(tokens.device), lengths.to(tokens.device)
-        order = longest_first(lengths) if min(counts) < max(counts) else None
-        return cls(tokens, starts, lengths, _trusted=(max(counts), order))
-
-    @classmethod
+    @staticmethod
     @safe_after_fork
-    def from_padded(cls, tokens: Any, mask: Mask | None = None) -> PackedTokens:
+    def from_padded(tokens: Any, mask: Mask | None = None, scales: Any = None) -> PackedTokens:
         """View a padded batch; no copy unless the mask has holes, is on a GPU, or there is no C++ extension.
 
         Parameters
         ----------
         tokens
-            ``[n, length, dim]`` tensor or array.
+            ``[n, length, dim]`` tensor or array. int8 stays int8; other integers become float32.
         mask
             ``[n, length]`` or ``[1, length]``, true or non-zero where a row is a token, or a list of n 1-D
             masks. None: every row is a token.
+        scales
+            ``[n, length]`` float32 tensor or array, with int8 ``tokens`` only: what each row is multiplied by. Those
+            of tokens are finite, 0 or more. Default: 1.
 
         Raises
         ------
         TypeError
-            Not an array, or not numbers.
+            Not an array, or not numbers; scales that are not float32.
         ValueError
-            Not 3-D, or a mask of another shape.
+            Not 3-D, or a mask or scales of another shape; a bad scale, or scales beside another type than int8. To
+            check scales waits for the device.
         """
-        tokens = float_tensor(tokens, "tokens")
-        if tokens.ndim != 3:
-            msg = f"tokens must be [n, length, dim]; got shape {list(tokens.shape)}"
-            raise ValueError(msg)
-        if mask is None:
-            return cls._uniform(tokens)
-        packed = mask_rows(tokens, bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
-        packed._order = longest_first(packed.lengths)
-        return packed
+        return PackedTokens._of(rows_of_padded(tokens, mask, scales), ragged=mask is not None)
 
-    @classmethod
+    @staticmethod
     @safe_after_fork
-    def from_nested(cls, nested: Tensor) -> PackedTokens:
+    def from_nested(nested: Tensor, scales: Tensor | None = None) -> PackedTokens:
         """View a jagged ``torch.nested`` tensor ``[n, (length), dim]``; no copy.
+
+        Parameters
+        ----------
+        nested
+            int8 stays int8; other integers become float32.
+        scales
+            With int8 only: float32, finite, 0 or more, one for each row of ``nested.values()``, as ``[total]`` or as a
+            jagged tensor ``[n, (length)]``. Default: 1 for each row.
 
         Raises
         ------
         TypeError
             Not a nested tensor of ``torch.jagged`` layout.
         ValueError
-            Not 3-D, or ragged in another dimension than the second.
+            Not 3-D, or ragged in another dimension than the second; scales of another length, or bad ones.
         """
-        if not (isinstance(nested, Tensor) and nested.is_nested and nested.layout == torch.jagged):
-            msg = f"nested must be a torch.nested tensor with layout=torch.jagged; got {_describe(nested)}"
-            raise TypeError(msg)
-        if nested.ndim != 3 or getattr(nested, "_ragged_idx", 1) != 1:
-            msg = f"nested must be [n, (length), dim], ragged in its second dimension; got {nested.ndim}-D"
-            raise ValueError(msg)
-        offsets: Tensor = nested.offsets()  # type: ignore[attr-defined]
-        gaps: Tensor | None = nested.lengths()  # type: ignore[attr-defined]
-        starts = offsets[:-1].to(torch.int64)
-        lengths = offsets.diff() if gaps is None else gaps
-        return cls(nested.values(), starts, lengths)
+        return PackedTokens(*nested_parts(nested, scales))
 
     @staticmethod
-    def _uniform(tokens: Tensor) -> PackedTokens:
-        """View ``tokens [n, length, dim]``, every row of which is a token."""
-        n, length, _ = tokens.shape
-        starts, lengths = consecutive(n, length, tokens.device)
-        return PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
+    def _of(rows: Rows, ragged: bool = False) -> PackedTokens:
+        """Trust rows, whose items may be of different lengths."""
+        order = longest_first(rows.lengths) if ragged else None
+        return PackedTokens(rows.tokens, rows.starts, rows.lengths, rows.scales, _trusted=(rows.max_length, order))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
@@ -314,25 +294,17 @@ class PackedTokens:
                 msg = f"batches must hold PackedTokens; batches[{i}] is {type(batch).__name__}"
                 raise TypeError(msg)
         # A batch without items has nothing to say of dim, dtype or device either.
-        numbered = [(i, batch) for i, batch in enumerate(given) if len(batch) or batch.rows]
-        if not numbered:
+        some = {f"batches[{i}]": batch for i, batch in enumerate(given) if len(batch) or batch.rows}
+        if not some:
             return given[0] if given else PackedTokens.from_list([])
-        first, like = next(((i, batch) for i, batch in numbered if batch.rows), numbered[0])
-        for i, batch in numbered:
-            batch._check_like(like, f"batches[{i}]", f"batches[{first}]")
-        return _concatenated([batch for _, batch in numbered], like)
-
-    def _check_like(self, other: PackedTokens, name: str, other_name: str) -> None:
-        """Raise unless both can be rows of one matrix."""
-        if self.rows and self.dim != other.dim:
-            msg = f"all batches need the same dim; got {name} [*, {self.dim}] beside {other_name} [*, {other.dim}]"
-            raise ValueError(msg)
-        if self.rows and self.dtype != other.dtype:
-            msg = f"all batches need the same dtype; got {name} {self.dtype} beside {other_name} {other.dtype}"
-            raise TypeError(msg)
-        if self.device != other.device:
-            msg = f"all batches need the same device; got {name} on {self.device} beside {other_name} on {other.device}"
-            raise ValueError(msg)
+        check_alike({name: batch._rows() for name, batch in some.items()})
+        own = [b._without_gaps(wait=True) if b.device.type == "cpu" else b._own(wait=False) for b in some.values()]
+        longest = max(batch.max_length for batch in own)
+        part = any(batch._part for batch in own)
+        ragged = part or any(batch._order is not None or batch.max_length < longest for batch in own)
+        joined = PackedTokens._of(concatenated([batch._rows() for batch in own]), ragged)
+        joined._part = part
+        return joined
 
     @safe_after_fork
     def to_padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -361,7 +333,7 @@ class PackedTokens:
         if length is None:
             length = self._longest() if self._part else self.max_length
         else:
-            length = _checked_length(length)
+            length = not_negative_int(length, "length")
             if length < self.max_length and length < (longest := self._longest()):
                 msg = f"length must be {longest} or more, the length of the longest item; got {length}"
                 raise ValueError(msg)
@@ -392,9 +364,7 @@ class PackedTokens:
 
     def _without_gaps(self, wait: bool) -> PackedTokens:
         exact = wait and self._askable()
-        rows = own_rows(self._rows()) if exact else few_rows(self._rows())
-        order = longest_first(rows.lengths) if exact else None
-        own = PackedTokens(rows.tokens, rows.starts, rows.lengths, rows.scales, _trusted=(rows.max_length, order))
+        own = PackedTokens._of(own_rows(self._rows()) if exact else few_rows(self._rows()), ragged=exact)
         own._part = not exact
         return own
 
@@ -479,31 +449,8 @@ class PackedTokens:
         if self.scales is not None:
             return self
         own = self._own(wait=True)
-        rows = own.tokens.detach()
-        tokens = torch.zeros(rows.shape, dtype=torch.int8, device=rows.device)
-        scales = torch.zeros(rows.shape[0], device=rows.device, dtype=torch.float32)
-        step = max(1, _CHUNK_ELEMENTS // max(1, self.dim))
-        for i in range(0, rows.shape[0] if self.dim else 0, step):
-            some = rows[i : i + step].to(torch.float32)
-            scale = some.abs().amax(1) / 127
-            scales[i : i + step] = scale
-            # x / 0 becomes 0. A scale among the smallest floats is a coarse 127th of the largest element.
-            levels = (some / scale.unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-127, 127)
-            tokens[i : i + step] = levels.to(torch.int8)
-        bad = ~scales.isfinite()
-        if bool(bad.any()):
-            own._check_unused(bad)
-            scales[bad], tokens[bad] = 0, 0
+        tokens, scales = quantised(own.tokens.detach(), own.starts, own.lengths)
         return PackedTokens(tokens, own.starts, own.lengths, scales, _trusted=(own.max_length, own._order))
-
-    def _check_unused(self, bad: Tensor) -> None:
-        """Raise if an item has one of the rows ``bad [total]``."""
-        before = torch.nn.functional.pad(bad.cumsum(0), (1, 0))
-        hit = before[self.starts + self.lengths] > before[self.starts]
-        if bool(hit.any()):
-            i = int(hit.int().argmax())
-            msg = f"int8 cannot hold a NaN or an infinity, nor what float32 cannot; item {i} has one"
-            raise ValueError(msg)
 
     @safe_after_fork
     def __copy__(self) -> PackedTokens:
@@ -548,13 +495,13 @@ class PackedTokens:
         # A leaf of autograd's graph remains one.
         with torch.inference_mode(False), torch.set_grad_enabled(not leaf):
             own = self._own(wait=True)
-            tokens, *rest = (None if field is None else _alone(field) for field in own._fields())
+            tokens, *rest = (None if field is None else alone(field) for field in own._fields())
             assert tokens is not None
             if leaf and tokens is not self.tokens:
                 tokens.requires_grad_(self.tokens.requires_grad)
-        alone = PackedTokens(tokens, *rest, _trusted=(own.max_length, own._order))  # type: ignore[arg-type]
-        alone._part = own._part
-        return alone
+        result = PackedTokens(tokens, *rest, _trusted=(own.max_length, own._order))  # type: ignore[arg-type]
+        result._part = own._part
+        return result
 
     @property
     def rows(self) -> int:
@@ -581,43 +528,6 @@ class PackedTokens:
         return f"PackedTokens({len(self)} items, {rows} rows, dim {dim}, {self.dtype}, {self.device})"
 
 
-def _concatenated(batches: Sequence[PackedTokens], like: PackedTokens) -> PackedTokens:
-    """Join batches that are like one another, of which some may have no rows."""
-    on_cpu = like.device.type == "cpu"
-    some = [batch._without_gaps(wait=True) if on_cpu else batch._own(wait=False) for batch in batches]
-    dim = like.dim or max(batch.dim for batch in some)
-    tokens = torch.cat([batch.tokens if batch.rows else batch.tokens.reshape(0, dim).to(like.dtype) for batch in some])
-    scales = None
-    if like.scales is not None:
-        nothing = torch.zeros(0, dtype=torch.float32, device=like.device)
-        scales = torch.cat([nothing if batch.scales is None else batch.scales for batch in some])
-    firsts = accumulate([0, *(batch.rows for batch in some)])
-    starts = torch.cat([batch.starts + first for batch, first in zip(some, firsts, strict=False)])
-    lengths = torch.cat([batch.lengths for batch in some])
-    longest = max(batch.max_length for batch in some)
-    part = any(batch._part for batch in some)
-    alike = not part and all(batch._order is None and batch.max_length == longest for batch in some)
-    joined = PackedTokens(
-        tokens, starts, lengths, scales, _trusted=(longest, None if alike else longest_first(lengths))
-    )
-    joined._part = part
-    return joined
-
-
-def _checked_length(length: Any) -> int:
-    try:
-        if isinstance(length, bool):
-            raise TypeError
-        number = operator.index(length)
-    except TypeError:
-        msg = f"length must be an integer, 0 or more, or None; got {type(length).__name__}"
-        raise TypeError(msg) from None
-    if number < 0:
-        msg = f"length must be an integer, 0 or more, or None; got {number}"
-        raise ValueError(msg)
-    return number
-
-
 def longest_first(lengths: Tensor) -> Tensor | None:
     """Return the order in which a GPU should take the items, if they are on one; does not wait for it.
 
@@ -626,38 +536,6 @@ def longest_first(lengths: Tensor) -> Tensor | None:
     if lengths.device.type not in _ORDERED_ON:
         return None
     return lengths.argsort(descending=True).to(torch.int32)
-
-
-def mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
-    """Lower ``tokens [n, length, dim]`` with ``keep [n, length]`` bool.
-
-    The kept rows of most masks are one run (padding on the right or on the left), which needs no copy. To know, the
-    mask must be read: on other devices, under torch.compile and without the extension, rows are moved to the front.
-    """
-    n, length, dim = tokens.shape
-    if _C is not None and plain(tokens, keep):
-        keep = keep.contiguous()
-        starts, counts = torch.empty((2, n), dtype=torch.int64, device="cpu").unbind()
-        if _C.runs_of_mask(keep, starts, counts):
-            return PackedTokens(tokens.flatten(0, 1), starts, counts, _trusted=(length, None))
-    counts = keep.sum(1)
-    starts = torch.arange(0, n * length, length, device=tokens.device) if length else counts
-    order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
-    moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim))
-    return PackedTokens(moved.flatten(0, 1), starts, counts, _trusted=(length, None))
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy if its memory holds more than it."""
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
-        return tensor
-    if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _describe(value: object) -> str:
-    return f"{value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _let_torch_load() -> None:
