@@ -51,15 +51,15 @@ def _check_unused(bad: Tensor, starts: Tensor, lengths: Tensor) -> None:
 def float_or_int8(value: Any, name: str) -> Tensor:
     """Return ``value`` as a tensor: int8 and floating point as they are, other integers as float32."""
     tensor = tensor_of(value, name)
-    return tensor if tensor.dtype == torch.int8 else float_tensor(tensor, name)
+    return tensor if tensor.dtype is torch.int8 or tensor.is_floating_point() else float_tensor(tensor, name)
 
 
 def int8_items(items: Sequence[Any]) -> list[Tensor] | None:
-    """Return the items as tensors if those that have elements are all int8, or all items are; else None."""
-    some = [item for item in items if not _is_int8(item)]
-    if some and (len(some) == len(items) or any(map(_has_elements, some))):
+    """Return the items as tensors if all that have elements are int8, and one at least is; else None."""
+    # Of floats only the first is looked at.
+    if any(not _is_int8(item) and _has_elements(item) for item in items) or not any(map(_is_int8, items)):
         return None
-    return [tensor_of(item, f"items[{i}]") for i, item in enumerate(items)] or None
+    return [tensor_of(item, f"items[{i}]").to(torch.int8) for i, item in enumerate(items)]
 
 
 def _is_int8(item: Any) -> bool:

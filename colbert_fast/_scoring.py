@@ -49,7 +49,7 @@ def checked_sides(
         msg = f"a and b need the same dim; got a [*, {q.dim}] and b [*, {d.dim}]"
         raise ValueError(msg)
     if q.scales is not None:
-        msg = "a must be floating point: only documents can be int8"
+        msg = "a must be floating point: only documents can be int8; a.to(dtype=torch.float32) gives what it stands for"
         raise TypeError(msg)
     if q.dtype != d.dtype and d.scales is None:
         msg = f"a and b need the same dtype; got a {q.dtype} and b {d.dtype}"

@@ -31,6 +31,9 @@ class PackedTokens:
     leave gaps between them and may share rows. The fields are read-only, and ``starts`` and ``lengths`` are copies of
     what was given. Do not write to their elements either: offsets that do not fit are refused when they are scored.
 
+    Some items, ``packed[2:9]``, share the rows of all. Saved by pickle or torch, copied, sent to a process, moved,
+    converted or quantised, they take only their own rows along. What is loaded is checked as the arguments below are.
+
     Parameters
     ----------
     tokens
@@ -41,7 +44,7 @@ class PackedTokens:
         ``[n]``, integer: the number of rows of each item, 0 allowed.
     scales
         ``[total]`` float32, finite, 0 or more, with int8 ``tokens`` only: row r stands for ``scales[r] * tokens[r]``.
-        :meth:`quantize` makes such a batch. It can be scored as documents, not as queries.
+        :meth:`quantize` makes such a batch, and the ``from_*`` of int8. It can be scored as documents, not as queries.
 
     Raises
     ------

@@ -77,6 +77,7 @@ def test_other_integers_become_float32(items: list[Any]) -> None:
 def test_items_without_rows_are_int8_if_all_are() -> None:
     assert PackedTokens.from_list(codes(0, 0)).dtype == torch.int8
     assert PackedTokens.from_list([codes(0)[0], torch.zeros(0, 8)]).dtype == torch.int8
+    assert PackedTokens.from_list([torch.zeros(0, 8), codes(0)[0]]).dtype == torch.int8
     assert PackedTokens.from_list([]).dtype == torch.float32
 
 
