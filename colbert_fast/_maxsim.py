@@ -47,7 +47,7 @@ def maxsim(
     a
         Queries. A list of ``[length, dim]`` tensors or arrays; a padded ``[A, length, dim]`` tensor or array; one
         ``[length, dim]``; a jagged nested tensor; or :class:`PackedTokens`. float32, bfloat16, float16, float64;
-        integers become float32, but for those of a nested tensor.
+        integers become float32.
     b
         Documents, in any of these forms and dtypes, with the dim of ``a``; or int8 :class:`PackedTokens`, made by
         ``quantize``. The dtype need not be that of ``a``. A list in CPU memory is scored where it lies.
