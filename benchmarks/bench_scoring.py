@@ -188,7 +188,7 @@ def _rest(workload: Workload, entry: Entry) -> Any:
     def rest() -> None:
         _clear(entry.prepared)
         if workload.flush:
-            machine.flush_caches()
+            bench.flush_caches()
         bench.rest()
 
     return rest

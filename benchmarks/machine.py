@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import os
 import re
@@ -144,17 +143,3 @@ def is_cold(workload: Workload, size: int) -> bool:
 
     # On a GPU every round begins with a flush.
     return workload.flush or workload.device == "cuda" or size > 2 * (bench.last_level_cache() or 0)
-
-
-def flush_caches() -> None:
-    """Read so much else that no document stays in a cache."""
-    _other_memory().sum()
-
-
-@functools.cache
-def _other_memory() -> Any:
-    import torch
-
-    from colbert_fast import bench
-
-    return torch.ones(4 * (bench.last_level_cache() or 2**26) // 4)

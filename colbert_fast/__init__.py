@@ -3,6 +3,11 @@
 ``import colbert_fast as cf``, then ``cf.maxsim(queries, documents)``; the encoder is ``colbert_fast.models.ColBERT``.
 """
 
+# First, because everything below takes its time.
+from colbert_fast import _interrupts as _interrupts
+
+# isort: split
+
 from importlib.metadata import version as _version
 
 from colbert_fast._backends import backends

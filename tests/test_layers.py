@@ -12,7 +12,7 @@ import colbert_fast
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
     {"_C"},
-    {"_extension"},
+    {"_extension", "_interrupts"},
     {
         *("reference", "_arrays", "_checks", "_forks", "_observers", "_warnings"),
         *("_backends.problem", "_backends.triton_tiles"),

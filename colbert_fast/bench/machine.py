@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 
 import colbert_fast as cf
 from colbert_fast._backends import cpu
+from colbert_fast.bench.workloads import Inputs
 
 
 def cpu_name() -> str:
@@ -32,6 +34,77 @@ def last_level_cache() -> int | None:
         text = path.read_text().strip()
         sizes.append(int(text[:-1]) * units[text[-1]])
     return max(sizes, default=None)
+
+
+def flush_caches() -> None:
+    """Read so much else that no document stays in a cache."""
+    _other_memory().sum()
+
+
+@functools.cache
+def _other_memory() -> torch.Tensor:
+    return torch.ones(4 * (last_level_cache() or 2**26) // 4)
+
+
+def rated_peaks(backend: str, dtype: str | None) -> tuple[str, str, str]:
+    """Names of the peaks, of which the highest bounds a CPU backend: it screens documents of any dtype in int8."""
+    return backend, f"{backend} {dtype}", f"{backend} int8"
+
+
+class Limits:
+    """The least time in which this machine can read the documents of a workload, and multiply them.
+
+    Each is the best so far of many short measurements beside the rounds of the contenders: others that share the
+    machine slow down one moment and not the next, and a long measurement more surely than a short round.
+    """
+
+    # Seconds of multiply-adds for one number, and how often each is measured at a time.
+    SECONDS = 0.002
+    REPEATS = 15
+
+    def __init__(self, inputs: Inputs, threads: int) -> None:
+        self._inputs = inputs
+        self._threads = threads
+        workload = inputs.workload
+        self._dtype = "int8" if workload.quantized else str(workload.dtype).removeprefix("torch.")
+        self._tiers = [b.name for b in cf.backends() if b.name.startswith("cpu:") and b.unsupported is None]
+        self.read_bytes_per_s = 0.0
+        """Of the documents themselves, from the cache or the memory where the contenders find them."""
+        self.flops_per_s: dict[str, float] = {}
+        """By tier, and with a space and a dtype behind it of the narrower products that can score the workload."""
+
+    def measure(self, contender: str) -> None:
+        """Measure what bounds a tier of ours; of other contenders nothing, which the fastest tier bounds."""
+        if contender not in self._tiers:
+            return
+        tier = contender.removeprefix("cpu:")
+        tokens = self._inputs.quantized.tokens if self._inputs.workload.quantized else self._inputs.rows
+        documents = tokens.flatten().view(torch.float32)
+        # The first pass brings the documents into the cache, if they fit.
+        for _ in range(4):
+            if self._inputs.workload.flush:
+                flush_caches()
+            rate = cpu.measure_read(tier, self._threads, documents)
+            self.read_bytes_per_s = max(self.read_bytes_per_s, rate)
+        for dtype in cpu.products(tier):
+            if dtype not in ("float32", "int8", self._dtype):
+                continue
+            key = contender if dtype == "float32" else f"{contender} {dtype}"
+            rates = [cpu.measure_flops(tier, dtype, self._threads, self.SECONDS) for _ in range(self.REPEATS)]
+            self.flops_per_s[key] = max(self.flops_per_s.get(key, 0.0), *rates)
+
+    def bound(self, contender: str) -> tuple[str, float] | None:
+        """Return "reading" or "computing", and the seconds that it takes at least; None before it was measured.
+
+        A tier of ours is bounded by its own instructions, every other contender by the fastest of this machine.
+        """
+        tiers = [contender] if contender in self._tiers else self._tiers
+        names = [name for tier in tiers for name in rated_peaks(tier, self._dtype)]
+        peak = max((self.flops_per_s.get(name, 0.0) for name in names), default=0.0)
+        if not peak:
+            return None
+        reading = ("reading", self._inputs.bytes / self.read_bytes_per_s)
+        return max(reading, ("computing", self._inputs.flops / peak), key=lambda bound: bound[1])
 
 
 def limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -101,6 +102,11 @@ class Inputs:
     def items(self) -> list[Tensor]:
         """The documents as a list of ``[length, dim]``."""
         return list(self.rows.split(self.lengths.tolist()))
+
+    @cached_property
+    def quantized(self) -> cf.PackedTokens:
+        """The documents in 8 bits."""
+        return self.packed.quantize("int8")
 
     @property
     def bytes(self) -> int:

@@ -1,0 +1,39 @@
+"""Ctrl-C while ``colbert-fast`` is being imported: torch takes seconds, and a traceback from inside it tells nothing.
+
+Nothing happens in other programs, whose Ctrl-C is theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def is_command() -> bool:
+    """Whether this process was started as ``colbert-fast`` or ``python -m colbert_fast``."""
+    program = sys.argv[0] if sys.argv else ""
+    name = os.path.basename(program).removesuffix(".exe").removesuffix("-script.py")
+    # Python puts "-m" there until it has found the module, and imports the package to find it.
+    return name == "colbert-fast" or (program == "-m" and "colbert_fast" in sys.orig_argv)
+
+
+def end_quietly() -> None:
+    """Let Ctrl-C end this process at once, while it has nothing to save; one that ignores Ctrl-C goes on to."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def raise_as_usual() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+if is_command():
+    end_quietly()
