@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,28 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig
 
-from colbert_fast._checks import positive_int
+from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions as positions
 from colbert_fast.models.files import Files
+from colbert_fast.models.projection import Projection, read_projection
+from colbert_fast.models.quiet import quiet_loading
+from colbert_fast.models.request import Request, with_dtype
+from colbert_fast.models.settings import SETTINGS as SETTINGS
+from colbert_fast.models.settings import check_padding as check_padding
+from colbert_fast.models.settings import check_settings as check_settings
+from colbert_fast.models.settings import check_settings_of
+from colbert_fast.models.settings import set_query_length as set_query_length
+from colbert_fast.models.soundness import (
+    check_files,
+    check_lengths,
+    check_numbers,
+    check_tokenizer,
+    naming,
+    warn_of_fresh,
+    warn_of_missing,
+)
 
 FORMATS = ("neural-cherche", "sentence-transformers")
-
-# What metadata.json holds and the constructor of ColBERT takes.
-SETTINGS = (
-    "max_length_query",
-    "max_length_document",
-    "query_prefix",
-    "document_prefix",
-    "padding",
-    "truncation",
-    "add_special_tokens",
-)
 
 _KEYWORDS = tuple(
     name
@@ -50,10 +57,13 @@ class Checkpoint:
 
     encoder: MultiVectorEncoder
     settings: dict[str, Any]
+    folder: str
     metadata: dict[str, Any] = field(default_factory=dict)
     # neural-cherche scores the pad rows of a document as zero rows; the other kinds never score padding.
     scores_padding: bool = True
     fresh_projection: bool = False
+    # Arguments that the user gave and the files overrule.
+    overruled: list[str] = field(default_factory=list)
 
 
 def load(
@@ -61,6 +71,7 @@ def load(
     embedding_size: int | None,
     device: str,
     settings: dict[str, Any],
+    given: Collection[str],
     kwargs: dict[str, Any],
 ) -> Checkpoint:
     """Load any checkpoint ColBERT knows.
@@ -74,49 +85,55 @@ def load(
     device
         Where the encoder goes.
     settings
-        The constructor's values of `SETTINGS`; those in the checkpoint's files win.
+        The constructor's values of `SETTINGS`.
+    given
+        Names of arguments that the user gave. A neural-cherche checkpoint's own values win, with a warning for what
+        was given; with the other kinds, what was given wins.
     kwargs
         Keyword arguments of `MultiVectorEncoder`.
 
     Raises
     ------
     FileNotFoundError
-        No such folder, or a hub that does not answer: a file is missing only where the hub says so.
+        No such folder, a file that it needs, or a hub that does not answer and nothing in its cache.
     TypeError
         A keyword argument that `MultiVectorEncoder` does not have.
     ValueError
-        A file that does not hold what it should, or a `linear.pt` that does not fit the transformer.
+        A damaged file, which the message names; a projection that does not fit the transformer; an argument that the
+        checkpoint cannot obey.
     """
     if unknown := sorted(set(kwargs) - set(_KEYWORDS)):
         msg = f"unknown keyword arguments {unknown}; besides its own, ColBERT takes {sorted(_KEYWORDS)}"
         raise TypeError(msg)
-    files = Files(os.fspath(source), kwargs)
-    if files.is_local:
-        kwargs = {**kwargs, "local_files_only": True}
+    with_dtype(kwargs.get("model_kwargs"))
+    torch.empty(0, device=device)
+    request = Request(Files(source, kwargs), embedding_size, device, settings, given, kwargs)
+    files = request.files
     linear = files.find("linear.pt")
     metadata = files.read_json("metadata.json")
     if "max_length_query" not in metadata:
         metadata = {}
-    if linear is None and not metadata and _is_late_interaction(files):
-        return _delegate(files.source, device, settings, kwargs)
-
-    settings = {name: metadata.get(name, value) for name, value in settings.items()}
-    check_settings(settings)
-    weight: torch.Tensor | None = None
-    if linear is not None:
-        weight = _read_projection(linear)
-    if "embedding_size" in metadata and metadata["embedding_size"] is None:
-        weight = embedding_size = None
-    fresh = weight is None and embedding_size is not None
-    transformer = _load_transformer(files, settings, kwargs)
-    hidden = transformer.get_embedding_dimension()
-    if weight is None and embedding_size is not None:
-        weight = nn.init.xavier_uniform_(torch.empty(embedding_size, hidden))
-    if weight is not None and weight.shape[1] != hidden:
-        msg = f"{linear} must fit the transformer, weight [*, {hidden}]; got {list(weight.shape)}"
-        raise ValueError(msg)
-    encoder = _compose(transformer, weight, settings, device, kwargs)
-    return Checkpoint(encoder, settings, metadata, fresh_projection=fresh)
+    is_ours = linear is not None or bool(metadata)
+    is_late_interaction = not is_ours and _is_late_interaction(files)
+    bge = None if is_ours or is_late_interaction else files.find("colbert_linear.pt")
+    check_files(request)
+    with quiet_loading() as report, naming(files, report):
+        if is_late_interaction:
+            loaded = _delegate(request)
+        elif bge is not None:
+            loaded = _load_bge(request, read_projection(bge), bge)
+        else:
+            loaded = _load_transformer_with(request, linear, metadata)
+    check_lengths(request, loaded.encoder, loaded.settings)
+    warn_of_missing(files, report)
+    if loaded.fresh_projection and embedding_size is not None:
+        warn_of_fresh(os.fspath(source), embedding_size, report)
+    if loaded.overruled:
+        warn_caller(
+            f"{files.source!r} is a neural-cherche checkpoint, whose files win over arguments. "
+            f"Not used: {'; '.join(loaded.overruled)}."
+        )
+    return loaded
 
 
 def save(
@@ -165,68 +182,119 @@ def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
     return None
 
 
-def check_settings(settings: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError for a setting no encoder can have."""
-    for name in ("max_length_query", "max_length_document"):
-        positive_int(settings[name], name)
-    for name in ("query_prefix", "document_prefix"):
-        if not isinstance(settings[name], str):
-            msg = f"{name} must be a str; got {settings[name]!r}"
-            raise TypeError(msg)
-    check_padding(settings["padding"])
-
-
-def check_padding(value: Any) -> None:
-    """Raise ValueError unless `value` is a way of padding."""
-    if value not in ("max_length", "longest", True):
-        msg = f'padding must be "max_length", "longest" or True; got {value!r}'
-        raise ValueError(msg)
-
-
 def _is_late_interaction(files: Files) -> bool:
     config = files.read_json("config_sentence_transformers.json")
     # PyLate before its third format wrote its prefixes there, and no model_type.
     if config.get("model_type") in ("MultiVectorEncoder", "ColBERT") or "query_prefix" in config:
         return True
+    for module in files.modules():
+        if module["type"].startswith("pylate.") or module["type"].endswith(".MultiVectorMask"):
+            return True
+        if module["type"].endswith(".Dense"):
+            dense = files.read_json(os.path.join(module["path"], "config.json"))
+            if dense.get("module_input_name") == "token_embeddings":
+                return True
     architectures = files.read_json("config.json").get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        msg = f'{files.find("config.json")} must list names under "architectures"; got {architectures!r:.200}'
+        raise ValueError(msg)
     return any(name == "HF_ColBERT" or name.endswith("ForRetrieval") for name in architectures)
 
 
-def _delegate(source: str, device: str, settings: dict[str, Any], kwargs: dict[str, Any]) -> Checkpoint:
-    encoder = MultiVectorEncoder(source, device=device, **kwargs)
+def _delegate(request: Request) -> Checkpoint:
+    """Load a checkpoint of `MultiVectorEncoder`, or one that it converts; what the user gave wins over its files."""
+    files, settings, given = request.files, request.settings, request.given
+    encoder = MultiVectorEncoder(files.source, device=request.device, **request.options())
     transformer: Any = encoder[0]
+    check_tokenizer(request, encoder)
+    _unify_dtype(encoder)
+    check_numbers(files, encoder)
+    size = encoder.get_embedding_dimension()
+    if "embedding_size" in given and request.embedding_size != size:
+        msg = f"embedding_size must be what {files.source!r} has, {size}; got {request.embedding_size}: leave it out"
+        raise ValueError(msg)
     expansion = getattr(transformer, "query_expansion", None)
-    limit = _length_limit(transformer)
-    query_length = expansion["length"] if expansion else getattr(transformer, "query_length", None)
+    limit = _length_limit(encoder)
+    if expansion is not None and expansion["strategy"] == "fixed":
+        query_length = expansion["length"]
+    else:
+        query_length = getattr(transformer, "query_length", None)
     document_length = getattr(transformer, "document_length", None)
-    settings = {
-        **settings,
+    own = {
         "max_length_query": query_length or limit or settings["max_length_query"],
         "max_length_document": document_length or limit or settings["max_length_document"],
         "query_prefix": encoder.prompts.get("query") or "",
         "document_prefix": encoder.prompts.get("document") or "",
     }
-    return Checkpoint(encoder, settings, scores_padding=False)
+    settings = {**settings, **{name: value for name, value in own.items() if name not in given}}
+    check_settings_of(files.source, settings)
+    if "max_length_document" in given:
+        transformer.document_length = settings["max_length_document"]
+    if "max_length_query" in given and expansion is None:
+        transformer.query_length = settings["max_length_query"]
+    for side in ("query", "document"):
+        if f"{side}_prefix" in given:
+            encoder.prompts[side] = settings[f"{side}_prefix"]
+    return Checkpoint(encoder, settings, files.folder, scores_padding=False)
 
 
-def _length_limit(transformer: Any) -> int | None:
-    positions = getattr(transformer.model.config, "max_position_embeddings", None)
+def _load_bge(request: Request, projection: Projection, path: str) -> Checkpoint:
+    """Load a dense checkpoint with colbert_linear.pt, as FlagEmbedding scores BGE-M3.
+
+    The states of all tokens but [CLS] are projected and normalised. Texts get no prefix and are as long as the model
+    takes them. FlagEmbedding divides the score by the number of query tokens; ours is the sum.
+    """
+    size = projection.weight.shape[0]
+    if "embedding_size" in request.given and request.embedding_size != size:
+        msg = f"embedding_size must be what {path} has, {size}; got {request.embedding_size}: leave it out"
+        raise ValueError(msg)
+    transformer = _load_transformer(request, None, None)
+    own: dict[str, Any] = {"query_prefix": "", "document_prefix": "", "padding": "longest"}
+    settings = {**request.settings, **{name: value for name, value in own.items() if name not in request.given}}
+    tokenizer: Any = transformer.tokenizer
+    first = tokenizer.cls_token or tokenizer.bos_token
+    mask = MultiVectorMask([first] if first else [], skiplist_tasks=["query", "document"])
+    encoder = _compose(request, transformer, (projection, path), mask, settings)
+    if limit := _length_limit(encoder):
+        lengths = ("max_length_query", "max_length_document")
+        settings |= {name: limit for name in lengths if name not in request.given}
+    transformer.query_length, transformer.document_length = (
+        settings["max_length_query"],
+        settings["max_length_document"],
+    )
+    return Checkpoint(encoder, settings, request.files.folder, scores_padding=False)
+
+
+def _load_transformer_with(request: Request, linear: str | None, metadata: dict[str, Any]) -> Checkpoint:
+    """Load a transformer with the projection and the settings that neural-cherche put beside it, or fresh ones."""
+    files, size = request.files, request.embedding_size
+    settings = {name: metadata.get(name, value) for name, value in request.settings.items()}
+    check_settings_of(files.find("metadata.json") or files.source, settings)
+    projection = None if linear is None else read_projection(linear)
+    if "embedding_size" in metadata and metadata["embedding_size"] is None:
+        projection = size = None
+    elif projection is not None:
+        size = projection.weight.shape[0]
+    transformer = _load_transformer(request, settings["max_length_query"], settings["max_length_document"])
+    if projection is None and size is not None:
+        hidden = transformer.get_embedding_dimension()
+        projection = Projection(nn.init.xavier_uniform_(torch.empty(size, hidden)))
+    placed = None if projection is None else (projection, str(linear))
+    encoder = _compose(request, transformer, placed, MultiVectorMask(), settings)
+    overruled = request.overruled({name: settings[name] for name in SETTINGS if name in metadata}, size)
+    fresh = linear is None and size is not None
+    return Checkpoint(encoder, settings, files.folder, metadata, fresh_projection=fresh, overruled=overruled)
+
+
+def _length_limit(encoder: MultiVectorEncoder) -> int | None:
+    """Tokens that a text may have: what the tokenizer and the transformer's positions allow."""
     # A tokenizer without a limit reports an astronomic one.
-    limits = [length for length in (transformer.max_seq_length, positions) if length and length < 2**20]
+    limits = [length for length in (encoder.max_seq_length, positions(encoder)) if length and length < 2**20]
     return min(limits, default=None)
 
 
-def _read_projection(path: str) -> torch.Tensor:
-    linear = torch.load(path, map_location="cpu", weights_only=True)
-    weight = linear.get("weight") if isinstance(linear, dict) else None
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
-        got = sorted(linear) if isinstance(linear, dict) else type(linear).__name__
-        msg = f'{path} must hold {{"weight": [embedding_size, hidden_size]}}; got {got}'
-        raise ValueError(msg)
-    return weight
-
-
-def _load_transformer(files: Files, settings: dict[str, Any], kwargs: dict[str, Any]) -> Transformer:
+def _load_transformer(request: Request, query_length: int | None, document_length: int | None) -> Transformer:
+    files, kwargs = request.files, request.options()
     access: dict[str, Any] = {
         name: kwargs[name] for name in ("token", "revision", "local_files_only", "trust_remote_code") if name in kwargs
     }
@@ -234,8 +302,8 @@ def _load_transformer(files: Files, settings: dict[str, Any], kwargs: dict[str, 
         access["cache_dir"] = kwargs["cache_folder"]
     source = files.source
     # Dense sentence-transformers of the first years keep their transformer in a subfolder.
-    modules = files.find("modules.json")
-    subfolder = json.loads(Path(modules).read_text(encoding="utf-8"))[0]["path"] if modules else ""
+    modules = files.modules()
+    subfolder = modules[0]["path"] if modules else ""
     if subfolder and files.is_local:
         source = os.path.join(source, subfolder)
     elif subfolder:
@@ -251,8 +319,8 @@ def _load_transformer(files: Files, settings: dict[str, Any], kwargs: dict[str, 
         processor_kwargs={**access, **(kwargs.get("processor_kwargs") or {})},
         config_kwargs=config_kwargs,
         backend=kwargs.get("backend", "torch"),
-        query_length=settings["max_length_query"],
-        document_length=settings["max_length_document"],
+        query_length=query_length,
+        document_length=document_length,
     )
     return transformer
 
@@ -264,22 +332,45 @@ def _has_optional_pooler(source: str, config_kwargs: dict[str, Any]) -> bool:
 
 
 def _compose(
+    request: Request,
     transformer: Transformer,
-    weight: torch.Tensor | None,
+    placed: tuple[Projection, str] | None,
+    mask: MultiVectorMask,
     settings: dict[str, Any],
-    device: str,
-    kwargs: dict[str, Any],
 ) -> MultiVectorEncoder:
+    """Put modules together; `placed` is the projection and the file that it comes from."""
     modules: list[nn.Module] = [transformer]
-    if weight is not None:
-        size, hidden = weight.shape
-        dense = Dense(hidden, size, bias=False, activation_function=nn.Identity(), module_input_name="token_embeddings")
-        dense.linear.load_state_dict({"weight": weight})
+    if placed is not None:
+        (weight, bias), path = placed
+        hidden = transformer.get_embedding_dimension()
+        if weight.shape[1] != hidden:
+            msg = f"{path} must fit the transformer, weight [*, {hidden}]; got {list(weight.shape)}"
+            raise ValueError(msg)
+        dense = Dense(
+            hidden,
+            weight.shape[0],
+            bias=bias is not None,
+            activation_function=nn.Identity(),
+            module_input_name="token_embeddings",
+        ).to(weight.dtype)
+        dense.linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
         modules.append(dense)
-    modules += [MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
-    own = {name: value for name, value in kwargs.items() if not name.endswith("_kwargs")}
+    modules += [mask, Normalize(module_input_name="token_embeddings")]
+    own = {name: value for name, value in request.options().items() if not name.endswith("_kwargs")}
     prompts = {"query": settings["query_prefix"], "document": settings["document_prefix"]}
-    return MultiVectorEncoder(modules=modules, prompts=prompts, device=device, **own)
+    encoder = MultiVectorEncoder(modules=modules, prompts=prompts, device=request.device, **own)
+    check_tokenizer(request, encoder)
+    _unify_dtype(encoder)
+    check_numbers(request.files, encoder)
+    return encoder
+
+
+def _unify_dtype(encoder: MultiVectorEncoder) -> None:
+    """Give the modules behind the transformer its dtype."""
+    dtype = getattr(getattr(encoder[0], "model", None), "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        for module in list(encoder)[1:]:
+            module.to(dtype=dtype)
 
 
 def _save_neural_cherche(

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
-from colbert_fast._warnings import warn_caller
 from colbert_fast.models import checkpoint
+from colbert_fast.models.arguments import remembers_given
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.encoding import embed, inference, sees_padding
 from colbert_fast.models.texts import Window, as_texts, pair_up, windows
@@ -85,7 +85,6 @@ class ColBERT(nn.Module):
     >>> encoder.scores(["capital of Germany"], ["Berlin is the capital.", "Bananas."])  # doctest: +SKIP
     """
 
-    max_length_query: int
     max_length_document: int
     query_prefix: str
     document_prefix: str
@@ -93,7 +92,11 @@ class ColBERT(nn.Module):
     truncation: bool
     add_special_tokens: bool
 
+    # Names of the arguments that the constructor was given.
+    _given: frozenset[str]
+
     @safe_after_fork
+    @remembers_given
     def __init__(
         self,
         model_name_or_path: str | os.PathLike[str],
@@ -124,15 +127,15 @@ class ColBERT(nn.Module):
             positive_int(embedding_size, "embedding_size")
         if freeze_layers_except_last_n is not None:
             _check_last_n(freeze_layers_except_last_n)
-        loaded = checkpoint.load(model_name_or_path, embedding_size, device or _best_device(), settings, kwargs)
-        if loaded.fresh_projection:
-            name = os.fspath(model_name_or_path)
-            warn_caller(
-                f"{name!r} has no ColBERT projection (linear.pt): starting from a random one of {embedding_size} "
-                "dimensions, whose scores mean little until it is trained. Load a trained checkpoint, train this "
-                "one, or pass embedding_size=None for the transformer's own states."
-            )
+        # neural-cherche's base class takes it, keeps it, and its ColBERT does nothing with it.
+        self.n_mask_tokens = positive_int(kwargs.pop("n_mask_tokens", 5), "n_mask_tokens")
+        loaded = checkpoint.load(
+            model_name_or_path, embedding_size, device or _best_device(), settings, self._given, kwargs
+        )
         self.encoder: MultiVectorEncoder = loaded.encoder
+        self.model_folder = loaded.folder
+        self.query_pad_token = getattr(self.tokenizer, "mask_token", None)
+        self.original_pad_token = getattr(self.tokenizer, "pad_token", None)
         self._metadata = loaded.metadata
         self._scores_padding = loaded.scores_padding
         for name, value in loaded.settings.items():
@@ -142,6 +145,16 @@ class ColBERT(nn.Module):
         self.eval()
         # Asked here, so that no hook of the user sees the texts that it takes.
         sees_padding(self.encoder, self._encoding(False, {}))
+
+    @property
+    def max_length_query(self) -> int:
+        """Longest query in tokens. Where query expansion fills every query up, it fills up to this length."""
+        return self._max_length_query
+
+    @max_length_query.setter
+    def max_length_query(self, length: int) -> None:
+        checkpoint.set_query_length(self.encoder, length)
+        self._max_length_query = length
 
     @property
     def model(self) -> nn.Module:

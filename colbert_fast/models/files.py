@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from colbert_fast.models.damage import check_regular, check_subfolder, read_json
+
+# The files that decide which kind of checkpoint a repository is. A cached snapshot that is known to lack one of them
+# is not loaded as another kind.
+_DECISIVE = (
+    *("linear.pt", "metadata.json", "colbert_linear.pt"),
+    *("config.json", "modules.json", "config_sentence_transformers.json"),
 )
 
 
 class Files:
-    """The files of a checkpoint, in a folder or on the hub."""
+    """The files of a checkpoint, in a folder or on the hub.
 
-    def __init__(self, source: str, kwargs: dict[str, Any]) -> None:
-        self.source = source
-        self.is_local = os.path.isdir(source)
-        looks_like_path = os.path.isabs(source) or source.startswith((".", "~")) or source.count("/") > 1
-        if not self.is_local and (looks_like_path or os.path.exists(source)):
-            msg = f"model_name_or_path must be a folder or a repository of the hub; no folder {source!r}"
+    A repository whose hub cannot be asked is read from its snapshot in the cache, as a folder: what the snapshot
+    lacks, the checkpoint lacks.
+    """
+
+    def __init__(self, source: Any, kwargs: dict[str, Any]) -> None:
+        if not isinstance(source, (str, os.PathLike)) or not isinstance(os.fspath(source), str):
+            msg = f"model_name_or_path must be a str or a path; got {source!r}"
+            raise TypeError(msg)
+        self.source: str = os.fspath(source)
+        if self.source.startswith("~") and not os.path.lexists(self.source):
+            self.source = os.path.expanduser(self.source)
+        self.is_local = os.path.isdir(self.source)
+        looks_like_path = os.path.isabs(self.source) or self.source.startswith((".", "~")) or self.source.count("/") > 1
+        if not self.is_local and (looks_like_path or os.path.lexists(self.source)):
+            msg = f"model_name_or_path must be a folder or a repository of the hub; no folder {self.source!r}"
             raise FileNotFoundError(msg)
         self._cache: dict[str, Any] = {
             "cache_dir": kwargs.get("cache_folder"),
@@ -34,21 +52,32 @@ class Files:
             "token": kwargs.get("token"),
             "local_files_only": kwargs.get("local_files_only", False),
         }
+        self._offline = bool(self._access["local_files_only"] or constants.HF_HUB_OFFLINE)
+        if not self.is_local and self._offline:
+            self._turn_to_snapshot("its files")
 
     def find(self, name: str) -> str | None:
         """Path of a file, downloaded if need be, or None where the checkpoint does not have it."""
         if self.is_local:
             path = os.path.join(self.source, name)
-            return path if os.path.isfile(path) else None
+            return path if check_regular(path) else None
+        if self._offline:
+            msg = f"{self.source!r} is no folder, and the Hugging Face hub could not be asked for its {name}"
+            raise FileNotFoundError(msg)
         try:
             return str(hf_hub_download(self.source, name, **self._cache, **self._access))
         except LocalEntryNotFoundError as error:
+            if self._turn_to_snapshot(name):
+                return self.find(name)
             if try_to_load_from_cache(self.source, name, **self._cache) is _CACHED_NO_EXIST:
                 return None
             msg = f"{self.source!r} is no folder, and the Hugging Face hub could not be asked for its {name}"
             raise FileNotFoundError(msg) from error
         except EntryNotFoundError:
             return None
+        except RevisionNotFoundError as error:
+            msg = f"revision must be one of the repository {self.source!r}; got {self._cache['revision']!r}"
+            raise FileNotFoundError(msg) from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             msg = f"model_name_or_path must be a folder or a repository of the hub; got {self.source!r}"
             raise FileNotFoundError(msg) from error
@@ -56,14 +85,44 @@ class Files:
     def read_json(self, name: str) -> dict[str, Any]:
         """Content of a JSON object file; empty where the checkpoint does not have it."""
         path = self.find(name)
+        return {} if path is None else read_json(path)
+
+    def modules(self) -> list[dict[str, Any]]:
+        """Entries of modules.json, each with a "type" and a "path" inside the checkpoint; empty without the file."""
+        path = self.find("modules.json")
         if path is None:
-            return {}
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            msg = f"{path} is not JSON: {error}"
-            raise ValueError(msg) from error
-        if not isinstance(content, dict):
-            msg = f"{path} must hold a JSON object; got {type(content).__name__}"
+            return []
+        entries: list[dict[str, Any]] = read_json(path, list)
+        if not entries:
+            msg = f"{path} must list the modules of the checkpoint; got an empty list"
             raise ValueError(msg)
-        return content
+        for entry in entries:
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("path", "type")):
+                msg = f'{path} must list objects with "path" and "type", two strings; got {entry!r:.200}'
+                raise ValueError(msg)
+            check_subfolder(path, entry["path"])
+        return entries
+
+    @property
+    def folder(self) -> str:
+        """Where the files lie: the folder itself, or the snapshot in the cache."""
+        path = None if self.is_local else self.find("config.json") or self.find("modules.json")
+        return self.source if path is None else str(Path(path).parent)
+
+    def _turn_to_snapshot(self, wanted: str) -> bool:
+        """Read from the snapshot in the cache from now on, if there is one."""
+        try:
+            folder = snapshot_download(
+                self.source, **self._cache, local_files_only=True, allow_patterns=list(_DECISIVE)
+            )
+        except LocalEntryNotFoundError as error:
+            if hasattr(error, "snapshot_path"):
+                msg = (
+                    f"the hub could not be asked for {wanted} of {self.source!r}, and its cached snapshot is not whole"
+                )
+                raise FileNotFoundError(msg) from error
+            return False
+        except HFValidationError:  # find will say so
+            return False
+        self.source, self.is_local = str(folder), True
+        return True

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from tiny import DATA, HIDDEN, METADATA, SIZE, config, tokenizer, write_json
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel, PreTrainedConfig
 
@@ -113,6 +116,56 @@ def stanford(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer().save_pretrained(folder)
     artifact = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_maxlen": 10, "doc_maxlen": 16}
     write_json(folder / "artifact.metadata", artifact)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multi_vector(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MultiVectorEncoder folder without lengths, with prompts of its own."""
+    folder = tmp_path_factory.mktemp("multi_vector")
+    torch.manual_seed(3)
+    modules = [
+        Transformer(str(plain), model_kwargs={"add_pooling_layer": False}),
+        Dense(HIDDEN, SIZE, bias=False, activation_function=None, module_input_name="token_embeddings"),
+        MultiVectorMask(),
+        Normalize(module_input_name="token_embeddings"),
+    ]
+    encoder = MultiVectorEncoder(modules=modules, prompts={"query": "find ", "document": "doc "}, device="cpu")
+    encoder.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dense(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense sentence-transformer of the first years, with its transformer in a subfolder."""
+    folder = tmp_path_factory.mktemp("dense")
+    shutil.copytree(plain, folder / "0_Transformer")
+    kinds = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+    paths = ["0_Transformer", "1_Pooling"]
+    modules = [{"idx": i, "name": str(i), "path": paths[i], "type": kinds[i]} for i in (0, 1)]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "config_sentence_transformers.json", {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bge_m3(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out as BGE-M3's: a dense sentence-transformer with colbert_linear.pt and sparse_linear.pt."""
+    folder = tmp_path_factory.mktemp("bge") / "m3"
+    shutil.copytree(plain, folder)
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+    ]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 60, "do_lower_case": False})
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": HIDDEN})
+    torch.manual_seed(4)
+    torch.save({"weight": torch.randn(SIZE, HIDDEN), "bias": torch.randn(SIZE)}, folder / "colbert_linear.pt")
+    torch.save({"weight": torch.randn(1, HIDDEN), "bias": torch.randn(1)}, folder / "sparse_linear.pt")
     return folder
 
 

@@ -187,7 +187,9 @@ class TestFresh:
 
 class TestFiles:
     def test_files_win_over_arguments(self, neural_cherche: Path) -> None:
-        encoder = ColBERT(neural_cherche, 64, "cpu", 5, 6, query_prefix="x", padding=True)
+        with pytest.warns(UserWarning, match="files win over arguments") as caught:
+            encoder = ColBERT(neural_cherche, 64, "cpu", 5, 6, query_prefix="x", padding=True)
+        assert len(caught) == 1
         assert encoder.embedding_size == SIZE
         assert {name: getattr(encoder, name) for name in METADATA} == METADATA
 
@@ -258,17 +260,17 @@ class TestFiles:
             return str(tmp_path / name)
 
         monkeypatch.setattr(files, "hf_hub_download", download)
-        access = {"cache_folder": "c", "revision": "r", "token": "t", "local_files_only": True}
+        access = {"cache_folder": "c", "revision": "r", "token": "t"}
         assert files.Files("someone/colbert", access).find("linear.pt") == str(tmp_path / "linear.pt")
         expected = {"repository": "someone/colbert", "name": "linear.pt", "cache_dir": "c", "revision": "r"}
-        assert asked == {**expected, "token": "t", "local_files_only": True}
+        assert asked == {**expected, "token": "t", "local_files_only": False}
 
 
 class TestSaving:
     def test_round_trip(self, neural_cherche: Path, tmp_path: Path) -> None:
         encoder = ColBERT(neural_cherche, device="cpu")
         assert encoder.save_pretrained(tmp_path / "new" / "folder") is encoder
-        again = ColBERT(tmp_path / "new" / "folder", embedding_size=64, device="cpu")
+        again = ColBERT(tmp_path / "new" / "folder", device="cpu")
         assert torch.equal(scores_of(again), scores_of(encoder))
         assert again.state_dict().keys() == encoder.state_dict().keys()
 

@@ -1,0 +1,197 @@
+"""Files of a checkpoint that are not what they should be: found, and named, before anything is loaded from them.
+
+A damaged file must not be taken for one that is not there: the encoder would then be another one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import ntpath
+import os
+import posixpath
+import re
+import stat
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+# What transformers and sentence-transformers read as a JSON object, in the folder of a checkpoint or of a module.
+_OBJECTS = (
+    *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "metadata.json"),
+    *(
+        "artifact.metadata",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "adapter_config.json",
+        "config_sentence_transformers.json",
+    ),
+    *(f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert")),
+)
+# What else they read, whose content is checked where it is read.
+_OTHERS = (
+    *("linear.pt", "colbert_linear.pt", "modules.json", "chat_template.jinja"),
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json", "spm.model", "adapter_model.safetensors"),
+)
+# The first of them that is there is read.
+_WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+# Beginning of the text that Git leaves in the place of a large file.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MAX_JSON_BYTES = 2**26
+
+
+def check_folder(folder: str, *, weights_needed: bool) -> None:
+    """Raise ValueError if a file that would be read from a folder is damaged.
+
+    Raises FileNotFoundError where `weights_needed` and the folder has none.
+    """
+    for name in _OTHERS:
+        check_regular(os.path.join(folder, name))
+    for name in _OBJECTS:
+        path = os.path.join(folder, name)
+        if check_regular(path):
+            read_json(path)
+    for name in _WEIGHTS:
+        path = os.path.join(folder, name)
+        if check_regular(path):
+            _check_weights(path)
+            return
+    if weights_needed:
+        msg = f"{folder} must hold the weights of a model, such as model.safetensors; there are none"
+        raise FileNotFoundError(msg)
+
+
+def check_regular(path: str) -> bool:
+    """Whether there is a file; ValueError for something else in its place, an empty file, or a pointer of Git LFS."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            msg = f"{path} must be a file; it is a link to {os.readlink(path)!r}, which is not there"
+            raise ValueError(msg) from None
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            msg = f"{path} must be a file; it is a link that leads back to itself"
+            raise ValueError(msg) from error
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe" if stat.S_ISFIFO(status.st_mode) else "device"
+        msg = f"{path} must be a file; it is a {kind}"
+        raise ValueError(msg)
+    if status.st_size == 0:
+        msg = f"{path} is empty"
+        raise ValueError(msg)
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            msg = f"{path} is a pointer of Git LFS and not the file itself: run `git lfs pull` in its repository"
+            raise ValueError(msg)
+    return True
+
+
+def check_subfolder(source: str, path: str) -> None:
+    """Raise ValueError unless a path that the file `source` names stays inside the checkpoint."""
+    absolute = posixpath.isabs(path) or ntpath.isabs(path) or ntpath.splitdrive(path)[0]
+    if absolute or "\0" in path or ".." in re.split(r"[/\\]", path):
+        msg = f"{source} must name paths inside the checkpoint; got {path!r}"
+        raise ValueError(msg)
+
+
+def read_json(path: str, kind: type = dict) -> Any:
+    """Content of a JSON file that must hold an object, or an array where `kind` is list; ValueError otherwise.
+
+    A name that metadata.json gives twice is refused: nobody knows which of its values was meant.
+    """
+    hook = _once if os.path.basename(path) == "metadata.json" else None
+    if (size := os.path.getsize(path)) > _MAX_JSON_BYTES:
+        msg = f"{path} must have at most {_MAX_JSON_BYTES} bytes; it has {size}"
+        raise ValueError(msg)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=hook)
+    except (ValueError, RecursionError) as error:
+        msg = f"{path} is not JSON: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(content, kind):
+        msg = f"{path} must hold a JSON {'array' if kind is list else 'object'}; got {type(content).__name__}"
+        raise ValueError(msg)
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = sorted(name for name, count in counts.items() if count > 1)
+        msg = f"an object names {twice} more than once"
+        raise ValueError(msg)
+    return content
+
+
+def read_tensors(path: str) -> Any:
+    """What torch.save wrote, on the CPU; ValueError for anything else, whose code is never run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        msg = f"{path} is not a whole file of tensors, as torch.save writes it: {_first_line(error)}"
+        raise ValueError(msg) from error
+
+
+def name_damage(folder: str) -> None:
+    """Raise ValueError if the tokenizer's JSON, which is too large to be looked at before each load, is damaged."""
+    for name in ("tokenizer.json", "vocab.json"):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            try:
+                json.loads(Path(path).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                msg = f"{path} is not JSON: {error}"
+                raise ValueError(msg) from error
+
+
+def _check_weights(path: str) -> None:
+    if path.endswith(".index.json"):
+        _check_shards(path)
+    elif path.endswith(".safetensors"):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            msg = f"{path} is not a whole safetensors file: {error}"
+            raise ValueError(msg) from error
+    else:
+        try:
+            # Neither map_location="meta" nor mmap reads the numbers themselves; the older format of torch has no mmap.
+            torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except MemoryError:
+            raise
+        except Exception as error:
+            msg = f"{path} is not a whole file of tensors, as torch.save writes it: {_first_line(error)}"
+            raise ValueError(msg) from error
+
+
+def _check_shards(path: str) -> None:
+    parts = read_json(path).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        msg = f'{path} must hold "weight_map", the file of each weight'
+        raise ValueError(msg)
+    for part in sorted(set(parts.values())):
+        check_subfolder(path, part)
+        shard = os.path.join(os.path.dirname(path), part)
+        if not check_regular(shard):
+            msg = f"{path} names {part}, which is not there"
+            raise FileNotFoundError(msg)
+        _check_weights(shard)
+
+
+def _first_line(error: Exception) -> str:
+    # torch's advice is to load the file with weights_only=False, which runs what is in it.
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"

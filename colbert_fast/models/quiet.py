@@ -1,0 +1,110 @@
+"""Loading without what transformers prints meanwhile, and without two threads in each other's way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+from transformers.utils import logging as transformers_logging
+
+# transformers replaces torch's initialisers and default dtype, for all threads, while it loads a model.
+_loading = threading.RLock()
+
+
+def _renew() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+_REPORTING = (
+    *("transformers.modeling_utils", "transformers.utils.loading_report"),
+    *("transformers.distributed.tensor_parallel", "transformers.integrations.tensor_parallel"),
+)
+# What transformers says of every model that could run on several devices, and runs on one.
+_NOISE = ("The following layers were not sharded", "The following TP rules were not applied")
+_ROW = re.compile(r"^(\S.*?)\s*\| (UNEXPECTED|MISSING|MISMATCH|CONVERSION)\b", re.MULTILINE)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Report(logging.Filter):
+    """What transformers reported while this thread loaded a model, by status: names of weights.
+
+    Runs of numbers are written together, as in "encoder.layer.{0, 1}.output.dense.weight".
+    """
+
+    def __init__(self, quietest: int) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._quietest = quietest
+        self.weights: dict[str, list[str]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the load report of this thread; let pass what would have been logged without us."""
+        message = record.getMessage()
+        if record.thread == self._thread and message.startswith(_NOISE):
+            return False
+        if record.thread == self._thread and "LOAD REPORT" in message:
+            for name, status in _ROW.findall(_COLOUR.sub("", message)):
+                self.weights.setdefault(status, []).append(name)
+            return False
+        return record.levelno >= self._quietest
+
+
+@contextmanager
+def quiet_loading() -> Iterator[Report]:
+    """Load models one thread at a time, with transformers' load report caught and its progress bar left out.
+
+    Yields the report. Bars of downloads, and other warnings, are shown as the user has set them.
+    """
+    with _loading:
+        loggers = [logging.getLogger(name) for name in _REPORTING]
+        levels = [logger.level for logger in loggers]
+        report = Report(logging.getLogger(_REPORTING[0]).getEffectiveLevel())
+        show_bars = _hide_bars()
+        for logger in loggers:
+            logger.addFilter(report)
+            # Weights that are missing must be heard of even where the user wants no warnings of transformers.
+            logger.setLevel(min(logging.WARNING, logger.getEffectiveLevel()))
+        try:
+            yield report
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+                logger.removeFilter(report)
+            show_bars()
+
+
+def _hide_bars() -> Callable[[], object]:
+    """Hide the bar over weights; returns what undoes it."""
+    set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
+    if set_hook is None:  # transformers before 5.4: for all threads, and for downloads too
+        if not transformers_logging.is_progress_bar_enabled():
+            return lambda: None
+        downloads_hidden = are_progress_bars_disabled()
+        transformers_logging.disable_progress_bar()
+
+        def show() -> None:
+            transformers_logging.enable_progress_bar()
+            if downloads_hidden:
+                disable_progress_bars()
+
+        return show
+    thread = threading.get_ident()
+
+    def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() == thread:
+            kwargs = {**kwargs, "disable": True}
+        return factory(*args, **kwargs) if before is None else before(factory, args, kwargs)
+
+    before = set_hook(None)
+    set_hook(hook)
+    return lambda: set_hook(before)

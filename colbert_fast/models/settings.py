@@ -1,0 +1,73 @@
+"""What a text is turned into tokens with: the settings of an encoder, and which values they can have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sentence_transformers import MultiVectorEncoder
+
+from colbert_fast._checks import positive_int
+
+# What metadata.json holds and the constructor of ColBERT takes.
+SETTINGS = (
+    "max_length_query",
+    "max_length_document",
+    "query_prefix",
+    "document_prefix",
+    "padding",
+    "truncation",
+    "add_special_tokens",
+)
+
+# No text has as many tokens.
+_MAX_LENGTH = 2**31
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError for a setting no encoder can have."""
+    for name in ("max_length_query", "max_length_document"):
+        if positive_int(settings[name], name) >= _MAX_LENGTH:
+            msg = f"{name} must be below {_MAX_LENGTH}; got {settings[name]}"
+            raise ValueError(msg)
+    for name in ("query_prefix", "document_prefix"):
+        if not isinstance(settings[name], str):
+            msg = f"{name} must be a str; got {settings[name]!r}"
+            raise TypeError(msg)
+    for name in ("truncation", "add_special_tokens"):
+        if not isinstance(settings[name], bool):
+            msg = f"{name} must be True or False; got {settings[name]!r}"
+            raise TypeError(msg)
+    check_padding(settings["padding"])
+
+
+def check_padding(value: Any) -> None:
+    """Raise ValueError unless `value` is a way of padding."""
+    if value is not True and not (isinstance(value, str) and value in ("max_length", "longest")):
+        msg = f'padding must be "max_length", "longest" or True; got {value!r}'
+        raise ValueError(msg)
+
+
+def set_query_length(encoder: MultiVectorEncoder, length: int) -> None:
+    """Make query expansion, where an encoder has it, obey a new maximum length of queries.
+
+    Expansion of the strategy "fixed" gives every query this length. Expansion of the strategy "min" has a length of
+    its own, below which a query is filled; it is lowered where it is longer.
+    """
+    transformer: Any = encoder[0]
+    expansion = getattr(transformer, "query_expansion", None)
+    if expansion is None:
+        return
+    positive_int(length, "max_length_query")
+    fixed = expansion["strategy"] == "fixed"
+    transformer.query_length = None if fixed else length
+    if fixed or length < expansion["length"]:
+        transformer.query_expansion = {**expansion, "length": length}
+
+
+def check_settings_of(path: str, settings: dict[str, Any]) -> None:
+    """check_settings for what a file says."""
+    try:
+        check_settings(settings)
+    except (TypeError, ValueError) as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from error

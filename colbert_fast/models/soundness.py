@@ -1,0 +1,136 @@
+"""Whether a checkpoint is sound, before it is loaded and after, and what the user is told of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sentence_transformers import MultiVectorEncoder
+
+from colbert_fast._warnings import warn_caller
+from colbert_fast.models.capacity import positions
+from colbert_fast.models.damage import check_folder, name_damage
+from colbert_fast.models.files import Files
+from colbert_fast.models.quiet import Report
+from colbert_fast.models.request import Request
+
+# Of weights that are looked at for NaN; quantised ones are not.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Names that projections of late interaction have among the weights of a transformer.
+_PROJECTION_NAME = re.compile(r"^(\w+\.)?(linear|compressor|projection|proj|\w*colbert\w*|custom_text_proj)\.weight$")
+
+
+def check_files(request: Request) -> None:
+    """Raise ValueError or FileNotFoundError for damaged or missing files of a folder."""
+    files = request.files
+    modules = files.modules()
+    if not files.is_local:
+        return
+    whole, index = (os.path.join(files.source, f"model.safetensors{end}") for end in ("", ".index.json"))
+    is_split = os.path.exists(index) and not os.path.exists(whole)
+    if is_split and "HF_ColBERT" in (files.read_json("config.json").get("architectures") or []):
+        # sentence-transformers looks for the projection in one file, and would take it from older weights.
+        msg = f"{index}: the weights of a Stanford ColBERT checkpoint must lie in one file, model.safetensors"
+        raise ValueError(msg)
+    model_kwargs = request.kwargs.get("model_kwargs") or {}
+    usual = request.kwargs.get("backend", "torch") == "torch" and not {"gguf_file", "variant"} & set(model_kwargs)
+    kinds = [(module["path"], module["type"]) for module in modules] or [("", "Transformer")]
+    for path, kind in [("", ""), *kinds]:
+        folder = os.path.join(files.source, path)
+        needs_files = kind.rpartition(".")[2] in ("Transformer", "Dense")
+        if not os.path.isdir(folder) and os.path.lexists(folder):
+            msg = f"{folder} must be a folder, as modules.json says"
+            raise ValueError(msg)
+        if needs_files and not os.path.isdir(folder):
+            msg = f"{files.find('modules.json')} names the folder {path!r}, which is not there"
+            raise FileNotFoundError(msg)
+        is_adapter = os.path.exists(os.path.join(folder, "adapter_config.json"))
+        check_folder(folder, weights_needed=needs_files and usual and not is_adapter)
+        if needs_files and not is_adapter and not os.path.exists(os.path.join(folder, "config.json")):
+            msg = f"{folder} must hold a model, and so the file config.json; it is not there"
+            raise FileNotFoundError(msg)
+
+
+@contextmanager
+def naming(files: Files, report: Report) -> Iterator[None]:
+    """Turn what other packages raise over a checkpoint into a ValueError that names the checkpoint."""
+    try:
+        yield
+    except (ImportError, MemoryError, PermissionError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if files.is_local:
+            for module in files.modules() or [{"path": ""}]:
+                name_damage(os.path.join(files.source, module["path"]))
+        if isinstance(error, (ValueError, FileNotFoundError)) and files.source in str(error):
+            raise
+        misfits = report.weights.get("MISMATCH", []) + report.weights.get("CONVERSION", [])
+        reason = f"its weights {_shortened(misfits)} do not fit its config.json" if misfits else str(error)
+        msg = f"{files.source!r} cannot be loaded: {type(error).__name__}: {reason}"
+        raise ValueError(msg) from error
+
+
+def check_numbers(files: Files, encoder: MultiVectorEncoder) -> None:
+    """Raise ValueError for weights that are NaN."""
+    for name, parameter in encoder.named_parameters():
+        # A sum is NaN or infinite wherever a number is, and costs a fraction of looking at each.
+        weight = parameter.detach()
+        if weight.dtype not in _DTYPES or weight.is_meta or bool(weight.sum(dtype=torch.float32).isfinite()):
+            continue
+        if not bool(weight.isfinite().all()):
+            msg = f"{files.source!r} must hold weights that are finite numbers; {name} has others"
+            raise ValueError(msg)
+
+
+def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
+    """Raise FileNotFoundError for a tokenizer without vocabulary, which would make one token of every word."""
+    tokenizer = encoder.tokenizer
+    names = sorted({*(getattr(tokenizer, "vocab_files_names", None) or {}).values()} - {None})
+    if not names or (request.kwargs.get("processor_kwargs") or {}).get("tokenizer_file"):
+        return
+    modules = request.files.modules()
+    subfolder = modules[0]["path"] if modules else ""
+    names = sorted({*names, "tokenizer.json"}, key=lambda name: name != "tokenizer.json")
+    if not any(request.files.find(os.path.join(subfolder, name)) for name in names):
+        folder = os.path.join(request.files.source, subfolder)
+        msg = f"{folder} must hold the vocabulary of its tokenizer, one of the files {names}; none is there"
+        raise FileNotFoundError(msg)
+
+
+def check_lengths(request: Request, encoder: MultiVectorEncoder, settings: dict[str, Any]) -> None:
+    """Raise ValueError for a length that the user gave and that the transformer cannot hold."""
+    held = positions(encoder)
+    for name in ("max_length_query", "max_length_document"):
+        length = settings[name]
+        if held is not None and length > held and name in request.given and length == request.settings[name]:
+            msg = f"{name} must be at most {held}, the positions of the transformer; got {length}"
+            raise ValueError(msg)
+
+
+def warn_of_missing(files: Files, report: Report) -> None:
+    """Warn of weights that transformers did not find and filled with random numbers."""
+    # No pooler takes part in late interaction.
+    if missing := [name for name in report.weights.get("MISSING", []) if "pooler" not in name]:
+        warn_caller(
+            f"{files.source!r} lacks weights of its transformer, which are random now: {_shortened(missing)}. "
+            "Its embeddings mean little until it is trained."
+        )
+
+
+def warn_of_fresh(name: str, size: int, report: Report) -> None:
+    unread = [weight for weight in report.weights.get("UNEXPECTED", []) if _PROJECTION_NAME.match(weight)]
+    unread_too = f" (its weights {_shortened(unread)} are not read)" if unread else ""
+    warn_caller(
+        f"{name!r} has no ColBERT projection (linear.pt){unread_too}: starting from a random one of {size} "
+        "dimensions, whose scores mean little until it is trained. Load a trained checkpoint, train this "
+        "one, or pass embedding_size=None for the transformer's own states."
+    )
+
+
+def _shortened(names: list[str]) -> str:
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest

@@ -1,0 +1,155 @@
+"""Repositories in the cache of the Hugging Face hub, without the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from tiny import DOCUMENTS, QUERIES, close
+
+from colbert_fast.models import ColBERT, files
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+KINDS = ["neural_cherche", "multi_vector", "pylate", "stanford", "plain", "dense", "bge_m3"]
+
+# Loads what it is told and prints scores, and what else it says.
+PROGRAM = """
+import json, socket, sys
+def refuse(*args):
+    raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+import torch
+from colbert_fast.models import ColBERT
+told = json.loads(sys.argv[1])
+torch.manual_seed(0)
+encoder = ColBERT(told["source"], device="cpu", **told["options"])
+scores = encoder.scores(told["queries"], told["documents"], tqdm_bar=False)
+print(json.dumps({"scores": scores.tolist(), "folder": encoder.model_folder}))
+"""
+
+
+def cached(folder: Path, cache: Path, repository: str = "someone/colbert", revision: str = "main") -> Path:
+    """The cache as snapshot_download leaves it: no marker for files that the repository lacks."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / revision).write_text(COMMIT)
+    shutil.copytree(folder, place / "snapshots" / COMMIT)
+    return place
+
+
+def options_of(kind: str) -> dict[str, object]:
+    return {"embedding_size": None, "max_length_document": 20} if kind in ("plain", "dense") else {}
+
+
+def scores_of(source: str | Path, **options: object) -> torch.Tensor:
+    return ColBERT(source, device="cpu", **options).scores(QUERIES, DOCUMENTS, tqdm_bar=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_loads_as_its_folder(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    cached(folder, tmp_path / "hub")
+    # Short: sentence-transformers says of longer queries that expansion cuts them.
+    queries, documents = ["berlin", "paris"], DOCUMENTS[:2]
+    encoder = ColBERT(folder, device="cpu", **options_of(kind))
+    expected = encoder.scores(queries, documents, tqdm_bar=False)
+    told = {"source": "someone/colbert", "options": options_of(kind), "queries": queries, "documents": documents}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_CACHE", None)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, json.dumps(told)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    close(torch.tensor(answer["scores"]), expected)
+    assert Path(answer["folder"]).name == COMMIT
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "plain"])
+def test_only_local_files(kind: str, revision: str | None, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    cached(folder, tmp_path)
+    access = {"local_files_only": True, "revision": revision, "cache_folder": str(tmp_path)}
+    expected = scores_of(folder, **options_of(kind))
+    close(scores_of("someone/colbert", **options_of(kind), **access), expected)
+
+
+def test_another_branch(neural_cherche: Path, pylate: Path, tmp_path: Path) -> None:
+    cached(neural_cherche, tmp_path, revision="dev")
+    access = {"local_files_only": True, "cache_folder": str(tmp_path)}
+    close(scores_of("someone/colbert", revision="dev", **access), scores_of(neural_cherche))
+    with pytest.raises(FileNotFoundError, match="hub could not be asked"):
+        ColBERT("someone/colbert", device="cpu", **access)
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "stanford"])
+def test_a_hub_that_cannot_be_reached(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    cached(folder, tmp_path)
+
+    def unreachable(*args: object, **kwargs: object) -> str:
+        msg = "no connection"
+        raise LocalEntryNotFoundError(msg)
+
+    monkeypatch.setattr(files, "hf_hub_download", unreachable)
+    close(scores_of("someone/colbert", cache_folder=str(tmp_path)), scores_of(folder))
+
+
+def test_nothing_in_the_cache(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"hub could not be asked for its linear\.pt"):
+        ColBERT("someone/colbert", device="cpu", local_files_only=True, cache_folder=str(tmp_path))
+
+
+def test_an_empty_snapshot(neural_cherche: Path, tmp_path: Path) -> None:
+    place = cached(neural_cherche, tmp_path)
+    shutil.rmtree(place / "snapshots" / COMMIT)
+    (place / "snapshots" / COMMIT).mkdir()
+    with pytest.raises(FileNotFoundError, match=r"weights of a model"):
+        ColBERT("someone/colbert", device="cpu", local_files_only=True, cache_folder=str(tmp_path))
+
+
+def test_a_snapshot_that_links_to_blobs_that_are_gone(neural_cherche: Path, tmp_path: Path) -> None:
+    place = cached(neural_cherche, tmp_path)
+    linear = place / "snapshots" / COMMIT / "linear.pt"
+    linear.unlink()
+    linear.symlink_to("../../blobs/abc")
+    with pytest.raises(ValueError, match=r"linear\.pt must be a file; it is a link to"):
+        ColBERT("someone/colbert", device="cpu", local_files_only=True, cache_folder=str(tmp_path))
+
+
+def test_a_folder_wins_over_a_repository_of_its_name(
+    neural_cherche: Path, pylate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached(pylate, tmp_path / "cache")
+    shutil.copytree(neural_cherche, tmp_path / "someone" / "colbert")
+    monkeypatch.chdir(tmp_path)
+    close(scores_of("someone/colbert", cache_folder=str(tmp_path / "cache")), scores_of(neural_cherche))
+
+
+@pytest.mark.parametrize("spell", [Path, str, lambda path: f"{path}/", lambda path: f"~/{path.name}"])
+def test_ways_to_name_a_folder(spell: object, neural_cherche: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(neural_cherche.parent))
+    assert callable(spell)
+    encoder = ColBERT(spell(neural_cherche), device="cpu")
+    assert Path(encoder.model_folder) == neural_cherche
+
+
+@pytest.mark.parametrize("source", [None, 3, b"folder", ["folder"]])
+def test_what_names_no_folder(source: object) -> None:
+    with pytest.raises(TypeError, match="model_name_or_path must be a str or a path"):
+        ColBERT(source, device="cpu")
