@@ -15,6 +15,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
+from colbert_fast._warnings import warn_caller
 from colbert_fast.models import checkpoint
 from colbert_fast.models.arguments import remembers_given
 from colbert_fast.models.capacity import positions

@@ -113,7 +113,7 @@ def test_a_text_that_is_not_unicode_is_named(encoder: ColBERT, text: str) -> Non
 
 class TestLength:
     def test_special_tokens_must_fit(self, encoder: ColBERT) -> None:
-        with pytest.raises(ValueError, match="max_length of queries must be at least 2, the special tokens .* got 1"):
+        with pytest.raises(ValueError, match=r"max_length of queries must be at least 2, the special tokens .* got 1"):
             encoder.encode_queries(["berlin"], max_length=1)
         assert said(lambda: encoder.encode_queries(["berlin"], max_length=2))
         with warnings.catch_warnings():
