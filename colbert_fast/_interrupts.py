@@ -16,7 +16,8 @@ def is_command() -> bool:
     program = sys.argv[0] if sys.argv else ""
     name = os.path.basename(program).removesuffix(".exe").removesuffix("-script.py")
     # Python puts "-m" there until it has found the module, and imports the package to find it.
-    return name == "colbert-fast" or (program == "-m" and "colbert_fast" in sys.orig_argv)
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if program == "-m" and "-m" in sys.orig_argv else []
+    return name == "colbert-fast" or module == ["colbert_fast"]
 
 
 def end_quietly() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import colbert_fast as cf
 from benchmarks import machine, report
 from benchmarks.contender import Contender, Prepared
 from benchmarks.cuda import __main__ as command
@@ -355,7 +356,7 @@ def test_who_is_timed_on_which_workload() -> None:
     compressed = able(workloads["gpu-rerank-10k-int8"]) - {"colbert_fast torch, int8", "colbert_fast triton, int8"}
     assert compressed == {"late-interaction-kernels fp8", "flash-maxsim int8x8", "torch GEMM, dequantized"}
     ours = [found for found in CONTENDERS if found.name == "colbert_fast torch, int8"]
-    if not hasattr(bench.cf.PackedTokens, "quantize"):
+    if not hasattr(cf.PackedTokens, "quantize"):
         reason = {refusal(workloads["gpu-rerank-10k-int8"]) for refusal in ours[0].refusals}
         assert "this version has no PackedTokens.quantize" in reason
 

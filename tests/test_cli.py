@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import colbert_fast as cf
-from colbert_fast import _backends, cli
+from colbert_fast import _backends, _interrupts, cli
 
 
 @pytest.fixture(autouse=True)
@@ -296,6 +296,26 @@ def test_ctrl_c_during_the_import(started: str, tmp_path: Path) -> None:
         assert done.returncode == -signal.SIGINT and done.stderr.rstrip().endswith("KeyboardInterrupt")
     else:
         assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "started", "expected"),
+    [
+        (["/usr/bin/colbert-fast", "info"], ["python", "/usr/bin/colbert-fast", "info"], True),
+        (["-m", "info"], ["python", "-O", "-m", "colbert_fast", "info"], True),
+        (["-m", "colbert_fast"], ["python", "-m", "pytest", "colbert_fast"], False),
+        (["-m"], ["python", "-mcolbert_fast.cli"], False),
+        (["server.py", "colbert-fast"], ["python", "server.py", "colbert-fast"], False),
+        (["-c"], ["python", "-c", "import colbert_fast"], False),
+        ([], ["python"], False),
+    ],
+)
+def test_what_is_the_command(
+    argv: list[str], started: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", started)
+    assert _interrupts.is_command() is expected
 
 
 @posix

@@ -9,7 +9,10 @@ from typing import Any
 
 
 class Progress:
-    """A bar on a terminal, where tqdm is installed; elsewhere one line for each workload."""
+    """A bar on a terminal, where tqdm is installed; elsewhere one line for each workload.
+
+    Nothing is lost because nobody can read it.
+    """
 
     def __init__(self, workloads: int) -> None:
         self._workloads = workloads
@@ -21,25 +24,25 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
 
     def begin(self, workload: str) -> None:
         """Go to the next workload."""
         self._workload = workload
         self._begun += 1
-        if self._bar is not None:
-            self.step("inputs", 0.0)
-            return
-        # A report need not be lost because nobody reads this line.
-        with contextlib.suppress(OSError):
-            print(f"{workload}: measuring, {self._begun} of {self._workloads}", file=sys.stderr, flush=True)
+        self.step("inputs", 0.0)
+        if self._bar is None:
+            with contextlib.suppress(OSError):
+                print(f"{workload}: measuring, {self._begun} of {self._workloads}", file=sys.stderr, flush=True)
 
     def step(self, what: str, share: float) -> None:
         """Say what comes next, and which share of the workload is done."""
         if self._bar is not None:
             self._bar.set_description_str(f"{self._workload}, {what}", refresh=False)
             self._bar.n = self._begun - 1 + share
-            self._bar.refresh()
+            with contextlib.suppress(OSError):
+                self._bar.refresh()
 
 
 def _bar(total: int) -> Any:

@@ -18,7 +18,7 @@ from colbert_fast._extension import MISSING
 from colbert_fast.bench.contenders import SENTENCE_TRANSFORMERS, contenders
 from colbert_fast.bench.machine import Limits, cpu_name
 from colbert_fast.bench.progress import Progress
-from colbert_fast.bench.timing import Comparison
+from colbert_fast.bench.timing import Comparison, failure
 from colbert_fast.bench.workloads import WORKLOADS, Workload
 
 
@@ -40,6 +40,7 @@ def run(names: tuple[str, ...], rounds: int, seed: int = 0) -> dict[str, Any]:
     threads = cf.get_num_threads()
     defaults = [_default(workload) for workload in chosen]
     report: dict[str, Any] = {**_facts(), "threads": threads, "seed": seed, "rounds": rounds}
+    report["override"] = os.environ.get("COLBERT_FAST_BACKEND") or None
     report.update(interrupted=False, missing=[workload.name for workload in chosen], workloads=[])
     try:
         with Progress(len(chosen)) as progress:
@@ -67,7 +68,7 @@ def _measure(workload: Workload, default: str, threads: int, report: dict[str, A
             entry["results"] = _rows(inputs.bytes, inputs.flops, comparison, limits, default)
     except Exception as error:
         # The other workloads may need less memory.
-        entry["reason"] = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        entry["reason"] = failure(error)
     report["missing"].remove(workload.name)
 
 
@@ -128,8 +129,7 @@ def as_text(report: dict[str, Any]) -> list[str]:
         "of limit: the share of the median in which this machine, at its measured rates, could have read the documents",
         "or computed the products with the instructions of the backend, whichever takes longer.",
     ]
-    variable = os.environ.get("COLBERT_FAST_BACKEND")
-    why = f", by COLBERT_FAST_BACKEND={variable}" if variable else ""
+    why = f", by COLBERT_FAST_BACKEND={report['override']}" if report["override"] else ""
     lines.append(f"* is the backend of a call without backend={why}.")
     if MISSING is not None:
         lines.append(f"without our own CPU backends: {MISSING}")

@@ -65,6 +65,11 @@ def relative_error(scores: Tensor, reference: Tensor) -> float:
     return float(((scores - reference).abs() / reference.abs().clamp(min=1e-30)).max())
 
 
+def failure(error: Exception) -> str:
+    """Return in one line what is shown in place of a measurement."""
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
 class Comparison:
     """The contenders of one workload. What was measured can be asked for at any moment, also after an interrupt."""
 
@@ -120,7 +125,7 @@ class Comparison:
         try:
             work(name, argument)
         except Exception as error:
-            self._reasons[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+            self._reasons[name] = failure(error)
 
     def _check(self, name: str, reference: Tensor) -> None:
         error = relative_error(self._functions[name](), reference)
