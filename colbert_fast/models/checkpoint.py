@@ -1,6 +1,6 @@
-"""Checkpoints of late-interaction encoders: which kind a folder holds, loading it, saving it.
+"""Checkpoints of late-interaction encoders: which kind a folder holds, and loading it.
 
-A neural-cherche checkpoint is a transformer, `linear.pt` and `metadata.json`; it is read and written here.
+A neural-cherche checkpoint is a transformer, `linear.pt` and `metadata.json`; it is read here.
 Those of sentence-transformers, PyLate and Stanford ColBERT are left to `MultiVectorEncoder`.
 """
 
@@ -22,8 +22,6 @@ from transformers import MODEL_MAPPING, AutoConfig
 
 from colbert_fast._checks import positive_int
 from colbert_fast.models.files import Files
-
-FORMATS = ("neural-cherche", "sentence-transformers")
 
 # What metadata.json holds and the constructor of ColBERT takes.
 SETTINGS = (
@@ -116,44 +114,6 @@ def load(
         raise ValueError(msg)
     encoder = _compose(transformer, weight, settings, device, kwargs)
     return Checkpoint(encoder, settings, metadata, fresh_projection=fresh)
-
-
-def save(
-    encoder: MultiVectorEncoder,
-    path: str | os.PathLike[str],
-    format: str,
-    settings: dict[str, Any],
-    metadata: dict[str, Any],
-) -> None:
-    """Write a checkpoint folder in one of `FORMATS`; see `ColBERT.save_pretrained`.
-
-    Raises
-    ------
-    ValueError
-        Unknown format, or an encoder that the format cannot express.
-    FileExistsError
-        `path` is a file, or holds a checkpoint whose files would be read instead of those written.
-    """
-    if format not in FORMATS:
-        msg = f"format must be one of {list(FORMATS)}; got {format!r}"
-        raise ValueError(msg)
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        msg = f"path must be a folder; got the file {str(folder)!r}"
-        raise FileExistsError(msg)
-    if format == "neural-cherche":
-        _save_neural_cherche(encoder, folder, settings, metadata)
-        return
-    if (folder / "linear.pt").exists():
-        msg = f"path must not hold a neural-cherche checkpoint, whose linear.pt would win; got {str(folder)!r}"
-        raise FileExistsError(msg)
-    transformer: Any = encoder[0]
-    if transformer.query_expansion is None:
-        transformer.query_length = settings["max_length_query"]
-    transformer.document_length = settings["max_length_document"]
-    encoder.prompts.update(query=settings["query_prefix"], document=settings["document_prefix"])
-    # A model card looks the base model up on the hub.
-    encoder.save_pretrained(str(folder), create_model_card=False)
 
 
 def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
@@ -279,43 +239,3 @@ def _compose(
     own = {name: value for name, value in kwargs.items() if not name.endswith("_kwargs")}
     prompts = {"query": settings["query_prefix"], "document": settings["document_prefix"]}
     return MultiVectorEncoder(modules=modules, prompts=prompts, device=device, **own)
-
-
-def _save_neural_cherche(
-    encoder: MultiVectorEncoder, folder: Path, settings: dict[str, Any], metadata: dict[str, Any]
-) -> None:
-    if reason := _beyond_neural_cherche(encoder):
-        msg = f'format "neural-cherche" cannot express {reason}; pass format="sentence-transformers"'
-        raise ValueError(msg)
-    metadata = {**metadata, **settings}
-    transformer: Any = encoder[0]
-    linear = projection(encoder)
-    if linear is None:
-        # The identity gives neural-cherche the raw states; the metadata tell this package to leave it out.
-        weight = torch.eye(transformer.get_embedding_dimension())
-        metadata["embedding_size"] = None
-    else:
-        weight = linear.weight.detach().cpu()
-        metadata.pop("embedding_size", None)
-    transformer.model.save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
-    torch.save({"weight": weight}, folder / "linear.pt")
-    (folder / "metadata.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
-
-
-def _beyond_neural_cherche(encoder: MultiVectorEncoder) -> str | None:
-    if getattr(encoder[0], "query_expansion", None) is not None:
-        return "query expansion"
-    for module in encoder:
-        if isinstance(module, Dense):
-            identity = isinstance(module.activation_function, nn.Identity)
-            if module.bias or module.use_residual or not identity or module.linear is not projection(encoder):
-                return "a projection other than one linear layer without bias"
-        elif isinstance(module, MultiVectorMask):
-            if module.skiplist_words or module.keep_only_token_ids:
-                return "a skiplist"
-        elif not isinstance(module, (Transformer, Normalize)):
-            return f"a {type(module).__name__} module"
-    if not any(isinstance(module, Normalize) for module in encoder):
-        return "embeddings that are not normalised"
-    return None
