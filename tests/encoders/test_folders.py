@@ -407,6 +407,33 @@ class TestImmovable:
         with pytest.raises(OSError, match=os.strerror(code)):
             replace(tmp_path / "new")
 
+    def test_a_kill(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing that loads, or all; and the next call succeeds."""
+        for number in range(1, 1000, 3):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            add_notes(folder)
+            with monkeypatch.context() as patch:
+                immovable(patch, folder)
+
+                def work(number: int = number, folder: Path = folder) -> None:
+                    kill_at_step(number)
+                    replace(folder)
+
+                status = in_child(work)
+                found = {name: content for name, content in contents(folder).items() if staging.MARK not in name}
+                if "config.json" in found:
+                    assert found == {**NEW, **NOTES}
+                else:
+                    assert found.items() <= {**NEW, **NOTES}.items()
+                    assert found.items() >= NOTES.items()
+                    replace(folder)
+                    assert_new(folder)
+            if status == 0:
+                break
+        assert number > 20
+        assert_new(folder)
+
     def test_two_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = tmp_path / "mount"
         folder.mkdir()
