@@ -1,17 +1,15 @@
-"""Checkpoints of late-interaction encoders: which kind a folder holds, loading it, saving it.
+"""Checkpoints of late-interaction encoders: which kind a folder holds, and loading it.
 
-A neural-cherche checkpoint is a transformer, `linear.pt` and `metadata.json`; it is read and written here.
+A neural-cherche checkpoint is a transformer, `linear.pt` and `metadata.json`; it is read here.
 Those of sentence-transformers, PyLate and Stanford ColBERT are left to `MultiVectorEncoder`.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,8 +39,6 @@ from colbert_fast.models.soundness import (
     warn_of_fresh,
     warn_of_missing,
 )
-
-FORMATS = ("neural-cherche", "sentence-transformers")
 
 _KEYWORDS = tuple(
     name
@@ -134,44 +130,6 @@ def load(
             f"Not used: {'; '.join(loaded.overruled)}."
         )
     return loaded
-
-
-def save(
-    encoder: MultiVectorEncoder,
-    path: str | os.PathLike[str],
-    format: str,
-    settings: dict[str, Any],
-    metadata: dict[str, Any],
-) -> None:
-    """Write a checkpoint folder in one of `FORMATS`; see `ColBERT.save_pretrained`.
-
-    Raises
-    ------
-    ValueError
-        Unknown format, or an encoder that the format cannot express.
-    FileExistsError
-        `path` is a file, or holds a checkpoint whose files would be read instead of those written.
-    """
-    if format not in FORMATS:
-        msg = f"format must be one of {list(FORMATS)}; got {format!r}"
-        raise ValueError(msg)
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        msg = f"path must be a folder; got the file {str(folder)!r}"
-        raise FileExistsError(msg)
-    if format == "neural-cherche":
-        _save_neural_cherche(encoder, folder, settings, metadata)
-        return
-    if (folder / "linear.pt").exists():
-        msg = f"path must not hold a neural-cherche checkpoint, whose linear.pt would win; got {str(folder)!r}"
-        raise FileExistsError(msg)
-    transformer: Any = encoder[0]
-    if transformer.query_expansion is None:
-        transformer.query_length = settings["max_length_query"]
-    transformer.document_length = settings["max_length_document"]
-    encoder.prompts.update(query=settings["query_prefix"], document=settings["document_prefix"])
-    # A model card looks the base model up on the hub.
-    encoder.save_pretrained(str(folder), create_model_card=False)
 
 
 def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
@@ -371,43 +329,3 @@ def _unify_dtype(encoder: MultiVectorEncoder) -> None:
     if isinstance(dtype, torch.dtype):
         for module in list(encoder)[1:]:
             module.to(dtype=dtype)
-
-
-def _save_neural_cherche(
-    encoder: MultiVectorEncoder, folder: Path, settings: dict[str, Any], metadata: dict[str, Any]
-) -> None:
-    if reason := _beyond_neural_cherche(encoder):
-        msg = f'format "neural-cherche" cannot express {reason}; pass format="sentence-transformers"'
-        raise ValueError(msg)
-    metadata = {**metadata, **settings}
-    transformer: Any = encoder[0]
-    linear = projection(encoder)
-    if linear is None:
-        # The identity gives neural-cherche the raw states; the metadata tell this package to leave it out.
-        weight = torch.eye(transformer.get_embedding_dimension())
-        metadata["embedding_size"] = None
-    else:
-        weight = linear.weight.detach().cpu()
-        metadata.pop("embedding_size", None)
-    transformer.model.save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
-    torch.save({"weight": weight}, folder / "linear.pt")
-    (folder / "metadata.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
-
-
-def _beyond_neural_cherche(encoder: MultiVectorEncoder) -> str | None:
-    if getattr(encoder[0], "query_expansion", None) is not None:
-        return "query expansion"
-    for module in encoder:
-        if isinstance(module, Dense):
-            identity = isinstance(module.activation_function, nn.Identity)
-            if module.bias or module.use_residual or not identity or module.linear is not projection(encoder):
-                return "a projection other than one linear layer without bias"
-        elif isinstance(module, MultiVectorMask):
-            if module.skiplist_words or module.keep_only_token_ids:
-                return "a skiplist"
-        elif not isinstance(module, (Transformer, Normalize)):
-            return f"a {type(module).__name__} module"
-    if not any(isinstance(module, Normalize) for module in encoder):
-        return "embeddings that are not normalised"
-    return None

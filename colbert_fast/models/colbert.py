@@ -16,7 +16,7 @@ from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast._warnings import warn_caller
-from colbert_fast.models import checkpoint
+from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.arguments import remembers_given
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.encoding import embed, inference, sees_padding
@@ -390,29 +390,43 @@ class ColBERT(nn.Module):
 
     @safe_after_fork
     def save_pretrained(self, path: str | os.PathLike[str], format: str = "neural-cherche") -> ColBERT:
-        """Write a checkpoint folder and return the encoder.
+        """Write a checkpoint folder and return the encoder, which stays as it is.
+
+        At every moment the folder holds the old checkpoint or the new one, whole: when the process is killed, when
+        the disk is full, and while others save to the same path. Files of a checkpoint that are not written anew go,
+        of whatever kind that checkpoint was; every other file stays. The new folder takes the name of the old one in
+        one step where the system can do this: Linux and macOS on their usual file systems. Elsewhere the old folder is
+        set aside for a moment, and put back by the next load or save after a kill.
+
+        Other processes whose working folder is the old one must change to it again. A loader opens several files:
+        where the folder is replaced between two of them, it may find a file missing, or meet both checkpoints.
 
         Parameters
         ----------
         path
-            Folder, made where it does not exist.
+            Folder, made where it does not exist, or a link to one. A folder that cannot be moved, as a mount point or
+            a folder inside one that cannot be written, is filled file by file, and must hold no checkpoint yet.
         format
             "neural-cherche": transformer, tokenizer, `linear.pt`, `metadata.json`, which neural-cherche 1.4.3
             and this package load. For an encoder without projection `linear.pt` is the identity, with which
-            neural-cherche gives the same scores, and `"embedding_size": null` tells this package.
+            neural-cherche gives the same scores, and `"embedding_size": null` tells this package. A projection's
+            bias is written to `linear.pt` too: this package loads it, neural-cherche refuses such a file.
             "sentence-transformers": what `MultiVectorEncoder(path)` loads, with prompts and lengths. That
             format has no word for neural-cherche's pad rows: loaded from it, no document is scored with one.
 
         Raises
         ------
-        ValueError
-            Unknown format; or "neural-cherche" for an encoder with query expansion, a skiplist or other
-            modules.
+        TypeError, ValueError
+            Unknown format; settings that no encoder can have; "neural-cherche" for an encoder with query expansion, a
+            skiplist or other modules; or "sentence-transformers" where `truncation` or `add_special_tokens` is off.
         FileExistsError
-            `path` is a file; or holds `linear.pt` where "sentence-transformers" is asked for.
+            `path` is a file; or holds `linear.pt` where "sentence-transformers" is asked for; or holds a checkpoint
+            and cannot be moved. "neural-cherche" over a checkpoint of another kind replaces that checkpoint.
+        OSError
+            What the system says, such as a full disk. The folder is as it was.
         """
         settings = {name: getattr(self, name) for name in checkpoint.SETTINGS}
-        checkpoint.save(self.encoder, path, format, settings, self._metadata)
+        saving.save(self.encoder, path, format, settings, self._metadata)
         return self
 
     def state_dict(  # type: ignore[override]

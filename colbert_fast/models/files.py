@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from colbert_fast.models.damage import check_regular, check_subfolder, read_json
+from colbert_fast.models.staging import recover
 
 # The files that decide which kind of checkpoint a repository is. A cached snapshot that is known to lack one of them
 # is not loaded as another kind.
@@ -39,6 +40,7 @@ class Files:
         self.source: str = os.fspath(source)
         if self.source.startswith("~") and not os.path.lexists(self.source):
             self.source = os.path.expanduser(self.source)
+        recover(self.source)
         self.is_local = os.path.isdir(self.source)
         looks_like_path = os.path.isabs(self.source) or self.source.startswith((".", "~")) or self.source.count("/") > 1
         if not self.is_local and (looks_like_path or os.path.lexists(self.source)):

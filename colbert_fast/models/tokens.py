@@ -23,10 +23,10 @@ _CHUNK_TEXTS = 1024
 # thread that tells it something else meanwhile has texts of both cut at its length. One lock for all encoders, which
 # may share a tokenizer; it is held for a small part of the time that the transformer then takes. A fork waits for it:
 # tokenizers have locks of their own, which would be locked for ever in the child.
-_tokenizing = threading.RLock()
+tokenizing = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_tokenizing.acquire, after_in_parent=_tokenizing.release, after_in_child=_tokenizing.release
+        before=tokenizing.acquire, after_in_parent=tokenizing.release, after_in_child=tokenizing.release
     )
 
 
@@ -231,7 +231,7 @@ def _check_expanded(encoder: MultiVectorEncoder, texts: list[str], encoding: Enc
 def _uncut_lengths(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding) -> list[int]:
     """How many tokens each text has, prefix and special tokens included, before anything is cut off."""
     tokenizer: Any = encoder.tokenizer
-    with _tokenizing:
+    with tokenizing:
         found = tokenizer(
             [encoding.prefix + text for text in texts],
             add_special_tokens=encoding.add_special_tokens,
@@ -257,7 +257,7 @@ def _features(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding)
         max_length = None
     if not encoding.add_special_tokens:
         options["add_special_tokens"] = False
-    with _tokenizing, _told(encoder[0], encoding):
+    with tokenizing, _told(encoder[0], encoding):
         if encoding.query_mode and _expansion(encoder).get("strategy") == "fixed":
             max_length = None
         features: dict[str, Any] = encoder.preprocess(

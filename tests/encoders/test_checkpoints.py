@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,80 +263,3 @@ class TestFiles:
         assert files.Files("someone/colbert", access).find("linear.pt") == str(tmp_path / "linear.pt")
         expected = {"repository": "someone/colbert", "name": "linear.pt", "cache_dir": "c", "revision": "r"}
         assert asked == {**expected, "token": "t", "local_files_only": False}
-
-
-class TestSaving:
-    def test_round_trip(self, neural_cherche: Path, tmp_path: Path) -> None:
-        encoder = ColBERT(neural_cherche, device="cpu")
-        assert encoder.save_pretrained(tmp_path / "new" / "folder") is encoder
-        again = ColBERT(tmp_path / "new" / "folder", device="cpu")
-        assert torch.equal(scores_of(again), scores_of(encoder))
-        assert again.state_dict().keys() == encoder.state_dict().keys()
-
-    def test_unknown_metadata_survive_and_settings_are_the_current_ones(
-        self, make_neural_cherche: Callable[..., Path], tmp_path: Path
-    ) -> None:
-        folder = make_neural_cherche(metadata={**METADATA, "trained_on": ["msmarco"]})
-        encoder = ColBERT(folder, device="cpu")
-        encoder.max_length_query = 10
-        encoder.save_pretrained(tmp_path)
-        saved = json.loads((tmp_path / "metadata.json").read_text())
-        assert saved == {**METADATA, "trained_on": ["msmarco"], "max_length_query": 10}
-        assert torch.load(tmp_path / "linear.pt", weights_only=True).keys() == {"weight"}
-
-    def test_without_projection(self, plain: Path, tmp_path: Path) -> None:
-        encoder = ColBERT(plain, embedding_size=None, device="cpu", max_length_document=20)
-        encoder.save_pretrained(tmp_path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            again = ColBERT(tmp_path, device="cpu")
-        assert again.linear is None
-        assert torch.equal(scores_of(again), scores_of(encoder))
-
-    @pytest.mark.parametrize("size", [SIZE, None])
-    def test_for_sentence_transformers(
-        self, size: int | None, neural_cherche: Path, plain: Path, tmp_path: Path
-    ) -> None:
-        lengths = {"max_length_query": 12, "max_length_document": 20}
-        folder = neural_cherche if size else plain
-        encoder = ColBERT(folder, embedding_size=size, device="cpu", **lengths)
-        encoder.document_prefix = "doc "
-        encoder.save_pretrained(tmp_path, format="sentence-transformers")
-        theirs = MultiVectorEncoder(str(tmp_path), device="cpu")
-        assert theirs.prompts == {"query": "[Q] ", "document": "doc "}
-        encoded = (theirs.encode_query(QUERIES), theirs.encode_document(DOCUMENTS))
-        for rows, texts, mode in zip(encoded, (QUERIES, DOCUMENTS), (True, False), strict=True):
-            padded = encoder.encode(texts, query_mode=mode)["embeddings"]
-            for mine, expected in zip(padded, rows, strict=True):
-                assert mine.any(1).sum() == len(expected)
-                close(mine[: len(expected)], expected)
-
-    def test_the_loaded_format_of_sentence_transformers(self, neural_cherche: Path, tmp_path: Path) -> None:
-        encoder = ColBERT(neural_cherche, device="cpu")
-        encoder.save_pretrained(tmp_path, format="sentence-transformers")
-        again = ColBERT(tmp_path, device="cpu")
-        assert (again.max_length_query, again.max_length_document) == (12, 20)
-        close(again.encode(DOCUMENTS)["embeddings"], encoder.encode(DOCUMENTS)["embeddings"])
-
-    def test_unknown_format(self, neural_cherche: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"format must be one of \['neural-cherche', 'sentence-transformers'\]"):
-            ColBERT(neural_cherche, device="cpu").save_pretrained(tmp_path, format="pylate")
-
-    def test_targets_that_would_be_misread(self, neural_cherche: Path, tmp_path: Path) -> None:
-        encoder = ColBERT(neural_cherche, device="cpu")
-        (tmp_path / "file").touch()
-        with pytest.raises(FileExistsError, match="path must be a folder"):
-            encoder.save_pretrained(tmp_path / "file")
-        encoder.save_pretrained(tmp_path)
-        with pytest.raises(FileExistsError, match=r"linear\.pt"):
-            encoder.save_pretrained(tmp_path, format="sentence-transformers")
-
-    def test_nothing_is_written_to_the_working_directory(
-        self, neural_cherche: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "here").mkdir()
-        monkeypatch.chdir(tmp_path / "here")
-        encoder = ColBERT(neural_cherche, device="cpu")
-        scores_of(encoder)
-        encoder.save_pretrained(tmp_path / "there")
-        assert not list((tmp_path / "here").iterdir())
