@@ -298,6 +298,8 @@ def _load_transformer(request: Request, query_length: int | None, document_lengt
     access: dict[str, Any] = {
         name: kwargs[name] for name in ("token", "revision", "local_files_only", "trust_remote_code") if name in kwargs
     }
+    # Without it transformers asks on the terminal whether to run the code of a checkpoint, and waits.
+    access.setdefault("trust_remote_code", False)
     if kwargs.get("cache_folder") is not None:
         access["cache_dir"] = kwargs["cache_folder"]
     source = files.source
