@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -21,9 +22,10 @@ from transformers import MODEL_MAPPING, AutoConfig
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions as positions
+from colbert_fast.models.damage import read_tensors
 from colbert_fast.models.files import Files
 from colbert_fast.models.projection import Projection, read_projection
-from colbert_fast.models.quiet import quiet_loading
+from colbert_fast.models.quiet import Report, quiet_loading
 from colbert_fast.models.request import Request, with_dtype
 from colbert_fast.models.settings import SETTINGS as SETTINGS
 from colbert_fast.models.settings import check_padding as check_padding
@@ -107,15 +109,15 @@ def load(
     files = request.files
     linear = files.find("linear.pt")
     metadata = files.read_json("metadata.json")
-    if "max_length_query" not in metadata:
-        metadata = {}
+    if linear is None and "max_length_query" not in metadata:
+        metadata = {}  # of another program
     is_ours = linear is not None or bool(metadata)
     is_late_interaction = not is_ours and _is_late_interaction(files)
     bge = None if is_ours or is_late_interaction else files.find("colbert_linear.pt")
     check_files(request)
     with quiet_loading() as report, naming(files, report):
         if is_late_interaction:
-            loaded = _delegate(request)
+            loaded = _delegate(request, report)
         elif bge is not None:
             loaded = _load_bge(request, read_projection(bge), bge)
         else:
@@ -159,12 +161,14 @@ def _is_late_interaction(files: Files) -> bool:
     return any(name == "HF_ColBERT" or name.endswith("ForRetrieval") for name in architectures)
 
 
-def _delegate(request: Request) -> Checkpoint:
+def _delegate(request: Request, report: Report) -> Checkpoint:
     """Load a checkpoint of `MultiVectorEncoder`, or one that it converts; what the user gave wins over its files."""
     files, settings, given = request.files, request.settings, request.given
     encoder = MultiVectorEncoder(files.source, device=request.device, **request.options())
     transformer: Any = encoder[0]
     check_tokenizer(request, encoder)
+    if "linear.bias" in report.weights.get("UNEXPECTED", []):
+        _add_bias(files, encoder)
     _unify_dtype(encoder)
     check_numbers(files, encoder)
     size = encoder.get_embedding_dimension()
@@ -194,6 +198,23 @@ def _delegate(request: Request) -> Checkpoint:
         if f"{side}_prefix" in given:
             encoder.prompts[side] = settings[f"{side}_prefix"]
     return Checkpoint(encoder, settings, files.folder, scores_padding=False)
+
+
+def _add_bias(files: Files, encoder: MultiVectorEncoder) -> None:
+    """Give a Stanford ColBERT's projection the bias that lies beside it and that `MultiVectorEncoder` leaves out."""
+    for module in encoder:
+        if isinstance(module, Dense) and not module.bias:
+            path = files.find("model.safetensors") or files.find("pytorch_model.bin")
+            if path is None:
+                return
+            weights = load_file(path) if path.endswith(".safetensors") else read_tensors(path)
+            bias = weights["linear.bias"]
+            if bias.shape != module.linear.weight.shape[:1]:
+                msg = f"{path} must hold a linear.bias of [{len(module.linear.weight)}]; got {list(bias.shape)}"
+                raise ValueError(msg)
+            module.bias = True
+            module.linear.bias = nn.Parameter(bias.to(module.linear.weight))
+            return
 
 
 def _load_bge(request: Request, projection: Projection, path: str) -> Checkpoint:
@@ -256,6 +277,8 @@ def _load_transformer(request: Request, query_length: int | None, document_lengt
     access: dict[str, Any] = {
         name: kwargs[name] for name in ("token", "revision", "local_files_only", "trust_remote_code") if name in kwargs
     }
+    # Without it transformers asks on the terminal whether to run the code of a checkpoint, and waits.
+    access.setdefault("trust_remote_code", False)
     if kwargs.get("cache_folder") is not None:
         access["cache_dir"] = kwargs["cache_folder"]
     source = files.source

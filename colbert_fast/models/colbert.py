@@ -38,19 +38,30 @@ class ColBERT(nn.Module):
 
     `model_name_or_path` holds a neural-cherche checkpoint; or one of `MultiVectorEncoder`
     (sentence-transformers), PyLate or Stanford ColBERT, whose own prompts, lengths, query expansion and
-    skiplist are then kept; or any transformer, which gets a fresh projection and a warning that it needs
-    training. What the files of a checkpoint say wins over the arguments. A new encoder is in eval mode.
+    skiplist are then kept; or BGE-M3; or any transformer, which gets a fresh projection and a warning that it
+    needs training. A new encoder is in eval mode, with weights in float32 whatever the files hold.
+
+    What the files of a neural-cherche checkpoint say wins over the arguments, and a warning names the arguments
+    that are not used. With all other kinds an argument that is given wins, and one that is left out is what the
+    files say, or else the default. A `MultiVectorEncoder` without lengths takes texts as long as its model does.
+
+    BGE-M3's `colbert_linear.pt` is used as FlagEmbedding uses it: no embedding for the first token, [CLS], no
+    prefixes unless they are given, texts as long as the model takes them. FlagEmbedding divides its score by the
+    number of the query's embeddings; here the score is the sum.
 
     Parameters
     ----------
     model_name_or_path
-        A folder, which never touches the network, or a repository of the Hugging Face hub.
+        A folder, which never touches the network, or a repository of the Hugging Face hub. Where the hub cannot
+        be asked, or must not be (`local_files_only=True`, HF_HUB_OFFLINE), the snapshot in its cache is read.
     embedding_size
         Dimension of a fresh projection; None for no projection: the transformer's own states, L2-normalised.
+        A checkpoint with a projection keeps its own.
     device
         Where the encoder runs; None takes CUDA, then MPS, then the CPU.
     max_length_query, max_length_document
-        Longest query and document in tokens, prefix and special tokens included.
+        Longest query and document in tokens, prefix and special tokens included. Where query expansion fills
+        every query up to a fixed length, `max_length_query` is this length.
     query_prefix, document_prefix
         Plain text put before every query and document.
     padding
@@ -65,20 +76,25 @@ class ColBERT(nn.Module):
     freeze_layers_except_last_n
         Train only the last n layers of the transformer, and the projection.
     **kwargs
-        Keyword arguments of `MultiVectorEncoder`, such as `model_kwargs={"dtype": torch.bfloat16}`,
-        `revision`.
+        Keyword arguments of `MultiVectorEncoder`, such as `model_kwargs={"dtype": torch.bfloat16}`, which gives
+        all weights another dtype ("auto": that of the files), or `revision`.
 
     Attributes
     ----------
     encoder
         The `MultiVectorEncoder` that computes the embeddings.
+    model_folder
+        Folder that the files came from.
+    query_pad_token, original_pad_token, n_mask_tokens
+        The tokenizer's mask token and pad token, and a number that nothing uses, as in neural-cherche.
 
     Raises
     ------
     FileNotFoundError
-        No such folder, or a hub that does not answer.
+        No such folder, a file that it needs and lacks, or a hub that does not answer and nothing in its cache.
     TypeError, ValueError
-        An argument or a file that makes no encoder.
+        An argument that no encoder can have or that this checkpoint cannot obey, such as a length beyond the
+        transformer's positions; or a damaged file, which the message names. A file is never run as code.
 
     Examples
     --------

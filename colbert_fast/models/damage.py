@@ -58,10 +58,12 @@ def check_folder(folder: str, *, weights_needed: bool) -> None:
         path = os.path.join(folder, name)
         if check_regular(path):
             read_json(path)
+    config = os.path.join(folder, "config.json")
+    is_quantised = os.path.exists(config) and "quantization_config" in read_json(config)
     for name in _WEIGHTS:
         path = os.path.join(folder, name)
         if check_regular(path):
-            _check_weights(path)
+            _check_weights(path, is_quantised)
             return
     if weights_needed:
         msg = f"{folder} must hold the weights of a model, such as model.safetensors; there are none"
@@ -134,14 +136,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def read_tensors(path: str) -> Any:
+def read_tensors(path: str, **options: Any) -> Any:
     """What torch.save wrote, on the CPU; ValueError for anything else, whose code is never run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, **{"map_location": "cpu", "weights_only": True, **options})
     except MemoryError:
         raise
     except Exception as error:
-        msg = f"{path} is not a whole file of tensors, as torch.save writes it: {_first_line(error)}"
+        # Not torch's advice to load the file with weights_only=False, which runs what is in it.
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
+        msg = f"{path} is not a whole file of tensors, as torch.save writes it: {reason}"
         raise ValueError(msg) from error
 
 
@@ -157,28 +161,34 @@ def name_damage(folder: str) -> None:
                 raise ValueError(msg) from error
 
 
-def _check_weights(path: str) -> None:
+def _check_weights(path: str, is_quantised: bool) -> None:
     if path.endswith(".index.json"):
-        _check_shards(path)
-    elif path.endswith(".safetensors"):
+        _check_shards(path, is_quantised)
+        return
+    if path.endswith(".safetensors"):
         try:
-            with safe_open(path, framework="pt"):
-                pass
+            with safe_open(path, framework="pt") as file:
+                # "F32", "BF16", or of integers, truth values and complex numbers "I64", "U8", "BOOL", "C64".
+                dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             msg = f"{path} is not a whole safetensors file: {error}"
             raise ValueError(msg) from error
+        odd = {name for name, dtype in dtypes.items() if not dtype.startswith(("F", "BF"))}
     else:
-        try:
-            # Neither map_location="meta" nor mmap reads the numbers themselves; the older format of torch has no mmap.
-            torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except MemoryError:
-            raise
-        except Exception as error:
-            msg = f"{path} is not a whole file of tensors, as torch.save writes it: {_first_line(error)}"
-            raise ValueError(msg) from error
+        # Neither map_location="meta" nor mmap reads the numbers themselves; the older format of torch has no mmap.
+        tensors = read_tensors(path, map_location="meta", mmap=zipfile.is_zipfile(path))
+        if not isinstance(tensors, dict):
+            msg = f"{path} must hold tensors by name; got {type(tensors).__name__}"
+            raise ValueError(msg)
+        held = {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+        odd = {name for name, value in held.items() if not value.is_floating_point()}
+    # Others, such as position_ids, count something.
+    if not is_quantised and (wrong := sorted(name for name in odd if name.endswith((".weight", ".bias")))):
+        msg = f"{path} must hold weights that are floating-point numbers; {wrong[0]} has others"
+        raise ValueError(msg)
 
 
-def _check_shards(path: str) -> None:
+def _check_shards(path: str, is_quantised: bool) -> None:
     parts = read_json(path).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         msg = f'{path} must hold "weight_map", the file of each weight'
@@ -189,9 +199,4 @@ def _check_shards(path: str) -> None:
         if not check_regular(shard):
             msg = f"{path} names {part}, which is not there"
             raise FileNotFoundError(msg)
-        _check_weights(shard)
-
-
-def _first_line(error: Exception) -> str:
-    # torch's advice is to load the file with weights_only=False, which runs what is in it.
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
+        _check_weights(shard, is_quantised)

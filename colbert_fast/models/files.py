@@ -54,6 +54,7 @@ class Files:
             "token": kwargs.get("token"),
             "local_files_only": kwargs.get("local_files_only", False),
         }
+        self._found: dict[str, str | None] = {}
         self._offline = bool(self._access["local_files_only"] or constants.HF_HUB_OFFLINE)
         if not self.is_local and self._offline:
             self._turn_to_snapshot("its files")
@@ -63,6 +64,12 @@ class Files:
         if self.is_local:
             path = os.path.join(self.source, name)
             return path if check_regular(path) else None
+        if name not in self._found:
+            self._found[name] = self._ask(name)
+        return self._found[name]
+
+    def _ask(self, name: str) -> str | None:
+        """Path of a file of a repository, or None where the hub says that it is not there."""
         if self._offline:
             msg = f"{self.source!r} is no folder, and the Hugging Face hub could not be asked for its {name}"
             raise FileNotFoundError(msg)

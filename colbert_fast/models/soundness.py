@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import MultiVectorEncoder
 
@@ -77,13 +78,21 @@ def naming(files: Files, report: Report) -> Iterator[None]:
 def check_numbers(files: Files, encoder: MultiVectorEncoder) -> None:
     """Raise ValueError for weights that are NaN."""
     for name, parameter in encoder.named_parameters():
-        # A sum is NaN or infinite wherever a number is, and costs a fraction of looking at each.
         weight = parameter.detach()
-        if weight.dtype not in _DTYPES or weight.is_meta or bool(weight.sum(dtype=torch.float32).isfinite()):
-            continue
-        if not bool(weight.isfinite().all()):
+        # A sum is NaN or infinite wherever a number is, and costs a fraction of looking at each.
+        if weight.dtype in _DTYPES and not weight.is_meta and not _sum_is_finite(weight):
+            if bool(weight.isfinite().all()):
+                continue
             msg = f"{files.source!r} must hold weights that are finite numbers; {name} has others"
             raise ValueError(msg)
+
+
+def _sum_is_finite(weight: torch.Tensor) -> bool:
+    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64):
+        # On one thread: beside other processes, torch's threads wait for each other at each of many small tensors.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool(np.isfinite(weight.numpy().sum()))
+    return bool(weight.sum(dtype=torch.float32).isfinite())
 
 
 def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
@@ -99,6 +108,9 @@ def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
         folder = os.path.join(request.files.source, subfolder)
         msg = f"{folder} must hold the vocabulary of its tokenizer, one of the files {names}; none is there"
         raise FileNotFoundError(msg)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        msg = f"{os.path.join(request.files.source, subfolder)} must hold a tokenizer with words; it has none"
+        raise ValueError(msg)
 
 
 def check_lengths(request: Request, encoder: MultiVectorEncoder, settings: dict[str, Any]) -> None:

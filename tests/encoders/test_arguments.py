@@ -269,6 +269,16 @@ class TestWhereFilesWin:
         encoder = ColBERT(folder, device="cpu", query_prefix="find ", truncation=False)
         assert (encoder.query_prefix, encoder.truncation, encoder.max_length_query) == ("find ", False, 7)
 
+    def test_metadata_with_one_setting(self, make_neural_cherche: Callable[..., Path]) -> None:
+        folder = make_neural_cherche(metadata={"query_prefix": "find "})
+        encoder = ColBERT(folder, device="cpu")
+        assert (encoder.query_prefix, encoder.max_length_query) == ("find ", 32)
+
+    def test_metadata_of_another_program(self, plain: Path, tmp_path: Path) -> None:
+        shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+        write_json(tmp_path / "metadata.json", {"truncation": "no", "author": "someone"})
+        assert ColBERT(tmp_path, None, device="cpu").truncation is True
+
     def test_a_length_that_fills_a_gap_must_fit(self, neural_cherche: Path, tmp_path: Path) -> None:
         shutil.copytree(neural_cherche, tmp_path, dirs_exist_ok=True)
         (tmp_path / "metadata.json").unlink()

@@ -73,6 +73,8 @@ def test_the_last_position_that_the_model_can_take(
 
 
 @pytest.mark.parametrize(("kind", "options"), WITHOUT_LIMIT)
+# transformers 5.1 scripts parts of DeBERTa.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_relative_positions_have_no_limit(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     encoder = encoder_of(kind, options, tmp_path)
     assert positions(encoder) is None

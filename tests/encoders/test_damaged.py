@@ -64,6 +64,8 @@ def replace(path: Path, how: str) -> None:
     elif how == "folder":
         path.mkdir()
     elif how == "fifo":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no named pipes")
         os.mkfifo(path)
     elif how == "empty":
         path.touch()
@@ -249,6 +251,36 @@ def test_no_vocabulary(kind: str, copy: Callable[[str], Path]) -> None:
     refused(folder, "tokenizer.json", kind=FileNotFoundError, match="vocabulary")
 
 
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate"])
+def test_a_vocabulary_without_words(kind: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {name: i for i, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
+    write_json(folder / "tokenizer.json", content)
+    refused(folder, "", match="tokenizer with words")
+
+
+@pytest.mark.parametrize("model_type", ["nonsense", "bert"])
+def test_code_of_a_checkpoint_is_not_run(
+    model_type: str, copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy("plain")
+    (folder / "hostile.py").write_text('import os\nos.mkdir("hostile")\n')
+    content = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "hostile.Config", "AutoModel": "hostile.Model"}
+    write_json(folder / "config.json", {**content, "model_type": model_type, "auto_map": code})
+
+    def asked(*args: object) -> str:
+        pytest.fail("the user was asked on the terminal")
+
+    monkeypatch.setattr("builtins.input", asked)
+    if model_type == "nonsense":
+        refused(folder, "", match="trust_remote_code")
+    else:
+        ColBERT(folder, None, device="cpu")
+    assert not list(Path().iterdir())
+
+
 def test_a_tokenizer_that_ends_early(copy: Callable[[str], Path]) -> None:
     folder = copy("neural_cherche")
     content = (folder / "tokenizer.json").read_bytes()
@@ -331,6 +363,20 @@ def test_weights_that_are_nan(kind: str, copy: Callable[[str], Path]) -> None:
     weights[name][3, 4] = float("nan")
     save_file(weights, path, {"format": "pt"})
     refused(folder, "encoder.layer.1", match="finite")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("place", ["", "1_Dense"])
+def test_weights_that_are_no_numbers(place: str, dtype: torch.dtype, name: str, copy: Callable[[str], Path]) -> None:
+    folder = copy("pylate")
+    path = folder / place / "model.safetensors"
+    weights = load_file(path)
+    changed = next(key for key in weights if key.endswith("weight"))
+    weights[changed] = weights[changed].to(dtype)
+    path.unlink()
+    (save_file if name == path.name else torch.save)(weights, folder / place / name)
+    refused(folder, name, match=changed)
 
 
 @pytest.mark.parametrize("verbosity", ["warning", "error"])

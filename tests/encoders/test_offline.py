@@ -36,11 +36,17 @@ print(json.dumps({"scores": scores.tolist(), "folder": encoder.model_folder}))
 
 
 def cached(folder: Path, cache: Path, repository: str = "someone/colbert", revision: str = "main") -> Path:
-    """The cache as snapshot_download leaves it: no marker for files that the repository lacks."""
+    """The cache as snapshot_download leaves it: links to blobs, no marker for files that the repository lacks."""
     place = cache / f"models--{repository.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / revision).write_text(COMMIT)
-    shutil.copytree(folder, place / "snapshots" / COMMIT)
+    (place / "blobs").mkdir()
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        blob = place / "blobs" / str(number)
+        shutil.copy(path, blob)
+        link = place / "snapshots" / COMMIT / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     return place
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder
 from tiny import DOCUMENTS, HIDDEN, QUERIES, SIZE, close, write_json
 
@@ -47,6 +48,28 @@ class TestBias:
         encoder.save_pretrained(tmp_path / "saved", format="sentence-transformers")
         theirs = MultiVectorEncoder(str(tmp_path / "saved"), device="cpu")
         close(theirs.encode_query(["berlin"])[0], encoder.encode_packed(["berlin"])[0])
+
+
+class TestBiasOfStanford:
+    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+    def test_it_is_added(self, name: str, stanford: Path, tmp_path: Path) -> None:
+        shutil.copytree(stanford, tmp_path, dirs_exist_ok=True)
+        weights = {**load_file(tmp_path / "model.safetensors"), "linear.bias": torch.randn(SIZE).half()}
+        (tmp_path / "model.safetensors").unlink()
+        if name == "model.safetensors":
+            save_file(weights, tmp_path / name, {"format": "pt"})
+        else:
+            torch.save(weights, tmp_path / name)
+        encoder, bare = ColBERT(tmp_path, device="cpu"), ColBERT(stanford, device="cpu")
+        assert encoder.linear is not None
+        assert bare.linear is not None
+        assert torch.equal(encoder.linear.bias, weights["linear.bias"].float())
+        with torch.no_grad():
+            bare.linear.bias = torch.nn.Parameter(encoder.linear.bias.clone())
+        close(encoder.encode_packed(["berlin"])[0], bare.encode_packed(["berlin"])[0])
+        encoder.save_pretrained(tmp_path / "saved", format="sentence-transformers")
+        again = ColBERT(tmp_path / "saved", device="cpu")
+        close(again.encode_packed(["berlin"])[0], encoder.encode_packed(["berlin"])[0])
 
 
 class TestBgeM3:
