@@ -19,6 +19,8 @@ from torch import Tensor
 import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast import packed as packed_module
+from colbert_fast._lowering import EqualTokens, TokenList
+from colbert_fast._maxsim import _parts
 
 # Before 2.6 torch warned whenever pickle brought back a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
@@ -245,11 +247,9 @@ def test_a_batch_without_memory_comes_back() -> None:
 
 
 def test_what_a_call_lowers_to_is_saved_as_what_it_stands_for() -> None:
-    from colbert_fast._lowering import EqualTokens, lower
-
     items = embeddings([3, 7], 6)
-    for lowered in (lower(items, None, "b", join=False)[0], EqualTokens(torch.stack([items[0]] * 2))):
-        assert type(lowered) is not PackedTokens
+    in_place = TokenList(items, torch.tensor([3, 7]), 7, items[0][:0])
+    for lowered in (in_place, EqualTokens(torch.stack([items[0]] * 2))):
         for copied in (by_torch_save, copy.copy, copy.deepcopy):
             assert type(copied(lowered)) is PackedTokens
             same_items(copied(lowered), lowered)
@@ -384,6 +384,16 @@ def test_gradients_flow_to_the_whole_from_a_converted_part() -> None:
 
 
 # Other devices
+
+
+@pytest.mark.parametrize("part", batches())
+def test_documents_travel_in_pieces_with_their_own_rows(part: str) -> None:
+    """Documents in any order, of a larger batch, are moved to ``device=`` without the rows between them."""
+    batch = batches()[part]
+    pieces = list(_parts(batch, 15 * batch.dim))
+    assert [len(item) for piece in pieces for item in piece] == batch.lengths.tolist()
+    same_items(PackedTokens.cat(pieces), batch)
+    assert all(piece.rows <= 15 for piece in pieces)
 
 
 def test_nothing_is_asked_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
