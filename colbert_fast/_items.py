@@ -51,7 +51,7 @@ def item_numbers(index: Any, n: int, device: torch.device) -> int | Tensor:
 
 def _of_list(index: list[Any], n: int) -> Tensor:
     if index and all(isinstance(entry, (bool, np.bool_)) for entry in index):
-        return torch.tensor(index, dtype=torch.bool, device="cpu")
+        return torch.tensor([bool(entry) for entry in index], dtype=torch.bool, device="cpu")
     numbers = [_checked_number(_as_int(entry, f"index[{i}]"), n) for i, entry in enumerate(index)]
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 

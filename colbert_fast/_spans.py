@@ -129,8 +129,8 @@ def padded(batch: Rows, length: int) -> tuple[Tensor, Tensor]:
     mask = torch.arange(length, device=batch.lengths.device) < batch.lengths.unsqueeze(1)
     if len(batch.tokens) == 0:
         # There is no row to copy. The graph of autograd still leads to the tokens.
-        one = torch.nn.functional.pad(batch.tokens, (0, 0, 0, 1))
-        scales = None if batch.scales is None else torch.nn.functional.pad(batch.scales, (0, 1))
+        one = torch.cat([batch.tokens, batch.tokens.new_zeros(1, batch.tokens.shape[1])])
+        scales = None if batch.scales is None else batch.scales.new_zeros(1)
         batch = batch._replace(tokens=one, scales=scales)
     rows, scales = batch.of(_row_numbers(batch, length).flatten())
     if scales is not None:

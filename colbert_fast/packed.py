@@ -247,8 +247,9 @@ class PackedTokens:
         TypeError
             An index of another kind.
         IndexError
-            An item that is not there, or a mask that has not one entry for each item. To check an index on a GPU
-            waits for it.
+            An item that is not there, or a mask that has not one entry for each item. To check a tensor on a GPU
+            waits for it, and so does copying a list or a tensor from the CPU to the GPU of this batch. A slice does
+            not wait.
         """
         if isinstance(index, slice) and index.step is not None and index.step < 0:
             index = range(*index.indices(len(self)))  # torch has no such slices
@@ -415,7 +416,7 @@ class PackedTokens:
         starts, lengths = own.starts.to(device), own.lengths.to(device)
         if order is not None:
             order = order.to(device)
-        elif own.lengths.is_cpu and len(own) and int(own.lengths.min()) < own.max_length:
+        elif device.type in _ORDERED_ON and own.lengths.is_cpu and len(own) and int(own.lengths.min()) < own.max_length:
             order = longest_first(lengths)
         moved = PackedTokens(tokens, starts, lengths, scales, _trusted=(own.max_length, order))
         moved._part = own._part

@@ -7,7 +7,6 @@ import io
 import pickle
 import queue
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,8 @@ from torch import Tensor
 import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast import packed as packed_module
+from colbert_fast._lowering import EqualTokens, TokenList
+from colbert_fast._maxsim import _parts
 
 # Before 2.6 torch warned whenever pickle brought back a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
@@ -45,9 +46,7 @@ def batches() -> dict[str, PackedTokens]:
         "other rows of a part": whole[8:11].with_tokens(torch.randn(whole.rows, 3 * DIM)),
         "shared rows": PackedTokens(torch.randn(500, DIM), torch.arange(100), torch.full((100,), 9))[20:30],
         "bfloat16": whole.to(dtype=torch.bfloat16)[2:9],
-        "gradient": PackedTokens.from_list([torch.randn(500, DIM)] * 2)
-        .with_tokens(torch.randn(1000, DIM, requires_grad=True))[1:]
-        .with_tokens(torch.randn(1000, DIM, requires_grad=True))[:0],
+        "gradient": whole.with_tokens(torch.randn(whole.rows, DIM, requires_grad=True))[4:6],
     }
 
 
@@ -91,10 +90,9 @@ def test_a_copy_of_a_part_has_its_own_rows_only(name: str, part: str) -> None:
     assert made.scales is None or len(made.scales) == made.rows
     assert made.max_length == max(batch.lengths.tolist(), default=0)
     assert torch.equal(made.lengths, batch.lengths)
-    some = batch if batch.scales is None else batch.to(dtype=torch.float32)
-    if total and some.dtype == torch.float32:
-        with warnings.catch_warnings(action="ignore") if sys.version_info >= (3, 11) else warnings.catch_warnings():
-            assert torch.equal(cf.maxsim(some[-1:], made), cf.maxsim(some[-1:], batch))
+    real = [i for i, length in enumerate(batch.lengths.tolist()) if length]
+    query = torch.randn(1, 3, batch.dim, dtype=torch.float32 if batch.scales is not None else batch.dtype)
+    assert torch.equal(cf.maxsim(query, made[real]), cf.maxsim(query, batch[real]))
 
 
 @pytest.mark.parametrize("name", ["pickle", "old pickle", "torch.save", "deepcopy"])
@@ -184,7 +182,7 @@ def sent(batch: PackedTokens) -> PackedTokens:
     return pickle.loads(ForkingPickler.dumps(batch))
 
 
-@pytest.mark.parametrize("part", [name for name in batches() if name != "gradient"])
+@pytest.mark.parametrize("part", batches())
 def test_a_part_is_shared_alone(part: str) -> None:
     batch = batches()[part]
     made = sent(batch)
@@ -249,11 +247,9 @@ def test_a_batch_without_memory_comes_back() -> None:
 
 
 def test_what_a_call_lowers_to_is_saved_as_what_it_stands_for() -> None:
-    from colbert_fast._lowering import EqualTokens, lower
-
     items = embeddings([3, 7], 6)
-    for lowered in (lower(items, None, "b", join=False)[0], EqualTokens(torch.stack([items[0]] * 2))):
-        assert type(lowered) is not PackedTokens
+    in_place = TokenList(items, torch.tensor([3, 7]), 7, items[0][:0])
+    for lowered in (in_place, EqualTokens(torch.stack([items[0]] * 2))):
         for copied in (by_torch_save, copy.copy, copy.deepcopy):
             assert type(copied(lowered)) is PackedTokens
             same_items(copied(lowered), lowered)
@@ -388,6 +384,16 @@ def test_gradients_flow_to_the_whole_from_a_converted_part() -> None:
 
 
 # Other devices
+
+
+@pytest.mark.parametrize("part", batches())
+def test_documents_travel_in_pieces_with_their_own_rows(part: str) -> None:
+    """Documents in any order, of a larger batch, are moved to ``device=`` without the rows between them."""
+    batch = batches()[part]
+    pieces = list(_parts(batch, 15 * batch.dim))
+    assert [len(item) for piece in pieces for item in piece] == batch.lengths.tolist()
+    same_items(PackedTokens.cat(pieces), batch)
+    assert all(piece.rows <= 15 for piece in pieces)
 
 
 def test_nothing_is_asked_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
