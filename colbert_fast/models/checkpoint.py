@@ -165,9 +165,9 @@ def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError for a setting no encoder can have."""
+    """Raise ValueError or TypeError for a setting no encoder can have; make the lengths Python's own integers."""
     for name in ("max_length_query", "max_length_document"):
-        positive_int(settings[name], name)
+        settings[name] = positive_int(settings[name], name)
     for name in ("query_prefix", "document_prefix"):
         if not isinstance(settings[name], str):
             msg = f"{name} must be a str; got {settings[name]!r}"
