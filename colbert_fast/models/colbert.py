@@ -141,7 +141,7 @@ class ColBERT(nn.Module):
         }
         checkpoint.check_settings(settings)
         if embedding_size is not None:
-            positive_int(embedding_size, "embedding_size")
+            embedding_size = positive_int(embedding_size, "embedding_size")
         if freeze_layers_except_last_n is not None:
             _check_last_n(freeze_layers_except_last_n)
         # neural-cherche's base class takes it, keeps it, and its ColBERT does nothing with it.
@@ -507,7 +507,7 @@ class ColBERT(nn.Module):
             msg = f"unknown options {unknown}; valid ones are {list(valid)}"
             raise TypeError(msg)
         encoding = encoding._replace(**options)
-        positive_int(encoding.max_length, "max_length")
+        encoding = encoding._replace(max_length=positive_int(encoding.max_length, "max_length"))
         checkpoint.check_padding(encoding.padding)
         for name in ("truncation", "add_special_tokens"):
             if not isinstance(getattr(encoding, name), bool):

@@ -24,9 +24,10 @@ _MAX_LENGTH = 2**31
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError for a setting no encoder can have."""
+    """Raise ValueError or TypeError for a setting no encoder can have; make the lengths Python's own integers."""
     for name in ("max_length_query", "max_length_document"):
-        if positive_int(settings[name], name) >= _MAX_LENGTH:
+        settings[name] = positive_int(settings[name], name)
+        if settings[name] >= _MAX_LENGTH:
             msg = f"{name} must be below {_MAX_LENGTH}; got {settings[name]}"
             raise ValueError(msg)
     for name in ("query_prefix", "document_prefix"):
