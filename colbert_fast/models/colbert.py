@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -160,8 +160,10 @@ class ColBERT(nn.Module):
         if freeze_layers_except_last_n is not None:
             _freeze_layers(self.model, freeze_layers_except_last_n)
         self.eval()
-        # Asked here, so that no hook of the user sees the texts that it takes.
-        sees_padding(self.encoder, self._encoding(False, {}))
+        # Asked here, so that no hook of the user sees the text that it takes. An encoder that cannot embed it says so
+        # when it is used.
+        with suppress(Exception):
+            sees_padding(self.encoder, self._encoding(False, {}))
 
     @property
     def max_length_query(self) -> int:
@@ -414,8 +416,9 @@ class ColBERT(nn.Module):
         one step where the system can do this: Linux and macOS on their usual file systems. Elsewhere the old folder is
         set aside for a moment, and put back by the next load or save after a kill.
 
-        Other processes whose working folder is the old one must change to it again. A loader opens several files:
-        where the folder is replaced between two of them, it may find a file missing, or meet both checkpoints.
+        Other processes whose working folder is the old one must change to it again. `ColBERT(path)` loads again where
+        the folder was replaced between two of its files; other loaders may find a file missing, or meet both
+        checkpoints.
 
         Parameters
         ----------

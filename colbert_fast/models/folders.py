@@ -90,7 +90,7 @@ def identity(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
     """
     try:
         status = os.stat(folder)
-    except OSError:
+    except (OSError, TypeError, ValueError):  # the load will say what is wrong with the name
         return None
     # A new folder may get the inode of a removed one, but not the time of its last change.
     return status.st_dev, status.st_ino, status.st_ctime_ns

@@ -136,7 +136,7 @@ class TestWhereArgumentsWin:
         )
         close(encoder.encode(["berlin"])["embeddings"], bare.encode(["paris berlin"])["embeddings"])
         kept = 12 if kind == "bge_m3" else 13
-        assert encoder.encode_packed([LONG], query_mode=False).lengths.tolist() == [kept]
+        assert encoder.encode_documents([LONG]).lengths.tolist() == [kept]
 
     @pytest.mark.parametrize("kind", ["pylate", "stanford"])
     @pytest.mark.parametrize("later", [False, True])
@@ -148,12 +148,12 @@ class TestWhereArgumentsWin:
         else:
             encoder = load(folder, max_length_query=length)
         assert encoder.max_length_query == length
-        assert encoder.encode_packed(["berlin", LONG]).lengths.tolist() == [length, length]
+        assert encoder.encode_queries(["berlin", LONG]).lengths.tolist() == [length, length]
         assert encoder.encode(["berlin"])["embeddings"].shape[1] == length
         theirs = MultiVectorEncoder(str(folder), device="cpu")
         transformer: Any = theirs[0]
         transformer.query_expansion = {**transformer.query_expansion, "length": length}
-        for mine, expected in zip(encoder.encode_packed(["berlin"]), theirs.encode_query(["berlin"]), strict=True):
+        for mine, expected in zip(encoder.encode_queries(["berlin"]), theirs.encode_query(["berlin"]), strict=True):
             close(mine, expected)
 
     @pytest.mark.parametrize("value", [0, -1, "40", 1.5, True])
@@ -172,7 +172,7 @@ class TestWhereArgumentsWin:
         lengths = {}
         for given in (None, 10, 20, 40):
             encoder = load(tmp_path, **({} if given is None else {"max_length_query": given}))
-            lengths[given] = encoder.encode_packed(["berlin", LONG]).lengths.tolist()
+            lengths[given] = encoder.encode_queries(["berlin", LONG]).lengths.tolist()
         longest = MultiVectorEncoder(str(tmp_path), device="cpu").encode_query([LONG])[0].shape[0]
         assert lengths == {None: [14, longest], 10: [10, 10], 20: [14, 20], 40: [14, 40]}
 

@@ -87,7 +87,7 @@ class TestDelegated:
         ours = same_as_sentence_transformers(pylate, width=(14, 18))
         # Every query is expanded with [MASK] to the full length; a document loses its punctuation.
         assert ours.encode_queries(QUERIES).lengths.tolist() == [14] * 4
-        dot = ours.encode_packed(["berlin.", "berlin"], query_mode=False).lengths
+        dot = ours.encode_documents(["berlin.", "berlin"]).lengths
         assert dot[0] == dot[1]
 
     def test_stanford(self, stanford: Path) -> None:

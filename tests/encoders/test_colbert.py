@@ -111,7 +111,7 @@ class TestEmbeddings:
 
     def test_packed_documents_end_in_a_zero_row_unless_full(self, encoder: ColBERT) -> None:
         padded = encoder.encode(DOCUMENTS, query_mode=False)["embeddings"]
-        packed = encoder.encode_packed(DOCUMENTS, query_mode=False)
+        packed = encoder.encode_documents(DOCUMENTS)
         real = padded.any(2).sum(1)
         assert real[2] == 20
         for i, rows in enumerate(packed):

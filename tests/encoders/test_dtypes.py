@@ -64,7 +64,7 @@ def test_half_precision_files_run_in_float32(kind: str, dtype: torch.dtype, roun
     assert encoder.encode(QUERIES)["embeddings"].dtype == torch.float32
     expected = load(whole, kind, model_kwargs={"dtype": torch.float32})
     close(scores_of(encoder), scores_of(expected))
-    for mine, theirs in zip(encoder.encode_packed(DOCUMENTS), expected.encode_packed(DOCUMENTS), strict=True):
+    for mine, theirs in zip(encoder.encode_queries(DOCUMENTS), expected.encode_queries(DOCUMENTS), strict=True):
         close(mine, theirs)
 
 

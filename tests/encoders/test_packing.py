@@ -62,7 +62,7 @@ class TestOrder:
             def save(self, *args: Any, **kwargs: Any) -> None:
                 raise NotImplementedError
 
-        whole = encoder.encode_packed(TEXTS, query_mode=False)
+        whole = encoder.encode_documents(TEXTS)
         encoder.encoder.append(EverySecond())
         monkeypatch.setattr(encoding, "_MOVED_ROWS", 7)
         packed = encoder.encode_documents(TEXTS)

@@ -34,7 +34,7 @@ class TestBias:
         assert encoder.linear is not None
         assert torch.equal(encoder.linear.bias, linear["bias"])
         rows = states_of(encoder, "[Q] berlin") @ linear["weight"].T + linear["bias"]
-        close(encoder.encode_packed(["berlin"])[0], torch.nn.functional.normalize(rows, dim=1))
+        close(encoder.encode_queries(["berlin"])[0], torch.nn.functional.normalize(rows, dim=1))
         assert "linear.bias" in encoder.state_dict()
 
     def test_pad_rows_stay_zero(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class TestBias:
         encoder = ColBERT(folder, device="cpu")
         encoder.save_pretrained(tmp_path / "saved", format="sentence-transformers")
         theirs = MultiVectorEncoder(str(tmp_path / "saved"), device="cpu")
-        close(theirs.encode_query(["berlin"])[0], encoder.encode_packed(["berlin"])[0])
+        close(theirs.encode_query(["berlin"])[0], encoder.encode_queries(["berlin"])[0])
 
 
 class TestBiasOfStanford:
@@ -66,10 +66,10 @@ class TestBiasOfStanford:
         assert torch.equal(encoder.linear.bias, weights["linear.bias"].float())
         with torch.no_grad():
             bare.linear.bias = torch.nn.Parameter(encoder.linear.bias.clone())
-        close(encoder.encode_packed(["berlin"])[0], bare.encode_packed(["berlin"])[0])
+        close(encoder.encode_queries(["berlin"])[0], bare.encode_queries(["berlin"])[0])
         encoder.save_pretrained(tmp_path / "saved", format="sentence-transformers")
         again = ColBERT(tmp_path / "saved", device="cpu")
-        close(again.encode_packed(["berlin"])[0], encoder.encode_packed(["berlin"])[0])
+        close(again.encode_queries(["berlin"])[0], encoder.encode_queries(["berlin"])[0])
 
 
 class TestBgeM3:
@@ -87,9 +87,9 @@ class TestBgeM3:
         documents = [*DOCUMENTS[:2], "paris! " * 10, DOCUMENTS[3]]
         q = [self.expected(encoder, bge_m3, text) for text in QUERIES]
         d = [self.expected(encoder, bge_m3, text) for text in documents]
-        for mine, rows in zip(encoder.encode_packed(QUERIES), q, strict=True):
+        for mine, rows in zip(encoder.encode_queries(QUERIES), q, strict=True):
             close(mine, rows)
-        for mine, rows in zip(encoder.encode_packed(documents, query_mode=False), d, strict=True):
+        for mine, rows in zip(encoder.encode_documents(documents), d, strict=True):
             close(mine, rows)
         scores = torch.stack([(a @ b.T).max(1).values.sum() for a, b in zip(q, d, strict=True)])
         close(encoder.scores(QUERIES, documents, tqdm_bar=False), scores)
@@ -101,13 +101,13 @@ class TestBgeM3:
 
     def test_prefixes_of_the_user(self, bge_m3: Path) -> None:
         encoder = ColBERT(bge_m3, device="cpu", query_prefix="paris ")
-        close(encoder.encode_packed(["berlin"])[0], self.expected(encoder, bge_m3, "paris berlin"))
+        close(encoder.encode_queries(["berlin"])[0], self.expected(encoder, bge_m3, "paris berlin"))
 
     def test_saved_for_sentence_transformers(self, bge_m3: Path, tmp_path: Path) -> None:
         encoder = ColBERT(bge_m3, device="cpu")
         encoder.save_pretrained(tmp_path, format="sentence-transformers")
         theirs = MultiVectorEncoder(str(tmp_path), device="cpu")
-        close(theirs.encode_query(["berlin"])[0], encoder.encode_packed(["berlin"])[0])
+        close(theirs.encode_query(["berlin"])[0], encoder.encode_queries(["berlin"])[0])
         close(
             ColBERT(tmp_path, device="cpu").scores(QUERIES, DOCUMENTS, tqdm_bar=False),
             encoder.scores(QUERIES, DOCUMENTS, tqdm_bar=False),
@@ -132,7 +132,7 @@ class TestOtherFormats:
         encoder = ColBERT(tmp_path, device="cpu")
         assert encoder.embedding_size == SIZE
         expected = MultiVectorEncoder(str(tmp_path), device="cpu").encode_query(["berlin"])[0]
-        close(encoder.encode_packed(["berlin"])[0], expected)
+        close(encoder.encode_queries(["berlin"])[0], expected)
 
     def test_pylate_without_settings(self, pylate: Path, tmp_path: Path) -> None:
         shutil.copytree(pylate, tmp_path, dirs_exist_ok=True)

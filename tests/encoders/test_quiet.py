@@ -99,7 +99,7 @@ def test_threads(request: pytest.FixtureRequest) -> None:
                 close(load(folders[kind], kind).scores(QUERIES, DOCUMENTS, tqdm_bar=False), expected[kind])
                 dtype = {"model_kwargs": {"dtype": torch.bfloat16}}
                 if kind not in ("plain", "dense"):
-                    rows = ColBERT(folders[kind], device="cpu", **dtype).encode_packed(QUERIES)
+                    rows = ColBERT(folders[kind], device="cpu", **dtype).encode_queries(QUERIES)
                     assert rows.tokens.dtype == torch.bfloat16
         except BaseException as error:
             errors.append(error)
