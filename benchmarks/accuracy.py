@@ -70,7 +70,7 @@ def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
     for start in range(0, len(texts), AT_ONCE):
         parts.append(encoder.encode_packed(texts[start : start + AT_ONCE], query_mode=False))
         print(f"{folder.name}: {min(start + AT_ONCE, len(texts))} of {len(texts)} documents", flush=True)
-    documents = cf.PackedTokens.from_list([item for part in parts for item in part])
+    documents = cf.PackedTokens.cat(parts)
     queries = encoder.encode_packed([line["text"] for line in asked], query_mode=True)
     small = documents.quantize("int8")
     exact, coarse = cf.maxsim(queries, documents), cf.maxsim(queries, small)

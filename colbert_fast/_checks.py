@@ -22,6 +22,15 @@ def positive_int(value: Any, name: str) -> int:
     return number
 
 
+def not_negative_int(value: Any, name: str) -> int:
+    """The same of 0 or more, without a bound."""
+    number = _integer(value, name)
+    if number < 0:
+        msg = f"{name} must be 0 or more; got {number}"
+        raise ValueError(msg)
+    return number
+
+
 def _integer(value: Any, name: str) -> int:
     # The dtype of an array or a tensor: torch takes one of bool for an index.
     is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")

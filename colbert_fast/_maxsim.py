@@ -47,7 +47,7 @@ def maxsim(
     a
         Queries. A list of ``[length, dim]`` tensors or arrays; a padded ``[A, length, dim]`` tensor or array; one
         ``[length, dim]``; a jagged nested tensor; or :class:`PackedTokens`. float32, bfloat16, float16, float64;
-        integers become float32, but for those of a nested tensor.
+        integers become float32.
     b
         Documents, in any of these forms and dtypes, with the dim of ``a``; or int8 :class:`PackedTokens`, made by
         ``quantize``. The dtype need not be that of ``a``. A list in CPU memory is scored where it lies.
@@ -208,18 +208,14 @@ def maxsim_pairs(
 
 
 def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
-    """Cut into parts of about ``chunk_elements`` elements, each with only the rows from its first to its last."""
+    """Cut into parts of about ``chunk_elements`` elements, each with the rows of its own items only."""
     first, rows = 0, 0
     lengths = d.lengths.tolist()
     for i, length in enumerate([*lengths, 0]):
         if i < len(lengths) and (i == first or (rows + length) * d.dim <= chunk_elements):
             rows += length
             continue
-        starts, counts = d.starts[first:i], d.lengths[first:i]
-        low, high = (int(starts.min()), int((starts + counts).max())) if i > first else (0, 0)
-        scales = None if d.scales is None else d.scales[low:high]
-        longest = max(lengths[first:i], default=0)
-        yield PackedTokens(d.tokens[low:high], starts - low, counts, scales, _trusted=(longest, None))
+        yield d._cut(d.starts[first:i], d.lengths[first:i])._own(wait=True)
         first, rows = i, length
 
 

@@ -12,8 +12,9 @@ from colbert_fast import _ops
 from colbert_fast._arrays import Mask, tensor_of
 from colbert_fast._backends.problem import Problem
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._lowering import TokenList, lower
 from colbert_fast._observers import has_tangent
-from colbert_fast.packed import PackedTokens, TokenList, Tokens, lower
+from colbert_fast.packed import PackedTokens, Tokens
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
@@ -50,7 +51,7 @@ def checked_sides(
         msg = f"a and b need the same dim; got a [*, {q.dim}] and b [*, {d.dim}]"
         raise ValueError(msg)
     if q.scales is not None:
-        msg = "a must be floating point: only documents can be int8"
+        msg = "a must be floating point: only documents can be int8; a.to(dtype=torch.float32) gives what it stands for"
         raise TypeError(msg)
     if q.dtype != d.dtype and d.scales is None:
         # Queries are few: they take the wider dtype, and documents stay as they are.

@@ -1,30 +1,25 @@
-"""PackedTokens, the ragged batch that every kernel sees, and the lowering of every layout to it.
-
-This is the only file that knows layouts. To add one, add a ``from_*`` and a branch of :func:`lower`.
-"""
+"""PackedTokens, the ragged batch that every kernel sees: how it is built, cut, joined, moved and saved."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from colbert_fast._arrays import Mask, alike, bool_mask, checked_scales, float_tensor, tensors_and_counts
-from colbert_fast._extension import _C
+from colbert_fast._arrays import Mask, checked_scales
+from colbert_fast._checks import not_negative_int
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import has_tangent, plain, unwatched
+from colbert_fast._int8 import quantised
+from colbert_fast._items import item_numbers
+from colbert_fast._layouts import nested_parts, rows_of_items, rows_of_padded
+from colbert_fast._spans import Rows, alone, check_alike, concatenated, few_rows, own_rows, padded
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
-# Of the float32 copy that quantize makes of a piece: 16 MiB.
-_CHUNK_ELEMENTS = 2**22
-# Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
-_FEW_ITEMS = 4096
 # Device types whose kernels take items in a given order. The threads of a CPU cut the work themselves.
 _ORDERED_ON = ("cuda",)
 
@@ -36,6 +31,9 @@ class PackedTokens:
     leave gaps between them and may share rows. The fields are read-only, and ``starts`` and ``lengths`` are copies of
     what was given. Do not write to their elements either: offsets that do not fit are refused when they are scored.
 
+    Some items, ``packed[2:9]``, share the rows of all. Saved by pickle or torch, copied, sent to a process, moved,
+    converted or quantised, they take only their own rows along. What is loaded is checked as the arguments below are.
+
     Parameters
     ----------
     tokens
@@ -46,7 +44,7 @@ class PackedTokens:
         ``[n]``, integer: the number of rows of each item, 0 allowed.
     scales
         ``[total]`` float32, finite, 0 or more, with int8 ``tokens`` only: row r stands for ``scales[r] * tokens[r]``.
-        :meth:`quantize` makes such a batch. It can be scored as documents, not as queries.
+        :meth:`quantize` makes such a batch, and the ``from_*`` of int8. It can be scored as documents, not as queries.
 
     Raises
     ------
@@ -58,6 +56,9 @@ class PackedTokens:
 
     # Whether a kernel need not read where the items are: all of one length, they follow one another.
     _equal = False
+    # Whether this was cut from a larger batch: it has all rows of that batch, and its items may all be shorter than
+    # max_length.
+    _part = False
 
     def __init__(
         self,
@@ -108,6 +109,8 @@ class PackedTokens:
             for t in (starts, lengths)
         )
         total = tokens.shape[0]
+        if tokens.is_meta:  # there are no numbers to check
+            return starts, lengths, scales, (total if len(lengths) else 0, None)
         shortest = longest = 0
         if len(lengths):
             outside = (starts < 0) | (lengths < 0) | (lengths > total) | (starts > total - lengths)
@@ -116,7 +119,7 @@ class PackedTokens:
                 msg = f"item {i} has start {int(starts[i])} and length {int(lengths[i])}; tokens has {total} rows"
                 raise ValueError(msg)
             shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
-        order = _longest_first(lengths) if shortest < longest else None
+        order = longest_first(lengths) if shortest < longest else None
         return starts, lengths, scales, (longest, order)
 
     @property
@@ -144,126 +147,230 @@ class PackedTokens:
         """No item is longer. Known without asking the device."""
         return self._max_length
 
-    @classmethod
+    @staticmethod
     @safe_after_fork
-    def from_list(cls, items: Sequence[Any]) -> PackedTokens:
+    def from_list(items: Sequence[Any], scales: Sequence[Any] | None = None) -> PackedTokens:
         """Copy a list of embeddings into one matrix.
 
         Parameters
         ----------
         items
             Tensors, arrays or nested lists, each ``[length, dim]`` with the same dim, dtype and device;
-            length may be 0. Integers become float32. Gradients flow back to each item.
+            length may be 0. Items that are all int8 stay int8; other integers become float32. Gradients flow back to
+            each item.
+        scales
+            With int8 items only: for each item a tensor or array ``[length]`` of float32, finite, 0 or more, so that
+            row r of an item stands for ``scale[r] * item[r]``. Default: 1 for each row.
 
         Raises
         ------
         TypeError
-            An item that is no array, or items of different dtypes.
+            An item that is no array, or items of different dtypes; scales that are not a list of float32 tensors.
         ValueError
-            An item that is not 2-D, or items of different dims or devices.
+            An item that is not 2-D, or items of different dims or devices; scales that do not fit their item, that are
+            negative or not finite, or beside other items than int8. To check scales waits for the device.
         """
-        return cls._joined(items, "items")
+        rows, ragged = rows_of_items(items, scales)
+        return PackedTokens._of(rows, ragged)
 
-    @classmethod
-    def _joined(cls, items: Sequence[Any], name: str) -> PackedTokens:
-        """:meth:`from_list` of what the caller calls ``name``."""
-        tensors, counts = tensors_and_counts(items, name)
-        if not tensors:
-            return cls._uniform(torch.zeros(0, 0, 0, device="cpu"))
-        if counts is None:
-            tensors = alike(tensors, name)
-            counts = [t.shape[0] for t in tensors]
-        tokens = torch.cat(tensors)  # type: ignore[arg-type]
-        lengths = torch.tensor(counts, dtype=torch.int64, device="cpu")
-        starts = lengths.cumsum(0) - lengths
-        starts, lengths = starts.to(tokens.device), lengths.to(tokens.device)
-        order = _longest_first(lengths) if min(counts) < max(counts) else None
-        return cls(tokens, starts, lengths, _trusted=(max(counts), order))
-
-    @classmethod
+    @staticmethod
     @safe_after_fork
-    def from_padded(cls, tokens: Any, mask: Mask | None = None) -> PackedTokens:
+    def from_padded(tokens: Any, mask: Mask | None = None, scales: Any = None) -> PackedTokens:
         """View a padded batch; no copy unless the mask has holes, is on a GPU, or there is no C++ extension.
 
         Parameters
         ----------
         tokens
-            ``[n, length, dim]`` tensor or array.
+            ``[n, length, dim]`` tensor or array. int8 stays int8; other integers become float32.
         mask
             ``[n, length]`` or ``[1, length]``, true or non-zero where a row is a token, or a list of n 1-D
             masks. None: every row is a token.
+        scales
+            ``[n, length]`` float32 tensor or array, with int8 ``tokens`` only: what each row is multiplied by. Those
+            of tokens are finite, 0 or more. Default: 1.
 
         Raises
         ------
         TypeError
-            Not an array, or not numbers.
+            Not an array, or not numbers; scales that are not float32.
         ValueError
-            Not 3-D, or a mask of another shape.
+            Not 3-D, or a mask or scales of another shape; a bad scale, or scales beside another type than int8. To
+            check scales waits for the device.
         """
-        tokens = float_tensor(tokens, "tokens")
-        if tokens.ndim != 3:
-            msg = f"tokens must be [n, length, dim]; got shape {list(tokens.shape)}"
-            raise ValueError(msg)
-        if mask is None:
-            return cls._uniform(tokens)
-        packed = _mask_rows(tokens, bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, "mask"))
-        packed._order = _longest_first(packed.lengths)
-        return packed
+        return PackedTokens._of(rows_of_padded(tokens, mask, scales), ragged=mask is not None)
 
-    @classmethod
+    @staticmethod
     @safe_after_fork
-    def from_nested(cls, nested: Tensor) -> PackedTokens:
+    def from_nested(nested: Tensor, scales: Tensor | None = None) -> PackedTokens:
         """View a jagged ``torch.nested`` tensor ``[n, (length), dim]``; no copy.
+
+        Parameters
+        ----------
+        nested
+            int8 stays int8; other integers become float32.
+        scales
+            With int8 only: float32, finite, 0 or more, one for each row of ``nested.values()``, as ``[total]`` or as a
+            jagged tensor ``[n, (length)]``. Default: 1 for each row.
 
         Raises
         ------
         TypeError
             Not a nested tensor of ``torch.jagged`` layout.
         ValueError
-            Not 3-D, or ragged in another dimension than the second.
+            Not 3-D, or ragged in another dimension than the second; scales of another length, or bad ones.
         """
-        if not (isinstance(nested, Tensor) and nested.is_nested and nested.layout == torch.jagged):
-            msg = f"nested must be a torch.nested tensor with layout=torch.jagged; got {_describe(nested)}"
-            raise TypeError(msg)
-        if nested.ndim != 3 or getattr(nested, "_ragged_idx", 1) != 1:
-            msg = f"nested must be [n, (length), dim], ragged in its second dimension; got {nested.ndim}-D"
-            raise ValueError(msg)
-        offsets: Tensor = nested.offsets()  # type: ignore[attr-defined]
-        gaps: Tensor | None = nested.lengths()  # type: ignore[attr-defined]
-        starts = offsets[:-1].to(torch.int64)
-        lengths = offsets.diff() if gaps is None else gaps
-        return cls(nested.values(), starts, lengths)
+        return PackedTokens(*nested_parts(nested, scales))
 
     @staticmethod
-    def _uniform(tokens: Tensor) -> PackedTokens:
-        """View ``tokens [n, length, dim]``, every row of which is a token."""
-        n, length, _ = tokens.shape
-        starts, lengths = _offsets(n, length, tokens.device)
-        return PackedTokens(tokens.flatten(0, 1), starts, lengths, _trusted=(length, None))
+    def _of(rows: Rows, ragged: bool = False) -> PackedTokens:
+        """Trust rows, whose items may be of different lengths."""
+        order = longest_first(rows.lengths) if ragged else None
+        return PackedTokens(rows.tokens, rows.starts, rows.lengths, rows.scales, _trusted=(rows.max_length, order))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
 
     @safe_after_fork
-    def __getitem__(self, index: int | slice) -> Any:
-        """Item ``index`` as ``[length, dim]``, or with a slice those items as PackedTokens; both share the rows.
+    def __getitem__(self, index: Any) -> Any:
+        """One item as ``[length, dim]``, or some as PackedTokens; both share the rows.
 
         An item of int8 tokens is what they stand for, in float32, and shares nothing.
+
+        Parameters
+        ----------
+        index
+            An integer: one item; a negative one counts from the end. Some items: a slice; a list or a 1-D tensor or
+            array of integers, in any order and with repetition; or a mask, a list or a 1-D tensor or array of n bools.
+
+        Raises
+        ------
+        TypeError
+            An index of another kind.
+        IndexError
+            An item that is not there, or a mask that has not one entry for each item. To check a tensor on a GPU
+            waits for it, and so does copying a list or a tensor from the CPU to the GPU of this batch. A slice does
+            not wait.
         """
+        if isinstance(index, slice) and index.step is not None and index.step < 0:
+            index = range(*index.indices(len(self)))  # torch has no such slices
         if isinstance(index, slice):
             # The kernels read one number after the other, and a step leaves some out.
-            starts, lengths = self.starts[index].contiguous(), self.lengths[index].contiguous()
-            return PackedTokens(self.tokens, starts, lengths, self.scales, _trusted=(self.max_length, None))
-        index = int(index)
-        if not -len(self) <= index < len(self):
-            msg = f"index {index} is out of range for {len(self)} items"
-            raise IndexError(msg)
+            return self._cut(self.starts[index].contiguous(), self.lengths[index].contiguous())
+        index = item_numbers(index, len(self), self.device)
+        if isinstance(index, Tensor):
+            return self._cut(self.starts.index_select(0, index), self.lengths.index_select(0, index))
         start, length = int(self.starts[index]), int(self.lengths[index])
         rows = self.tokens.narrow(0, start, length)
         return rows if self.scales is None else rows * self.scales.narrow(0, start, length).unsqueeze(1)
 
+    def _cut(self, starts: Tensor, lengths: Tensor) -> PackedTokens:
+        """Some of the items, over the same rows."""
+        part = PackedTokens(self.tokens, starts, lengths, self.scales, _trusted=(self.max_length, None))
+        part._part = True
+        return part
+
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
+
+    @staticmethod
+    @safe_after_fork
+    def cat(batches: Iterable[PackedTokens]) -> PackedTokens:
+        """Join batches: the items of the first, then those of the second, and so on.
+
+        The rows are copied, and on the CPU only those of items; gradients flow back to each batch. Does not wait for a
+        device. A batch without rows fits any other.
+
+        Parameters
+        ----------
+        batches
+            PackedTokens of one dim, dtype and device. With int8 tokens all of them are int8; each row keeps its scale.
+
+        Raises
+        ------
+        TypeError
+            Not PackedTokens, or batches of different dtypes.
+        ValueError
+            Batches of different dims or devices.
+        """
+        given = list(batches)
+        for i, batch in enumerate(given):
+            if not isinstance(batch, PackedTokens):
+                msg = f"batches must hold PackedTokens; batches[{i}] is {type(batch).__name__}"
+                raise TypeError(msg)
+        # A batch without items has nothing to say of dim, dtype or device either.
+        some = {f"batches[{i}]": batch for i, batch in enumerate(given) if len(batch) or batch.rows}
+        if not some:
+            return given[0] if given else PackedTokens.from_list([])
+        check_alike({name: batch._rows() for name, batch in some.items()})
+        own = [b._without_gaps(wait=True) if b.device.type == "cpu" else b._own(wait=False) for b in some.values()]
+        longest = max(batch.max_length for batch in own)
+        part = any(batch._part for batch in own)
+        ragged = part or any(batch._order is not None or batch.max_length < longest for batch in own)
+        joined = PackedTokens._of(concatenated([batch._rows() for batch in own]), ragged)
+        joined._part = part
+        return joined
+
+    @safe_after_fork
+    def to_padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Copy the items into one padded tensor: the inverse of :meth:`from_padded`.
+
+        Parameters
+        ----------
+        length
+            Rows of each item in the result. Default: ``max_length``, and of items that were cut from a larger batch
+            the length of the longest.
+
+        Returns
+        -------
+        tokens, mask : torch.Tensor
+            ``[n, length, dim]``, the rows of an item first and rows of zeros behind them; and ``[n, length]`` bool,
+            true where a row is a token. int8 tokens become what they stand for, in float32. Gradients flow back.
+
+        Raises
+        ------
+        TypeError
+            A ``length`` that is no integer.
+        ValueError
+            A ``length`` below that of the longest item. A length below ``max_length``, and the default for items that
+            were cut from a larger batch, wait for the device.
+        """
+        if length is None:
+            length = self._longest() if self._part else self.max_length
+        else:
+            length = not_negative_int(length, "length")
+            if length < self.max_length and length < (longest := self._longest()):
+                msg = f"length must be {longest} or more, the length of the longest item; got {length}"
+                raise ValueError(msg)
+        return padded(self._rows(), length)
+
+    def _longest(self) -> int:
+        """The length of the longest item. Waits for the device, if that has an answer."""
+        if not self._askable():
+            return self.max_length
+        return int(self.lengths.max()) if len(self) else 0
+
+    def _askable(self) -> bool:
+        """Whether numbers of this batch can be known: not while torch traces a program, nor without memory."""
+        return not (self.device.type == "meta" or torch.compiler.is_compiling())
+
+    def _rows(self) -> Rows:
+        return Rows(self.tokens, self.scales, self.starts, self.lengths, self.max_length)
+
+    def _own(self, *, wait: bool) -> PackedTokens:
+        """Leave out the rows of the batch that this was cut from; else return this. May share rows.
+
+        Parameters
+        ----------
+        wait
+            Whether the device may be asked how many rows that leaves. Else some are left over.
+        """
+        return self._without_gaps(wait) if self._part else self
+
+    def _without_gaps(self, wait: bool) -> PackedTokens:
+        exact = wait and self._askable()
+        own = PackedTokens._of(own_rows(self._rows()) if exact else few_rows(self._rows()), ragged=exact)
+        own._part = not exact
+        return own
 
     @safe_after_fork
     def with_tokens(self, tokens: Tensor, scales: Tensor | None = None) -> PackedTokens:
@@ -281,11 +388,17 @@ class PackedTokens:
             msg = f"tokens must be [{self.rows}, dim] on {self.device}; got {got}"
             raise ValueError(msg)
         scales = checked_scales(scales, tokens)
-        return PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
+        same = PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
+        same._part = self._part
+        return same
 
     @safe_after_fork
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PackedTokens:
-        """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`."""
+        """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`.
+
+        Items that were cut from a larger batch take their own rows along, not its others. On another device than the
+        CPU, which would have to be waited for, each of them takes ``max_length`` rows, unless all rows are fewer.
+        """
         device = self.device if device is None else torch.device(device)
         if device == self.device and dtype in (None, self.dtype):
             return self
@@ -293,19 +406,21 @@ class PackedTokens:
             hint = '; quantize("int8") makes int8' if dtype == torch.int8 else ""
             msg = f"dtype must be floating point; got {dtype}{hint}"
             raise TypeError(msg)
-        scales = self.scales
-        tokens = self.tokens
+        own = self._own(wait="cpu" in (self.device.type, device.type))
+        tokens, scales, order = own.tokens, own.scales, own._order
         if scales is not None and dtype not in (None, self.dtype):
             wide = scales.double() if dtype == torch.float64 else scales
             tokens, scales = tokens * wide.unsqueeze(1), None
         tokens = tokens.to(device=device, dtype=dtype)
         scales = None if scales is None else scales.to(device)
-        starts, lengths, order = self.starts.to(device), self.lengths.to(device), self._order
+        starts, lengths = own.starts.to(device), own.lengths.to(device)
         if order is not None:
             order = order.to(device)
-        elif self.lengths.is_cpu and len(self) and int(self.lengths.min()) < self.max_length:
-            order = _longest_first(lengths)
-        return PackedTokens(tokens, starts, lengths, scales, _trusted=(self.max_length, order))
+        elif device.type in _ORDERED_ON and own.lengths.is_cpu and len(own) and int(own.lengths.min()) < own.max_length:
+            order = longest_first(lengths)
+        moved = PackedTokens(tokens, starts, lengths, scales, _trusted=(own.max_length, order))
+        moved._part = own._part
+        return moved
 
     @safe_after_fork
     def quantize(self, dtype: Literal["int8"] = "int8") -> PackedTokens:
@@ -337,31 +452,60 @@ class PackedTokens:
             raise ValueError(msg)
         if self.scales is not None:
             return self
-        rows = self.tokens.detach()
-        tokens = torch.zeros(rows.shape, dtype=torch.int8, device=rows.device)
-        scales = torch.zeros(rows.shape[0], device=rows.device, dtype=torch.float32)
-        step = max(1, _CHUNK_ELEMENTS // max(1, self.dim))
-        for i in range(0, rows.shape[0] if self.dim else 0, step):
-            some = rows[i : i + step].to(torch.float32)
-            scale = some.abs().amax(1) / 127
-            scales[i : i + step] = scale
-            # x / 0 becomes 0. A scale among the smallest floats is a coarse 127th of the largest element.
-            levels = (some / scale.unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-127, 127)
-            tokens[i : i + step] = levels.to(torch.int8)
-        bad = ~scales.isfinite()
-        if bool(bad.any()):
-            self._check_unused(bad)
-            scales[bad], tokens[bad] = 0, 0
-        return PackedTokens(tokens, self.starts, self.lengths, scales, _trusted=(self.max_length, self._order))
+        own = self._own(wait=True)
+        tokens, scales = quantised(own.tokens.detach(), own.starts, own.lengths)
+        return PackedTokens(tokens, own.starts, own.lengths, scales, _trusted=(own.max_length, own._order))
 
-    def _check_unused(self, bad: Tensor) -> None:
-        """Raise if an item has one of the rows ``bad [total]``."""
-        before = torch.nn.functional.pad(bad.cumsum(0), (1, 0))
-        hit = before[self.starts + self.lengths] > before[self.starts]
-        if bool(hit.any()):
-            i = int(hit.int().argmax())
-            msg = f"int8 cannot hold a NaN or an infinity, nor what float32 cannot; item {i} has one"
-            raise ValueError(msg)
+    @safe_after_fork
+    def __copy__(self) -> PackedTokens:
+        """Share the rows; items that were cut from a larger batch may copy theirs, and let go of the others."""
+        own = self._own(wait=self.device.type == "cpu")
+        same = PackedTokens(own.tokens, own.starts, own.lengths, own.scales, _trusted=(own.max_length, own._order))
+        same._part = own._part
+        return same
+
+    @safe_after_fork
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedTokens:
+        if not self.tokens.is_leaf:
+            copy.deepcopy(self.tokens, memo)  # torch refuses, and says so
+        own = self._alone()
+        fields: list[Any] = []
+        for field, mine in zip(own._fields(), self._fields(), strict=True):
+            if field is mine:
+                field = copy.deepcopy(field, memo)
+            elif self._part and field is not None:
+                field = field.detach().clone().requires_grad_(field.requires_grad)
+            fields.append(field)
+        order = None if own._order is None else own._order.clone()
+        result = PackedTokens(*fields, _trusted=(own.max_length, order))
+        result._part = own._part
+        return result
+
+    @safe_after_fork
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whoever loads this checks what the file says: no number in it becomes an address unchecked.
+        return PackedTokens, self._alone()._fields()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what a pickle says that was not made by ``__reduce__``."""
+        PackedTokens.__init__(self, *(state[name] for name in ("_tokens", "_starts", "_lengths", "_scales")))
+
+    def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        return self.tokens, self.starts, self.lengths, self.scales
+
+    def _alone(self) -> PackedTokens:
+        """Own rows in memory that holds nothing else: torch saves, shares and copies all of a tensor's memory."""
+        leaf = self.tokens.is_leaf
+        # A leaf of autograd's graph remains one.
+        with torch.inference_mode(False), torch.set_grad_enabled(not leaf):
+            own = self._own(wait=True)
+            tokens, *rest = (None if field is None else alone(field) for field in own._fields())
+            assert tokens is not None
+            if leaf and tokens is not self.tokens:
+                tokens.requires_grad_(self.tokens.requires_grad)
+        result = PackedTokens(tokens, *rest, _trusted=(own.max_length, own._order))  # type: ignore[arg-type]
+        result._part = own._part
+        return result
 
     @property
     def rows(self) -> int:
@@ -388,144 +532,7 @@ class PackedTokens:
         return f"PackedTokens({len(self)} items, {rows} rows, dim {dim}, {self.dtype}, {self.device})"
 
 
-class EqualTokens(PackedTokens):
-    """A padded batch on a GPU. Whoever asks for ``starts`` and ``lengths`` makes them.
-
-    Made by :func:`lower` for the length of one call: a later one could be on another stream, or outside of the CUDA
-    graph in whose memory they were made.
-    """
-
-    _equal = True
-
-    def __init__(self, tokens: Tensor) -> None:
-        self._count, self._max_length, _ = tokens.shape
-        self._tokens = tokens.flatten(0, 1)
-        self._scales = None
-        self._order = None
-
-    @cached_property
-    def _lengths(self) -> Tensor:  # type: ignore[override]
-        return torch.full((self._count,), self.max_length, dtype=torch.int64, device=self.device)
-
-    @cached_property
-    def _starts(self) -> Tensor:  # type: ignore[override]
-        return torch.arange(0, self.rows, self.max_length, device=self.device)
-
-    def __len__(self) -> int:
-        return self._count
-
-
-class TokenList(PackedTokens):
-    """A list of matrices in CPU memory that are scored where they lie. Whoever asks for ``tokens`` joins them.
-
-    Made by :func:`lower` for the length of one call.
-    """
-
-    items: Sequence[Tensor]
-
-    def __init__(self, items: Sequence[Tensor], lengths: Tensor, max_length: int, like: Tensor) -> None:
-        self.items = items
-        self.like = like
-        self._lengths = lengths
-        self._max_length = max_length
-        self._scales = None
-        self._order = None
-
-    @cached_property
-    def _tokens(self) -> Tensor:  # type: ignore[override]
-        return torch.cat([self.like, *self.items])
-
-    @cached_property
-    def _starts(self) -> Tensor:  # type: ignore[override]
-        return self.lengths.cumsum(0) - self.lengths
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return TokenList(self.items[index], self.lengths[index].contiguous(), self.max_length, self.like)
-        return self.items[index]
-
-    @property
-    def rows(self) -> int:
-        return int(self.lengths.sum())
-
-    @property
-    def dim(self) -> int:
-        return self.like.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.like.device
-
-
-def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> tuple[PackedTokens, bool]:
-    """Lower any accepted layout to PackedTokens; with ``join=False`` a list may become a :class:`TokenList`.
-
-    Returns
-    -------
-    batch, skip_zero
-        The batch; and whether rows of zeros in it are padding, as they are in a padded tensor without a mask.
-    """
-    if isinstance(value, PackedTokens):
-        if mask is not None:
-            msg = f"{name}_mask cannot go with a PackedTokens, which has no padding: leave the rows out instead"
-            raise ValueError(msg)
-        return value, False
-    if isinstance(value, (list, tuple)):
-        if mask is not None:
-            return _mask_list(value, mask, name), False
-        return (PackedTokens._joined(value, name) if join else _lower_list(value, name)), False
-    if isinstance(value, Tensor) and value.is_nested:
-        if mask is not None:
-            msg = f"{name}_mask cannot go with a nested tensor, which has no padding"
-            raise ValueError(msg)
-        return PackedTokens.from_nested(value), False
-    tokens = float_tensor(value, name)
-    if tokens.ndim == 2:
-        tokens = tokens.unsqueeze(0)
-    if tokens.ndim != 3:
-        msg = (
-            f"{name} must be a list of [length, dim], or [n, length, dim], or one [length, dim]; "
-            f"got shape {list(tokens.shape)}"
-        )
-        raise ValueError(msg)
-    if mask is None:
-        n, length, _ = tokens.shape
-        if tokens.is_cuda and n * length > 0 and unwatched(tokens):
-            return EqualTokens(tokens), True
-        # In this order: torch.export leaves n open, and must not decide anything about it.
-        if not plain(tokens) or n > _FEW_ITEMS:
-            return PackedTokens._uniform(tokens), True
-        return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
-    keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
-    return _mask_rows(tokens, keep), False
-
-
-def _offsets(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the starts and lengths of n items of one length that follow one another."""
-    lengths = torch.full((n,), length, dtype=torch.int64, device=device)
-    return _multiples(n, length, device), lengths
-
-
-def _multiples(n: int, length: int, device: torch.device) -> Tensor:
-    """Return 0, length, 2 length, and so on. Not as a range with a step, which torch.export ties to more than one n."""
-    return torch.arange(n, device=device) * length
-
-
-@lru_cache(maxsize=64)
-def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
-    """The same on the CPU, made once: 2 of the 15 us of a small call. Not for batches that anybody could write to."""
-    with torch.inference_mode(False):
-        return _offsets(n, length, torch.device("cpu"))
-
-
-def _longest_first(lengths: Tensor) -> Tensor | None:
+def longest_first(lengths: Tensor) -> Tensor | None:
     """Return the order in which a GPU should take the items, if they are on one; does not wait for it.
 
     Its programs start in turn as others end: a long item that starts last is waited for by all.
@@ -535,48 +542,15 @@ def _longest_first(lengths: Tensor) -> Tensor | None:
     return lengths.argsort(descending=True).to(torch.int32)
 
 
-def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
-    """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
-    # A list of our own: the caller's may change in another thread before the kernel reads it.
-    items, counts = tensors_and_counts(tuple(items), name)
-    if torch.compiler.is_compiling() or counts is None or not any(counts):
-        return PackedTokens._joined(items, name)
-    if (torch.is_grad_enabled() and any(t.requires_grad for t in items)) or has_tangent(*items):
-        return PackedTokens._joined(items, name)
-    lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
-    return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
+def _let_torch_load() -> None:
+    """Let ``torch.load(weights_only=True)`` make such batches: their constructor and ``__setstate__`` check all."""
+    known = torch.serialization.get_safe_globals()
+    # One of an earlier import of this module, whose name torch would look up too.
+    stale = [some for some in known if getattr(some, "__module__", None) == __name__]
+    if stale:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals([some for some in known if some not in stale])
+    torch.serialization.add_safe_globals([PackedTokens])
 
 
-def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
-    """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
-    packed = PackedTokens._joined(items, name)
-    keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
-    real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
-    keep = keep & real
-    lengths = keep.sum(1)
-    starts = lengths.cumsum(0) - lengths
-    tokens = packed.tokens[keep[real]]
-    return PackedTokens(tokens, starts, lengths, _trusted=(packed.max_length, _longest_first(lengths)))
-
-
-def _mask_rows(tokens: Tensor, keep: Tensor) -> PackedTokens:
-    """Lower ``tokens [n, length, dim]`` with ``keep [n, length]`` bool.
-
-    The kept rows of most masks are one run (padding on the right or on the left), which needs no copy. To know, the
-    mask must be read: on other devices, under torch.compile and without the extension, rows are moved to the front.
-    """
-    n, length, dim = tokens.shape
-    if _C is not None and plain(tokens, keep):
-        keep = keep.contiguous()
-        starts, counts = torch.empty((2, n), dtype=torch.int64, device="cpu").unbind()
-        if _C.runs_of_mask(keep, starts, counts):
-            return PackedTokens(tokens.flatten(0, 1), starts, counts, _trusted=(length, None))
-    counts = keep.sum(1)
-    starts = _multiples(n, length, tokens.device)
-    order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
-    moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim))
-    return PackedTokens(moved.flatten(0, 1), starts, counts, _trusted=(length, None))
-
-
-def _describe(value: object) -> str:
-    return f"{value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+_let_torch_load()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast import reference
-from colbert_fast.packed import lower
+from colbert_fast._lowering import lower
 
 # Inputs are rounded to their dtype before the float64 reference sees them, so that what remains is the rounding of
 # float32 sums: of blocks of 128 products, at most 130 + log2(blocks) roundings of 2^-24.

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 
 # CASES are filled in by the tests. The alarm ends a child that hangs, and says so by its exit status.
 SCRIPT = r"""
-import os, signal, sys, threading, warnings
+import copy, os, pickle, signal, sys, threading, warnings
 import numpy as np
 import torch
 import colbert_fast as cf
@@ -84,6 +84,7 @@ documents = list(d)
 arrays = [t.numpy() for t in documents]
 packed = cf.PackedTokens.from_padded(d)
 coded = packed.quantize("int8")
+codes = coded.tokens.view(2500, 20, 16)
 pairs = torch.stack([torch.randint(200, (40000,)), torch.randint(2500, (40000,))], dim=1)
 candidates = torch.randint(2500, (200, 200))
 nested = torch.nested.nested_tensor(documents, layout=torch.jagged)
@@ -151,6 +152,13 @@ CALLS = {
     "to": lambda: packed.to(dtype=torch.bfloat16).tokens,
     "of int8": lambda: coded.to(dtype=torch.float32).tokens,
     "an item": lambda: coded[3],
+    "items by number": lambda: cf.maxsim(q[:20], packed[pairs[:2000, 1]]),
+    "items by a mask": lambda: packed[torch.rand(2500) < 2].starts,
+    "cat": lambda: cf.PackedTokens.cat([packed, packed[pairs[:2000, 1]]]).tokens,
+    "to_padded": lambda: coded.to_padded()[0],
+    "a pickled part": lambda: pickle.loads(pickle.dumps(packed[::2])).tokens,
+    "a deep copy": lambda: copy.deepcopy(packed[::2]).tokens,
+    "from_list of int8": lambda: cf.PackedTokens.from_list(list(codes)).tokens,
     "every other item": lambda: cf.maxsim(q, packed[::2]),
     "gradients": gradients(torch.float32),
     "gradients of bfloat16": gradients(torch.bfloat16),

@@ -14,7 +14,7 @@ from cases import DTYPES, SHAPES, TOLERANCE, assert_close, embeddings, planted, 
 from torch import Tensor
 
 import colbert_fast as cf
-from colbert_fast import PackedTokens, packed, reference
+from colbert_fast import PackedTokens, _int8, reference
 from colbert_fast._maxsim import _parts
 
 INF, NAN = math.inf, math.nan
@@ -68,7 +68,7 @@ def test_the_smallest_floats() -> None:
 def test_quantized_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = PackedTokens.from_list(embeddings([5, 17, 0, 30], 24))
     whole = documents.quantize()
-    monkeypatch.setattr(packed, "_CHUNK_ELEMENTS", 7 * 24)
+    monkeypatch.setattr(_int8, "_CHUNK_ELEMENTS", 7 * 24)
     pieces = documents.quantize()
     assert torch.equal(pieces.tokens, whole.tokens)
     assert whole.scales is not None and torch.equal(pieces.scales, whole.scales)

@@ -17,7 +17,10 @@ ROWS = [
         *("reference", "_arrays", "_checks", "_forks", "_observers", "_warnings"),
         *("_backends.problem", "_backends.triton_tiles"),
     },
+    {"_int8", "_items", "_spans"},
+    {"_layouts"},
     {"packed"},
+    {"_lowering"},
     {
         "_backends.torch_",
         "_backends.cpu",

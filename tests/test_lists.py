@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import colbert_fast as cf
 from colbert_fast import reference
 from colbert_fast._backends import cpu
-from colbert_fast.packed import TokenList, lower
+from colbert_fast._lowering import TokenList, lower
 
 PROC = Path("/proc/self/status")
 Arrays = list[np.ndarray[Any, Any]]

@@ -10,8 +10,8 @@ from cases import assert_scores, embeddings
 import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast import packed as packed_module
+from colbert_fast._lowering import EqualTokens, lower
 from colbert_fast._maxsim import _parts
-from colbert_fast.packed import EqualTokens, lower
 
 
 def shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

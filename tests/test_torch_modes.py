@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import colbert_fast as cf
-from colbert_fast import packed
+from colbert_fast import _lowering
 
 Q = torch.randn(2, 4, 8)
 D = torch.randn(3, 5, 8)
@@ -48,9 +48,9 @@ def gradient(q: Tensor) -> Tensor:
 @pytest.fixture(autouse=True)
 def no_offsets() -> Iterator[None]:
     """Whatever a test leaves in the cache stays in it."""
-    packed._shared_offsets.cache_clear()
+    _lowering._shared_offsets.cache_clear()
     yield
-    packed._shared_offsets.cache_clear()
+    _lowering._shared_offsets.cache_clear()
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -140,7 +140,7 @@ def test_pairs_are_taken_from_any_array(numbers: np.ndarray[Any, Any]) -> None:
 def test_one_long_document_does_not_pad_a_masked_list() -> None:
     items = [torch.randn(2, 8), torch.randn(300, 8), torch.randn(0, 8)]
     keep = torch.rand(3, 300) < 0.5
-    lowered, _ = packed.lower(items, keep, "b")
+    lowered, _ = _lowering.lower(items, keep, "b")
     assert lowered.rows == int(keep[0, :2].sum() + keep[1].sum())
     assert torch.equal(lowered[1], items[1][keep[1]])
     assert torch.equal(lowered[0], items[0][keep[0, :2]])

@@ -1,0 +1,179 @@
+"""The lowering of every layout that a caller may hand in to PackedTokens.
+
+To add a layout, add a ``from_*`` to PackedTokens and a branch to :func:`lower`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensors_and_counts
+from colbert_fast._layouts import masked_rows, rows_of_floats, uniform_rows
+from colbert_fast._observers import has_tangent, plain, unwatched
+from colbert_fast._spans import consecutive
+from colbert_fast.packed import PackedTokens, Tokens, longest_first
+
+# Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
+_FEW_ITEMS = 4096
+
+
+class EqualTokens(PackedTokens):
+    """A padded batch on a GPU. Whoever asks for ``starts`` and ``lengths`` makes them.
+
+    Made by :func:`lower` for the length of one call: a later one could be on another stream, or outside of the CUDA
+    graph in whose memory they were made.
+    """
+
+    _equal = True
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._count, self._max_length, _ = tokens.shape
+        self._tokens = tokens.flatten(0, 1)
+        self._scales = None
+        self._order = None
+
+    @cached_property
+    def _lengths(self) -> Tensor:  # type: ignore[override]
+        return torch.full((self._count,), self.max_length, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def _starts(self) -> Tensor:  # type: ignore[override]
+        return torch.arange(0, self.rows, self.max_length, device=self.device)
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class TokenList(PackedTokens):
+    """A list of matrices in CPU memory that are scored where they lie. Whoever asks for ``tokens`` joins them.
+
+    Made by :func:`lower` for the length of one call.
+    """
+
+    items: Sequence[Tensor]
+
+    def __init__(self, items: Sequence[Tensor], lengths: Tensor, max_length: int, like: Tensor) -> None:
+        self.items = items
+        self.like = like
+        self._lengths = lengths
+        self._max_length = max_length
+        self._scales = None
+        self._order = None
+
+    @cached_property
+    def _tokens(self) -> Tensor:  # type: ignore[override]
+        return torch.cat([self.like, *self.items])
+
+    @cached_property
+    def _starts(self) -> Tensor:  # type: ignore[override]
+        return self.lengths.cumsum(0) - self.lengths
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        if type(index) is slice and (index.step is None or index.step > 0):
+            return TokenList(self.items[index], self.lengths[index].contiguous(), self.max_length, self.like)
+        return self.items[index] if type(index) is int else super().__getitem__(index)
+
+    @property
+    def rows(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def dim(self) -> int:
+        return self.like.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.like.device
+
+
+def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> tuple[PackedTokens, bool]:
+    """Lower any accepted layout to PackedTokens; with ``join=False`` a list may become a :class:`TokenList`.
+
+    Returns
+    -------
+    batch, skip_zero
+        The batch; and whether rows of zeros in it are padding, as they are in a padded tensor without a mask.
+    """
+    if isinstance(value, PackedTokens):
+        if mask is not None:
+            msg = f"{name}_mask cannot go with a PackedTokens, which has no padding: leave the rows out instead"
+            raise ValueError(msg)
+        return value, False
+    if isinstance(value, (list, tuple)):
+        if mask is not None:
+            return _mask_list(value, mask, name), False
+        return (_joined(value, name) if join else _lower_list(value, name)), False
+    if isinstance(value, Tensor) and value.is_nested:
+        if mask is not None:
+            msg = f"{name}_mask cannot go with a nested tensor, which has no padding"
+            raise ValueError(msg)
+        packed = PackedTokens.from_nested(value)
+        # As in a list or a padded tensor, integers become float32.
+        return (packed if packed.scales is None else packed.to(dtype=torch.float32)), False
+    tokens = float_tensor(value, name)
+    if tokens.ndim == 2:
+        tokens = tokens.unsqueeze(0)
+    if tokens.ndim != 3:
+        msg = (
+            f"{name} must be a list of [length, dim], or [n, length, dim], or one [length, dim]; "
+            f"got shape {list(tokens.shape)}"
+        )
+        raise ValueError(msg)
+    if mask is None:
+        n, length, _ = tokens.shape
+        if tokens.is_cuda and n * length > 0 and unwatched(tokens):
+            return EqualTokens(tokens), True
+        # In this order: torch.export leaves n open, and must not decide anything about it.
+        if not plain(tokens) or n > _FEW_ITEMS:
+            return PackedTokens._of(uniform_rows(tokens)), True
+        return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
+    keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
+    return PackedTokens._of(masked_rows(tokens, keep)), False
+
+
+@lru_cache(maxsize=64)
+def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
+    """The same on the CPU, made once: 2 of the 15 us of a small call. Not for batches that anybody could write to."""
+    with torch.inference_mode(False):
+        return consecutive(n, length, torch.device("cpu"))
+
+
+def _joined(items: Sequence[Any], name: str) -> PackedTokens:
+    return PackedTokens._of(*rows_of_floats(items, name))
+
+
+def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
+    """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
+    # A list of our own: the caller's may change in another thread before the kernel reads it.
+    items, counts = tensors_and_counts(tuple(items), name)
+    if torch.compiler.is_compiling() or counts is None or not any(counts):
+        return _joined(items, name)
+    if (torch.is_grad_enabled() and any(t.requires_grad for t in items)) or has_tangent(*items):
+        return _joined(items, name)
+    lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
+    return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
+
+
+def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
+    """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
+    packed = _joined(items, name)
+    keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
+    real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
+    keep = keep & real
+    lengths = keep.sum(1)
+    starts = lengths.cumsum(0) - lengths
+    tokens = packed.tokens[keep[real]]
+    return PackedTokens(tokens, starts, lengths, _trusted=(packed.max_length, longest_first(lengths)))
