@@ -12,7 +12,7 @@ from colbert_fast._arrays import alike, bool_mask, checked_scales, tensors_and_c
 from colbert_fast._extension import _C
 from colbert_fast._int8 import float_or_int8, int8_items, refuse_scales, scales_of_items, scales_of_rows
 from colbert_fast._observers import plain
-from colbert_fast._spans import Rows, consecutive, multiples
+from colbert_fast._spans import Rows, consecutive
 
 
 def rows_of_items(items: Sequence[Any], scales: Sequence[Any] | None) -> tuple[Rows, bool]:
@@ -88,7 +88,7 @@ def masked_rows(tokens: Tensor, keep: Tensor, scales: Tensor | None = None) -> R
         if _C.runs_of_mask(keep, starts, counts):
             return Rows(tokens.flatten(0, 1), None if scales is None else scales.flatten(), starts, counts, length)
     counts = keep.sum(1)
-    starts = multiples(n, length, tokens.device)
+    starts, _ = consecutive(n, length, tokens.device)
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
     moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim)).flatten(0, 1)
     return Rows(moved, None if scales is None else scales.gather(1, order).flatten(), starts, counts, length)

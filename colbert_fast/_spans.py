@@ -27,13 +27,9 @@ class Rows(NamedTuple):
 
 def consecutive(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the starts and lengths of n items of one length that follow one another."""
-    lengths = torch.full((n,), length, dtype=torch.int64, device=device)
-    return multiples(n, length, device), lengths
-
-
-def multiples(n: int, length: int, device: torch.device) -> Tensor:
-    """Return 0, length, 2 length, and so on. Not as a range with a step, which torch.export ties to more than one n."""
-    return torch.arange(n, device=device) * length
+    # Not as a range with a step, which torch.export ties to an n of more than one item.
+    starts = torch.arange(n, device=device) * length
+    return starts, torch.full((n,), length, dtype=torch.int64, device=device)
 
 
 def own_rows(batch: Rows) -> Rows:

@@ -307,7 +307,7 @@ class TestOverOthers:
         encoder.save_pretrained(folder, format=format)
         encoder.save_pretrained(tmp_path / "alone", format=format)
         assert kills.contents(folder) == kills.contents(tmp_path / "alone")
-        again = ColBERT(folder, device="cpu", embedding_size=3)
+        again = ColBERT(folder, device="cpu")
         close(again.encode(DOCUMENTS)["embeddings"], encoder.encode(DOCUMENTS)["embeddings"])
 
     def test_metadata_of_somebody_else(self, neural_cherche: Path, tmp_path: Path) -> None:
