@@ -148,7 +148,7 @@ def _load(
         else:
             loaded = _load_transformer_with(request, linear, metadata)
     check_lengths(request, loaded.encoder, loaded.settings)
-    warn_of_missing(files, report)
+    warn_of_missing(files, report, loaded.encoder)
     if loaded.fresh_projection and embedding_size is not None:
         warn_of_fresh(os.fspath(source), embedding_size, report)
     if loaded.overruled:

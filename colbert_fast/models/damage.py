@@ -23,20 +23,19 @@ from safetensors import SafetensorError, safe_open
 # What transformers and sentence-transformers read as a JSON object, in the folder of a checkpoint or of a module.
 _OBJECTS = (
     *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "metadata.json"),
-    *(
-        "artifact.metadata",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "adapter_config.json",
-        "config_sentence_transformers.json",
-    ),
+    *("preprocessor_config.json", "processor_config.json", "adapter_config.json", "artifact.metadata"),
     *(f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert")),
+    *("sentence_xlm-roberta_config.json", "sentence_xlnet_config.json", "config_sentence_transformers.json"),
 )
 # What else they read, whose content is checked where it is read.
 _OTHERS = (
     *("linear.pt", "colbert_linear.pt", "modules.json", "chat_template.jinja"),
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
     *("sentencepiece.bpe.model", "tekken.json", "spm.model", "adapter_model.safetensors"),
+)
+_VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model"),
+    *("sentencepiece.bpe.model", "tekken.json"),
 )
 # The first of them that is there is read.
 _WEIGHTS = (
@@ -149,8 +148,15 @@ def read_tensors(path: str, **options: Any) -> Any:
         raise ValueError(msg) from error
 
 
-def name_damage(folder: str) -> None:
-    """Raise ValueError if the tokenizer's JSON, which is too large to be looked at before each load, is damaged."""
+def name_damage(folder: str, failure: Exception) -> None:
+    """Tell what is wrong with the files of a tokenizer, once the load of a folder has failed.
+
+    Its JSON is too large to be looked at before each load, and some tokenizers need no file at all.
+    """
+    holds_words = any(os.path.exists(os.path.join(folder, name)) for name in _VOCABULARIES)
+    if "processing class" in str(failure) and os.path.exists(os.path.join(folder, "config.json")) and not holds_words:
+        msg = f"{folder} must hold the vocabulary of its tokenizer, one of the files {list(_VOCABULARIES)}"
+        raise FileNotFoundError(msg) from failure
     for name in ("tokenizer.json", "vocab.json"):
         path = os.path.join(folder, name)
         if os.path.isfile(path):

@@ -21,6 +21,8 @@ from colbert_fast.models.request import Request
 
 # Of weights that are looked at for NaN; quantised ones are not.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Numbers of layers, alone or in a run, as in "layer.1." and "layer.{1, 2}.".
+_NUMBERS = re.compile(r"(?<=\.)(\d+|\{[^}]*\})(?=\.)")
 # Names that projections of late interaction have among the weights of a transformer.
 _PROJECTION_NAME = re.compile(r"^(\w+\.)?(linear|compressor|projection|proj|\w*colbert\w*|custom_text_proj)\.weight$")
 
@@ -66,7 +68,7 @@ def naming(files: Files, report: Report) -> Iterator[None]:
     except Exception as error:
         if files.is_local:
             for module in files.modules() or [{"path": ""}]:
-                name_damage(os.path.join(files.source, module["path"]))
+                name_damage(os.path.join(files.source, module["path"]), error)
         if isinstance(error, (ValueError, FileNotFoundError)) and files.source in str(error):
             raise
         misfits = report.weights.get("MISMATCH", []) + report.weights.get("CONVERSION", [])
@@ -123,8 +125,17 @@ def check_lengths(request: Request, encoder: MultiVectorEncoder, settings: dict[
             raise ValueError(msg)
 
 
-def warn_of_missing(files: Files, report: Report) -> None:
-    """Warn of weights that transformers did not find and filled with random numbers."""
+def warn_of_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
+    """Warn of weights that transformers filled with random numbers, and of layers that it left out."""
+    # Parameters are named "0.model.encoder.layer.0...", weights of a file perhaps "bert.encoder.layer.0...".
+    names = (name.split(".", 2)[-1] for name, _ in encoder.named_parameters())
+    layers = tuple({f".{_NUMBERS.sub('#', name)}" for name in names if _NUMBERS.search(name)})
+    unread = [name for name in report.weights.get("UNEXPECTED", []) if f".{_NUMBERS.sub('#', name)}".endswith(layers)]
+    if unread:
+        warn_caller(
+            f"{files.source!r} holds layers that its transformer does not have, and that are not read: "
+            f"{_shortened(unread)}. The num_hidden_layers of config.json may be wrong."
+        )
     # No pooler takes part in late interaction.
     if missing := [name for name in report.weights.get("MISSING", []) if "pooler" not in name]:
         warn_caller(

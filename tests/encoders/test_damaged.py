@@ -251,6 +251,24 @@ def test_no_vocabulary(kind: str, copy: Callable[[str], Path]) -> None:
     refused(folder, "tokenizer.json", kind=FileNotFoundError, match="vocabulary")
 
 
+@pytest.mark.parametrize("kind", ["neural_cherche", "stanford"])
+def test_settings_of_a_tokenizer_without_vocabulary(kind: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    (folder / "tokenizer.json").unlink()
+    assert (folder / "tokenizer_config.json").exists()
+    refused(folder, "tokenizer.json", kind=FileNotFoundError, match="vocabulary")
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "stanford"])
+def test_layers_that_are_not_read(kind: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "num_hidden_layers": 1})
+    with pytest.warns(UserWarning, match=r"holds layers .*layer\.1\..*num_hidden_layers") as caught:
+        ColBERT(folder, device="cpu")
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("kind", ["neural_cherche", "pylate"])
 def test_a_vocabulary_without_words(kind: str, copy: Callable[[str], Path]) -> None:
     folder = copy(kind)
