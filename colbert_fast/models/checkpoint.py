@@ -24,7 +24,6 @@ from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions as positions
 from colbert_fast.models.damage import read_tensors
 from colbert_fast.models.files import Files
-from colbert_fast.models.folders import identity
 from colbert_fast.models.projection import Projection, read_projection
 from colbert_fast.models.quiet import Report, quiet_loading
 from colbert_fast.models.request import Request, with_dtype
@@ -42,9 +41,7 @@ from colbert_fast.models.soundness import (
     warn_of_fresh,
     warn_of_missing,
 )
-
-# Loads of a folder that a save replaced meanwhile, whose files may be of both checkpoints.
-_TRIES = 3
+from colbert_fast.models.staging import reading
 
 _KEYWORDS = tuple(
     name
@@ -109,17 +106,8 @@ def load(
         raise TypeError(msg)
     with_dtype(kwargs.get("model_kwargs"))
     torch.empty(0, device=device)
-    for _ in range(_TRIES):
-        before = identity(source)
-        try:
-            loaded = _load(source, embedding_size, device, settings, given, kwargs)
-        except (OSError, ValueError):
-            if identity(source) == before:
-                raise
-        else:
-            if identity(source) == before:
-                return loaded
-    return _load(source, embedding_size, device, settings, given, kwargs)
+    with reading(source):
+        return _load(source, embedding_size, device, settings, given, kwargs)
 
 
 def _load(

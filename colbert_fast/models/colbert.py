@@ -416,8 +416,8 @@ class ColBERT(nn.Module):
         one step where the system can do this: Linux and macOS on their usual file systems. Elsewhere the old folder is
         set aside for a moment, and put back by the next load or save after a kill.
 
-        Other processes whose working folder is the old one must change to it again. `ColBERT(path)` loads again where
-        the folder was replaced between two of its files; other loaders may find a file missing, or meet both
+        Other processes whose working folder is the old one must change to it again. A save waits until no
+        `ColBERT(path)` reads the folder; other loaders, which open several files, may find one missing or meet both
         checkpoints.
 
         Parameters

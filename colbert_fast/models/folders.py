@@ -82,20 +82,6 @@ def replace(
             _fill(target, write, replaced, obstacle)
 
 
-def identity(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
-    """What changes when the folder at this path is replaced; None where there is none.
-
-    A loader opens several files, one after the other. Files that it read between two equal identities are of one
-    checkpoint.
-    """
-    try:
-        status = os.stat(folder)
-    except (OSError, TypeError, ValueError):  # the load will say what is wrong with the name
-        return None
-    # A new folder may get the inode of a removed one, but not the time of its last change.
-    return status.st_dev, status.st_ino, status.st_ctime_ns
-
-
 def _replace_by(
     stage: Stage, target: str, write: Callable[[str], None], replaced: Callable[[str, frozenset[str]], Replaced]
 ) -> OSError | None:
@@ -117,7 +103,8 @@ def _replace_by(
                 carry(target, stage.path, replaced(target, written), written)
             sync_folders(stage.path)
             try:
-                _install(stage.path, target)
+                with alone(target):  # Loads of ours read it to the end first.
+                    _install(stage.path, target)
             except OSError as error:
                 if error.errno not in _IMMOVABLE or not os.path.isdir(target):
                     raise

@@ -53,6 +53,26 @@ def alone(parent: str) -> Iterator[None]:
         _unlock(descriptor)
 
 
+@contextlib.contextmanager
+def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Let no save of ours replace a folder while its files are read, as far as the file system has locks."""
+    descriptor = None
+    while fcntl is not None:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                break
+        except (OSError, TypeError, ValueError):  # no folder, which the load will say; or no locks
+            break
+        _unlock(descriptor)
+        descriptor = None
+    try:
+        yield
+    finally:
+        _unlock(descriptor)
+
+
 class Stage:
     """A hidden folder in `parent`, locked while it is in use, in which the files for `target` are written."""
 

@@ -517,11 +517,3 @@ def test_many_at_once(exchange: bool, old: Path, monkeypatch: pytest.MonkeyPatch
     assert contents(old) in [{**kind, **NOTES} for kind in kinds]
     replace(old)
     assert_new(old)
-
-
-def test_the_identity_changes(old: Path) -> None:
-    before = folders.identity(old)
-    assert before == folders.identity(old) is not None
-    replace(old)
-    assert folders.identity(old) != before
-    assert folders.identity(old / "missing") is None

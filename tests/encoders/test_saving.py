@@ -23,7 +23,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense
 from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, write_json
 
-from colbert_fast.models import ColBERT
+from colbert_fast.models import ColBERT, staging
 
 
 def scores_of(encoder: ColBERT) -> torch.Tensor:
@@ -310,6 +310,13 @@ class TestOverOthers:
         again = ColBERT(folder, device="cpu")
         close(again.encode(DOCUMENTS)["embeddings"], encoder.encode(DOCUMENTS)["embeddings"])
 
+    def test_a_load_puts_back_what_a_killed_save_has_set_aside(self, neural_cherche: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "folder"
+        shutil.copytree(neural_cherche, folder)
+        expected = ColBERT(folder, device="cpu").encode(DOCUMENTS)["embeddings"]
+        folder.rename(staging.hidden_name(str(tmp_path), str(folder), "replaced"))
+        assert torch.equal(ColBERT(folder, device="cpu").encode(DOCUMENTS)["embeddings"], expected)
+
     def test_metadata_of_somebody_else(self, neural_cherche: Path, tmp_path: Path) -> None:
         encoder = ColBERT(neural_cherche, device="cpu")
         for mine in ({"author": "me"}, METADATA):
@@ -349,6 +356,32 @@ class TestOverOthers:
         encoder.save_pretrained(tmp_path / "snapshot")
         assert kills.contents(neural_cherche) == before
         assert not torch.load(tmp_path / "snapshot" / "linear.pt", weights_only=True)["weight"].any()
+
+
+def test_a_load_meets_one_checkpoint_while_saves_replace_it(
+    make_neural_cherche: Callable[..., Path], tmp_path: Path
+) -> None:
+    encoders = [ColBERT(make_neural_cherche(size), device="cpu") for size in (SIZE, SIZE + 8)]
+    expected = [encoder.encode(DOCUMENTS)["embeddings"] for encoder in encoders]
+    encoders[0].save_pretrained(tmp_path / "folder")
+    done = threading.Event()
+
+    def save() -> None:
+        while not done.is_set():
+            for encoder in encoders:
+                encoder.save_pretrained(tmp_path / "folder")
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    found = []
+    try:
+        for _ in range(15):
+            loaded = ColBERT(tmp_path / "folder", device="cpu").encode(DOCUMENTS)["embeddings"]
+            found.append([loaded.shape == one.shape and torch.equal(loaded, one) for one in expected])
+    finally:
+        done.set()
+        thread.join()
+    assert all(sum(matches) == 1 for matches in found)
 
 
 def test_saves_that_do_not_finish(make_neural_cherche: Callable[..., Path], tmp_path: Path) -> None:
