@@ -62,8 +62,9 @@ def topk(
     scores, numbers : torch.Tensor
         Scores ``[A, k]`` and document numbers int64 ``[A, k]``, best first, on the device of the documents. Equal
         scores keep the order of the documents (of the candidates); NaN comes first, as in ``torch.sort``. Where a
-        query has fewer than k documents the score is -inf and the number -1. Of a k beyond 1024 there are no more
-        columns than documents (than candidates of one query), but 1024 at least. Not differentiable.
+        query has fewer than k documents the score is -inf and the number -1. If k is above
+        1024, there are as many columns as documents (as the longest list of candidates), at least 1024 and never more
+        than k. Not differentiable.
 
     Raises
     ------

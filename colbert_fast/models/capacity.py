@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import nn
 _TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe", "pos_emb", "positions_embed")
 # Parts of a model that see no text have tables of their own.
 _NOT_TEXT = ("vision", "visual", "image", "audio", "pixel", "entity", "query")
+
+# What each model declared, and what it holds.
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[int | None, int | None]] = weakref.WeakKeyDictionary()
 
 
 def positions(encoder: MultiVectorEncoder) -> int | None:
@@ -29,7 +33,13 @@ def positions(encoder: MultiVectorEncoder) -> int | None:
         None where the model has no limit: relative positions, as in T5, XLNet or DeBERTa. The limit of the
         tokenizer, `model_max_length`, is not looked at.
     """
-    limits = [_limit(module.model) for module in encoder.modules() if isinstance(module, Transformer)]
+    # Not every module: there are hundreds, and every call asks. A Router holds its transformers further down.
+    parts = [
+        part
+        for child in encoder.children()
+        for part in ([child] if isinstance(child, Transformer) else child.modules())
+    ]
+    limits = [_limit(part.model) for part in parts if isinstance(part, Transformer)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -42,6 +52,13 @@ def _limit(model: Any) -> int | None:
         declared = None
     if not isinstance(model, nn.Module):  # exported to ONNX or OpenVINO
         return declared
+    known = _known.get(model)
+    if known is None or known[0] != declared:
+        known = _known[model] = declared, _held(model, declared)
+    return known[1]
+
+
+def _held(model: nn.Module, declared: int | None) -> int | None:
     tables = list(_tables(model))
     if declared is None:
         return min((_rows(table) for table in tables if table is not None), default=None)

@@ -102,10 +102,18 @@ def load(
         checkpoint cannot obey.
     """
     if unknown := sorted(set(kwargs) - set(_KEYWORDS)):
-        msg = f"unknown keyword arguments {unknown}; besides its own, ColBERT takes {sorted(_KEYWORDS)}"
+        msg = (
+            f"unknown keyword arguments {unknown}; besides its own, ColBERT takes {sorted(_KEYWORDS)}. Those of the "
+            'transformer go into model_kwargs, as in model_kwargs={"dtype": torch.bfloat16}'
+        )
         raise TypeError(msg)
     with_dtype(kwargs.get("model_kwargs"))
-    torch.empty(0, device=device)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        msg = f"device must be one that torch can use here; got {device!r}: {reason:.200}"
+        raise RuntimeError(msg) from error
     with reading(source):
         return _load(source, embedding_size, device, settings, given, kwargs)
 

@@ -41,9 +41,10 @@ class ColBERT(nn.Module):
     skiplist are then kept; or BGE-M3; or any transformer, which gets a fresh projection and a warning that it
     needs training. A new encoder is in eval mode, with weights in float32 whatever the files hold.
 
-    What the files of a neural-cherche checkpoint say wins over the arguments, and a warning names the arguments
-    that are not used. With all other kinds an argument that is given wins, and one that is left out is what the
-    files say, or else the default. A `MultiVectorEncoder` without lengths takes texts as long as its model does.
+    Arguments and files may disagree. With a neural-cherche checkpoint the files win, and a warning names the
+    arguments that are not used. With the other kinds your argument wins, but for `embedding_size`, where another
+    size than that of the projection is refused. An argument that you leave out is what the files say, or else the
+    default. A `MultiVectorEncoder` without lengths takes texts as long as its model does.
 
     BGE-M3's `colbert_linear.pt` is used as FlagEmbedding uses it: no embedding for the first token, [CLS], no
     prefixes unless they are given, texts as long as the model takes them. FlagEmbedding divides its score by the
@@ -55,8 +56,8 @@ class ColBERT(nn.Module):
         A folder, which never touches the network, or a repository of the Hugging Face hub. Where the hub cannot
         be asked, or must not be (`local_files_only=True`, HF_HUB_OFFLINE), the snapshot in its cache is read.
     embedding_size
-        Dimension of a fresh projection; None for no projection: the transformer's own states, L2-normalised.
-        A checkpoint with a projection keeps its own.
+        Dimension of a fresh projection, for a checkpoint without one; None for no projection: the transformer's own
+        states, L2-normalised.
     device
         Where the encoder runs; None takes CUDA, then MPS, then the CPU.
     max_length_query, max_length_document
@@ -66,9 +67,9 @@ class ColBERT(nn.Module):
         Plain text put before every query and document.
     padding
         "max_length" pads what `forward` returns to the maximum length; True or "longest" to the longest text.
-        No pad token passes through the transformer either way. With "max_length" a shorter document scores at least
-        0 for each query token, as in neural-cherche; otherwise never, where neural-cherche's answer depends on the
-        batch.
+        No pad token passes through the transformer either way. With "max_length", neural-cherche checkpoints and
+        plain transformers score a document that is shorter than the maximum at least 0 for each query token, as
+        neural-cherche does. Otherwise, and with the other kinds of checkpoint, padding never scores.
     truncation
         Cut longer texts to the maximum length.
     add_special_tokens
@@ -250,8 +251,9 @@ class ColBERT(nn.Module):
         `truncation` and `add_special_tokens` left at None are the encoder's own: neural-cherche 1.4.3
         declares other defaults, and ignores both arguments.
 
-        The zero rows behind a document score 0 in `scores`, as in neural-cherche. To get these scores from padded
-        embeddings, pass `pad="zero"` to `colbert_fast.maxsim_pairwise`, which else leaves zero rows out.
+        Where `scores` counts the zero rows behind a document, as described at `padding`,
+        `colbert_fast.maxsim_pairwise(q, d, pad="zero")` of these embeddings gives the same scores. Without `pad` the
+        zero rows are left out.
         """
         options = {"truncation": truncation, "add_special_tokens": add_special_tokens}
         kwargs |= {name: value for name, value in options.items() if value is not None}
@@ -416,7 +418,7 @@ class ColBERT(nn.Module):
         one step where the system can do this: Linux and macOS on their usual file systems. Elsewhere the old folder is
         set aside for a moment, and put back by the next load or save after a kill.
 
-        Other processes whose working folder is the old one must change to it again. A save waits until no
+        A process that works inside the old folder must change to it again (`cd`). A save waits until no
         `ColBERT(path)` reads the folder; other loaders, which open several files, may find one missing or meet both
         checkpoints.
 
@@ -431,7 +433,8 @@ class ColBERT(nn.Module):
             neural-cherche gives the same scores, and `"embedding_size": null` tells this package. A projection's
             bias is written to `linear.pt` too: this package loads it, neural-cherche refuses such a file.
             "sentence-transformers": what `MultiVectorEncoder(path)` loads, with prompts and lengths. That
-            format has no word for neural-cherche's pad rows: loaded from it, no document is scored with one.
+            format has no word for neural-cherche's pad rows: loaded from it, no document is scored with one, and a
+            score can be lower.
 
         Raises
         ------
@@ -509,20 +512,20 @@ class ColBERT(nn.Module):
         if unknown := sorted(set(options) - set(valid)):
             msg = f"unknown options {unknown}; valid ones are {list(valid)}"
             raise TypeError(msg)
-        encoding = encoding._replace(**options)
+        encoding = encoding._replace(**options, of_call="max_length" in options)
         encoding = encoding._replace(max_length=positive_int(encoding.max_length, "max_length"))
         checkpoint.check_padding(encoding.padding)
         for name in ("truncation", "add_special_tokens"):
             if not isinstance(getattr(encoding, name), bool):
                 msg = f"{name} must be True or False; got {getattr(encoding, name)!r}"
                 raise TypeError(msg)
-        return self._within_capacity(encoding, "max_length" in options)
+        return self._within_capacity(encoding)
 
-    def _within_capacity(self, encoding: Encoding, asked: bool) -> Encoding:
+    def _within_capacity(self, encoding: Encoding) -> Encoding:
         capacity = positions(self.encoder)
-        if capacity is None or encoding.max_length <= capacity:
+        if capacity is None or encoding.max_length < capacity:
             return encoding
-        if asked:
+        if encoding.of_call and encoding.max_length > capacity:
             msg = f"max_length must be at most {capacity}, the transformer's positions; got {encoding.max_length}"
             raise ValueError(msg)
         return encoding._replace(max_length=capacity, at_capacity=True)
@@ -530,18 +533,16 @@ class ColBERT(nn.Module):
 
 def _warn_of_cuts(*sides: _Side) -> None:
     """Say once how many texts of a call were cut, how long the longest was, and what to do."""
-    said = []
-    for encoding, tokenized in sides:
-        if not tokenized.cut:
-            continue
-        limit = "all that the transformer holds" if encoding.at_capacity else f"max_length_{encoding.task}"
-        said.append(
-            f"{tokenized.cut} of {len(tokenized.lengths)} {encoding.side} were cut to {encoding.max_length} tokens "
-            f"({limit}): the longest has {tokenized.longest}"
-        )
-    if said:
-        advice = "" if all(encoding.at_capacity for encoding, _ in sides) else "; a larger max_length keeps more"
-        warn_caller("; ".join(said) + advice)
+    cuts = [(encoding, tokenized) for encoding, tokenized in sides if tokenized.cut]
+    if not cuts:
+        return
+    said = [
+        f"{tokenized.cut} of {len(tokenized.lengths)} {encoding.side} were cut to {encoding.max_length} tokens"
+        f"{', all that the transformer holds' if encoding.at_capacity else ''}: the longest has {tokenized.longest}"
+        for encoding, tokenized in cuts
+    ]
+    settings = dict.fromkeys(encoding.setting for encoding, _ in cuts if not encoding.at_capacity)
+    warn_caller("; ".join(said) + (f". To keep more, raise {' and '.join(settings)}." if settings else "."))
 
 
 def _best_device() -> str:

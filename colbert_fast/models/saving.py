@@ -84,7 +84,10 @@ def save(
         raise ValueError(msg)
     staging.recover(path)
     if format == "sentence-transformers" and os.path.lexists(Path(path) / "linear.pt"):
-        msg = f"path must not hold a neural-cherche checkpoint, whose linear.pt would win; got {os.fspath(path)!r}"
+        msg = (
+            f"path must not hold a neural-cherche checkpoint, whose linear.pt would win; got {os.fspath(path)!r}: "
+            "save to another folder, or remove that checkpoint first"
+        )
         raise FileExistsError(msg)
 
     def write(folder: str) -> None:

@@ -40,13 +40,20 @@ class Encoding(NamedTuple):
     padding: bool | str
     # Tokens of a text, prefix and special tokens included: never more than the transformer holds.
     max_length: int
-    # Whether `max_length` is all that the transformer holds, and less than was asked for.
+    # Whether `max_length` is all that the transformer holds.
     at_capacity: bool = False
+    # Whether `max_length` was said in this call.
+    of_call: bool = False
 
     @property
     def task(self) -> str:
         """The name sentence-transformers has for the side of the text."""
         return "query" if self.query_mode else "document"
+
+    @property
+    def setting(self) -> str:
+        """Where the maximum length was said."""
+        return "max_length" if self.of_call else f"max_length_{self.task}"
 
     @property
     def side(self) -> str:

@@ -42,13 +42,23 @@ CALLS: dict[str, Callable[[ColBERT], Any]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_one_warning_counts_the_texts_that_were_cut(encoder: ColBERT, name: str) -> None:
     (message,) = said(lambda: CALLS[name](encoder))
-    expected = "2 of 4 documents were cut to 20 tokens (max_length_document): the longest has 35"
-    assert message == f"{expected}; a larger max_length keeps more"
+    expected = "2 of 4 documents were cut to 20 tokens: the longest has 35"
+    assert message == f"{expected}. To keep more, raise max_length_document."
 
 
 def test_scores_warns_once_for_both_sides(encoder: ColBERT) -> None:
     (message,) = said(lambda: encoder.scores(["berlin " * 50, "paris"] * 2, LONG, tqdm_bar=False))
-    assert "1 of 2 queries were cut to 12 tokens (max_length_query): the longest has 55; 2 of 4 doc" in message
+    assert message.startswith("1 of 2 queries were cut to 12 tokens: the longest has 55; 2 of 4 documents were cut to")
+    assert message.endswith(". To keep more, raise max_length_query and max_length_document.")
+
+
+def test_what_is_advised_can_be_done(encoder: ColBERT) -> None:
+    (message,) = said(lambda: encoder.encode_documents(["a " * 100], max_length=30))
+    assert message.endswith("cut to 30 tokens: the longest has 105. To keep more, raise max_length.")
+    for length in (64, 350):  # as many as there are positions, and more
+        encoder.max_length_document = length
+        (message,) = said(lambda: encoder.encode_documents(["a " * 100]))
+        assert message.endswith("were cut to 64 tokens, all that the transformer holds: the longest has 105.")
 
 
 def test_nothing_is_said_where_nothing_is_cut(encoder: ColBERT) -> None:
@@ -141,7 +151,7 @@ class TestLength:
         encoder = ColBERT(tmp_path, embedding_size=None, device="cpu")
         text = "a " * 400
         (message,) = said(lambda: encoder.encode_documents(["berlin", text]))
-        limit = f"cut to {capacity} tokens (all that the transformer holds)" if capacity else "cut to 350 tokens (max_"
+        limit = f"cut to {capacity} tokens, all that the transformer holds:" if capacity else "cut to 350 tokens:"
         assert limit in message
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
