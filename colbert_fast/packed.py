@@ -393,12 +393,16 @@ class PackedTokens:
         return same
 
     @safe_after_fork
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PackedTokens:
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> PackedTokens:
         """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`.
 
         Items that were cut from a larger batch take their own rows along, not its others. On another device than the
         CPU, which would have to be waited for, each of them takes ``max_length`` rows, unless all rows are fewer.
         """
+        if isinstance(device, torch.dtype):  # as a tensor takes it: to(torch.float16)
+            device, dtype = None, device
         device = self.device if device is None else torch.device(device)
         if device == self.device and dtype in (None, self.dtype):
             return self

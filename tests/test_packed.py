@@ -295,3 +295,8 @@ def test_equal_items_are_numbered_when_asked() -> None:
     assert torch.equal(lazy[-1], padded[2])
     assert torch.equal(lazy[1:].starts, eager.starts[1:])
     assert torch.equal(cf.maxsim(lazy, lazy), cf.maxsim(eager, eager))
+
+
+def test_to_takes_a_dtype_as_a_tensor_does() -> None:
+    packed = cf.PackedTokens.from_list([torch.randn(3, 4)])
+    assert torch.equal(packed.to(torch.float16).tokens, packed.tokens.half())

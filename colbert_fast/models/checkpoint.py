@@ -108,12 +108,7 @@ def load(
         )
         raise TypeError(msg)
     with_dtype(kwargs.get("model_kwargs"))
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        msg = f"device must be one that torch can use here; got {device!r}: {reason:.200}"
-        raise RuntimeError(msg) from error
+    checked_device(device)
     with reading(source):
         return _load(source, embedding_size, device, settings, given, kwargs)
 
@@ -153,6 +148,20 @@ def _load(
             f"Not used: {'; '.join(loaded.overruled)}."
         )
     return loaded
+
+
+def checked_device(device: Any) -> torch.device:
+    """The device, or RuntimeError if torch cannot use it here; ValueError for one that has no memory."""
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        msg = f"device must be one that torch can use here; got {device!r}: {reason:.200}"
+        raise RuntimeError(msg) from error
+    if found.type == "meta":
+        msg = "device must have memory for the weights; got 'meta'"
+        raise ValueError(msg)
+    return found
 
 
 def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:

@@ -20,7 +20,7 @@ from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.arguments import remembers_given
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.encoding import embed, inference, sees_padding
-from colbert_fast.models.texts import Window, as_texts, pair_up, windows
+from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
 from colbert_fast.models.tokens import Encoding, Tokenized, tokenize
 from colbert_fast.packed import PackedTokens
 
@@ -161,10 +161,12 @@ class ColBERT(nn.Module):
         if freeze_layers_except_last_n is not None:
             _freeze_layers(self.model, freeze_layers_except_last_n)
         self.eval()
+        self._encoding(True, {})
+        as_document = self._encoding(False, {})
         # Asked here, so that no hook of the user sees the text that it takes. An encoder that cannot embed it says so
         # when it is used.
         with suppress(Exception):
-            sees_padding(self.encoder, self._encoding(False, {}))
+            sees_padding(self.encoder, as_document)
 
     @property
     def max_length_query(self) -> int:
@@ -327,7 +329,7 @@ class ColBERT(nn.Module):
         if batch_size is not None:
             positive_int(batch_size, "batch_size")
         if device is not None:
-            self.to(device)
+            self.to(checkpoint.checked_device(device))
         tokenized = self._tokenized(listed, encoding, "texts")
         _warn_of_cuts((encoding, tokenized))
         shown = tqdm_bar if show_progress_bar is None else show_progress_bar
@@ -500,6 +502,9 @@ class ColBERT(nn.Module):
         return tokenize(self.encoder, texts, encoding, name)
 
     def _encoding(self, query_mode: bool, options: dict[str, Any]) -> Encoding:
+        if not isinstance(query_mode, bool):
+            msg = f"query_mode must be True, for queries, or False, for documents; got {query_mode!r}"
+            raise TypeError(msg)
         encoding = Encoding(
             query_mode,
             self.query_prefix if query_mode else self.document_prefix,
@@ -508,6 +513,10 @@ class ColBERT(nn.Module):
             self.padding,
             self.max_length_query if query_mode else self.max_length_document,
         )
+        if not isinstance(encoding.prefix, str):
+            msg = f"{encoding.task}_prefix must be a str; got {encoding.prefix!r}"
+            raise TypeError(msg)
+        check_unicode(f"{encoding.task}_prefix", encoding.prefix)
         valid = ("truncation", "add_special_tokens", "padding", "max_length")
         if unknown := sorted(set(options) - set(valid)):
             msg = f"unknown options {unknown}; valid ones are {list(valid)}"

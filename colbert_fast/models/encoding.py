@@ -192,8 +192,19 @@ def _pass(encoder: MultiVectorEncoder, features: dict[str, Any], n: int, encodin
     """Token embeddings [n, length, dim] of one batch, and which of them are real, bool [n, length]."""
     if features["input_ids"].shape[-1] == 0:
         return _no_tokens(encoder, n)
+    _choose_attention(encoder, features["input_ids"].shape[-1])
     output = encoder(batch_to_device(features, encoder.device), task=encoding.task)
     return output["token_embeddings"], output["attention_mask"].bool()
+
+
+def _choose_attention(encoder: MultiVectorEncoder, width: int) -> None:
+    """Let BigBird attend as it does for a text of this width alone: the first short text changes it for good."""
+    transformer: Any = encoder[0]
+    choose = getattr(transformer.model, "set_attention_type", None)
+    if choose is not None:
+        config = transformer.model.config
+        few = (5 + 2 * config.num_random_blocks) * config.block_size
+        choose("original_full" if width <= few else config.attention_type)
 
 
 def _no_tokens(encoder: MultiVectorEncoder, n: int) -> tuple[Tensor, Tensor]:

@@ -111,17 +111,21 @@ def _replace_by(
                 return error
             sync(parent)
         finally:
-            # An interrupt may come right after the exchange: what lies there decides.
-            if stage.is_here():
-                remove_tree(stage.path)
-            else:
-                if here is not None:
-                    with contextlib.suppress(OSError):
-                        os.chdir(here)
-                if os.path.isdir(stage.path):
-                    # Asked again, for another process may have been quicker to put its own there.
-                    retire(stage.path, target, replaced(stage.path, written), written)
-            stage.release()
+            # An interrupt may come at any line, also at those below: a lock that stayed would lock the target.
+            try:
+                # What lies there says whether the exchange took place.
+                if stage.is_here():
+                    remove_tree(stage.path)
+                else:
+                    stage.release()
+                    if here is not None:
+                        with contextlib.suppress(OSError):
+                            os.chdir(here)
+                    if os.path.isdir(stage.path):
+                        # Asked again, for another process may have been quicker to put its own there.
+                        retire(stage.path, target, replaced(stage.path, written), written)
+            finally:
+                stage.release()
     return None
 
 
@@ -264,8 +268,10 @@ def _fill(
         moved.clear()
         sync_folders(target)
     finally:
-        for there in moved:
-            with contextlib.suppress(OSError):
-                os.unlink(there)
-        remove_tree(stage.path)
-        stage.release()
+        try:
+            for there in moved:
+                with contextlib.suppress(OSError):
+                    os.unlink(there)
+            remove_tree(stage.path)
+        finally:
+            stage.release()

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
@@ -45,10 +45,14 @@ class Report(logging.Filter):
         super().__init__()
         self._thread = threading.get_ident()
         self._quietest = quietest
+        # Once the load has ended. An interrupt may leave the filter where it is.
+        self.ended = False
         self.weights: dict[str, list[str]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep the load report of this thread; let pass what would have been logged without us."""
+        if self.ended:
+            return True
         message = record.getMessage()
         if record.thread == self._thread and message.startswith(_NOISE):
             return False
@@ -65,46 +69,42 @@ def quiet_loading() -> Iterator[Report]:
 
     Yields the report. Bars of downloads, and other warnings, are shown as the user has set them.
     """
-    with _loading:
+    # ExitStack runs all that undoes something, even if an interrupt comes meanwhile.
+    with _loading, ExitStack() as stack:
         loggers = [logging.getLogger(name) for name in _REPORTING]
-        levels = [logger.level for logger in loggers]
         report = Report(logging.getLogger(_REPORTING[0]).getEffectiveLevel())
-        show_bars = _hide_bars()
+        _hide_bars(stack, report)
         for logger in loggers:
+            for stale in [old for old in logger.filters if isinstance(old, Report)]:
+                stale.ended = True
+                logger.removeFilter(stale)
+            stack.callback(logger.removeFilter, report)
+            stack.callback(logger.setLevel, logger.level)
             logger.addFilter(report)
             # Weights that are missing must be heard of even where the user wants no warnings of transformers.
             logger.setLevel(min(logging.WARNING, logger.getEffectiveLevel()))
-        try:
-            yield report
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-                logger.removeFilter(report)
-            show_bars()
+        stack.callback(setattr, report, "ended", True)
+        yield report
 
 
-def _hide_bars() -> Callable[[], object]:
-    """Hide the bar over weights; returns what undoes it."""
+def _hide_bars(stack: ExitStack, report: Report) -> None:
+    """Hide the bar over weights until the stack ends."""
     set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
     if set_hook is None:  # transformers before 5.4: for all threads, and for downloads too
         if not transformers_logging.is_progress_bar_enabled():
-            return lambda: None
-        downloads_hidden = are_progress_bars_disabled()
+            return
+        if are_progress_bars_disabled():
+            stack.callback(disable_progress_bars)
+        stack.callback(transformers_logging.enable_progress_bar)
         transformers_logging.disable_progress_bar()
-
-        def show() -> None:
-            transformers_logging.enable_progress_bar()
-            if downloads_hidden:
-                disable_progress_bars()
-
-        return show
+        return
     thread = threading.get_ident()
 
     def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() == thread:
+        if threading.get_ident() == thread and not report.ended:
             kwargs = {**kwargs, "disable": True}
         return factory(*args, **kwargs) if before is None else before(factory, args, kwargs)
 
     before = set_hook(None)
+    stack.callback(set_hook, before)
     set_hook(hook)
-    return lambda: set_hook(before)

@@ -43,11 +43,11 @@ def put_back(target: str) -> None:
 def alone(parent: str) -> Iterator[None]:
     """Wait until no other process or thread is here with this folder, as far as the file system has locks."""
     descriptor = None
-    if fcntl is not None:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         _unlock(descriptor)
@@ -57,17 +57,17 @@ def alone(parent: str) -> Iterator[None]:
 def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Let no save of ours replace a folder while its files are read, as far as the file system has locks."""
     descriptor = None
-    while fcntl is not None:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-                break
-        except (OSError, TypeError, ValueError):  # no folder, which the load will say; or no locks
-            break
-        _unlock(descriptor)
-        descriptor = None
     try:
+        while fcntl is not None:
+            try:
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                    break
+            except (OSError, TypeError, ValueError):  # no folder, which the load will say; or no locks
+                break
+            _unlock(descriptor)
+            descriptor = None
         yield
     finally:
         _unlock(descriptor)
@@ -103,8 +103,8 @@ class Stage:
 
     def release(self) -> None:
         """Unlock the folder, wherever it is now."""
-        _unlock(self._lock)
-        self._lock = None
+        lock, self._lock = self._lock, None
+        _unlock(lock)
 
 
 def hidden_name(parent: str, target: str, kind: str) -> str:

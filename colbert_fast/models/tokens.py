@@ -281,10 +281,15 @@ def _features(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding)
 def _told(transformer: Any, encoding: Encoding) -> Iterator[None]:
     """Let sentence-transformers expand queries to the length of this call, and pad; as before when done."""
     flat = getattr(transformer, "can_flatten_inputs", False)
+    tokenizer: Any = getattr(transformer, "tokenizer", None)
+    # Causal models often have no token for padding. Any will do, for nothing of it is kept.
+    lacks_pad = tokenizer is not None and getattr(tokenizer, "pad_token", "") is None
     expansion = getattr(transformer, "query_expansion", None) if encoding.query_mode else None
     try:
         if flat:  # Batches are cut here, and have hardly any padding.
             transformer.can_flatten_inputs = False
+        if lacks_pad:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
         if expansion is not None:
             fixed = expansion["strategy"] == "fixed"
             length = encoding.max_length if fixed else min(expansion["length"], encoding.max_length)
@@ -294,6 +299,8 @@ def _told(transformer: Any, encoding: Encoding) -> Iterator[None]:
     finally:
         if flat:
             transformer.can_flatten_inputs = True
+        if lacks_pad:
+            tokenizer.pad_token = None
         if expansion is not None and transformer.query_expansion != expansion:
             transformer.query_expansion = expansion
 

@@ -12,6 +12,7 @@ from tiny import HIDDEN, close, config, tokenizer
 from transformers import (
     AutoModel,
     BertConfig,
+    BigBirdConfig,
     ConvBertConfig,
     DistilBertConfig,
     FNetConfig,
@@ -97,3 +98,30 @@ def test_training_uses_batches_of_one_length_too(make: Callable[..., ColBERT]) -
     together = encoder(TEXTS[:2])["embeddings"]
     assert together.requires_grad
     close(together, torch.cat(alone))
+
+
+def test_big_bird_attends_as_to_the_text_alone(tmp_path: Path) -> None:
+    """Its first short text changes it to full attention for good."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "max_position_embeddings": 256, "block_size": 4, "num_random_blocks": 1}
+    AutoModel.from_config(BigBirdConfig(**shape)).save_pretrained(tmp_path)
+    words = tokenizer()
+    words.model_max_length = 256
+    words.save_pretrained(tmp_path)
+    encoder = ColBERT(tmp_path, embedding_size=None, device="cpu", max_length_document=200)
+    texts = ["paris " * 100, "berlin"]
+    (alone,) = ColBERT(tmp_path, embedding_size=None, device="cpu", max_length_document=200).encode_documents(texts[:1])
+    for _ in range(2):
+        close(encoder.encode_documents(texts)[0], alone)
+
+
+def test_a_tokenizer_without_a_token_for_padding(tmp_path: Path) -> None:
+    AutoModel.from_config(KINDS["gpt2"]()).save_pretrained(tmp_path)
+    words = tokenizer()
+    words.pad_token = None
+    words.save_pretrained(tmp_path)
+    encoder = ColBERT(tmp_path, embedding_size=None, device="cpu", max_length_document=30)
+    assert encoder.tokenizer.pad_token is None
+    for text, rows in zip(TEXTS, encoder.encode_documents(TEXTS), strict=True):
+        close(rows, encoder.encode_documents([text])[0])
+    assert encoder.tokenizer.pad_token is None

@@ -121,6 +121,25 @@ def test_a_text_that_is_not_unicode_is_named(encoder: ColBERT, text: str) -> Non
         encoder.scores(["a"], ["b", text], tqdm_bar=False)
 
 
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_a_prefix_must_be_unicode(side: str, neural_cherche: Path, plain: Path) -> None:
+    message = f"{side}_prefix must be Unicode text; it has the lone surrogate"
+    with pytest.raises(ValueError, match=message):
+        ColBERT(plain, embedding_size=None, device="cpu", **{f"{side}_prefix": "\ud800"})
+    encoder = ColBERT(neural_cherche, device="cpu")
+    for wrong, error, words in (("\ud800", ValueError, message), (3, TypeError, f"{side}_prefix must be a str; got 3")):
+        setattr(encoder, f"{side}_prefix", wrong)
+        with pytest.raises(error, match=words):
+            encoder.encode_packed(["berlin"], query_mode=side == "query")
+
+
+@pytest.mark.parametrize("mode", ["document", 1, None])
+def test_the_side_is_a_bool(encoder: ColBERT, mode: Any) -> None:
+    for call in (encoder, encoder.encode, encoder.encode_packed):
+        with pytest.raises(TypeError, match="query_mode must be True, for queries, or False, for documents; got"):
+            call(["berlin"], query_mode=mode)
+
+
 class TestLength:
     def test_special_tokens_must_fit(self, encoder: ColBERT) -> None:
         with pytest.raises(ValueError, match=r"max_length of queries must be at least 2, the special tokens .* got 1"):

@@ -133,8 +133,10 @@ class TestKnobs:
 
     def test_device(self, encoder: ColBERT) -> None:
         assert encoder.encode_queries(TEXTS, device="cpu").device.type == "cpu"
-        with pytest.raises(RuntimeError, match="device"):
+        with pytest.raises(RuntimeError, match="device must be one that torch can use here; got 'nonsense'"):
             encoder.encode_queries(TEXTS, device="nonsense")
+        with pytest.raises(ValueError, match="device must have memory"):
+            encoder.encode_queries(TEXTS, device="meta")
 
     def test_length_normalized_scores(self, encoder: ColBERT) -> None:
         expected = encoder.scores(QUERIES, DOCUMENTS, tqdm_bar=False)

@@ -15,7 +15,7 @@ from tiny import DOCUMENTS, QUERIES, close
 from transformers import BertModel
 from transformers.utils import logging as transformers_logging
 
-from colbert_fast.models import ColBERT
+from colbert_fast.models import ColBERT, quiet
 
 KINDS = ["neural_cherche", "multi_vector", "pylate", "stanford", "plain", "dense", "bge_m3"]
 
@@ -143,3 +143,16 @@ def test_a_child_forked_while_another_thread_loads(pylate: Path) -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_filter_that_an_interrupt_left_hides_no_later_report(neural_cherche: Path) -> None:
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = list(logger.filters)
+    stale = quiet.Report(logging.WARNING)
+    logger.addFilter(stale)
+    record = logging.LogRecord(logger.name, logging.WARNING, "", 0, "LOAD REPORT", (), None)
+    assert not stale.filter(record)
+    with quiet.quiet_loading():
+        pass
+    assert logger.filters == before
+    assert stale.filter(record)

@@ -23,7 +23,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense
 from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, write_json
 
-from colbert_fast.models import ColBERT, staging
+from colbert_fast.models import ColBERT, contents, staging
 
 
 def scores_of(encoder: ColBERT) -> torch.Tensor:
@@ -382,6 +382,31 @@ def test_a_load_meets_one_checkpoint_while_saves_replace_it(
         done.set()
         thread.join()
     assert all(sum(matches) == 1 for matches in found)
+
+
+def test_an_interrupt_while_the_old_folder_goes_locks_nobody_out(
+    neural_cherche: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = ColBERT(neural_cherche, device="cpu")
+    encoder.save_pretrained(tmp_path / "folder")
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(contents, "_in_writable_folder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encoder.save_pretrained(tmp_path / "folder")
+    # In a thread that ends with the process, should it wait for ever.
+    done = threading.Event()
+
+    def save_and_load() -> None:
+        encoder.save_pretrained(tmp_path / "folder")
+        ColBERT(tmp_path / "folder", device="cpu")
+        done.set()
+
+    threading.Thread(target=save_and_load, daemon=True).start()
+    assert done.wait(60)
 
 
 def test_saves_that_do_not_finish(make_neural_cherche: Callable[..., Path], tmp_path: Path) -> None:
