@@ -14,7 +14,7 @@ from sentence_transformers import MultiVectorEncoder
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.damage import check_folder, name_damage
+from colbert_fast.models.damage import check_folder, check_layers, name_damage
 from colbert_fast.models.files import Files
 from colbert_fast.models.quiet import Report
 from colbert_fast.models.request import Request
@@ -32,6 +32,8 @@ def check_files(request: Request) -> None:
     files = request.files
     modules = files.modules()
     if not files.is_local:
+        config = os.path.join(modules[0]["path"] if modules else "", "config.json")
+        check_layers(f"{config} of {files.source!r}", files.read_json(config))
         return
     whole, index = (os.path.join(files.source, f"model.safetensors{end}") for end in ("", ".index.json"))
     is_split = os.path.exists(index) and not os.path.exists(whole)
@@ -127,10 +129,13 @@ def check_lengths(request: Request, encoder: MultiVectorEncoder, settings: dict[
 
 def warn_of_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
     """Warn of weights that transformers filled with random numbers, and of layers that it left out."""
+    unexpected = report.weights.get("UNEXPECTED", [])
     # Parameters are named "0.model.encoder.layer.0...", weights of a file perhaps "bert.encoder.layer.0...".
     names = (name.split(".", 2)[-1] for name, _ in encoder.named_parameters())
     layers = tuple({f".{_NUMBERS.sub('#', name)}" for name in names if _NUMBERS.search(name)})
-    unread = [name for name in report.weights.get("UNEXPECTED", []) if f".{_NUMBERS.sub('#', name)}".endswith(layers)]
+    # A transformer that was made without any layer has no names to compare with.
+    layers = layers or tuple({f".{_NUMBERS.sub('#', name)}" for name in unexpected if _NUMBERS.search(name)})
+    unread = [name for name in unexpected if f".{_NUMBERS.sub('#', name)}".endswith(layers)]
     if unread:
         warn_caller(
             f"{files.source!r} holds layers that its transformer does not have, and that are not read: "

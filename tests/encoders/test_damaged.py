@@ -269,6 +269,34 @@ def test_layers_that_are_not_read(kind: str, copy: Callable[[str], Path]) -> Non
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("layers", [0, -1, 10_001, 10**6, 10**30])
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "stanford", "dense", "bge_m3"])
+def test_numbers_of_layers_that_no_model_has(kind: str, layers: int, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    path = (
+        next(folder.glob("**/model.safetensors")).parent / "config.json" if kind == "dense" else folder / "config.json"
+    )
+    write_json(path, {**json.loads(path.read_text()), "num_hidden_layers": layers})
+    refused(folder, str(path), match=f'"num_hidden_layers"; got {layers}')
+
+
+@pytest.mark.parametrize("part", ["text_config", "decoder"])
+def test_numbers_of_layers_of_a_part(part: str, copy: Callable[[str], Path]) -> None:
+    folder = copy("plain")
+    content = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**content, part: {"num_layers": 10**6}})
+    refused(folder, "config.json", match='"num_layers"; got 1000000')
+    write_json(folder / "config.json", {**content, part: {"num_layers": 0}})
+    ColBERT(folder, None, device="cpu")
+
+
+def test_a_transformer_that_was_made_without_layers(neural_cherche: Path) -> None:
+    with pytest.warns(UserWarning, match=r"holds layers .*encoder\.layer\.\{0, 1\}\..*num_hidden_layers") as caught:
+        ColBERT(neural_cherche, device="cpu", config_kwargs={"num_hidden_layers": 0})
+    assert len(caught) == 1
+    assert "predictions" not in str(caught[0].message)
+
+
 @pytest.mark.parametrize("kind", ["neural_cherche", "pylate"])
 def test_a_vocabulary_without_words(kind: str, copy: Callable[[str], Path]) -> None:
     folder = copy(kind)
