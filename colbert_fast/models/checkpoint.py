@@ -35,7 +35,10 @@ from colbert_fast.models.settings import set_query_length as set_query_length
 from colbert_fast.models.soundness import (
     check_files,
     check_lengths,
+    check_missing,
+    check_model_type,
     check_numbers,
+    check_origin,
     check_tokenizer,
     naming,
     warn_of_fresh,
@@ -143,6 +146,7 @@ def _load(
             loaded = _load_bge(request, read_projection(bge), bge)
         else:
             loaded = _load_transformer_with(request, linear, metadata)
+    check_missing(files, report, loaded.encoder)
     check_lengths(request, loaded.encoder, loaded.settings)
     warn_of_missing(files, report, loaded.encoder)
     if loaded.fresh_projection and embedding_size is not None:
@@ -185,8 +189,10 @@ def _is_late_interaction(files: Files) -> bool:
 def _delegate(request: Request, report: Report) -> Checkpoint:
     """Load a checkpoint of `MultiVectorEncoder`, or one that it converts; what the user gave wins over its files."""
     files, settings, given = request.files, request.settings, request.given
+    check_model_type(files)
     encoder = MultiVectorEncoder(files.source, device=request.device, **request.options())
     transformer: Any = encoder[0]
+    check_origin(files, encoder)
     check_tokenizer(request, encoder)
     if "linear.bias" in report.weights.get("UNEXPECTED", []):
         _add_bias(files, encoder)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
@@ -21,6 +22,8 @@ from colbert_fast.models.request import Request
 
 # Of weights that are looked at for NaN; quantised ones are not.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Classes whose modules MultiVectorEncoder reads: of sentence-transformers before it had several, of its own, of PyLate.
+_MODEL_TYPES = ("SentenceTransformer", "MultiVectorEncoder", "ColBERT")
 # Numbers of layers, alone or in a run, as in "layer.1." and "layer.{1, 2}.".
 _NUMBERS = re.compile(r"(?<=\.)(\d+|\{[^}]*\})(?=\.)")
 # Names that projections of late interaction have among the weights of a transformer.
@@ -58,6 +61,32 @@ def check_files(request: Request) -> None:
         if needs_files and not is_adapter and not os.path.exists(os.path.join(folder, "config.json")):
             msg = f"{folder} must hold a model, and so the file config.json; it is not there"
             raise FileNotFoundError(msg)
+
+
+def check_model_type(files: Files) -> None:
+    """Raise ValueError for modules that `MultiVectorEncoder` would leave unread, because another class saved them."""
+    config = files.read_json("config_sentence_transformers.json")
+    kind = config.get("model_type", _MODEL_TYPES[0])
+    if files.modules() and kind not in _MODEL_TYPES:
+        path = files.find("config_sentence_transformers.json")
+        msg = (
+            f'{path} must have one of {list(_MODEL_TYPES)} as "model_type" beside the modules of a late-interaction '
+            f"encoder; got {kind!r:.200}"
+        )
+        raise ValueError(msg)
+
+
+def check_origin(files: Files, encoder: MultiVectorEncoder) -> None:
+    """Raise ValueError for a projection that `MultiVectorEncoder` made up, because the checkpoint has none."""
+    is_stanford = not files.modules() and "HF_ColBERT" in (files.read_json("config.json").get("architectures") or [])
+    is_named = any(module["type"].endswith(".Dense") for module in files.modules())
+    # A subclass is named in modules.json; MultiVectorEncoder makes a Dense and nothing else.
+    if not is_stanford and not is_named and any(type(module) is Dense for module in encoder):
+        msg = (
+            f"{files.source!r} says that it is a late-interaction encoder, and so must hold a projection: "
+            "a modules.json that names a Dense module, and the folder of that module; it has none"
+        )
+        raise ValueError(msg)
 
 
 @contextmanager
@@ -125,6 +154,30 @@ def check_lengths(request: Request, encoder: MultiVectorEncoder, settings: dict[
         if held is not None and length > held and name in request.given and length == request.settings[name]:
             msg = f"{name} must be at most {held}, the positions of the transformer; got {length}"
             raise ValueError(msg)
+
+
+def check_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
+    """Raise ValueError if not one weight of the transformer was in its files."""
+    model = getattr(encoder[0], "model", None)
+    names = [name for name, _ in model.named_parameters()] if isinstance(model, torch.nn.Module) else []
+    missing = re.compile("|".join(map(_pattern, report.weights.get("MISSING", []))))
+    if names and all("pooler" in name or missing.fullmatch(name) for name in names):
+        unread = _shortened(report.weights.get("UNEXPECTED", [])) or "none"
+        msg = (
+            f"{files.source!r} must hold the weights of its transformer, such as {names[0]}; not one of them is there. "
+            f"Weights there that are not read: {unread}"
+        )
+        raise ValueError(msg)
+
+
+def _pattern(name: str) -> str:
+    """Regular expression for the names that the report writes as "layer.{0, 1}.weight" or "layer.{0...11}.weight"."""
+    parts = re.split(r"\{(.*?)\}", name)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.escape(parts[i])
+    for i in range(1, len(parts), 2):
+        parts[i] = r"\d+" if "..." in parts[i] else f"(?:{parts[i].replace(', ', '|')})"
+    return "".join(parts)
 
 
 def warn_of_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, tokenizer, write_json
+from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, tokenizer, write_json
 
 from colbert_fast.models import ColBERT
 
@@ -295,6 +295,64 @@ def test_a_transformer_that_was_made_without_layers(neural_cherche: Path) -> Non
         ColBERT(neural_cherche, device="cpu", config_kwargs={"num_hidden_layers": 0})
     assert len(caught) == 1
     assert "predictions" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize("model_type", ["CrossEncoder", "SparseEncoder", "", ["x"], None, 3])
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_modules_of_another_class(kind: str, model_type: object, copy: Callable[[str], Path]) -> None:
+    """MultiVectorEncoder would make a random projection, and drop the prompts."""
+    folder = copy(kind)
+    path = folder / "config_sentence_transformers.json"
+    write_json(path, {**json.loads(path.read_text()), "model_type": model_type})
+    refused(
+        folder, path.name, match=f'"model_type" beside the modules of a late-interaction encoder; got {model_type!r}'
+    )
+
+
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_modules_that_a_sentence_transformer_saved(
+    kind: str, request: pytest.FixtureRequest, copy: Callable[[str], Path]
+) -> None:
+    folder = copy(kind)
+    path = folder / "config_sentence_transformers.json"
+    write_json(path, {**json.loads(path.read_text()), "model_type": "SentenceTransformer"})
+    expected = ColBERT(request.getfixturevalue(kind), device="cpu").encode_documents(DOCUMENTS)
+    actual = ColBERT(folder, device="cpu").encode_documents(DOCUMENTS)
+    assert actual.lengths.tolist() == expected.lengths.tolist()
+    close(actual.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("how", ["no modules", "no Dense"])
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_a_projection_that_no_file_holds(kind: str, how: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    if how == "no modules":
+        (folder / "modules.json").unlink()
+    else:
+        modules = json.loads((folder / "modules.json").read_text())
+        write_json(folder / "modules.json", [entry for entry in modules if not entry["type"].endswith(".Dense")])
+        path = folder / "config_sentence_transformers.json"
+        write_json(path, {**json.loads(path.read_text()), "model_type": "SentenceTransformer"})
+    refused(folder, "modules.json", match="must hold a projection")
+
+
+@pytest.mark.parametrize("how", ["empty", "foreign", "nested"])
+@pytest.mark.parametrize("kind", ["neural_cherche", "plain", "pylate", "dense", "bge_m3", "stanford"])
+def test_weights_of_which_none_is_there(kind: str, how: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    (path,) = (path for path in folder.glob("**/model.safetensors") if path.parent.name != "1_Dense")
+    weights = load_file(path)
+    if how == "nested":
+        path.unlink()
+        torch.save({"state_dict": weights, "epoch": 3}, path.parent / "pytorch_model.bin")
+    else:
+        held = {"linear.weight": weights["linear.weight"]} if kind == "stanford" else {}
+        foreign = {f"net.{name}": value.clone() for name, value in weights.items()} if how == "foreign" else {}
+        save_file(held | foreign, path, {"format": "pt"})
+    if (kind, how) == ("stanford", "nested"):
+        refused(folder, "linear.weight")
+    else:
+        refused(folder, "embeddings", match="net." if how == "foreign" else "not one of them is there")
 
 
 @pytest.mark.parametrize("kind", ["neural_cherche", "pylate"])
