@@ -129,13 +129,24 @@ def _sum_is_finite(weight: torch.Tensor) -> bool:
 
 
 def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
-    """Raise FileNotFoundError for a tokenizer without vocabulary, which would make one token of every word."""
+    """Raise an error for a tokenizer that does not suit its transformer.
+
+    Raises
+    ------
+    FileNotFoundError
+        No vocabulary, which would make one token of every word.
+    ValueError
+        No words, or an id that the transformer has no embedding for.
+    """
     tokenizer = encoder.tokenizer
     names = sorted({*(getattr(tokenizer, "vocab_files_names", None) or {}).values()} - {None})
-    if not names or (request.kwargs.get("processor_kwargs") or {}).get("tokenizer_file"):
+    if not names:  # it counts bytes or characters
         return
     modules = request.files.modules()
     subfolder = modules[0]["path"] if modules else ""
+    _check_ids(os.path.join(request.files.source, subfolder), encoder)
+    if (request.kwargs.get("processor_kwargs") or {}).get("tokenizer_file"):
+        return
     names = sorted({*names, "tokenizer.json"}, key=lambda name: name != "tokenizer.json")
     if not any(request.files.find(os.path.join(subfolder, name)) for name in names):
         folder = os.path.join(request.files.source, subfolder)
@@ -143,6 +154,26 @@ def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
         raise FileNotFoundError(msg)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         msg = f"{os.path.join(request.files.source, subfolder)} must hold a tokenizer with words; it has none"
+        raise ValueError(msg)
+
+
+def _check_ids(folder: str, encoder: MultiVectorEncoder) -> None:
+    """Raise ValueError if the tokenizer gives an id that the transformer has no row of its embeddings for."""
+    try:
+        model: Any = encoder[0].model
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):  # such as a model that hashes ids, or one of ONNX
+        return
+    words = encoder.tokenizer.get_vocab()
+    if not words or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        return
+    last = max(words, key=words.__getitem__)
+    if words[last] >= len(weight):
+        msg = (
+            f"{folder} must hold a tokenizer whose ids are below {len(weight)}, the rows of the transformer's "
+            f"embeddings; {last!r} has the id {words[last]}. "
+            f"The transformer needs resize_token_embeddings({words[last] + 1})"
+        )
         raise ValueError(msg)
 
 

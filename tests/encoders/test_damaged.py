@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, tokenizer, write_json
+from transformers import AutoModel, AutoTokenizer
 
 from colbert_fast.models import ColBERT
 
@@ -362,6 +363,27 @@ def test_a_vocabulary_without_words(kind: str, copy: Callable[[str], Path]) -> N
     content["model"]["vocab"] = {name: i for i, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
     write_json(folder / "tokenizer.json", content)
     refused(folder, "", match="tokenizer with words")
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "stanford", "multi_vector", "dense", "bge_m3"])
+def test_a_tokenizer_with_more_ids_than_embeddings(kind: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    place = folder / "0_Transformer" if kind == "dense" else folder
+    words = AutoTokenizer.from_pretrained(place)
+    rows = len(words)
+    words.add_tokens(["zebra"])
+    words.save_pretrained(place)
+    refused(folder, str(place), match=f"ids are below {rows}, the rows of the transformer's embeddings; 'zebra' has")
+
+
+def test_a_tokenizer_with_fewer_ids_than_embeddings(copy: Callable[[str], Path]) -> None:
+    folder = copy("plain")
+    rows = len(tokenizer()) + 50
+    model = AutoModel.from_pretrained(folder)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(folder)
+    encoder = ColBERT(folder, None, device="cpu", max_length_document=20)
+    assert len(encoder.model.get_input_embeddings().weight) == rows
 
 
 @pytest.mark.parametrize("model_type", ["nonsense", "bert"])
