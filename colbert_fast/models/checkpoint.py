@@ -23,7 +23,7 @@ from transformers import MODEL_MAPPING, AutoConfig
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions as positions
 from colbert_fast.models.damage import read_tensors
-from colbert_fast.models.files import Files
+from colbert_fast.models.files import Files, cache_folder
 from colbert_fast.models.projection import Projection, read_projection
 from colbert_fast.models.quiet import Report, quiet_loading
 from colbert_fast.models.request import Request, with_dtype
@@ -306,8 +306,8 @@ def _load_transformer(request: Request, query_length: int | None, document_lengt
     }
     # Without it transformers asks on the terminal whether to run the code of a checkpoint, and waits.
     access.setdefault("trust_remote_code", False)
-    if kwargs.get("cache_folder") is not None:
-        access["cache_dir"] = kwargs["cache_folder"]
+    if (cache := cache_folder(kwargs)) is not None:
+        access["cache_dir"] = cache
     source = files.source
     # Dense sentence-transformers of the first years keep their transformer in a subfolder.
     modules = files.modules()

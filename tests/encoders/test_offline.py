@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tiny import DOCUMENTS, QUERIES, close
 
-from colbert_fast.models import ColBERT, files
+from colbert_fast.models import ColBERT, checkpoint, files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KINDS = ["neural_cherche", "multi_vector", "pylate", "stanford", "plain", "dense", "bge_m3"]
@@ -81,6 +81,47 @@ def test_a_snapshot_loads_as_its_folder(kind: str, request: pytest.FixtureReques
     close(torch.tensor(answer["scores"]), expected)
     assert Path(answer["folder"]).name == COMMIT
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "multi_vector", "plain", "dense", "bge_m3"])
+def test_the_cache_of_sentence_transformers(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    cached(folder, tmp_path / "theirs")
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "theirs"))
+    expected = scores_of(folder, **options_of(kind))
+    close(scores_of("someone/colbert", **options_of(kind), local_files_only=True), expected)
+    # What is given wins over the environment.
+    with pytest.raises(FileNotFoundError, match="hub could not be asked"):
+        ColBERT("someone/colbert", device="cpu", local_files_only=True, cache_folder=str(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "dense"])
+def test_files_come_into_the_cache_of_sentence_transformers(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a hub that answers, the files that decide the kind and the transformer come from the same place."""
+    folder: Path = request.getfixturevalue(kind)
+    asked: list[object] = []
+
+    def answer(repository: str, name: str, **kwargs: object) -> str:
+        asked.append(kwargs["cache_dir"])
+        if not (folder / name).exists():
+            raise EntryNotFoundError(name)
+        return str(folder / name)
+
+    def transformer(*args: object, **kwargs: dict[str, object]) -> None:
+        asked.extend(kwargs[name]["cache_dir"] for name in ("model_kwargs", "processor_kwargs", "config_kwargs"))
+        raise InterruptedError
+
+    monkeypatch.setattr(files, "hf_hub_download", answer)
+    monkeypatch.setattr(checkpoint, "_has_optional_pooler", lambda *args: True)
+    monkeypatch.setattr(checkpoint, "Transformer", transformer)
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="InterruptedError"):
+        ColBERT("someone/colbert", device="cpu", **options_of(kind))
+    assert set(asked) == {str(tmp_path)}
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
