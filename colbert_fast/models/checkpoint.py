@@ -36,7 +36,7 @@ from colbert_fast.models.soundness import (
     check_files,
     check_lengths,
     check_missing,
-    check_model_type,
+    check_modules,
     check_numbers,
     check_origin,
     check_tokenizer,
@@ -189,7 +189,7 @@ def _is_late_interaction(files: Files) -> bool:
 def _delegate(request: Request, report: Report) -> Checkpoint:
     """Load a checkpoint of `MultiVectorEncoder`, or one that it converts; what the user gave wins over its files."""
     files, settings, given = request.files, request.settings, request.given
-    check_model_type(files)
+    check_modules(request)
     encoder = MultiVectorEncoder(files.source, device=request.device, **request.options())
     transformer: Any = encoder[0]
     check_origin(files, encoder)

@@ -63,8 +63,9 @@ def check_files(request: Request) -> None:
             raise FileNotFoundError(msg)
 
 
-def check_model_type(files: Files) -> None:
-    """Raise ValueError for modules that `MultiVectorEncoder` would leave unread, because another class saved them."""
+def check_modules(request: Request) -> None:
+    """Raise ValueError for modules that `MultiVectorEncoder` would not read as they were saved."""
+    files = request.files
     config = files.read_json("config_sentence_transformers.json")
     kind = config.get("model_type", _MODEL_TYPES[0])
     if files.modules() and kind not in _MODEL_TYPES:
@@ -74,10 +75,21 @@ def check_model_type(files: Files) -> None:
             f"encoder; got {kind!r:.200}"
         )
         raise ValueError(msg)
+    for module in files.modules():
+        name = os.path.join(module["path"], "config.json")
+        if module["type"].endswith(".Dense") and not request.kwargs.get("trust_remote_code"):
+            activation = files.read_json(name).get("activation_function", "torch.nn.Tanh")
+            # sentence-transformers would take Tanh for it.
+            if not isinstance(activation, str) or not activation.startswith("torch."):
+                msg = (
+                    f'{files.find(name)} must name a class of torch as "activation_function", unless '
+                    f"trust_remote_code=True; got {activation!r:.200}"
+                )
+                raise ValueError(msg)
 
 
 def check_origin(files: Files, encoder: MultiVectorEncoder) -> None:
-    """Raise ValueError for a projection that `MultiVectorEncoder` made up, because the checkpoint has none."""
+    """Raise ValueError for a projection that `MultiVectorEncoder` made up, or that makes all tokens alike."""
     is_stanford = not files.modules() and "HF_ColBERT" in (files.read_json("config.json").get("architectures") or [])
     is_named = any(module["type"].endswith(".Dense") for module in files.modules())
     # A subclass is named in modules.json; MultiVectorEncoder makes a Dense and nothing else.
@@ -87,6 +99,10 @@ def check_origin(files: Files, encoder: MultiVectorEncoder) -> None:
             "a modules.json that names a Dense module, and the folder of that module; it has none"
         )
         raise ValueError(msg)
+    for module in encoder:
+        if isinstance(module, Dense) and not module.use_residual and not bool(module.linear.weight.any()):
+            msg = f"{files.source!r} must hold a projection that is not all zeros, with which all tokens are alike"
+            raise ValueError(msg)
 
 
 @contextmanager

@@ -337,6 +337,32 @@ def test_a_projection_that_no_file_holds(kind: str, how: str, copy: Callable[[st
     refused(folder, "modules.json", match="must hold a projection")
 
 
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate", "stanford"])
+def test_a_projection_of_zeros(kind: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    path = folder / ("" if kind == "stanford" else "1_Dense") / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "linear.weight": weights["linear.weight"] * 0}, path, {"format": "pt"})
+    refused(folder, "", match="a projection that is not all zeros")
+
+
+@pytest.mark.parametrize("activation", ["transformers.activations.ClippedGELUActivation", "", 3, None])
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_an_activation_that_is_not_read(kind: str, activation: object, copy: Callable[[str], Path]) -> None:
+    """sentence-transformers would take Tanh."""
+    folder = copy(kind)
+    path = folder / "1_Dense" / "config.json"
+    write_json(path, {**json.loads(path.read_text()), "activation_function": activation})
+    refused(folder, str(path), match=f'"activation_function", unless trust_remote_code=True; got {activation!r}')
+
+
+def test_an_activation_of_torch(copy: Callable[[str], Path]) -> None:
+    folder = copy("pylate")
+    path = folder / "1_Dense" / "config.json"
+    write_json(path, {**json.loads(path.read_text()), "activation_function": "torch.nn.ReLU"})
+    assert float(ColBERT(folder, device="cpu").encode_documents(["paris"]).tokens.min()) == 0
+
+
 @pytest.mark.parametrize("how", ["empty", "foreign", "nested"])
 @pytest.mark.parametrize("kind", ["neural_cherche", "plain", "pylate", "dense", "bge_m3", "stanford"])
 def test_weights_of_which_none_is_there(kind: str, how: str, copy: Callable[[str], Path]) -> None:
@@ -424,6 +450,8 @@ def test_a_tokenizer_that_ends_early(copy: Callable[[str], Path]) -> None:
         ({"weight": WEIGHTS.to_sparse()}, "sparse"),
         ({"weight": WEIGHTS.to("meta")}, "meta"),
         ({"weight": WEIGHTS / 0}, "NaN or infinite"),
+        ({"weight": WEIGHTS * 0}, "nothing but zeros"),
+        ({"weight": WEIGHTS * 0, "bias": WEIGHTS[:, 0]}, "nothing but zeros"),
         ({"weight": WEIGHTS.clone().index_fill_(0, torch.tensor(3), float("nan")).half()}, "NaN or infinite"),
         ({"weight": torch.randn(1, HIDDEN).expand(10**9, HIDDEN)}, "fewer numbers"),
         ({"weight": WEIGHTS, "bias": torch.zeros(SIZE + 1)}, "one number for each row"),
