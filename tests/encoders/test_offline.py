@@ -157,6 +157,25 @@ def test_a_hub_that_cannot_be_reached(
     close(scores_of("someone/colbert", cache_folder=str(tmp_path)), scores_of(folder))
 
 
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "dense"])
+def test_layers_of_a_repository(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(request.getfixturevalue(kind), folder)
+    path = (folder / "0_Transformer" if kind == "dense" else folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**6}))
+
+    def answer(repository: str, name: str, **kwargs: object) -> str:
+        if not (folder / name).exists():
+            raise EntryNotFoundError(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(files, "hf_hub_download", answer)
+    with pytest.raises(ValueError, match=r"config\.json of 'someone/colbert' must have from 1 to 10000 layers"):
+        ColBERT("someone/colbert", device="cpu")
+
+
 def test_nothing_in_the_cache(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"hub could not be asked for its linear\.pt"):
         ColBERT("someone/colbert", device="cpu", local_files_only=True, cache_folder=str(tmp_path))
