@@ -23,7 +23,7 @@ from transformers import MODEL_MAPPING, AutoConfig
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions as positions
 from colbert_fast.models.damage import read_tensors
-from colbert_fast.models.files import Files
+from colbert_fast.models.files import Files, cache_folder
 from colbert_fast.models.projection import Projection, read_projection
 from colbert_fast.models.quiet import Report, quiet_loading
 from colbert_fast.models.request import Request, with_dtype
@@ -35,7 +35,10 @@ from colbert_fast.models.settings import set_query_length as set_query_length
 from colbert_fast.models.soundness import (
     check_files,
     check_lengths,
+    check_missing,
+    check_modules,
     check_numbers,
+    check_origin,
     check_tokenizer,
     naming,
     warn_of_fresh,
@@ -138,6 +141,7 @@ def _load(
             loaded = _load_bge(request, read_projection(bge), bge)
         else:
             loaded = _load_transformer_with(request, linear, metadata)
+    check_missing(files, report, loaded.encoder)
     check_lengths(request, loaded.encoder, loaded.settings)
     warn_of_missing(files, report, loaded.encoder)
     if loaded.fresh_projection and embedding_size is not None:
@@ -194,8 +198,10 @@ def _is_late_interaction(files: Files) -> bool:
 def _delegate(request: Request, report: Report) -> Checkpoint:
     """Load a checkpoint of `MultiVectorEncoder`, or one that it converts; what the user gave wins over its files."""
     files, settings, given = request.files, request.settings, request.given
+    check_modules(request)
     encoder = MultiVectorEncoder(files.source, device=request.device, **request.options())
     transformer: Any = encoder[0]
+    check_origin(files, encoder)
     check_tokenizer(request, encoder)
     if "linear.bias" in report.weights.get("UNEXPECTED", []):
         _add_bias(files, encoder)
@@ -309,8 +315,8 @@ def _load_transformer(request: Request, query_length: int | None, document_lengt
     }
     # Without it transformers asks on the terminal whether to run the code of a checkpoint, and waits.
     access.setdefault("trust_remote_code", False)
-    if kwargs.get("cache_folder") is not None:
-        access["cache_dir"] = kwargs["cache_folder"]
+    if (cache := cache_folder(kwargs)) is not None:
+        access["cache_dir"] = cache
     source = files.source
     # Dense sentence-transformers of the first years keep their transformer in a subfolder.
     modules = files.modules()

@@ -44,6 +44,11 @@ _WEIGHTS = (
 # Beginning of the text that Git leaves in the place of a large file.
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_JSON_BYTES = 2**26
+# Names that transformers gives to the number of layers of an encoder, and of a decoder that may be left out.
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
+_DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
+# Each layer is built in Python before its weights are looked for: a million would take an hour.
+_MAX_LAYERS = 10_000
 
 
 def check_folder(folder: str, *, weights_needed: bool) -> None:
@@ -58,7 +63,9 @@ def check_folder(folder: str, *, weights_needed: bool) -> None:
         if check_regular(path):
             read_json(path)
     config = os.path.join(folder, "config.json")
-    is_quantised = os.path.exists(config) and "quantization_config" in read_json(config)
+    content = read_json(config) if os.path.exists(config) else {}
+    check_layers(config, content)
+    is_quantised = "quantization_config" in content
     for name in _WEIGHTS:
         path = os.path.join(folder, name)
         if check_regular(path):
@@ -67,6 +74,21 @@ def check_folder(folder: str, *, weights_needed: bool) -> None:
     if weights_needed:
         msg = f"{folder} must hold the weights of a model, such as model.safetensors; there are none"
         raise FileNotFoundError(msg)
+
+
+def check_layers(path: str, content: dict[str, Any]) -> None:
+    """Raise ValueError if the configuration of a model in the file `path` has no layers, or too many to be built."""
+    left = [content]
+    while left:
+        part = left.pop()
+        left += [value for value in part.values() if isinstance(value, dict)]
+        for name in _LAYERS + _DECODER_LAYERS:
+            # A part of a model, such as a vision tower that no text goes through, may have none.
+            least = 1 if part is content and name in _LAYERS else 0
+            value = part.get(name)
+            if isinstance(value, int) and not least <= value <= _MAX_LAYERS:
+                msg = f'{path} must have from {least} to {_MAX_LAYERS} layers as "{name}"; got {value}'
+                raise ValueError(msg)
 
 
 def check_regular(path: str) -> bool:

@@ -26,6 +26,12 @@ _DECISIVE = (
 )
 
 
+def cache_folder(kwargs: dict[str, Any]) -> str | os.PathLike[str] | None:
+    """Where repositories are cached: as sentence-transformers has it, an argument, or else an environment variable."""
+    folder: str | os.PathLike[str] | None = kwargs.get("cache_folder")
+    return os.getenv("SENTENCE_TRANSFORMERS_HOME") if folder is None else folder
+
+
 class Files:
     """The files of a checkpoint, in a folder or on the hub.
 
@@ -47,7 +53,7 @@ class Files:
             msg = f"model_name_or_path must be a folder or a repository of the hub; no folder {self.source!r}"
             raise FileNotFoundError(msg)
         self._cache: dict[str, Any] = {
-            "cache_dir": kwargs.get("cache_folder"),
+            "cache_dir": cache_folder(kwargs),
             "revision": kwargs.get("revision"),
         }
         self._access: dict[str, Any] = {

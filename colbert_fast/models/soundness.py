@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.damage import check_folder, name_damage
+from colbert_fast.models.damage import check_folder, check_layers, name_damage
 from colbert_fast.models.files import Files
 from colbert_fast.models.quiet import Report
 from colbert_fast.models.request import Request
 
 # Of weights that are looked at for NaN; quantised ones are not.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Classes whose modules MultiVectorEncoder reads: of sentence-transformers before it had several, of its own, of PyLate.
+_MODEL_TYPES = ("SentenceTransformer", "MultiVectorEncoder", "ColBERT")
 # Numbers of layers, alone or in a run, as in "layer.1." and "layer.{1, 2}.".
 _NUMBERS = re.compile(r"(?<=\.)(\d+|\{[^}]*\})(?=\.)")
 # Names that projections of late interaction have among the weights of a transformer.
@@ -32,6 +35,8 @@ def check_files(request: Request) -> None:
     files = request.files
     modules = files.modules()
     if not files.is_local:
+        config = os.path.join(modules[0]["path"] if modules else "", "config.json")
+        check_layers(f"{config} of {files.source!r}", files.read_json(config))
         return
     whole, index = (os.path.join(files.source, f"model.safetensors{end}") for end in ("", ".index.json"))
     is_split = os.path.exists(index) and not os.path.exists(whole)
@@ -56,6 +61,53 @@ def check_files(request: Request) -> None:
         if needs_files and not is_adapter and not os.path.exists(os.path.join(folder, "config.json")):
             msg = f"{folder} must hold a model, and so the file config.json; it is not there"
             raise FileNotFoundError(msg)
+
+
+def check_modules(request: Request) -> None:
+    """Raise ValueError for modules that `MultiVectorEncoder` would not read as they were saved."""
+    files = request.files
+    config = files.read_json("config_sentence_transformers.json")
+    kind = config.get("model_type", _MODEL_TYPES[0])
+    if files.modules() and kind not in _MODEL_TYPES:
+        path = files.find("config_sentence_transformers.json")
+        msg = (
+            f'{path} must have one of {list(_MODEL_TYPES)} as "model_type" beside the modules of a late-interaction '
+            f"encoder; got {kind!r:.200}"
+        )
+        raise ValueError(msg)
+    for module in files.modules():
+        name = os.path.join(module["path"], "config.json")
+        if module["type"].endswith(".Dense") and not request.kwargs.get("trust_remote_code"):
+            activation = files.read_json(name).get("activation_function", "torch.nn.Tanh")
+            # sentence-transformers would take Tanh for it.
+            if not isinstance(activation, str) or not activation.startswith("torch."):
+                msg = (
+                    f'{files.find(name)} must name a class of torch as "activation_function", unless '
+                    f"trust_remote_code=True; got {activation!r:.200}"
+                )
+                raise ValueError(msg)
+
+
+def check_origin(files: Files, encoder: MultiVectorEncoder) -> None:
+    """Raise ValueError for a projection that `MultiVectorEncoder` made up, or that makes all tokens alike."""
+    is_stanford = not files.modules() and "HF_ColBERT" in (files.read_json("config.json").get("architectures") or [])
+    is_named = any(module["type"].endswith(".Dense") for module in files.modules())
+    # A subclass is named in modules.json; MultiVectorEncoder makes a Dense and nothing else.
+    if not is_stanford and not is_named and any(type(module) is Dense for module in encoder):
+        msg = (
+            f"{files.source!r} says that it is a late-interaction encoder, and so must hold a projection: "
+            "a modules.json that names a Dense module, and the folder of that module; it has none"
+        )
+        raise ValueError(msg)
+    for module in encoder:
+        # Beside a residual, zeros change nothing.
+        if isinstance(module, Dense) and not module.use_residual and _is_zero(module.linear.weight):
+            msg = f"{files.source!r} must hold a projection that is not all zeros, with which all tokens are alike"
+            raise ValueError(msg)
+
+
+def _is_zero(weight: torch.Tensor) -> bool:
+    return not weight.is_meta and not bool(weight.any())
 
 
 @contextmanager
@@ -98,13 +150,24 @@ def _sum_is_finite(weight: torch.Tensor) -> bool:
 
 
 def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
-    """Raise FileNotFoundError for a tokenizer without vocabulary, which would make one token of every word."""
+    """Raise an error for a tokenizer that does not suit its transformer.
+
+    Raises
+    ------
+    FileNotFoundError
+        No vocabulary, which would make one token of every word.
+    ValueError
+        No words, or an id that the transformer has no embedding for.
+    """
     tokenizer = encoder.tokenizer
     names = sorted({*(getattr(tokenizer, "vocab_files_names", None) or {}).values()} - {None})
-    if not names or (request.kwargs.get("processor_kwargs") or {}).get("tokenizer_file"):
+    if not names:  # it counts bytes or characters
         return
     modules = request.files.modules()
     subfolder = modules[0]["path"] if modules else ""
+    _check_ids(os.path.join(request.files.source, subfolder), encoder)
+    if (request.kwargs.get("processor_kwargs") or {}).get("tokenizer_file"):
+        return
     names = sorted({*names, "tokenizer.json"}, key=lambda name: name != "tokenizer.json")
     if not any(request.files.find(os.path.join(subfolder, name)) for name in names):
         folder = os.path.join(request.files.source, subfolder)
@@ -112,6 +175,26 @@ def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
         raise FileNotFoundError(msg)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         msg = f"{os.path.join(request.files.source, subfolder)} must hold a tokenizer with words; it has none"
+        raise ValueError(msg)
+
+
+def _check_ids(folder: str, encoder: MultiVectorEncoder) -> None:
+    """Raise ValueError if the tokenizer gives an id that the transformer has no row of its embeddings for."""
+    try:
+        model: Any = encoder[0].model
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):  # such as a model that hashes ids, or one of ONNX
+        return
+    words = encoder.tokenizer.get_vocab()
+    if not words or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        return
+    last = max(words, key=words.__getitem__)
+    if words[last] >= len(weight):
+        msg = (
+            f"{folder} must hold a tokenizer whose ids are below {len(weight)}, the rows of the transformer's "
+            f"embeddings; {last!r} has the id {words[last]}. "
+            f"The transformer needs resize_token_embeddings({words[last] + 1})"
+        )
         raise ValueError(msg)
 
 
@@ -125,12 +208,39 @@ def check_lengths(request: Request, encoder: MultiVectorEncoder, settings: dict[
             raise ValueError(msg)
 
 
+def check_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
+    """Raise ValueError if not one weight of the transformer was in its files."""
+    model = getattr(encoder[0], "model", None)
+    names = [name for name, _ in model.named_parameters()] if isinstance(model, torch.nn.Module) else []
+    missing = re.compile("|".join(map(_pattern, report.weights.get("MISSING", []))))
+    if names and all("pooler" in name or missing.fullmatch(name) for name in names):
+        unread = _shortened(report.weights.get("UNEXPECTED", [])) or "none"
+        msg = (
+            f"{files.source!r} must hold the weights of its transformer, such as {names[0]}; not one of them is there. "
+            f"Weights there that are not read: {unread}"
+        )
+        raise ValueError(msg)
+
+
+def _pattern(name: str) -> str:
+    """Regular expression for the names that the report writes as "layer.{0, 1}.weight" or "layer.{0...11}.weight"."""
+    parts = re.split(r"\{(.*?)\}", name)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.escape(parts[i])
+    for i in range(1, len(parts), 2):
+        parts[i] = r"\d+" if "..." in parts[i] else f"(?:{parts[i].replace(', ', '|')})"
+    return "".join(parts)
+
+
 def warn_of_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
     """Warn of weights that transformers filled with random numbers, and of layers that it left out."""
+    unexpected = report.weights.get("UNEXPECTED", [])
     # Parameters are named "0.model.encoder.layer.0...", weights of a file perhaps "bert.encoder.layer.0...".
     names = (name.split(".", 2)[-1] for name, _ in encoder.named_parameters())
     layers = tuple({f".{_NUMBERS.sub('#', name)}" for name in names if _NUMBERS.search(name)})
-    unread = [name for name in report.weights.get("UNEXPECTED", []) if f".{_NUMBERS.sub('#', name)}".endswith(layers)]
+    # A transformer that was made without any layer has no names to compare with.
+    layers = layers or tuple({f".{_NUMBERS.sub('#', name)}" for name in unexpected if _NUMBERS.search(name)})
+    unread = [name for name in unexpected if f".{_NUMBERS.sub('#', name)}".endswith(layers)]
     if unread:
         warn_caller(
             f"{files.source!r} holds layers that its transformer does not have, and that are not read: "

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, tokenizer, write_json
+from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, tokenizer, write_json
+from transformers import AutoModel, AutoTokenizer
 
 from colbert_fast.models import ColBERT
 
@@ -269,6 +270,118 @@ def test_layers_that_are_not_read(kind: str, copy: Callable[[str], Path]) -> Non
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("layers", [0, -1, 10_001, 10**6, 10**30])
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "stanford", "dense", "bge_m3"])
+def test_numbers_of_layers_that_no_model_has(kind: str, layers: int, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    path = (
+        next(folder.glob("**/model.safetensors")).parent / "config.json" if kind == "dense" else folder / "config.json"
+    )
+    write_json(path, {**json.loads(path.read_text()), "num_hidden_layers": layers})
+    refused(folder, str(path), match=f'"num_hidden_layers"; got {layers}')
+
+
+@pytest.mark.parametrize("part", ["text_config", "decoder"])
+def test_numbers_of_layers_of_a_part(part: str, copy: Callable[[str], Path]) -> None:
+    folder = copy("plain")
+    content = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**content, part: {"num_layers": 10**6}})
+    refused(folder, "config.json", match='"num_layers"; got 1000000')
+    write_json(folder / "config.json", {**content, part: {"num_layers": 0}})
+    ColBERT(folder, None, device="cpu")
+
+
+def test_a_transformer_that_was_made_without_layers(neural_cherche: Path) -> None:
+    with pytest.warns(UserWarning, match=r"holds layers .*encoder\.layer\.\{0, 1\}\..*num_hidden_layers") as caught:
+        ColBERT(neural_cherche, device="cpu", config_kwargs={"num_hidden_layers": 0})
+    assert len(caught) == 1
+    assert "predictions" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize("model_type", ["CrossEncoder", "SparseEncoder", "", ["x"], None, 3])
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_modules_of_another_class(kind: str, model_type: object, copy: Callable[[str], Path]) -> None:
+    """MultiVectorEncoder would make a random projection, and drop the prompts."""
+    folder = copy(kind)
+    path = folder / "config_sentence_transformers.json"
+    write_json(path, {**json.loads(path.read_text()), "model_type": model_type})
+    refused(
+        folder, path.name, match=f'"model_type" beside the modules of a late-interaction encoder; got {model_type!r}'
+    )
+
+
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_modules_that_a_sentence_transformer_saved(
+    kind: str, request: pytest.FixtureRequest, copy: Callable[[str], Path]
+) -> None:
+    folder = copy(kind)
+    path = folder / "config_sentence_transformers.json"
+    write_json(path, {**json.loads(path.read_text()), "model_type": "SentenceTransformer"})
+    expected = ColBERT(request.getfixturevalue(kind), device="cpu").encode_documents(DOCUMENTS)
+    actual = ColBERT(folder, device="cpu").encode_documents(DOCUMENTS)
+    assert actual.lengths.tolist() == expected.lengths.tolist()
+    close(actual.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("how", ["no modules", "no Dense"])
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_a_projection_that_no_file_holds(kind: str, how: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    if how == "no modules":
+        (folder / "modules.json").unlink()
+    else:
+        modules = json.loads((folder / "modules.json").read_text())
+        write_json(folder / "modules.json", [entry for entry in modules if not entry["type"].endswith(".Dense")])
+        path = folder / "config_sentence_transformers.json"
+        write_json(path, {**json.loads(path.read_text()), "model_type": "SentenceTransformer"})
+    refused(folder, "modules.json", match="must hold a projection")
+
+
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate", "stanford"])
+def test_a_projection_of_zeros(kind: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    path = folder / ("" if kind == "stanford" else "1_Dense") / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "linear.weight": weights["linear.weight"] * 0}, path, {"format": "pt"})
+    refused(folder, "", match="a projection that is not all zeros")
+
+
+@pytest.mark.parametrize("activation", ["transformers.activations.ClippedGELUActivation", "", 3, None])
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+def test_an_activation_that_is_not_read(kind: str, activation: object, copy: Callable[[str], Path]) -> None:
+    """sentence-transformers would take Tanh."""
+    folder = copy(kind)
+    path = folder / "1_Dense" / "config.json"
+    write_json(path, {**json.loads(path.read_text()), "activation_function": activation})
+    refused(folder, str(path), match=f'"activation_function", unless trust_remote_code=True; got {activation!r}')
+
+
+def test_an_activation_of_torch(copy: Callable[[str], Path]) -> None:
+    folder = copy("pylate")
+    path = folder / "1_Dense" / "config.json"
+    write_json(path, {**json.loads(path.read_text()), "activation_function": "torch.nn.ReLU"})
+    assert float(ColBERT(folder, device="cpu").encode_documents(["paris"]).tokens.min()) == 0
+
+
+@pytest.mark.parametrize("how", ["empty", "foreign", "nested"])
+@pytest.mark.parametrize("kind", ["neural_cherche", "plain", "pylate", "dense", "bge_m3", "stanford"])
+def test_weights_of_which_none_is_there(kind: str, how: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    (path,) = (path for path in folder.glob("**/model.safetensors") if path.parent.name != "1_Dense")
+    weights = load_file(path)
+    if how == "nested":
+        path.unlink()
+        torch.save({"state_dict": weights, "epoch": 3}, path.parent / "pytorch_model.bin")
+    else:
+        held = {"linear.weight": weights["linear.weight"]} if kind == "stanford" else {}
+        foreign = {f"net.{name}": value.clone() for name, value in weights.items()} if how == "foreign" else {}
+        save_file(held | foreign, path, {"format": "pt"})
+    if (kind, how) == ("stanford", "nested"):
+        refused(folder, "linear.weight")
+    else:
+        refused(folder, "embeddings", match="net." if how == "foreign" else "not one of them is there")
+
+
 @pytest.mark.parametrize("kind", ["neural_cherche", "pylate"])
 def test_a_vocabulary_without_words(kind: str, copy: Callable[[str], Path]) -> None:
     folder = copy(kind)
@@ -276,6 +389,27 @@ def test_a_vocabulary_without_words(kind: str, copy: Callable[[str], Path]) -> N
     content["model"]["vocab"] = {name: i for i, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
     write_json(folder / "tokenizer.json", content)
     refused(folder, "", match="tokenizer with words")
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "stanford", "multi_vector", "dense", "bge_m3"])
+def test_a_tokenizer_with_more_ids_than_embeddings(kind: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    place = folder / "0_Transformer" if kind == "dense" else folder
+    words = AutoTokenizer.from_pretrained(place)
+    rows = len(words)
+    words.add_tokens(["zebra"])
+    words.save_pretrained(place)
+    refused(folder, str(place), match=f"ids are below {rows}, the rows of the transformer's embeddings; 'zebra' has")
+
+
+def test_a_tokenizer_with_fewer_ids_than_embeddings(copy: Callable[[str], Path]) -> None:
+    folder = copy("plain")
+    rows = len(tokenizer()) + 50
+    model = AutoModel.from_pretrained(folder)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(folder)
+    encoder = ColBERT(folder, None, device="cpu", max_length_document=20)
+    assert len(encoder.model.get_input_embeddings().weight) == rows
 
 
 @pytest.mark.parametrize("model_type", ["nonsense", "bert"])
@@ -316,6 +450,8 @@ def test_a_tokenizer_that_ends_early(copy: Callable[[str], Path]) -> None:
         ({"weight": WEIGHTS.to_sparse()}, "sparse"),
         ({"weight": WEIGHTS.to("meta")}, "meta"),
         ({"weight": WEIGHTS / 0}, "NaN or infinite"),
+        ({"weight": WEIGHTS * 0}, "nothing but zeros"),
+        ({"weight": WEIGHTS * 0, "bias": WEIGHTS[:, 0]}, "nothing but zeros"),
         ({"weight": WEIGHTS.clone().index_fill_(0, torch.tensor(3), float("nan")).half()}, "NaN or infinite"),
         ({"weight": torch.randn(1, HIDDEN).expand(10**9, HIDDEN)}, "fewer numbers"),
         ({"weight": WEIGHTS, "bias": torch.zeros(SIZE + 1)}, "one number for each row"),

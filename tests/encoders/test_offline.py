@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tiny import DOCUMENTS, QUERIES, close
 
-from colbert_fast.models import ColBERT, files
+from colbert_fast.models import ColBERT, checkpoint, files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KINDS = ["neural_cherche", "multi_vector", "pylate", "stanford", "plain", "dense", "bge_m3"]
@@ -83,6 +83,47 @@ def test_a_snapshot_loads_as_its_folder(kind: str, request: pytest.FixtureReques
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("kind", ["neural_cherche", "multi_vector", "plain", "dense", "bge_m3"])
+def test_the_cache_of_sentence_transformers(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    cached(folder, tmp_path / "theirs")
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "theirs"))
+    expected = scores_of(folder, **options_of(kind))
+    close(scores_of("someone/colbert", **options_of(kind), local_files_only=True), expected)
+    # What is given wins over the environment.
+    with pytest.raises(FileNotFoundError, match="hub could not be asked"):
+        ColBERT("someone/colbert", device="cpu", local_files_only=True, cache_folder=str(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "dense"])
+def test_files_come_into_the_cache_of_sentence_transformers(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a hub that answers, the files that decide the kind and the transformer come from the same place."""
+    folder: Path = request.getfixturevalue(kind)
+    asked: list[object] = []
+
+    def answer(repository: str, name: str, **kwargs: object) -> str:
+        asked.append(kwargs["cache_dir"])
+        if not (folder / name).exists():
+            raise EntryNotFoundError(name)
+        return str(folder / name)
+
+    def transformer(*args: object, **kwargs: dict[str, object]) -> None:
+        asked.extend(kwargs[name]["cache_dir"] for name in ("model_kwargs", "processor_kwargs", "config_kwargs"))
+        raise InterruptedError
+
+    monkeypatch.setattr(files, "hf_hub_download", answer)
+    monkeypatch.setattr(checkpoint, "_has_optional_pooler", lambda *args: True)
+    monkeypatch.setattr(checkpoint, "Transformer", transformer)
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="InterruptedError"):
+        ColBERT("someone/colbert", device="cpu", **options_of(kind))
+    assert set(asked) == {str(tmp_path)}
+
+
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
 @pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "plain"])
 def test_only_local_files(kind: str, revision: str | None, request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -114,6 +155,25 @@ def test_a_hub_that_cannot_be_reached(
 
     monkeypatch.setattr(files, "hf_hub_download", unreachable)
     close(scores_of("someone/colbert", cache_folder=str(tmp_path)), scores_of(folder))
+
+
+@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "dense"])
+def test_layers_of_a_repository(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(request.getfixturevalue(kind), folder)
+    path = (folder / "0_Transformer" if kind == "dense" else folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**6}))
+
+    def answer(repository: str, name: str, **kwargs: object) -> str:
+        if not (folder / name).exists():
+            raise EntryNotFoundError(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(files, "hf_hub_download", answer)
+    with pytest.raises(ValueError, match=r"config\.json of 'someone/colbert' must have from 1 to 10000 layers"):
+        ColBERT("someone/colbert", device="cpu")
 
 
 def test_nothing_in_the_cache(tmp_path: Path) -> None:
