@@ -363,6 +363,9 @@ def _compose(
         if weight.shape[1] != hidden:
             msg = f"{path} must fit the transformer, weight [*, {hidden}]; got {list(weight.shape)}"
             raise ValueError(msg)
+        if not bool(weight.any()):
+            msg = f"{path} must hold a projection that is not all zeros, with which all tokens are alike"
+            raise ValueError(msg)
         dense = Dense(
             hidden,
             weight.shape[0],

@@ -48,8 +48,6 @@ def _numbers(path: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous()
         if not bool(torch.isfinite(tensor).all()):
             problem = "NaN or infinite numbers"
-        elif name == "weight" and not bool(tensor.any()):
-            problem = "nothing but zeros, with which all tokens are alike"
     if problem is not None:
         msg = f'{path} must hold a "{name}" of finite floating-point numbers; got {problem}'
         raise ValueError(msg)
