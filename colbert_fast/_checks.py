@@ -8,9 +8,9 @@ from typing import Any
 
 
 def positive_int(value: Any, name: str) -> int:
-    """Return ``value`` as a Python int: also that of a numpy integer, or of a tensor with a single integer.
+    """Return ``value`` as a Python int. It may be an integer of numpy, or a tensor with a single integer.
 
-    Raises TypeError unless it is an integer, and a bool is none; ValueError unless it is 1 or more.
+    Raises TypeError unless it is an integer, which a bool is not; ValueError unless it is 1 or more.
     """
     number = value if type(value) is int else _integer(value, name)
     if number < 1:

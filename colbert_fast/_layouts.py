@@ -16,7 +16,7 @@ from colbert_fast._spans import Rows, consecutive
 
 
 def rows_of_items(items: Sequence[Any], scales: Sequence[Any] | None) -> tuple[Rows, bool]:
-    """Join items of which int8 stays int8. Returns also whether their lengths differ."""
+    """Join items, where int8 stays int8. Returns the rows, and whether the lengths of the items differ."""
     coded = int8_items(items)
     if coded is None:
         rows, ragged = rows_of_floats(items, "items")
@@ -69,7 +69,7 @@ def rows_of_padded(tokens: Any, mask: Any, scales: Any) -> Rows:
 
 
 def uniform_rows(tokens: Tensor, scales: Tensor | None = None) -> Rows:
-    """View ``tokens [n, length, dim]``, every row of which is a token, int8 with ``scales [n, length]``."""
+    """View ``tokens [n, length, dim]``, where every row is a token; int8 tokens have ``scales [n, length]``."""
     n, length, _ = tokens.shape
     flat = None if scales is None else scales.flatten()
     return Rows(tokens.flatten(0, 1), flat, *consecutive(n, length, tokens.device), length)

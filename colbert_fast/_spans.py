@@ -136,6 +136,6 @@ def padded(batch: Rows, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _row_numbers(batch: Rows, length: int) -> Tensor:
-    """Number ``length`` rows from the start of each item: ``[n, length]``, each number that of a row that is there."""
+    """Return the numbers ``[n, length]`` of the rows from the start of each item on, none beyond the last row."""
     position = torch.arange(length, device=batch.starts.device)
     return (batch.starts.unsqueeze(1) + position).clamp(0, len(batch.tokens) - 1)

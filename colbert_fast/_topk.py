@@ -119,7 +119,7 @@ def _best_of_candidates(
 
 
 def _best(scores: Tensor, numbers: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """Return the columns of the result: the best of ``scores`` and their ``numbers``, None being those of the columns.
+    """Return the columns of the result: the best of ``scores``, and their ``numbers`` (None: the column is the number).
 
     Of a small k as many columns as were asked for, whatever there is; of a large one as many as can be filled.
     """

@@ -275,7 +275,7 @@ class PackedTokens:
     @staticmethod
     @safe_after_fork
     def cat(batches: Iterable[PackedTokens]) -> PackedTokens:
-        """Join batches: the items of the first, then those of the second, and so on.
+        """Join batches: the items of the first batch, then the items of the second batch, and so on.
 
         The rows are copied, and on the CPU only those of items; gradients flow back to each batch. Does not wait for a
         device. A batch without rows fits any other.

@@ -39,8 +39,8 @@ struct Tokens {
 };
 
 // What is scored: the pairs that are listed; or every query against every document, and then pair number =
-// query * d.count + document. Queries have the dtype of the documents, or float32; those of int8 documents
-// any.
+// query * d.count + document. Queries have the dtype of the documents, or float32. Beside int8 documents
+// they may have any dtype.
 struct Problem {
   Tokens q;
   Tokens d;

@@ -212,7 +212,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq, token_bits),
         plan,
         (
-            grad.dtype,  # which, of documents, is not always that of the queries
+            grad.dtype,  # of documents it may differ from the dtype of the queries
             argmax.dtype,
             None if ranked is None else ranked.dtype,
             other.data_ptr() % 16 == 0,

@@ -47,7 +47,7 @@ def _other_memory() -> torch.Tensor:
 
 
 def rated_peaks(backend: str, dtype: str | None) -> tuple[str, str, str]:
-    """Names of the peaks, of which the highest bounds a CPU backend: it screens documents of any dtype in int8."""
+    """Names of peaks. The highest of them bounds a CPU backend, for it screens documents of any dtype in int8."""
     return backend, f"{backend} {dtype}", f"{backend} int8"
 
 

@@ -21,17 +21,13 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig
 
 from colbert_fast._warnings import warn_caller
-from colbert_fast.models.capacity import positions as positions
+from colbert_fast.models.capacity import positions
 from colbert_fast.models.damage import read_tensors
 from colbert_fast.models.files import Files, cache_folder
 from colbert_fast.models.projection import Projection, read_projection
 from colbert_fast.models.quiet import Report, quiet_loading
 from colbert_fast.models.request import Request, with_dtype
-from colbert_fast.models.settings import SETTINGS as SETTINGS
-from colbert_fast.models.settings import check_padding as check_padding
-from colbert_fast.models.settings import check_settings as check_settings
-from colbert_fast.models.settings import check_settings_of
-from colbert_fast.models.settings import set_query_length as set_query_length
+from colbert_fast.models.settings import SETTINGS, check_settings_of
 from colbert_fast.models.soundness import (
     check_files,
     check_lengths,

@@ -15,13 +15,13 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
-from colbert_fast._warnings import warn_caller
 from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.arguments import remembers_given
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.encoding import embed, inference, sees_padding
+from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
-from colbert_fast.models.tokens import Encoding, Tokenized, tokenize
+from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, warn_of_cuts
 from colbert_fast.packed import PackedTokens
 
 _Side: TypeAlias = tuple[Encoding, Tokenized]
@@ -140,7 +140,7 @@ class ColBERT(nn.Module):
             "truncation": truncation,
             "add_special_tokens": add_special_tokens,
         }
-        checkpoint.check_settings(settings)
+        check_settings(settings)
         if embedding_size is not None:
             embedding_size = positive_int(embedding_size, "embedding_size")
         if freeze_layers_except_last_n is not None:
@@ -175,7 +175,7 @@ class ColBERT(nn.Module):
 
     @max_length_query.setter
     def max_length_query(self, length: int) -> None:
-        checkpoint.set_query_length(self.encoder, length)
+        set_query_length(self.encoder, length)
         self._max_length_query = length
 
     @property
@@ -233,8 +233,8 @@ class ColBERT(nn.Module):
             Something else than a list of str, or an option that does not exist.
         """
         encoding = self._encoding(query_mode, kwargs)
-        tokenized = self._tokenized(as_texts("texts", texts), encoding, "texts")
-        _warn_of_cuts((encoding, tokenized))
+        tokenized = tokenize(self.encoder, as_texts("texts", texts), encoding, "texts")
+        warn_of_cuts((encoding, tokenized))
         longest = int(tokenized.rows.max()) if len(tokenized.rows) else 0
         width = max(encoding.max_length, longest) if encoding.padding == "max_length" else longest
         packed = embed(self.encoder, tokenized, encoding, width=width)
@@ -330,8 +330,8 @@ class ColBERT(nn.Module):
             positive_int(batch_size, "batch_size")
         if device is not None:
             self.to(checkpoint.checked_device(device))
-        tokenized = self._tokenized(listed, encoding, "texts")
-        _warn_of_cuts((encoding, tokenized))
+        tokenized = tokenize(self.encoder, listed, encoding, "texts")
+        warn_of_cuts((encoding, tokenized))
         shown = tqdm_bar if show_progress_bar is None else show_progress_bar
         bar = tqdm(total=len(listed), desc=f"Encoding {encoding.side}", unit="text", disable=not shown)
         with inference(self), bar:
@@ -393,10 +393,10 @@ class ColBERT(nn.Module):
         as_query, as_document = self._encoding(True, kwargs), self._encoding(False, kwargs)
         q_texts, d_texts, pairs = pair_up(as_texts("queries", queries), as_texts("documents", documents))
         sides = (
-            (as_query, self._tokenized(q_texts, as_query, "queries")),
-            (as_document, self._tokenized(d_texts, as_document, "documents")),
+            (as_query, tokenize(self.encoder, q_texts, as_query, "queries")),
+            (as_document, tokenize(self.encoder, d_texts, as_document, "documents")),
         )
-        _warn_of_cuts(*sides)
+        warn_of_cuts(*sides)
         normalize = length_normalize or self.encoder.similarity_fn_name == "meanmaxsim"
         bytes_a_row = self.embedding_size * (self.encoder.dtype or torch.float32).itemsize
         q_sizes, d_sizes = (tokenized.rows * bytes_a_row for _, tokenized in sides)
@@ -449,7 +449,7 @@ class ColBERT(nn.Module):
         OSError
             What the system says, such as a full disk. The folder is as it was.
         """
-        settings = {name: getattr(self, name) for name in checkpoint.SETTINGS}
+        settings = {name: getattr(self, name) for name in SETTINGS}
         saving.save(self.encoder, path, format, settings, self._metadata)
         return self
 
@@ -498,9 +498,6 @@ class ColBERT(nn.Module):
     def _has_pad_row(self, encoding: Encoding) -> bool:
         return self._scores_padding and not encoding.query_mode and encoding.padding == "max_length"
 
-    def _tokenized(self, texts: list[str], encoding: Encoding, name: str) -> Tokenized:
-        return tokenize(self.encoder, texts, encoding, name)
-
     def _encoding(self, query_mode: bool, options: dict[str, Any]) -> Encoding:
         if not isinstance(query_mode, bool):
             msg = f"query_mode must be True, for queries, or False, for documents; got {query_mode!r}"
@@ -523,7 +520,7 @@ class ColBERT(nn.Module):
             raise TypeError(msg)
         encoding = encoding._replace(**options, of_call="max_length" in options)
         encoding = encoding._replace(max_length=positive_int(encoding.max_length, "max_length"))
-        checkpoint.check_padding(encoding.padding)
+        check_padding(encoding.padding)
         for name in ("truncation", "add_special_tokens"):
             if not isinstance(getattr(encoding, name), bool):
                 msg = f"{name} must be True or False; got {getattr(encoding, name)!r}"
@@ -538,20 +535,6 @@ class ColBERT(nn.Module):
             msg = f"max_length must be at most {capacity}, the transformer's positions; got {encoding.max_length}"
             raise ValueError(msg)
         return encoding._replace(max_length=capacity, at_capacity=True)
-
-
-def _warn_of_cuts(*sides: _Side) -> None:
-    """Say once how many texts of a call were cut, how long the longest was, and what to do."""
-    cuts = [(encoding, tokenized) for encoding, tokenized in sides if tokenized.cut]
-    if not cuts:
-        return
-    said = [
-        f"{tokenized.cut} of {len(tokenized.lengths)} {encoding.side} were cut to {encoding.max_length} tokens"
-        f"{', all that the transformer holds' if encoding.at_capacity else ''}: the longest has {tokenized.longest}"
-        for encoding, tokenized in cuts
-    ]
-    settings = dict.fromkeys(encoding.setting for encoding, _ in cuts if not encoding.at_capacity)
-    warn_caller("; ".join(said) + (f". To keep more, raise {' and '.join(settings)}." if settings else "."))
 
 
 def _best_device() -> str:

@@ -130,7 +130,7 @@ def _replace_by(
 
 
 def _mounted(parent: str, target: str) -> OSError | None:
-    """The error of a folder where another disk is mounted; it would be written in vain to that of the parent."""
+    """The error of a folder where another disk is mounted: a folder beside it lies on a disk that cannot replace it."""
     try:
         same = os.stat(target).st_dev == os.stat(parent).st_dev
     except FileNotFoundError:

@@ -19,9 +19,10 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from torch import nn
 
 from colbert_fast.models import folders, staging, tokens
-from colbert_fast.models.checkpoint import check_settings, projection
+from colbert_fast.models.checkpoint import projection
 from colbert_fast.models.contents import Replaced
 from colbert_fast.models.quiet import quiet_loading
+from colbert_fast.models.settings import check_settings
 
 FORMATS = ("neural-cherche", "sentence-transformers")
 

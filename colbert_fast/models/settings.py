@@ -49,20 +49,24 @@ def check_padding(value: Any) -> None:
 
 
 def set_query_length(encoder: MultiVectorEncoder, length: int) -> None:
-    """Make query expansion, where an encoder has it, obey a new maximum length of queries.
-
-    Expansion of the strategy "fixed" gives every query this length. Expansion of the strategy "min" has a length of
-    its own, below which a query is filled; it is lowered where it is longer.
-    """
+    """Make query expansion, where an encoder has it, obey a new maximum length of queries."""
     transformer: Any = encoder[0]
     expansion = getattr(transformer, "query_expansion", None)
     if expansion is None:
         return
     positive_int(length, "max_length_query")
+    transformer.query_length = None if expansion["strategy"] == "fixed" else length
+    transformer.query_expansion = expanded_to(expansion, length)
+
+
+def expanded_to(expansion: dict[str, Any], length: int) -> dict[str, Any]:
+    """How sentence-transformers should expand queries of at most `length` tokens.
+
+    Expansion of the strategy "fixed" gives every query this length. Expansion of the strategy "min" has a length of
+    its own, up to which a shorter query is filled; it must not be above `length`.
+    """
     fixed = expansion["strategy"] == "fixed"
-    transformer.query_length = None if fixed else length
-    if fixed or length < expansion["length"]:
-        transformer.query_expansion = {**expansion, "length": length}
+    return {**expansion, "length": length if fixed else min(length, expansion["length"])}
 
 
 def check_settings_of(path: str, settings: dict[str, Any]) -> None:

@@ -14,7 +14,9 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from torch import Tensor
 
+from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
+from colbert_fast.models.settings import expanded_to
 
 # Texts that are tokenized together.
 _CHUNK_TEXTS = 1024
@@ -199,6 +201,20 @@ def batches(
         first = last
 
 
+def warn_of_cuts(*sides: tuple[Encoding, Tokenized]) -> None:
+    """Say once how many texts of a call were cut, how long the longest was, and what to do."""
+    cuts = [(encoding, tokenized) for encoding, tokenized in sides if tokenized.cut]
+    if not cuts:
+        return
+    said = [
+        f"{tokenized.cut} of {len(tokenized.lengths)} {encoding.side} were cut to {encoding.max_length} tokens"
+        f"{', all that the transformer holds' if encoding.at_capacity else ''}: the longest has {tokenized.longest}"
+        for encoding, tokenized in cuts
+    ]
+    settings = dict.fromkeys(encoding.setting for encoding, _ in cuts if not encoding.at_capacity)
+    warn_caller("; ".join(said) + (f". To keep more, raise {' and '.join(settings)}." if settings else "."))
+
+
 def _check_room(encoder: MultiVectorEncoder, encoding: Encoding) -> None:
     count = getattr(encoder.tokenizer, "num_special_tokens_to_add", None)
     special = count() if count is not None and encoding.add_special_tokens else 0
@@ -291,10 +307,9 @@ def _told(transformer: Any, encoding: Encoding) -> Iterator[None]:
         if lacks_pad:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
         if expansion is not None:
-            fixed = expansion["strategy"] == "fixed"
-            length = encoding.max_length if fixed else min(expansion["length"], encoding.max_length)
-            if length != expansion["length"]:
-                transformer.query_expansion = {**expansion, "length": length}
+            changed = expanded_to(expansion, encoding.max_length)
+            if changed != expansion:
+                transformer.query_expansion = changed
         yield
     finally:
         if flat:

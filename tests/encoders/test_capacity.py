@@ -12,7 +12,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Transformer
 from tiny import tokenizer
 
-from colbert_fast.models.checkpoint import positions
+from colbert_fast.models.capacity import positions
 
 SIZES = {
     "vocab_size": len(tokenizer()),
