@@ -68,7 +68,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*/*.h csrc/*/*.cpp tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
 
 # The benchmarks of this tree measure the installed package: benchmarks/__init__.py sees to it.
 bench: $(VENV)/.bench $(VENV)/.wheel
@@ -118,7 +118,7 @@ $(BASE_VENV)/.wheel: $(BUILT)
 	@touch $@
 
 # A change of the C++ sources rebuilds.
-$(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	test -f $(DEV_VENV)/pyvenv.cfg || $(PYTHON) -m venv $(DEV_VENV)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) --no-build-isolation --editable ".[lint]"

@@ -25,9 +25,10 @@ def readme() -> str:
 # optional: where no compiler works the package still installs, and backends() says why the CPU tiers are missing.
 extension = Pybind11Extension(
     "colbert_fast._C",
-    sorted(glob("csrc/*.cpp")),
+    sorted(glob("csrc/*/*.cpp")),
     cxx_std=17,
-    depends=sorted(glob("csrc/*.h")),
+    include_dirs=["csrc"],
+    depends=sorted(glob("csrc/**/*.h", recursive=True)),
     extra_compile_args=[] if os.name == "nt" else ["-O3", "-Wall", "-Wextra"],
     optional=True,
 )

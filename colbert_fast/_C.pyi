@@ -1,4 +1,4 @@
-"""Types of the extension module; csrc/bindings.cpp says what the arguments mean."""
+"""Types of the extension module; csrc/host/bindings.cpp says what the arguments mean."""
 
 from collections.abc import Sequence
 

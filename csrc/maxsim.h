@@ -3,7 +3,7 @@
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
 // One call walks bindings.cpp -> tensors.cpp (reads tensors, and checks them) -> dispatch.cpp (chooses the
-// tier, cuts the work into units, runs them on threads.cpp) -> a tier: one file for each instruction set (the
+// tier, cuts the work into tasks, runs them on threads.cpp) -> a tier: one file for each instruction set (the
 // constants at the end of this one), and written once for all of them loop.h (what is done with a document),
 // tile.h (the register tile) and screen.h (products of fewer bits). A tier never allocates, starts no thread,
 // throws nothing and reads no environment.
@@ -57,87 +57,11 @@ struct Problem {
 // The score of a document without a token: sentence-transformers' sentinel, below every real score.
 constexpr float kEmptyDocumentScore = -1e9f;
 
-// A document row that may win a lane.
-struct Candidate {
-  int32_t row;   // within its chunk
-  int32_t lane;  // within its panel
-};
-
-// One thread's working memory. Arrays over lanes have one entry for each, a lane being one query token;
-// tile.h says how they lie.
-struct Scratch {
-  float* query_rows;  // [lanes * dim] queries as float32, zeros to the end of a panel
-  float* packed;      // [lanes * dim] the same, transposed
-  float* best;        // [lanes] running maximum
-  int32_t* arg;       // [lanes] document token of that maximum
-  int32_t* token;     // [lanes] the lane's token number within its query
-  int64_t* segment;   // [queries in a block + 1] first lane of each query
-  float* rows;        // [block_rows * dim] document rows widened to float32
-  int64_t block_rows;
-  int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
-  bool saw_empty_document;
-  bool redone;  // lanes of bfloat16 were done again in float32: which, depends on all rows that they met
-
-  // A call can be interrupted. A tier asks now and then (given_up() in tile.h). If the call was interrupted,
-  // the tier returns at once, and nothing that it has written is of use.
-  bool (*interrupted)(void* call);
-  void* call;
-  int64_t work;   // multiply-adds since the tier asked
-  bool given_up;  // the last answer
-
-  // Only of a tier with narrow_bytes; screen.h has the names of its proof. Of bfloat16 that is multiplied as
-  // it is:
-  unsigned char* direct_packed;  // [lanes * bytes of a narrow row] queries
-  unsigned char* direct_rows;    // [kMostChunkRows * bytes of a narrow row] document rows, padded
-  float* lane_floor;             // [lanes] what a maximum has to reach: 2^30 A
-  float* other_best;             // [lanes] maxima of its products
-  int32_t* other_arg;            // [lanes]
-  float* again_best;             // [lanes] the same maxima in float32, for lanes below their floor
-  int32_t* again_arg;            // [lanes]
-  // Of documents that are screened:
-  bool screens;            // these queries may be
-  bool narrowed;           // and are there as screen_packed
-  int64_t rows_met;        // by these queries
-  int64_t chunks_to_rest;  // so many are not, after one that was not worth it
-  int64_t chunks_screened;
-  unsigned char* screen_packed;  // [lanes * bytes of a narrow row] queries, as they are multiplied
-  float* lane_error;             // [lanes] e / D, in units of the lane's step
-  float* lane_slack;             // [lanes] z / D
-  float* lane_step;              // [lanes] what products are in units of
-  float* lane_spread;            // [lanes] as in Bounds of tile.h
-  int32_t* lane_offset;          // [lanes]
-  unsigned char* narrow_rows;    // [kMostChunkRows * bytes of a narrow row + kNarrowSlack] document rows
-  float* row_scales;             // [kMostChunkRows] what their products are multiplied by
-  float* padded_rows;            // [kRowsAtOnce * padded dim] rows that are not of whole vectors, copied
-  float* uppers;                 // [kMostChunkRows * panel_lanes] bounds of these products
-  int32_t* picked;               // [kMostChunkRows] rows with candidates
-  uint32_t* picked_lanes;  // [kMostChunkRows + 1] and a bit for each lane of a panel they are of, ended by 0
-  Candidate* candidates;   // [kMostCandidates]
-  unsigned char* winners;  // [panel_lanes * bytes of a row of float32] a row for each lane
-};
-
-// Document rows that are screened together: so many that a passage is one chunk, for there is a guess for
-// each lane in each chunk, right or wrong. At dim 128 they are 40 KiB in int8, and their products with a
-// panel of 32 lanes as much again: both come from L2 where L1 has 48 KiB, which the tile hides. With many
-// lanes a page is one chunk too: 1024 query tokens against pages of 1024 took 395 -> 367 ns a token of
-// float32 on Zen 5, but 256 took 5 % more.
-constexpr int64_t kChunkRows = 320;
-constexpr int64_t kMostChunkRows = 1024;
-constexpr int64_t kManyLanes = 512;
-constexpr int64_t chunk_rows(int64_t lanes) { return lanes >= kManyLanes ? kMostChunkRows : kChunkRows; }
-// Rows of more numbers are not screened.
-constexpr int64_t kMostScreenedDim = 1 << 15;
-// What narrowing may write past a row, in bytes, and how its rows may be padded, in numbers: less than this.
-constexpr int64_t kNarrowSlack = 128;
-constexpr int64_t kMostPadding = 64;
-// Rows that are narrowed together, so that their chains overlap.
-constexpr int64_t kRowsAtOnce = 16;
-// Of one panel and one chunk: with more, all rows are computed.
-constexpr int64_t kMostCandidates = 4 * kMostChunkRows;
+struct Scratch;  // one thread's working memory: scratch.h
 
 // A piece of work for one thread: queries [q_begin, q_end) against documents [begin, end); or, when pairs are
 // listed, the pairs order[begin .. end).
-struct Unit {
+struct Task {
   int64_t q_begin, q_end;
   int64_t begin, end;
 };
@@ -151,7 +75,7 @@ struct ScoreJob {
 };
 
 // Gradients of sum(grad_scores * scores). Each side is done alone: the side's items are the owners of the
-// rows that are written, so that no two units write the same element.
+// rows that are written, so that no two tasks write the same element.
 struct BackwardJob {
   const Problem* problem;
   bool to_queries;
@@ -162,7 +86,7 @@ struct BackwardJob {
 };
 
 // The pairs order[begin .. end) into the columns [column_begin, column_end) of the gradient.
-struct BackwardUnit {
+struct BackwardTask {
   int64_t begin, end;
   int64_t column_begin, column_end;
 };
@@ -182,9 +106,9 @@ struct Tier {
   int64_t panel_lanes;
   int64_t panel_rows;
   int64_t narrow_bytes;  // narrow rows are padded to a multiple of this; 0: the tier has no narrow numbers
-  void (*score)(const ScoreJob&, const Unit&, Scratch&);
-  void (*score_argmax)(const ScoreJob&, const Unit&, Scratch&);
-  void (*backward)(const BackwardJob&, const BackwardUnit&, Scratch&);
+  void (*score)(const ScoreJob&, const Task&, Scratch&);
+  void (*score_argmax)(const ScoreJob&, const Task&, Scratch&);
+  void (*backward)(const BackwardJob&, const BackwardTask&, Scratch&);
   const Product* products;  // float32 first, ended by dtype null
   float (*read)(const float* data, int64_t count);
   // Null, or asks the operating system for what the tier needs: null, or the reason why it was refused.

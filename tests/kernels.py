@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # These are the module of Python; the others know nothing of it.
-MODULE = {ROOT / "csrc/bindings.cpp", ROOT / "csrc/tensors.cpp"}
-SOURCES = [ROOT / "tests/cpp/kernels.cpp", *sorted(set(ROOT.glob("csrc/*.cpp")) - MODULE)]
+MODULE = {ROOT / "csrc/host/bindings.cpp", ROOT / "csrc/host/tensors.cpp"}
+SOURCES = [ROOT / "tests/cpp/kernels.cpp", *sorted(set(ROOT.glob("csrc/*/*.cpp")) - MODULE)]
 CXX = shlex.split(os.environ.get("CXX", "c++"))
 
 
@@ -30,7 +30,7 @@ def compiled(sources: Sequence[Path], flags: Sequence[str], folder: Path, compil
 
     def compile_one(source: Path) -> Path:
         to = folder / f"{source.stem}.o"
-        output_of(*compiler, "-std=c++17", "-pthread", *flags, "-c", source, "-o", to)
+        output_of(*compiler, "-std=c++17", "-pthread", f"-I{ROOT / 'csrc'}", *flags, "-c", source, "-o", to)
         return to
 
     with ThreadPoolExecutor(os.cpu_count()) as executor:

@@ -32,7 +32,7 @@ def test_amx_over_the_model(tmp_path: Path) -> None:
     """The whole of kernels.cpp, and amx_tier.cpp, under AddressSanitizer."""
     flags = [*sanitized("address,undefined", tmp_path), f'-DCF_AMX_MODEL="{MODEL / "amx_tiles.h"}"']
     programs = {name: ROOT / f"tests/cpp/{name}.cpp" for name in ("kernels", "amx_tier")}
-    sources = {*SOURCES, *programs.values(), MODEL / "model.cpp"} - {ROOT / "csrc/amx_permission.cpp"}
+    sources = {*SOURCES, *programs.values(), MODEL / "model.cpp"} - {ROOT / "csrc/host/amx_permission.cpp"}
     objects = compiled(sorted(sources), flags, tmp_path)
     for name in programs:
         others = [o for o in objects if o.stem == name or o.stem not in programs]

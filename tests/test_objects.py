@@ -28,8 +28,8 @@ def output_of(*command: str | Path) -> str:
 
 
 def built(tier: str, optimisation: str, folder: Path) -> Path:
-    flags = ["-std=c++17", optimisation, "-Wall", "-Wextra", "-fvisibility=hidden", "-fPIC"]
-    output_of(*CXX, *flags, "-c", ROOT / "csrc" / f"{tier}.cpp", "-o", folder / f"{tier}.o")
+    flags = ["-std=c++17", optimisation, "-Wall", "-Wextra", "-fvisibility=hidden", "-fPIC", f"-I{ROOT / 'csrc'}"]
+    output_of(*CXX, *flags, "-c", ROOT / "csrc/tiers" / f"{tier}.cpp", "-o", folder / f"{tier}.o")
     return folder / f"{tier}.o"
 
 

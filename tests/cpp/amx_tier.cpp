@@ -11,9 +11,9 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/dispatch.h"
-#include "../../csrc/maxsim.h"
 #include "amx_model/model.h"
+#include "host/dispatch.h"
+#include "maxsim.h"
 
 namespace {
 
@@ -214,7 +214,7 @@ void check_configuration_is_restored() {
     TileConfig now;
     amx_model::store_config(now);
     check(now.palette == 0, "a configuration is left behind");
-    // run() scores twice, each in one unit.
+    // run() scores twice, each in one task.
     check(amx_model::counts().config_loads == before.config_loads + 2, "a configuration for each tile");
     check(amx_model::counts().releases == before.releases + 2, "tiles are not released");
     check(amx_model::counts().products > before.products, "no product by tiles");

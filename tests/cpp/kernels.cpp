@@ -5,7 +5,7 @@
 // what goes past the end under an emulator too. (AddressSanitizer does not see the masked loads of AVX-512:
 // the guard pages do.) From the root of the repository:
 //
-//   FILES="tests/cpp/kernels.cpp $(ls csrc/*.cpp | grep -v bindings)"
+//   FILES="tests/cpp/kernels.cpp $(ls csrc/*/*.cpp | grep -v -e bindings -e tensors)"
 //   c++ -std=c++17 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all $FILES -o kernels
 //   c++ -std=c++17 -O1 -g -pthread -fsanitize=thread -fno-sanitize-recover=all $FILES -o kernels
 //
@@ -41,9 +41,9 @@
 #endif
 #endif
 
-#include "../../csrc/dispatch.h"
-#include "../../csrc/maxsim.h"
-#include "../../csrc/threads.h"
+#include "host/dispatch.h"
+#include "host/threads.h"
+#include "maxsim.h"
 
 namespace {
 

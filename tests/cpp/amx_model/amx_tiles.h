@@ -1,4 +1,5 @@
-// csrc/amx_tiles.h over the model: what -DCF_AMX_MODEL='"<this file>"' makes csrc/amx.cpp include instead.
+// csrc/tiers/amx_tiles.h over the model: what -DCF_AMX_MODEL='"<this file>"' makes csrc/tiers/amx.cpp include
+// instead.
 
 #pragma once
 

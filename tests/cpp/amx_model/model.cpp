@@ -1,4 +1,4 @@
-// Takes the place of csrc/amx_permission.cpp too. What an instruction does: Intel SDM volume 2.
+// Takes the place of csrc/host/amx_permission.cpp too. What an instruction does: Intel SDM volume 2.
 #include "model.h"
 
 #include <atomic>
@@ -8,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "../../../csrc/amx_permission.h"
+#include "host/amx_permission.h"
 
 namespace colbert_fast {
 namespace amx_model {

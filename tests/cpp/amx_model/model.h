@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../../../csrc/amx_config.h"
+#include "tiers/amx_config.h"
 
 namespace colbert_fast {
 namespace amx_model {

@@ -4,8 +4,9 @@
 
 #pragma once
 
-#include "neon_isa.h"
-#include "tile.h"
+#include "tiers/neon_isa.h"
+
+#include "per_tier/tile.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {

@@ -1,14 +1,15 @@
 // AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier, with documents
 // screened in int8.
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_AARCH64_DOT
 CF_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 CF_IN_PROGRAM_ORDER_BEGIN
 
-#include "neon_dotprod.h"
+#include "tiers/neon_dotprod.h"
 
 namespace colbert_fast {
 namespace {
@@ -30,7 +31,7 @@ struct Narrow : Int8Narrow {
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 CF_IN_PROGRAM_ORDER_END
 CF_TARGET_END

@@ -1,11 +1,11 @@
-// What a tier does with a unit of work: packs queries, walks documents, sums maxima, writes gradients.
+// What a tier does with a task: packs queries, walks documents, sums maxima, writes gradients.
 // Included inside the tier's target region, over its Isa, of which tile.h says what it is, and its Narrow, of
 // which screen.h does; a tier that multiplies nothing but float32 has NoNarrow. tier_of() is what the tier
 // then is.
 
 #pragma once
 
-#include "screen.h"
+#include "per_tier/screen.h"
 
 namespace colbert_fast {
 namespace {
@@ -301,14 +301,14 @@ inline void emit(const ScoreJob& job, int64_t pair, int64_t index, bool has_toke
 }
 
 template <typename T, bool kArgmax>
-void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
+void score_task(const ScoreJob& job, const Task& task, Scratch& s) {
   const Problem& p = *job.problem;
   // A document counts as work even without a token: 64 multiply-adds, and one for each number of its argmax.
   const int64_t least = 64 + (job.argmax != nullptr ? p.max_lq : 0);
-  for (int64_t i = u.begin; i < u.end && !given_up(least, s); ++i) {
+  for (int64_t i = task.begin; i < task.end && !given_up(least, s); ++i) {
     const int64_t pair = job.order != nullptr ? job.order[i] : 0;
-    const int64_t q_begin = job.order != nullptr ? p.pairs[2 * pair] : u.q_begin;
-    const int64_t q_end = job.order != nullptr ? q_begin + 1 : u.q_end;
+    const int64_t q_begin = job.order != nullptr ? p.pairs[2 * pair] : task.q_begin;
+    const int64_t q_end = job.order != nullptr ? q_begin + 1 : task.q_end;
     const int64_t d = job.order != nullptr ? p.pairs[2 * pair + 1] : i;
     pack_queries(p, q_begin, q_end, s);
     const bool has_tokens = document<T, kArgmax>(p, d, s.segment[q_end - q_begin], s);
@@ -320,27 +320,27 @@ void score_unit(const ScoreJob& job, const Unit& u, Scratch& s) {
 }
 
 template <bool kArgmax>
-void score_any(const ScoreJob& job, const Unit& u, Scratch& s) {
+void score_any(const ScoreJob& job, const Task& task, Scratch& s) {
   switch (job.problem->d.dtype) {
     case DType::kFloat32:
-      return score_unit<float, kArgmax>(job, u, s);
+      return score_task<float, kArgmax>(job, task, s);
     case DType::kBFloat16:
-      return score_unit<BFloat16, kArgmax>(job, u, s);
+      return score_task<BFloat16, kArgmax>(job, task, s);
     case DType::kFloat16:
-      return score_unit<Float16, kArgmax>(job, u, s);
+      return score_task<Float16, kArgmax>(job, task, s);
     case DType::kInt8:
-      return score_unit<int8_t, kArgmax>(job, u, s);
+      return score_task<int8_t, kArgmax>(job, task, s);
   }
 }
 
 // T is the dtype of the other side. grad[owner's row] += grad_score * (the other side's row), pair after pair
 // and token after token, so that the order of the additions to one element is fixed.
 template <typename T>
-void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
+void backward_task(const BackwardJob& job, const BackwardTask& task, Scratch& s) {
   const Problem& p = *job.problem;
   const Tokens& other = job.to_queries ? p.d : p.q;
-  const int64_t columns = u.column_end - u.column_begin;
-  for (int64_t i = u.begin; i < u.end; ++i) {
+  const int64_t columns = task.column_end - task.column_begin;
+  for (int64_t i = task.begin; i < task.end; ++i) {
     const int64_t pair = job.order[i];
     const int64_t q = !p.all_pairs ? p.pairs[2 * pair] : pair / p.d.count;
     const int64_t d = !p.all_pairs ? p.pairs[2 * pair + 1] : pair % p.d.count;
@@ -351,9 +351,9 @@ void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
       if (j < 0 || j >= p.d.lengths[d]) continue;
       const int64_t q_row = p.q.starts[q] + t;
       const int64_t d_row = p.d.starts[d] + j;
-      float* to = job.grad + (job.to_queries ? q_row : d_row) * p.dim + u.column_begin;
+      float* to = job.grad + (job.to_queries ? q_row : d_row) * p.dim + task.column_begin;
       const T* from = static_cast<const T*>(other.data) +
-                      (job.to_queries ? d_row : q_row) * other.row_stride + u.column_begin;
+                      (job.to_queries ? d_row : q_row) * other.row_stride + task.column_begin;
       const float* values = widened(from, other.scales, d_row, columns, s.rows);
       for (int64_t k = 0; k < columns; ++k) to[k] += scale * values[k];
       if (given_up(columns, s)) return;
@@ -361,16 +361,16 @@ void backward_unit(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
   }
 }
 
-inline void backward_any(const BackwardJob& job, const BackwardUnit& u, Scratch& s) {
+inline void backward_any(const BackwardJob& job, const BackwardTask& task, Scratch& s) {
   switch (job.to_queries ? job.problem->d.dtype : job.problem->q.dtype) {
     case DType::kFloat32:
-      return backward_unit<float>(job, u, s);
+      return backward_task<float>(job, task, s);
     case DType::kBFloat16:
-      return backward_unit<BFloat16>(job, u, s);
+      return backward_task<BFloat16>(job, task, s);
     case DType::kFloat16:
-      return backward_unit<Float16>(job, u, s);
+      return backward_task<Float16>(job, task, s);
     case DType::kInt8:
-      return backward_unit<int8_t>(job, u, s);
+      return backward_task<int8_t>(job, task, s);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "dispatch.h"
+#include "host/dispatch.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,7 +8,8 @@
 #include <numeric>
 #include <vector>
 
-#include "threads.h"
+#include "host/threads.h"
+#include "scratch.h"
 
 namespace colbert_fast {
 
@@ -29,14 +30,14 @@ Counters& counters(const Tier& tier) {
   return g_counters[index];
 }
 
-// A block of queries is packed once and meets every document of a unit: 256 KiB leaves most of an L2 cache of
+// A block of queries is packed once and meets every document of a task: 256 KiB leaves most of an L2 cache of
 // 1 MiB to the documents.
 constexpr int64_t kPackedBytes = 256 * 1024;
 // Document rows that meet all panels of a block before the next rows are read: with one panel of 16 KiB they
 // fit an L1 cache of 48 KiB.
 constexpr int64_t kRowBytes = 18 * 1024;
-// Units per thread: one that the system holds up keeps an eighth of its share from the others.
-constexpr int64_t kUnitsPerThread = 8;
+// Tasks per thread: one that the system holds up keeps an eighth of its share from the others.
+constexpr int64_t kTasksPerThread = 8;
 // Less work than this is not worth waking a thread for: about 20 us of one core at 100 GFLOP/s.
 constexpr double kSerialFlops = 2e6;
 
@@ -184,15 +185,15 @@ double flops(const Problem& p) {
 }
 
 struct Plan {
-  std::vector<Unit> units;
+  std::vector<Task> tasks;
   std::vector<int64_t> order;
   int64_t lanes = 0;    // the most query tokens packed together
   int64_t queries = 0;  // and of how many queries
 };
 
-// Blocks of whole queries, and ranges of documents. Units of one block follow one another, so that a thread
+// Blocks of whole queries, and ranges of documents. Tasks of one block follow one another, so that a thread
 // keeps what it has packed. How it is cut does not change any score.
-void plan_all_pairs(const Problem& p, int64_t wanted_units, Plan& plan) {
+void plan_all_pairs(const Problem& p, int64_t wanted_tasks, Plan& plan) {
   const int64_t lane_bytes = std::max<int64_t>(1, p.dim * static_cast<int64_t>(sizeof(float)));
   const int64_t lane_budget = std::max<int64_t>(1, kPackedBytes / lane_bytes);
   std::vector<int64_t> cuts = {0};
@@ -208,23 +209,23 @@ void plan_all_pairs(const Problem& p, int64_t wanted_units, Plan& plan) {
   }
   cuts.push_back(p.q.count);
   const int64_t blocks = static_cast<int64_t>(cuts.size()) - 1;
-  const int64_t ranges = std::min(p.d.count, std::max<int64_t>(1, wanted_units / blocks));
+  const int64_t ranges = std::min(p.d.count, std::max<int64_t>(1, wanted_tasks / blocks));
   for (int64_t b = 0; b < blocks; ++b) {
     for (int64_t r = 0; r < ranges; ++r) {
-      plan.units.push_back({cuts[static_cast<size_t>(b)], cuts[static_cast<size_t>(b + 1)],
+      plan.tasks.push_back({cuts[static_cast<size_t>(b)], cuts[static_cast<size_t>(b + 1)],
                             p.d.count * r / ranges, p.d.count * (r + 1) / ranges});
     }
   }
 }
 
-// Pairs sorted by query: a query is packed once for all of its documents in a unit.
-void plan_pair_list(const Problem& p, int64_t wanted_units, Plan& plan) {
+// Pairs sorted by query: a query is packed once for all of its documents in a task.
+void plan_pair_list(const Problem& p, int64_t wanted_tasks, Plan& plan) {
   plan.order = group_by(p.num_pairs, p.q.count, [&](int64_t i) { return p.pairs[2 * i]; }).order;
   for (int64_t q = 0; q < p.q.count; ++q) plan.lanes = std::max(plan.lanes, p.q.lengths[q]);
   plan.queries = 1;
-  const int64_t units = std::min(p.num_pairs, wanted_units);
-  for (int64_t u = 0; u < units; ++u) {
-    plan.units.push_back({0, 0, p.num_pairs * u / units, p.num_pairs * (u + 1) / units});
+  const int64_t tasks = std::min(p.num_pairs, wanted_tasks);
+  for (int64_t u = 0; u < tasks; ++u) {
+    plan.tasks.push_back({0, 0, p.num_pairs * u / tasks, p.num_pairs * (u + 1) / tasks});
   }
 }
 
@@ -258,23 +259,23 @@ struct Met {
 
 Met run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float* scores, int32_t* argmax,
         float* maxima, Interrupt& interrupt) {
-  threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(plan.units.size())));
+  threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(plan.tasks.size())));
   Workspace workspace(p, tier, plan.lanes, plan.queries, threads, interrupt);
 
   struct Context {
     ScoreJob job;
     const Plan* plan;
     Workspace* workspace;
-    void (*run)(const ScoreJob&, const Unit&, Scratch&);
+    void (*run)(const ScoreJob&, const Task&, Scratch&);
   } context = {{&p, p.all_pairs ? nullptr : plan.order.data(), scores, argmax, maxima},
                &plan,
                &workspace,
                argmax != nullptr ? tier.score_argmax : tier.score};
-  const auto unit = [](void* opaque, int64_t number, int worker) {
+  const auto task = [](void* opaque, int64_t number, int worker) {
     const Context& c = *static_cast<Context*>(opaque);
-    c.run(c.job, c.plan->units[static_cast<size_t>(number)], (*c.workspace)[worker]);
+    c.run(c.job, c.plan->tasks[static_cast<size_t>(number)], (*c.workspace)[worker]);
   };
-  parallel_for(static_cast<int64_t>(plan.units.size()), threads, unit, &context, interrupt);
+  parallel_for(static_cast<int64_t>(plan.tasks.size()), threads, task, &context, interrupt);
   counters(tier).chunks_screened.fetch_add(workspace.chunks_screened());
   return {workspace.saw_empty_document(), workspace.redone()};
 }
@@ -365,10 +366,10 @@ bool join_parts(const Problem& p, const Parts& cut, const PartScores& in, float*
 }
 
 // Which lanes of bfloat16 are done again in float32 is up to the whole document: if any is, it is not cut.
-bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64_t wanted_units, int threads,
+bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64_t wanted_tasks, int threads,
                     float* scores, int32_t* argmax, Interrupt& interrupt) {
   const int64_t pairs = pairs_of(p);
-  const Parts cut = cut_documents(p, (wanted_units + pairs - 1) / pairs);
+  const Parts cut = cut_documents(p, (wanted_tasks + pairs - 1) / pairs);
   Problem parts = p;
   parts.d.starts = cut.starts.data();
   parts.d.lengths = cut.lengths.data();
@@ -409,15 +410,15 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
     return score(*tier.wide, p, threads, scores, argmax, interrupt);
   counters(tier).calls.fetch_add(1);
   if (flops(p) < kSerialFlops) threads = 1;
-  const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
+  const int64_t wanted_tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   Plan plan;
   if (p.all_pairs) {
-    plan_all_pairs(p, wanted_units, plan);
+    plan_all_pairs(p, wanted_tasks, plan);
   } else {
-    plan_pair_list(p, wanted_units, plan);
+    plan_pair_list(p, wanted_tasks, plan);
   }
-  if (static_cast<int64_t>(plan.units.size()) < threads)
-    return score_in_parts(tier, p, plan, wanted_units, threads, scores, argmax, interrupt);
+  if (static_cast<int64_t>(plan.tasks.size()) < threads)
+    return score_in_parts(tier, p, plan, wanted_tasks, threads, scores, argmax, interrupt);
   return run(tier, p, plan, threads, scores, argmax, nullptr, interrupt).empty_document;
 }
 
@@ -441,38 +442,38 @@ void backward(const Tier& tier, const Problem& p, int threads, bool to_queries, 
 
   const double axpy_flops = 2.0 * static_cast<double>(pairs) * static_cast<double>(p.max_lq * p.dim);
   if (axpy_flops < kSerialFlops) threads = 1;
-  const int64_t wanted_units = threads == 1 ? 1 : threads * kUnitsPerThread;
+  const int64_t wanted_tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   constexpr int64_t kLine = 16;  // floats
   const int64_t column_blocks =
-      std::max<int64_t>(1, std::min((p.dim + kLine - 1) / kLine, wanted_units / std::max<int64_t>(count, 1)));
+      std::max<int64_t>(1, std::min((p.dim + kLine - 1) / kLine, wanted_tasks / std::max<int64_t>(count, 1)));
   const int64_t columns = round_up((p.dim + column_blocks - 1) / column_blocks, kLine);
-  const int64_t groups_per_unit = std::max<int64_t>(1, count / wanted_units);
-  std::vector<BackwardUnit> units;
-  for (int64_t g = 0; g < count; g += groups_per_unit) {
+  const int64_t groups_per_task = std::max<int64_t>(1, count / wanted_tasks);
+  std::vector<BackwardTask> tasks;
+  for (int64_t g = 0; g < count; g += groups_per_task) {
     const int64_t begin = groups.first[static_cast<size_t>(g)];
-    const int64_t end = groups.first[static_cast<size_t>(std::min(count, g + groups_per_unit))];
+    const int64_t end = groups.first[static_cast<size_t>(std::min(count, g + groups_per_task))];
     for (int64_t c = 0; c < p.dim && begin < end; c += columns) {
-      units.push_back({begin, end, c, std::min(p.dim, c + columns)});
+      tasks.push_back({begin, end, c, std::min(p.dim, c + columns)});
     }
   }
-  if (units.empty()) return;
-  threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(units.size())));
+  if (tasks.empty()) return;
+  threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(tasks.size())));
   Workspace workspace(p, tier, 1, 1, threads, interrupt);
 
   struct Context {
     BackwardJob job;
-    const BackwardUnit* units;
+    const BackwardTask* tasks;
     Workspace* workspace;
-    void (*run)(const BackwardJob&, const BackwardUnit&, Scratch&);
+    void (*run)(const BackwardJob&, const BackwardTask&, Scratch&);
   } context = {{&p, to_queries, grad_scores, argmax, groups.order.data(), grad},
-               units.data(),
+               tasks.data(),
                &workspace,
                tier.backward};
-  const auto run = [](void* opaque, int64_t unit, int worker) {
+  const auto run = [](void* opaque, int64_t task, int worker) {
     const Context& c = *static_cast<Context*>(opaque);
-    c.run(c.job, c.units[unit], (*c.workspace)[worker]);
+    c.run(c.job, c.tasks[task], (*c.workspace)[worker]);
   };
-  parallel_for(static_cast<int64_t>(units.size()), threads, run, &context, interrupt);
+  parallel_for(static_cast<int64_t>(tasks.size()), threads, run, &context, interrupt);
 }
 
 }  // namespace colbert_fast

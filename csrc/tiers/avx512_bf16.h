@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "avx512_vnni.h"
+#include "tiers/avx512_vnni.h"
 
 namespace colbert_fast {
 namespace {

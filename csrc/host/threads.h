@@ -1,5 +1,5 @@
 // The only threading of the extension: a pool of workers that help the calling thread through a list of
-// units.
+// tasks.
 #pragma once
 
 #include <atomic>
@@ -32,8 +32,8 @@ class Interrupt {
   // Whether the calling thread has heard something. On any thread.
   bool heard() const { return heard_.load(std::memory_order_relaxed); }
 
-  // Says that units were lost, or whether they were: a handler of signals forked, and the threads that had
-  // these units are in the parent. On the calling thread only.
+  // Says that tasks were lost, or whether they were: a handler of signals forked, and the threads that had
+  // these tasks are in the parent. On the calling thread only.
   void lose() { lost_ = true; }
   bool lost() const { return lost_; }
 
@@ -45,7 +45,7 @@ class Interrupt {
   bool lost_ = false;
 };
 
-// Calls run(context, unit, worker) once for every unit in [0, units), on at most `threads` threads, the
+// Calls run(context, task, worker) once for every task in [0, tasks), on at most `threads` threads, the
 // calling one among them. `worker` is in [0, threads) and names the thread for the length of this call. Units
 // are handed out in order, to whoever is free, until `interrupt` says that the call is given up. `run` must
 // not throw.
@@ -54,7 +54,7 @@ class Interrupt {
 // with the process. A forked child starts its own pool. While one Python thread uses the pool, a call from
 // another runs by itself. The pool has as many workers as the largest call so far had use for. If the system
 // refuses a thread, the work is done by those there are.
-void parallel_for(int64_t units, int threads, void (*run)(void* context, int64_t unit, int worker),
+void parallel_for(int64_t tasks, int threads, void (*run)(void* context, int64_t task, int worker),
                   void* context, Interrupt& interrupt);
 
 // Threads this process has started so far, for `colbert-fast info` and the tests.

@@ -1,7 +1,7 @@
 // The kernel saves the tile registers, 8 KiB a thread, only for processes that ask: they would not fit signal
 // stacks of the size that programs have always had. Numbers and rules: Linux,
 // Documentation/arch/x86/xstate.rst.
-#include "amx_permission.h"
+#include "host/amx_permission.h"
 
 #if CF_AMX
 #include <errno.h>
@@ -11,7 +11,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #endif
 
 namespace colbert_fast {

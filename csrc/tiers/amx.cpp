@@ -19,19 +19,20 @@
 // Rows that are no multiple of 64 bytes are copied and padded by screen.h. A number of rows that is no
 // multiple of 16 is covered by a last tile that overlaps the one before, whose products are the same a second
 // time; fewer than 16 rows are copied, 64 bytes of each at a time. Nothing is read past a row.
-#include "amx_permission.h"
-#include "cpu_features.h"
+#include "host/amx_permission.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_AMX
 CF_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-#include "avx512_bf16.h"
+#include "tiers/avx512_bf16.h"
 #ifdef CF_AMX_MODEL  // tests/cpp/amx_model
 #include CF_AMX_MODEL
 #else
-#include "amx_tiles.h"
+#include "tiers/amx_tiles.h"
 #endif
 
 namespace colbert_fast {
@@ -315,13 +316,13 @@ struct Narrow : Int8Narrow {
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 namespace colbert_fast {
 namespace {
 
 template <bool kArgmax>
-void score_configured(const ScoreJob& job, const Unit& unit, Scratch& scratch) {
+void score_configured(const ScoreJob& job, const Task& unit, Scratch& scratch) {
   const Configured tiles;
   score_any<kArgmax>(job, unit, scratch);
 }

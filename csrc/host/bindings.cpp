@@ -9,12 +9,12 @@
 #include <string>
 #include <thread>
 
-#include "dispatch.h"
-#include "limits.h"
-#include "masks.h"
+#include "host/dispatch.h"
+#include "host/limits.h"
+#include "host/masks.h"
+#include "host/tensors.h"
+#include "host/threads.h"
 #include "maxsim.h"
-#include "tensors.h"
-#include "threads.h"
 
 namespace colbert_fast {
 namespace {

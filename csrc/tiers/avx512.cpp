@@ -1,12 +1,13 @@
 // x86-64 with AVX-512 F, BW, DQ, VL (Skylake-X and later, Zen 4 and later).
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_X86_64
 CF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-#include "avx512_isa.h"
+#include "tiers/avx512_isa.h"
 
 namespace colbert_fast {
 namespace {
@@ -14,7 +15,7 @@ using Narrow = NoNarrow;
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 CF_TARGET_END
 

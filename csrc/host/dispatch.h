@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "host/threads.h"
 #include "maxsim.h"
-#include "threads.h"
 
 namespace colbert_fast {
 

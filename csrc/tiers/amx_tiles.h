@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "amx_config.h"
+#include "tiers/amx_config.h"
 
 namespace colbert_fast {
 namespace {

@@ -1,13 +1,14 @@
 // x86-64 with AVX-512 and AVX512-VNNI (Cascade Lake, Ice Lake and later, Zen 4 and later): the avx512 tier,
 // with documents screened in int8.
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_X86_64
 CF_TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-#include "avx512_vnni.h"
+#include "tiers/avx512_vnni.h"
 
 namespace colbert_fast {
 namespace {
@@ -24,7 +25,7 @@ struct Narrow : RaisedInt8Narrow {
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 CF_TARGET_END
 

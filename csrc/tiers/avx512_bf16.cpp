@@ -4,14 +4,15 @@
 // vdpbf16ps multiplies two pairs of bfloat16 and adds both products to a float32. On Zen 5 it issues as often
 // as an FMA, which makes it twice as fast; on Sapphire Rapids a prototype found it slower than that. Each of
 // the two additions rounds once at most: a block has the roundings of one by multiply-adds.
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_X86_64
 CF_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-#include "avx512_vnni.h"
+#include "tiers/avx512_vnni.h"
 
 namespace colbert_fast {
 namespace {
@@ -52,7 +53,7 @@ struct Narrow : RaisedInt8Narrow {
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 CF_TARGET_END
 

@@ -1,12 +1,13 @@
 // AArch64: its baseline has NEON with FMA and binary16 conversion, so every such processor runs this.
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_AARCH64
 CF_IN_PROGRAM_ORDER_BEGIN
 
-#include "neon_isa.h"
+#include "tiers/neon_isa.h"
 
 namespace colbert_fast {
 namespace {
@@ -14,7 +15,7 @@ using Narrow = NoNarrow;
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 CF_IN_PROGRAM_ORDER_END
 

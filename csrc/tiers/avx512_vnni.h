@@ -8,8 +8,9 @@
 
 #pragma once
 
-#include "avx512_isa.h"
-#include "tile.h"
+#include "tiers/avx512_isa.h"
+
+#include "per_tier/tile.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {

@@ -9,15 +9,17 @@
 // Documents are stored as d + 128, which adds 128 * (the sum of a lane's numbers) to the lane's products: the
 // offset of Bounds takes it off again. It does not saturate: int32 holds every sum of at most
 // kMostScreenedDim products, of which screen.h has the proof.
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_AVX_VNNI
 CF_TARGET_BEGIN("avxvnni,avx2,fma,f16c")
 
-#include "avx2_isa.h"
-#include "tile.h"
+#include "tiers/avx2_isa.h"
+
+#include "per_tier/tile.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {
@@ -152,7 +154,7 @@ struct Narrow {
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 CF_TARGET_END
 

@@ -2,7 +2,7 @@
 // and what a tier has to offer as N.
 #pragma once
 
-#include "tile.h"
+#include "per_tier/tile.h"
 
 namespace colbert_fast {
 namespace {

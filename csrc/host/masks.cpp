@@ -1,4 +1,4 @@
-#include "masks.h"
+#include "host/masks.h"
 
 #include <cstring>
 

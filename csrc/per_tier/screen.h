@@ -89,7 +89,7 @@
 
 #pragma once
 
-#include "narrow.h"
+#include "per_tier/narrow.h"
 
 namespace colbert_fast {
 namespace {

@@ -16,15 +16,16 @@
 // so that a block of 128 numbers errs by at most 65 of them, as much as 130 of a float32 chain, whose blocks
 // have 128: SUMS in tile.h has room for two more. Denormal inputs count as zero, and denormal products and
 // sums, four for two numbers, become zero: the 2n of A in screen.h.
-#include "cpu_features.h"
+#include "host/cpu_features.h"
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 #if CF_AARCH64_DOT
 CF_TARGET_BEGIN("arch=armv8.2-a+dotprod+bf16+i8mm")
 CF_IN_PROGRAM_ORDER_BEGIN
 
-#include "neon_dotprod.h"
+#include "tiers/neon_dotprod.h"
 
 namespace colbert_fast {
 namespace {
@@ -144,7 +145,7 @@ struct Narrow : Int8Narrow {
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 CF_IN_PROGRAM_ORDER_END
 CF_TARGET_END

@@ -1,4 +1,4 @@
-#include "tensors.h"
+#include "host/tensors.h"
 
 #include <algorithm>
 #include <limits>

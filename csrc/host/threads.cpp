@@ -1,4 +1,4 @@
-#include "threads.h"
+#include "host/threads.h"
 
 #include <atomic>
 #include <cfenv>
@@ -20,14 +20,14 @@ namespace colbert_fast {
 namespace {
 
 // How long a caller that is done watches for its workers to be done before it sleeps. Workers that started
-// together end within one unit of each other, tens of microseconds in a short call, and a sleeper takes as
-// long to be woken. A call whose units are longer loses nothing that it would notice.
+// together end within one task of each other, tens of microseconds in a short call, and a sleeper takes as
+// long to be woken. A call whose tasks are longer loses nothing that it would notice.
 constexpr std::chrono::microseconds kWatch{100};
 
 struct Job {
   void (*run)(void*, int64_t, int);
   void* context;
-  int64_t units;
+  int64_t tasks;
   // The caller's rounding mode and treatment of denormals (torch.set_flush_denormal): what a score is must
   // not depend on who computes it.
   std::fenv_t environment;
@@ -35,9 +35,9 @@ struct Job {
   std::atomic<int64_t> next{0};
 
   void work(int worker) {
-    for (int64_t unit = next.fetch_add(1); unit < units; unit = next.fetch_add(1)) {
+    for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) {
       if (worker == 0 ? interrupt->look() : interrupt->heard()) return;
-      run(context, unit, worker);
+      run(context, task, worker);
     }
   }
 };
@@ -168,14 +168,14 @@ Pool& pool() {
 
 }  // namespace
 
-void parallel_for(int64_t units, int threads, void (*run)(void*, int64_t, int), void* context,
+void parallel_for(int64_t tasks, int threads, void (*run)(void*, int64_t, int), void* context,
                   Interrupt& interrupt) {
   Job job;
   job.run = run;
   job.context = context;
-  job.units = units;
+  job.tasks = tasks;
   job.interrupt = &interrupt;
-  if (threads > units) threads = static_cast<int>(units);
+  if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads > 1) {
     Pool& workers = pool();
     if (workers.try_enter()) {

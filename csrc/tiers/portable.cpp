@@ -3,6 +3,7 @@
 // Tile: 4 document rows x 2 vectors of 4 query tokens, the register file of SSE2 or NEON, which compilers
 // find by themselves: 8 accumulators + 2 query vectors + 1 broadcast = 11 of 16.
 #include "maxsim.h"
+#include "scratch.h"
 #include "target.h"
 
 namespace colbert_fast {
@@ -105,7 +106,7 @@ using Narrow = NoNarrow;
 }  // namespace
 }  // namespace colbert_fast
 
-#include "loop.h"
+#include "per_tier/loop.h"
 
 namespace colbert_fast {
 namespace {
