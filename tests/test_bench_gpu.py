@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import colbert_fast as cf
-from benchmarks import machine, report
-from benchmarks.contender import Contender, Prepared
+from benchmarks import machine, peaks, report
+from benchmarks.contender import Contender, Prepared, right_gradients
 from benchmarks.cuda import __main__ as command
 from benchmarks.cuda import ahead, first_call, worker
 from benchmarks.cuda.contenders import CONTENDERS
@@ -28,7 +28,6 @@ from benchmarks.cuda.wheels import unpack
 from benchmarks.cuda.worker import CRASHED, Worker
 from benchmarks.recorder import Recorder
 from benchmarks.tables import SECTIONS
-from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -247,7 +246,7 @@ def test_the_gradients_of_the_definition_are_those_of_autograd() -> None:
     queries, rows = inputs.queries.clone().requires_grad_(), inputs.rows.clone().requires_grad_()
     for document in rows.split(inputs.lengths.tolist()):
         torch.einsum("qid,jd->qij", queries, document).amax(-1).sum().backward()
-    for_queries, for_rows = inputs.gradients()
+    for_queries, for_rows = right_gradients(inputs)
     torch.testing.assert_close(for_queries.view_as(queries), queries.grad)
     torch.testing.assert_close(for_rows, rows.grad)
 
@@ -536,7 +535,7 @@ def test_the_report_of_a_gpu_needs_no_more_than_its_file(journal: Journal, tmp_p
     size, seconds = written["workloads"][0]["bytes"], results(written["workloads"][0])["colbert_fast torch"]["seconds"]
     share = 100 * size / 3e12 / seconds["p50"]
     assert f"{share:.2g}"[:3] in page and "memory" in page
-    assert (tmp_path / "results" / "a-gpu.svg").is_file()
+    assert (tmp_path / "docs" / "images" / "a-gpu.svg").is_file()
 
 
 PEERS = """
@@ -580,7 +579,7 @@ def test_the_adapters_of_peers_agree_with_the_definition() -> None:
 
 @pytest.mark.cuda
 def test_limits_are_plausible() -> None:
-    found = bench.cuda_limits(2048, 2**28, 3)
+    found = peaks.cuda_limits(2048, 2**28, 3)
     assert 1e10 < found["read_bytes_per_s"]["cuda"] < 1e14
     assert set(found["flops_per_s"]) == {"bfloat16", "float16", "tf32", "float32"}
     assert all(1e11 < rates["cuda"] < 1e16 for rates in found["flops_per_s"].values())

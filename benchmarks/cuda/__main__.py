@@ -27,7 +27,7 @@ from benchmarks.cuda import ahead
 from benchmarks.cuda.first_call import caches
 from benchmarks.cuda.journal import Journal
 from benchmarks.cuda.wheels import unpack
-from benchmarks.figures import best, family, ms, rate, ratio, seconds, tiers, variant
+from benchmarks.model import Run
 from benchmarks.recorder import Recorder, as_text
 
 COMMAND = "make bench-gpu"
@@ -220,21 +220,20 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals, patience: float)
 
 def summary(report: dict[str, Any]) -> list[str]:
     """One line for every workload: ours, and how many times longer the others take."""
-    lines = []
-    for workload in report["workloads"]:
-        results = workload["results"]
-        ours = best(results, "ours")
+    run, lines = Run.of(report), []
+    for workload in run.workloads:
+        ours = workload.best("ours")
         if ours is None:
-            lines.append(f"{workload['name']}: {'no correct result of ours' if results else 'not run'}")
+            lines.append(f"{workload.name}: {'no correct result of ours' if workload.results else 'not run'}")
             continue
-        _, bound, share = rate(report, workload, ours, tiers(workload))
-        parts = [f"{workload['name']}: {ms(ours)} ms, {variant(ours)}"]
+        _, bound, share = run.rate(workload, ours, workload.tiers)
+        parts = [f"{workload.name}: {ours.ms} ms, {ours.variant}"]
         parts += [f"{share} of the {bound} limit"] if share != "-" else []
-        parts += [f"host {1e3 * ours['host']['p50']:.4f} ms"] if ours.get("host") else []
-        for name in dict.fromkeys(family(entry["contender"]) for entry in results if not entry["ours"]):
-            entries = [entry for entry in results if family(entry["contender"]) == name and not entry["wrong"]]
-            fastest = min(entries, key=seconds, default=None)
-            parts += [f"{fastest['contender']} {ratio(fastest, ours)}"] if fastest else []
+        parts += [f"host {1e3 * ours.host['p50']:.4f} ms"] if ours.host else []
+        right = sorted((r for r in workload.results if not r.ours and not r.wrong), key=lambda r: r.p50)
+        fastest = {result.family: result for result in reversed(right)}
+        names = dict.fromkeys(result.family for result in workload.results)
+        parts += [f"{fastest[name].contender} {fastest[name].ratio(ours)}" for name in names if name in fastest]
         lines.append("; ".join(parts))
     return lines
 

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import machine
-from benchmarks.contender import WRONG, Contender, Prepared, check
+from benchmarks import machine, peaks
+from benchmarks.contender import WRONG, Contender, Prepared, check, right_gradients
 from benchmarks.cuda import first_call
 from benchmarks.cuda.journal import Journal
 from benchmarks.cuda.timing import Cuda, Device, clear, interleaved, on_device
-from benchmarks.recorder import Entry, result_entry, workload_entry
+from benchmarks.model import Entry
+from benchmarks.recorder import result_entry, workload_entry
 from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
@@ -123,7 +124,7 @@ class Worker:
         inputs = workload.inputs()
         self.journal.write("workload", **workload_entry(workload, inputs))
         reference = inputs.reference()
-        gradients = inputs.gradients() if workload.backward else None
+        gradients = right_gradients(inputs) if workload.backward else None
         ready: dict[str, Ready] = {}
         for contender in contenders:
             if self.left() <= 0:
@@ -288,7 +289,7 @@ def main() -> int:
 
     device = Cuda()
     if not any(line["event"] == "run" for line in journal.lines()):
-        limits = bench.cuda_limits()
+        limits = peaks.cuda_limits()
         journal.write("run", profile="full", machine=machine.describe_gpu(threads), limits=limits)
     Worker(device, journal, device.clock() + end - time.time()).run(machine.gpu_workloads(), CONTENDERS)
     journal.write("end", state=machine.gpu_state())
