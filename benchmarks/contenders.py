@@ -112,6 +112,13 @@ def _maxsim_cpu(inputs: Inputs) -> Prepared:
     return Prepared(_each_query(inputs, lambda query: function(query, documents)))
 
 
+def _lateweave(inputs: Inputs) -> Prepared:
+    from lateweave._native import maxsim_scores_packed
+
+    rows, lengths, threads = _joined(inputs), inputs.lengths.numpy(), cf.get_num_threads()
+    return Prepared(_each_query(inputs, lambda query: maxsim_scores_packed(query, rows(), lengths, threads=threads)))
+
+
 def _numkong(inputs: Inputs) -> Prepared:
     import numkong
 
@@ -161,5 +168,6 @@ CONTENDERS = (
     _peer("sentence-transformers maxsim", sentence_transformers),
     _peer("numpy", _numpy, no_gradients, float32_only),
     _peer("maxsim-cpu", _maxsim_cpu, no_gradients, float32_only, _maxsim_cpu_query),
+    _peer("lateweave", _lateweave, no_gradients, float32_only),
     _peer("numkong", _numkong, no_gradients),
 )
