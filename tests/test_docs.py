@@ -14,6 +14,7 @@ import pytest
 from source import SOURCE, files
 
 import colbert_fast as cf
+from colbert_fast._backends import cpu
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/colbert-fast/colbert-fast"
@@ -80,12 +81,9 @@ def run(blocks: tuple[str, ...]) -> dict[str, Any]:
         for page, blocks, needs in EXAMPLES
     ],
 )
-def test_examples_run(blocks: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    threads = cf.get_num_threads()
-    try:
-        run(blocks)
-    finally:
-        cf.set_num_threads(threads)
+def test_examples_run(blocks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_num_threads", None)  # set again after the test, for an example sets it
+    run(blocks)
 
 
 def test_a_wrong_promise_is_noticed() -> None:
