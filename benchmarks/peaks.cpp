@@ -1,13 +1,15 @@
-// The rates that bound a CPU backend: how fast its instructions multiply, and how fast memory is read with them.
+// The rates that bound a CPU backend: how fast its instructions multiply, and how fast memory is read with
+// them.
 //
-// peaks.py compiles this file once for each backend, with the compiler's flags for the instructions of the backend, and
-// calls it by ctypes. Nothing here is part of the package.
+// peaks.py compiles this file once for each backend, with the compiler's flags for the instructions of the
+// backend, and calls it by ctypes. Nothing here is part of the package.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -26,101 +28,66 @@ namespace {
 // Results go here, so that the compiler cannot leave the work out.
 std::atomic<uint32_t> g_sink;
 
-// Each struct is one kind of multiply-add: its register, what a step adds to, and how many operations it counts for.
+// A kind of multiply-add: its register, the operations that a step counts for, and what a step adds to `sum`.
+#define MULTIPLY_ADD(Name, Type, flops, added)                       \
+  struct Name {                                                      \
+    using Register = Type;                                           \
+    static constexpr int kFlops = flops;                             \
+    static Register step(Register x, Register sum) { return added; } \
+  }
+
 #if defined(__AVX512F__)
 constexpr int kBytes = 64, kChains = 24;
-struct Float32 {
-  using Register = __m512;
-  static constexpr int kFlops = 2 * 16;
-  static Register step(Register x, Register sum) { return _mm512_fmadd_ps(x, x, sum); }
-};
+MULTIPLY_ADD(Float32, __m512, 2 * 16, _mm512_fmadd_ps(x, x, sum));
 #elif defined(__AVX2__)
 constexpr int kBytes = 32, kChains = 12;
-struct Float32 {
-  using Register = __m256;
-  static constexpr int kFlops = 2 * 8;
-  static Register step(Register x, Register sum) { return _mm256_fmadd_ps(x, x, sum); }
-};
+MULTIPLY_ADD(Float32, __m256, 2 * 8, _mm256_fmadd_ps(x, x, sum));
 #elif defined(__aarch64__) && !defined(PEAKS_PORTABLE)
 constexpr int kBytes = 16, kChains = 24;
-struct Float32 {
-  using Register = float32x4_t;
-  static constexpr int kFlops = 2 * 4;
-  static Register step(Register x, Register sum) { return vfmaq_f32(sum, x, x); }
-};
+MULTIPLY_ADD(Float32, float32x4_t, 2 * 4, vfmaq_f32(sum, x, x));
 #else
 constexpr int kBytes = 16, kChains = 8;
-struct Float32 {
-  using Register = float __attribute__((vector_size(16)));
-  static constexpr int kFlops = 2 * 4;
-  static Register step(Register x, Register sum) { return x * x + sum; }
-};
+using Floats4 = float __attribute__((vector_size(16)));
+MULTIPLY_ADD(Float32, Floats4, 2 * 4, x* x + sum);
 #endif
 
-#if defined(__AVX512BF16__) && !defined(PEAKS_AMX)
-#define PEAKS_BFLOAT16
-struct BFloat16 {
-  using Register = __m512;
-  static constexpr int kFlops = 2 * 2 * 16;
-  static Register step(Register x, Register sum) {
-    __m512bh pairs;
-    std::memcpy(&pairs, &x, sizeof pairs);
-    return _mm512_dpbf16_ps(sum, pairs, pairs);
-  }
-};
+#if defined(__AVX512BF16__)
+__m512bh pairs(__m512 x) {
+  __m512bh bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+MULTIPLY_ADD(BFloat16, __m512, 2 * 2 * 16, _mm512_dpbf16_ps(sum, pairs(x), pairs(x)));
 #elif defined(__ARM_FEATURE_BF16)
-#define PEAKS_BFLOAT16
-struct BFloat16 {
-  using Register = float32x4_t;
-  static constexpr int kFlops = 2 * 4 * 2 * 2;
-  static Register step(Register x, Register sum) {
-    return vbfmmlaq_f32(sum, vreinterpretq_bf16_f32(x), vreinterpretq_bf16_f32(x));
-  }
-};
+bfloat16x8_t pairs(float32x4_t x) { return vreinterpretq_bf16_f32(x); }
+MULTIPLY_ADD(BFloat16, float32x4_t, 2 * 4 * 2 * 2, vbfmmlaq_f32(sum, pairs(x), pairs(x)));
+#else
+using BFloat16 = void;  // there is none
 #endif
 
-#if defined(__AVX512VNNI__) && !defined(PEAKS_AMX)
-#define PEAKS_INT8
-struct Int8 {
-  using Register = __m512i;
-  static constexpr int kFlops = 2 * 4 * 16;
-  static Register step(Register x, Register sum) { return _mm512_dpbusd_epi32(sum, x, x); }
-};
+#if defined(__AVX512VNNI__)
+MULTIPLY_ADD(Int8, __m512i, 2 * 4 * 16, _mm512_dpbusd_epi32(sum, x, x));
 #elif defined(__AVXVNNI__)
-#define PEAKS_INT8
-struct Int8 {
-  using Register = __m256i;
-  static constexpr int kFlops = 2 * 4 * 8;
-  static Register step(Register x, Register sum) { return _mm256_dpbusd_avx_epi32(sum, x, x); }
-};
+MULTIPLY_ADD(Int8, __m256i, 2 * 4 * 8, _mm256_dpbusd_avx_epi32(sum, x, x));
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
-#define PEAKS_INT8
-struct Int8 {
-  using Register = int32x4_t;
-  static constexpr int kFlops = 2 * 8 * 2 * 2;
-  static Register step(Register x, Register sum) {
-    return vmmlaq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(x));
-  }
-};
+int8x16_t bytes(int32x4_t x) { return vreinterpretq_s8_s32(x); }
+MULTIPLY_ADD(Int8, int32x4_t, 2 * 8 * 2 * 2, vmmlaq_s32(sum, bytes(x), bytes(x)));
 #elif defined(__ARM_FEATURE_DOTPROD)
-#define PEAKS_INT8
-struct Int8 {
-  using Register = int32x4_t;
-  static constexpr int kFlops = 2 * 4 * 4;
-  static Register step(Register x, Register sum) {
-    return vdotq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(x));
-  }
-};
+int8x16_t bytes(int32x4_t x) { return vreinterpretq_s8_s32(x); }
+MULTIPLY_ADD(Int8, int32x4_t, 2 * 4 * 4, vdotq_s32(sum, bytes(x), bytes(x)));
+#else
+using Int8 = void;
 #endif
 
-// `steps` steps of each of the chains that a full tile of the backend keeps in registers. Every chain begins with
-// another number, because the compiler would compute equal chains once. The numbers are about 1e-3, as float32 and as
-// bfloat16.
+// `steps` steps of each of the chains that a full tile of the backend keeps in registers. Every chain begins
+// with another number, because the compiler would compute equal chains once. The numbers are about 1e-3, as
+// float32 and as bfloat16.
 template <typename Kind, int... kChain>
 void multiply_add(int64_t steps, std::integer_sequence<int, kChain...>) {
   using Register = typename Kind::Register;
   uint32_t bits[kChains + sizeof(Register) / 4];
-  for (uint32_t i = 0; i < sizeof bits / 4; ++i) bits[i] = 0x3a833a83u + static_cast<uint32_t>(steps % 97) + i;
+  for (uint32_t i = 0; i < sizeof bits / 4; ++i)
+    bits[i] = 0x3a833a83u + static_cast<uint32_t>(steps % 97) + i;
   const auto load = [&](int from) {
     Register value;
     std::memcpy(&value, bits + from, sizeof value);
@@ -137,11 +104,6 @@ void multiply_add(int64_t steps, std::integer_sequence<int, kChain...>) {
   };
   (mix(sums[kChain]), ...);
   g_sink.store(mixed);
-}
-
-template <typename Kind>
-void multiply_add(int64_t steps) {
-  multiply_add<Kind>(steps, std::make_integer_sequence<int, kChains>());
 }
 
 #ifdef PEAKS_AMX
@@ -221,35 +183,40 @@ double seconds_of(int threads, const Work& work) {
   return std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) - first).count();
 }
 
-double rate(void (*work)(int64_t), double flops_per_step, int threads, double seconds) {
+template <typename Work>
+double rate(const Work& work, double flops_per_step, int threads, double seconds) {
   const double taken = seconds_of(1, [&] { work(1000); });
   const auto steps = std::max<int64_t>(1000, static_cast<int64_t>(1000 * seconds / std::max(taken, 1e-7)));
   return threads * flops_per_step * static_cast<double>(steps) / seconds_of(threads, [&] { work(steps); });
+}
+
+template <typename Kind>
+double rate_of(int threads, double seconds) {
+  if constexpr (std::is_void_v<Kind>) {
+    return 0.0;
+  } else {
+    const auto work = [](int64_t steps) {
+      multiply_add<Kind>(steps, std::make_integer_sequence<int, kChains>());
+    };
+    return rate(work, kChains * Kind::kFlops, threads, seconds);
+  }
 }
 
 }  // namespace
 
 // Operations a second of the multiply-adds of a dtype, over about `seconds`; 0 where the backend has none.
 extern "C" double peak_flops(const char* dtype, int threads, double seconds) {
-  if (!std::strcmp(dtype, "float32")) {
-    return rate(&multiply_add<Float32>, kChains * Float32::kFlops, threads, seconds);
-  }
+  const bool bfloat16 = !std::strcmp(dtype, "bfloat16");
+  if (!std::strcmp(dtype, "float32")) return rate_of<Float32>(threads, seconds);
 #ifdef PEAKS_AMX
   // Linux saves the tile registers only for processes that ask for it.
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return 0.0;
-  if (!std::strcmp(dtype, "bfloat16")) return rate(&multiply_tiles<false>, kTileFlops * 32, threads, seconds);
-  if (!std::strcmp(dtype, "int8")) return rate(&multiply_tiles<true>, kTileFlops * 64, threads, seconds);
+  if (bfloat16) return rate(multiply_tiles<false>, kTileFlops * 32, threads, seconds);
+  return rate(multiply_tiles<true>, kTileFlops * 64, threads, seconds);
+#else
+  return bfloat16 ? rate_of<BFloat16>(threads, seconds) : rate_of<Int8>(threads, seconds);
 #endif
-#ifdef PEAKS_BFLOAT16
-  if (!std::strcmp(dtype, "bfloat16")) {
-    return rate(&multiply_add<BFloat16>, kChains * BFloat16::kFlops, threads, seconds);
-  }
-#endif
-#ifdef PEAKS_INT8
-  if (!std::strcmp(dtype, "int8")) return rate(&multiply_add<Int8>, kChains * Int8::kFlops, threads, seconds);
-#endif
-  return 0.0;
 }
 
 // Bytes a second at which threads read `bytes` bytes once, a mebibyte at a time.

@@ -13,7 +13,7 @@ from html import escape
 
 from benchmarks.model import Result, Run, Workload
 
-WIDTH, LEFT, TOP, LANE = 1000, 256, 92, 19
+WIDTH, LEFT, TOP, LANE = 1000, 256, 92, 16
 _INSET = 8  # from the ends of the axis to the edges of its area
 _MARGIN = 156  # kept free of marks at both ends of the axis, so that labels have room
 _CHARACTER = 6.3  # average advance of the 11 px label font, on the generous side
@@ -76,53 +76,37 @@ def svg(run: Run) -> bytes:
 
 def _row(run: Run, workload: Workload, axis: _Axis, top: int) -> tuple[list[str], int]:
     """Draw one workload below `top`; return it, and where the next begins."""
-    first, taken = top + 15, list[list[tuple[float, float]]]()
     shape = textwrap.wrap(workload.setting, 42)
     drawn = [_path(f"M16 {top}H{WIDTH - 16}", "text", 0.35, 1)]
     drawn.append(_text(16, top + 19, workload.name, "font-size='13' font-weight='600'"))
     drawn += [_text(16, top + 35 + 13 * number, text, "font-size='10'") for number, text in enumerate(shape)]
-    ours, bottom = workload.best("ours"), top + 38 + 13 * len(shape)
+    ours, y, bottom = workload.best("ours"), top + 15, top + 38 + 13 * len(shape)
     if ours is None:
-        return [*drawn, _text(LEFT + _MARGIN, first + 4, "no correct result of ours")], bottom
-    bound = run.limit(workload, workload.tiers)
-    if bound:
+        return [*drawn, _text(LEFT + _MARGIN, y + 4, "no correct result of ours")], bottom
+    minor, families = list[Result](), set[str]()
+    results = [result for result in workload.results if result is ours or result.wrong or not result.ours]
+    for result in sorted(results, key=lambda r: (r is not ours, r.p50, r.contender)):
+        if result.family in families and not result.wrong:
+            minor.append(result)
+            continue
+        families |= set() if result.wrong else {result.family}
+        drawn += _mark(axis, result, ours, y)
+        y += LANE
+    for result in minor:  # A slower path of a library that has another mark: small, and named in a tooltip only.
+        tooltip = f"{result.contender} {result.ratio(ours)}"
+        drawn.append(_shape(result.kind, axis(result.p50 / ours.p50), y - 3, tooltip, small=True))
+    bottom = max(bottom, y + (9 if minor else 0))
+    if bound := run.limit(workload, workload.tiers):
         # The label is clear of the bar of the limit and of our mark.
         label = f"{run.rate(workload, ours, workload.tiers)[2]} of {bound[0]} limit"
         end = min(axis(bound[1] / ours.p50) - 7, axis(1) - 13)
-        drawn.append(_text(end, first + 4, label, f"fill='{_COLOURS['limit']}' text-anchor='end'"))
-        _place(taken, end - _width(label), end)
-    fastest = dict[str, Result]()
-    minor = list[Result]()
-    major = list[Result]()
-    for result in sorted(workload.results, key=lambda result: result.p50):
-        if result.wrong or fastest.setdefault(result.family, result) is result or result is ours:
-            if not (result.ours and not result.wrong and result is not ours):
-                major.append(result)
-        elif not result.ours:
-            minor.append(result)
-    major.sort(key=lambda r: (r.wrong or not r.ours, r.p50, r.contender))
-    for result in major:
-        drawn += _mark(axis, taken, result, ours, first)
-    lanes = first + LANE * len(taken)
-    for result in minor:  # A slower path of a library that has another mark: small, and named in a tooltip only.
-        tooltip = f"{result.contender} {result.ratio(ours)}"
-        drawn.append(_shape(result.kind, axis(result.p50 / ours.p50), lanes - 3, tooltip, small=True))
-    bottom = max(bottom, lanes + (9 if minor else 0))
-    return [*(_headroom(axis, bound[1] / ours.p50, top + 3, bottom - top - 6) if bound else []), *drawn], bottom
+        drawn.append(_text(end, top + 19, label, f"fill='{_COLOURS['limit']}' text-anchor='end'"))
+        drawn[:0] = _headroom(axis, bound[1] / ours.p50, top + 3, bottom - top - 6)
+    return drawn, bottom
 
 
-def _place(taken: list[list[tuple[float, float]]], start: float, end: float) -> int:
-    """The first lane in which nothing overlaps [start, end], which is then taken."""
-    for number, lane in enumerate(taken):
-        if all(end < other_start or other_end < start for other_start, other_end in lane):
-            lane.append((start, end))
-            return number
-    taken.append([(start, end)])
-    return len(taken) - 1
-
-
-def _mark(axis: _Axis, taken: list[list[tuple[float, float]]], result: Result, ours: Result, first: float) -> list[str]:
-    """A contender's mark, spread and label in the first free lane.
+def _mark(axis: _Axis, result: Result, ours: Result, y: float) -> list[str]:
+    """A contender's mark, spread and label.
 
     The label stands to the right, unless it would run over the edge or, from a mark faster than ours, over our line.
     """
@@ -131,9 +115,8 @@ def _mark(axis: _Axis, taken: list[list[tuple[float, float]]], result: Result, o
     p50, p20, p80 = (axis(result.seconds[edge] / ours.p50) for edge in ("p50", "p20", "p80"))
     low, high = min(p50 - 10, p20 - 4), max(p50 + 10, p80 + 4)
     weight, colour = 600 if result.ours else 400, "text" if result.wrong else result.kind
-    width = _width(label, weight)
+    width = _CHARACTER * len(label) * (1.1 if result.ours else 1)
     left = (p50 < axis(0.995) and low - width > LEFT) or high + width > WIDTH - _INSET
-    y = first + LANE * _place(taken, low - width if left else low, high if left else high + width)
     drawn = [_path(f"M{p20:.1f} {y:.1f}H{p80:.1f}", colour, 0.55, 1.5)] if high - low > 24 else []
     style = f"font-weight='{weight}' fill='{_COLOURS[colour]}'" + (" text-anchor='end'" if left else "")
     return [*drawn, _shape(result.kind, p50, y, "", result.wrong), _text(low if left else high, y + 4, label, style)]
@@ -166,7 +149,7 @@ def _grid(axis: _Axis, bottom: int) -> list[str]:
 def _legend() -> list[str]:
     drawn, x = list[str](), 21.0
     for kind, name in (
-        ("ours", "colbert_fast, its best backend"),
+        ("ours", "colbert_fast"),
         ("torch", "torch"),
         ("peer", "other libraries"),
         ("peer", "slower paths of a library"),
@@ -174,13 +157,9 @@ def _legend() -> list[str]:
     ):
         drawn.append(_shape(kind, x, 61, "", name.startswith("wrong"), name.startswith("slower")))
         drawn.append(_text(x + 11, 65, name))
-        x += 30 + _width(name)
+        x += 30 + _CHARACTER * len(name)
     drawn.append(_path(f"M{x:.1f} 54v14", "limit", 1, 2.5))
     return [*drawn, _text(x + 8, 65, "hardware limit, and our share of it")]
-
-
-def _width(text: str, weight: int = 400) -> float:
-    return _CHARACTER * len(text) * (1.1 if weight > 400 else 1)
 
 
 def _path(line: str, colour: str, opacity: float, width: float) -> str:
