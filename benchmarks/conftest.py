@@ -83,7 +83,7 @@ def _default_folder(profile: str) -> Path:
 
 
 class Session(recorder.Recorder):
-    """What a run on the CPU measures, and where its file is."""
+    """What a run on the CPU measures, and its file."""
 
     def __init__(self, profile: str) -> None:
         import torch

@@ -25,6 +25,7 @@ from benchmarks.machine import ROOT
 from colbert_fast import bench
 
 SOURCE = Path(__file__).with_name("peaks.cpp")
+COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 DTYPES = ("float32", "bfloat16", "int8")
 _AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma"
 # What the compiler needs to hear for the instructions of each backend.
@@ -42,12 +43,6 @@ FLAGS = {
 }
 
 
-def why_not() -> str | None:
-    """Return the reason why the peaks of this CPU cannot be measured, or None."""
-    command = shlex.split(os.environ.get("CXX") or "c++")
-    return None if shutil.which(command[0]) else f"the C++ compiler {command[0]} is not installed"
-
-
 @functools.cache
 def library(backend: str) -> ctypes.CDLL:
     """Return ``peaks.cpp``, compiled for a backend.
@@ -57,8 +52,7 @@ def library(backend: str) -> ctypes.CDLL:
     subprocess.CalledProcessError
         The compiler failed.
     """
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    command = [*compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", *FLAGS[backend].split(), str(SOURCE)]
+    command = [*COMPILER, "-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", *FLAGS[backend].split(), str(SOURCE)]
     version = hashlib.sha256(SOURCE.read_bytes() + shlex.join(command).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "peaks"
     path = folder / f"{backend.removeprefix('cpu:')}-{version}.so"
@@ -98,8 +92,8 @@ def limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:
 def _cpu_limits(threads: tuple[int, ...], seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {"read_bytes_per_s": {}, "flops_per_s": {}}
     backends = [b.name for b in cf.backends() if b.name in FLAGS and b.unsupported is None]
-    if reason := why_not():
-        return {**found, "skipped": reason}
+    if backends and shutil.which(COMPILER[0]) is None:
+        return {**found, "skipped": f"the C++ compiler {COMPILER[0]} is not installed"}
     if not backends:
         return found
     for backend in backends:

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +50,20 @@ def run(names: tuple[str, ...], rounds: int, seed: int = 0) -> dict[str, Any]:
     """
     chosen = [workload for workload in WORKLOADS if workload.name in names]
     threads = cf.get_num_threads()
-    defaults = [_default(workload) for workload in chosen]
+    defaults = {workload.name: _default(workload) for workload in chosen}
     report: dict[str, Any] = {**_facts(), "threads": threads, "seed": seed, "rounds": rounds}
     report["override"] = os.environ.get("COLBERT_FAST_BACKEND") or None
     report.update(interrupted=False, missing=[workload.name for workload in chosen], workloads=[])
     try:
         torch.set_num_threads(threads)
-        with _progress(len(chosen)) as begin:
-            for workload, default in zip(chosen, defaults, strict=True):
-                _measure(workload, default, report, begin(workload.name))
+        for workload in _with_progress(chosen):
+            _measure(workload, defaults[workload.name], report)
     except KeyboardInterrupt:
         report["interrupted"] = True
     return report
 
 
-def _measure(workload: Workload, default: str, report: dict[str, Any], step: Callable[[str], None]) -> None:
+def _measure(workload: Workload, default: str, report: dict[str, Any]) -> None:
     """Add one workload to the report, as far as it was measured when it is interrupted."""
     entry: dict[str, Any] = {"name": workload.name, "shape": workload.shape, "results": []}
     report["workloads"].append(entry)
@@ -72,7 +71,7 @@ def _measure(workload: Workload, default: str, report: dict[str, Any], step: Cal
         inputs = workload.inputs(report["seed"])
         found = [Contender(name, score) for name, score in contenders(inputs).items()]
         try:
-            compare(inputs, found, report["rounds"], step)
+            compare(inputs, found, report["rounds"])
         finally:
             entry["results"] = [_row(inputs, contender, default) for contender in found]
     except Exception as error:
@@ -119,36 +118,27 @@ def _facts() -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], Callable[[str], None]]]:
-    """Show on standard error how far a run is: by tqdm on a terminal, else by one line for each workload.
-
-    Gives a function that begins a workload, and returns a function that says what comes next in it.
-    """
-    bar, begun = None, 0
+def _with_progress(workloads: Sequence[Workload]) -> Iterator[Workload]:
+    """Show on standard error how far a run is: by tqdm on a terminal, else by one line for each workload."""
+    bar = None
     with contextlib.suppress(ImportError):
         if sys.stderr.isatty():
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             # A terminal may not know its own size, and tqdm would draw nothing there.
-            bar = tqdm(total=total, ncols=80, nrows=24, leave=False)
-
-    def begin(workload: str) -> Callable[[str], None]:
-        nonlocal begun
-        begun += 1
-        # Nothing is lost where nobody can read it.
-        with contextlib.suppress(OSError):
-            if bar is None:
-                print(f"{workload}: measuring, {begun} of {total}", file=sys.stderr, flush=True)
-            else:
-                bar.update(begun - 1 - bar.n)
-        return lambda what: None if bar is None else bar.set_description_str(f"{workload}, {what}")
-
-    try:
-        yield begin
-    finally:
-        if bar is not None:
-            bar.close()
+            bar = tqdm(total=len(workloads), ncols=80, nrows=24, leave=False)
+    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+        for number, workload in enumerate(workloads, start=1):
+            # Nothing is lost where nobody can read it.
+            with contextlib.suppress(OSError):
+                if bar is None:
+                    line = f"{workload.name}: measuring, {number} of {len(workloads)}"
+                    print(line, file=sys.stderr, flush=True)
+                else:
+                    bar.set_description_str(workload.name)
+            yield workload
+            if bar is not None:
+                bar.update()
 
 
 def as_text(report: dict[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -98,21 +97,16 @@ class Contender:
             self.seconds.append(time.perf_counter() - start)
 
 
-def compare(inputs: Inputs, contenders: Iterable[Contender], rounds: int, step: Callable[[str], Any]) -> None:
-    """Check every contender, then time those that agree with float64, turn by turn. ``step`` hears what comes next."""
-    step("float64")
+def compare(inputs: Inputs, contenders: Iterable[Contender], rounds: int) -> None:
+    """Check every contender, then time those that agree with float64, turn by turn."""
     reference = inputs.reference()
     turns = min(TURNS, rounds)
     for turn in range(-1, turns):
-        count = rounds * (turn + 1) // turns - rounds * turn // turns
         for contender in contenders:
-            if contender.reason is not None:
-                continue
-            step(contender.name if turn >= 0 else f"check of {contender.name}")
             try:
                 if turn < 0:
                     contender.check(inputs, reference)
-                else:
-                    contender.time(inputs, count)
+                elif contender.reason is None:
+                    contender.time(inputs, rounds * (turn + 1) // turns - rounds * turn // turns)
             except Exception as error:
                 contender.reason = failure(error)

@@ -70,19 +70,20 @@ class Workload:
         return Inputs(self, queries, tokens(int(lengths.sum())), lengths)
 
 
+@dataclass
 class Inputs:
     """The embeddings of a workload, in every layout a contender may want."""
 
-    def __init__(self, workload: Workload, queries: Tensor, rows: Tensor, lengths: Tensor) -> None:
-        self.workload = workload
-        self.queries = queries
-        """``[nq, lq, dim]``"""
-        self.rows = rows
-        """``[total, dim]``: the documents' tokens, one document after the other."""
-        self.lengths = lengths
-        """``[nd]`` int64, on the CPU."""
-        starts = lengths.cumsum(0) - lengths
-        self.packed = cf.PackedTokens(rows, starts, lengths)
+    workload: Workload
+    queries: Tensor
+    """``[nq, lq, dim]``"""
+    rows: Tensor
+    """``[total, dim]``: the documents' tokens, one document after the other."""
+    lengths: Tensor
+    """``[nd]`` int64, on the CPU."""
+
+    def __post_init__(self) -> None:
+        self.packed = cf.PackedTokens(self.rows, self.lengths.cumsum(0) - self.lengths, self.lengths)
 
     @property
     def documents(self) -> Any:
