@@ -1,9 +1,9 @@
-"""What int8 documents cost on real text: scores and rankings beside those of the float32 embeddings they come from.
+"""What int8 documents cost on real text: their scores and rankings beside the float32 embeddings'.
 
     python -m benchmarks.accuracy COLLECTION... [--json FILE] [--documents N]
 
 A collection is a folder with ``corpus.jsonl`` (_id, title, text), ``queries.jsonl`` (_id, text) and ``qrels/test.tsv``
-(query-id, corpus-id, score), as BEIR's are. Every query meets every document. The model is the demo's,
+(query-id, corpus-id, score), as in BEIR. Every query meets every document. The model is the demo's,
 all-MiniLM-L6-v2: its 384-d token states, scaled to length 1.
 """
 

@@ -1,4 +1,4 @@
-"""Texts to scores, end to end: ``models.ColBERT.scores`` against the code it replaces, with the same weights."""
+"""Texts to scores, end to end: ``models.ColBERT.scores`` against the code that it replaces, with the same weights."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def _sentence_transformers(folder: Path) -> Score:
 
     from colbert_fast.models import ColBERT
 
-    # It cannot read neural-cherche's files itself, so our loader composes its modules; the rest is its own code.
+    # sentence-transformers cannot read neural-cherche's files. Our loader composes its modules, and the rest is its own
+    # code.
     encoder = ColBERT(folder, device="cpu").encoder
 
     def score(queries: list[str], documents: list[str]) -> Tensor:

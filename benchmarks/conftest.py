@@ -38,15 +38,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
-    # What peers warn about is not ours to fix.
+    # We cannot mend what other libraries warn about.
     config.addinivalue_line("filterwarnings", "default")
-    # Its table has a row for every turn; the one below joins them.
+    # The table of pytest-benchmark has a row for every turn; our table joins the turns.
     if hasattr(config.option, "benchmark_quiet"):
         config.option.benchmark_quiet = True
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    # So that a run that is stopped after half an hour still leaves what it has.
+    # A run that is stopped after half an hour still writes what it has measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     session.config.stash[RECORDER] = Session(session.config.getoption("profile"))
 
@@ -76,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _default_folder(profile: str) -> Path:
-    """A full run's results are for the repository, a quick one's for its author, a smoke run's for nobody."""
+    """The results of a full run are for the repository, and those of a quick run for its author."""
     if profile == "smoke":
         return Path(tempfile.mkdtemp())
     return machine.ROOT / ("benchmarks" if profile == "full" else "build") / "results"

@@ -18,7 +18,7 @@ from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
 T = TypeVar("T")
-# Beyond this error a peer computes something else, and never sets the bar.
+# A contender with a larger error computes something else, and is never the fastest.
 WRONG = 1e-2
 
 
@@ -99,7 +99,7 @@ def check(contender: Contender, scores: Tensor, reference: Tensor, exact: bool =
     """
     scores = scores.detach().cpu().double().reshape(reference.shape)
     error = bench.relative_error(scores, reference)
-    # NaN compares false with everything; written this way round it is refused.
+    # NaN compares false with everything: written this way round, NaN is refused.
     if contender.kind == "ours" and exact and not error <= bench.MAX_RELATIVE_ERROR:
         msg = (
             f"{contender.name} must be within {bench.MAX_RELATIVE_ERROR:.0e} of float64; got relative error {error:.1e}"

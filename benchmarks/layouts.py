@@ -1,7 +1,7 @@
 """How a scoring function gets the inputs of a workload: padded, as one matrix of rows, with or without gradients.
 
-What a caller does once, such as packing, is reported apart. Where a workload holds its documents as a list, joining or
-padding them is part of every call, for everyone.
+Work that a caller does once, such as packing, is reported apart. Where a workload holds its documents as a list,
+joining or padding them is part of every call, for every contender.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def peak_memory(workload: str, contender: str) -> int:
     if reason := chosen.why_not(shape):
         msg = f"{contender} cannot run {workload}: {reason}"
         raise ValueError(msg)
-    # What libraries allocate once, thread pools above all, is not the call's.
+    # Libraries allocate some things once, above all thread pools. These do not belong to the call.
     chosen.prepare(replace(shape, nd=6).inputs()).score()
     inputs = shape.inputs()
     prepared = chosen.prepare(inputs)
@@ -58,7 +58,7 @@ def peak_memory(workload: str, contender: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Give freed memory back, and let the peak be what is in use now, where the system can do it."""
+    """Give freed memory back, and set the peak to the memory in use now, where the system can do it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
