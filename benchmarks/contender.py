@@ -153,18 +153,18 @@ def missing(package: str) -> str | None:
 Refusal = Callable[[Workload], "str | None"]
 
 
-def _unless(reason: str, fits: Callable[[Workload], bool]) -> Refusal:
+def unless(reason: str, fits: Callable[[Workload], bool]) -> Refusal:
     """Refuse the workloads that do not fit."""
     return lambda workload: None if fits(workload) else reason
 
 
-no_gradients = _unless("has no gradients", lambda workload: not workload.backward)
-exact_only = _unless("scores tokens as they are", lambda workload: not workload.quantized)
-quantized_only = _unless("meant for documents in 8 bits", lambda workload: workload.quantized)
-float32_only = _unless("takes float32 only", lambda workload: workload.dtype == torch.float32)
-half_only = _unless("the inputs are float32 already", lambda workload: workload.dtype != torch.float32)
-equal_lengths_only = _unless("needs documents of one length", lambda workload: not workload.lognormal)
-ragged_only = _unless("meant for documents of different lengths", lambda workload: workload.lognormal)
+no_gradients = unless("has no gradients", lambda workload: not workload.backward)
+exact_only = unless("scores tokens as they are", lambda workload: not workload.quantized)
+quantized_only = unless("meant for documents in 8 bits", lambda workload: workload.quantized)
+float32_only = unless("takes float32 only", lambda workload: workload.dtype == torch.float32)
+half_only = unless("the inputs are float32 already", lambda workload: workload.dtype != torch.float32)
+equal_lengths_only = unless("needs documents of one length", lambda workload: not workload.lognormal)
+ragged_only = unless("meant for documents of different lengths", lambda workload: workload.lognormal)
 
 
 def forced(backend: Any) -> Refusal:

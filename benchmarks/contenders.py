@@ -33,7 +33,7 @@ from benchmarks.contender import (
 from benchmarks.layouts import bind, gemm_dequantized, on_padded, on_rows, since
 from colbert_fast.bench import Inputs, Workload
 
-__all__ = ["CONTENDERS", "Contender", "Prepared", "check", "compiled", "compiler", "ours", "sentence_transformers"]
+__all__ = ["COMPILED", "CONTENDERS", "SHARED", "Contender", "Prepared", "check", "dense", "peer", "torch_contender"]
 
 
 def _maxsim_cpu_query(workload: Workload) -> str | None:
@@ -140,34 +140,40 @@ def _ours(name: str, backend: str | None, *refusals: Refusal) -> Contender:
     return Contender(name, "ours", functools.partial(ours, backend), "colbert-fast", refusals, backend)
 
 
-def _torch(name: str, build: Callable[[Inputs], Prepared], *refusals: Refusal, main: bool = True) -> Contender:
-    return Contender(f"torch {name}", "torch", build, refusals=refusals, main=main)
+def torch_contender(name: str, build: Callable[[Inputs], Prepared], *refusals: Refusal, main: bool = True) -> Contender:
+    """A formulation in torch, of tokens as they are."""
+    return Contender(f"torch {name}", "torch", build, refusals=(exact_only, *refusals), main=main)
 
 
-def _peer(name: str, build: Callable[[Inputs], Prepared], *refusals: Refusal) -> Contender:
-    return Contender(name, "peer", build, name.split()[0], (exact_only, *refusals))
+def peer(name: str, build: Callable[[Inputs], Prepared], *refusals: Refusal, main: bool = True) -> Contender:
+    """A path of another library."""
+    return Contender(name, "peer", build, name.split()[0], refusals, main=main)
 
 
-_padded = functools.partial(functools.partial, on_padded)
+dense = functools.partial(functools.partial, on_padded)
 _segments = functools.partial(on_rows, paths.segment_reduce, lambda lengths: lengths)
 _scattered = functools.partial(on_rows, paths.scatter_reduce, paths.owner)
-_dense = (equal_lengths_only, exact_only)
+# What the CUDA suite times too.
+SHARED = (
+    torch_contender("einsum", dense(paths.einsum)),
+    torch_contender("GEMM", dense(paths.gemm), equal_lengths_only),
+    torch_contender("GEMM, documents first", dense(paths.gemm_documents_first), equal_lengths_only),
+    torch_contender("GEMM + segment_reduce", _segments, ragged_only),
+    torch_contender("GEMM + scatter_reduce", _scattered, ragged_only),
+    Contender("torch GEMM, dequantized", "torch", gemm_dequantized, refusals=(quantized_only,)),
+    peer("sentence-transformers maxsim", sentence_transformers, exact_only),
+)
+COMPILED = torch_contender("einsum, compiled", functools.partial(compiled, "default"), compiler, main=False)
 CONTENDERS = (
     _ours("colbert_fast", None),
     *(_ours(f"colbert_fast {b.name}", b.name, forced(b)) for b in cf.backends()),
-    _torch("einsum", _padded(paths.einsum), exact_only),
-    _torch("einsum, chunked", _padded(paths.einsum_chunked), exact_only),
-    _torch("einsum, cast to float32", _padded(paths.einsum_cast), half_only, exact_only, main=False),
-    _torch("einsum, compiled", functools.partial(compiled, "default"), compiler, exact_only, main=False),
-    _torch("GEMM", _padded(paths.gemm), *_dense),
-    _torch("GEMM, documents first", _padded(paths.gemm_documents_first), *_dense),
-    _torch("GEMM, cast to float32", _padded(paths.gemm_cast), half_only, *_dense, main=False),
-    _torch("GEMM, dequantized", gemm_dequantized, quantized_only),
-    _torch("GEMM + segment_reduce", _segments, ragged_only, exact_only),
-    _torch("GEMM + scatter_reduce", _scattered, ragged_only, exact_only),
-    _peer("sentence-transformers maxsim", sentence_transformers),
-    _peer("numpy", _numpy, no_gradients, float32_only),
-    _peer("maxsim-cpu", _maxsim_cpu, no_gradients, float32_only, _maxsim_cpu_query),
-    _peer("lateweave", _lateweave, no_gradients, float32_only),
-    _peer("numkong", _numkong, no_gradients),
+    *SHARED,
+    torch_contender("einsum, chunked", dense(paths.einsum_chunked)),
+    torch_contender("einsum, cast to float32", dense(paths.einsum_cast), half_only, main=False),
+    torch_contender("GEMM, cast to float32", dense(paths.gemm_cast), half_only, equal_lengths_only, main=False),
+    COMPILED,
+    peer("numpy", _numpy, exact_only, no_gradients, float32_only),
+    peer("maxsim-cpu", _maxsim_cpu, exact_only, no_gradients, float32_only, _maxsim_cpu_query),
+    peer("lateweave", _lateweave, exact_only, no_gradients, float32_only),
+    peer("numkong", _numkong, exact_only, no_gradients),
 )
