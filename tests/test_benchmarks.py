@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import colbert_fast as cf
 from colbert_fast import bench
 
 ROOT = Path(__file__).parents[1]
@@ -45,94 +47,30 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_smoke(tmp_path_factory.mktemp("results"), "-p", "no:cacheprovider")
 
 
-NUMBER = (int, float)
-MAYBE = (int, float, type(None))
-RESULT = {
-    "contender": str,
-    "ours": bool,
-    "kind": str,
-    "version": str,
-    "seconds": dict,
-    "noisy": bool,
-    "first_call": NUMBER,
-    "max_relative_error": NUMBER,
-    "kendall_tau": NUMBER,
-    "wrong": bool,
-}
-WORKLOAD = {
-    "name": str,
-    "source": str,
-    "shape": str,
-    "bytes": int,
-    "flops": NUMBER,
-    "cold": bool,
-    "device": str,
-    "dtype": str,
-    "results": list,
-    "skipped": list,
-}
-ENCODING = {
-    "name": str,
-    "contender": str,
-    "ours": bool,
-    "kind": str,
-    "seconds": dict,
-    "wrong": bool,
-    "pairs": int,
-    "max_relative_error": NUMBER,
-    "noisy": bool,
-}
-MACHINE = {
-    "name": str,
-    "cpu": str,
-    "cores": int,
-    "threads": int,
-    "last_level_cache": MAYBE,
-    "gpu": (str, type(None)),
-    "noisy": bool,
-}
-REPORT = {
-    "schema": int,
-    "profile": str,
-    "date": str,
-    "commit": (str, type(None)),
-    "dirty": (bool, type(None)),
-    "command": str,
-    "seed": int,
-    "machine": dict,
-    "versions": dict,
-    "limits": dict,
-    "workloads": list,
-    "encoding": list,
-}
+def test_smoke_run_leaves_what_the_report_reads(report: dict[str, Any]) -> None:
+    from benchmarks.model import Run
 
-
-# What a result has only where it was measured or known.
-SOMETIMES = {"backend", "peak_memory", "packing"}
-
-
-def assert_schema(value: dict[str, Any], schema: dict[str, Any]) -> None:
-    assert sorted(value.keys() - SOMETIMES) == sorted(schema)
-    for name, kinds in schema.items():
-        assert isinstance(value[name], kinds), f"{name} must be {kinds}; got {value[name]!r}"
-
-
-def test_smoke_run_leaves_the_schema(report: dict[str, Any]) -> None:
-    assert_schema(report, REPORT)
-    assert_schema(report["machine"], MACHINE)
-    assert {"colbert_fast", "torch", "numpy"} <= set(report["versions"])
-    assert set(report["limits"]) == {"read_bytes_per_s", "flops_per_s"}
-    for workload in report["workloads"]:
-        assert_schema(workload, WORKLOAD)
-        assert all(set(skipped) == {"contender", "reason"} for skipped in workload["skipped"])
-        for result in workload["results"]:
-            assert_schema(result, RESULT)
-    for result in report["encoding"]:
-        assert_schema(result, ENCODING)
-    results = [*report["encoding"], *(r for workload in report["workloads"] for r in workload["results"])]
-    for result in results:
-        assert list(result["seconds"]) == ["p20", "p50", "p80", "rounds"]
-        assert 0 < result["seconds"]["p20"] <= result["seconds"]["p50"] <= result["seconds"]["p80"]
+    run = Run.of(report)
+    assert run.json() == report
+    assert (run.schema, run.profile, run.seed) == (1, "smoke", 0) and run.command and run.date
+    assert run.commit is None or (len(run.commit) == 40 and isinstance(run.dirty, bool))
+    assert {"colbert_fast", "torch", "numpy"} <= set(run.versions)
+    assert set(run.limits) - {"skipped"} == {"read_bytes_per_s", "flops_per_s"}
+    kinds = {"name": str, "cpu": str, "cores": int, "threads": int, "noisy": bool}
+    assert set(run.machine) == {*kinds, "last_level_cache", "gpu"}
+    assert all(isinstance(run.machine[name], kind) for name, kind in kinds.items())
+    for workload in run.workloads:
+        assert workload.source and workload.dtype and workload.device in ("cpu", "cuda")
+        assert workload.bytes > 0 and workload.flops > 0
+        assert all(set(skipped) == {"contender", "reason"} for skipped in workload.skipped)
+        for result in workload.results:
+            assert result.version and result.kind in ("ours", "torch", "peer") and result.first_call > 0
+            assert result.ours == (result.kind == "ours") == (result.backend is not None)
+            assert isinstance(result.max_relative_error, float) and isinstance(result.kendall_tau, float)
+    assert all(result.name == f"encode-scores-{result.pairs}" for result in run.encoding)
+    for result in [*run.encoding, *(result for workload in run.workloads for result in workload.results)]:
+        assert list(result.seconds) == ["p20", "p50", "p80", "rounds"]
+        assert 0 < result.seconds["p20"] <= result.p50 <= result.seconds["p80"]
 
 
 def test_smoke_run_times_every_backend(report: dict[str, Any], contenders: ModuleType) -> None:
@@ -200,6 +138,31 @@ def test_workloads_for_a_gpu_are_skipped_with_the_reason(report: dict[str, Any])
             assert reasons == {"this machine has no CUDA device"}
         elif not workload["name"].endswith("int8"):
             assert "make bench-gpu times it" in reasons
+
+
+def test_peaks_of_every_backend(contenders: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import peaks
+
+    runnable = {b.name for b in cf.backends() if b.name.startswith("cpu:") and b.unsupported is None}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(peaks, "COMPILER", ["no-such-compiler"])
+    nothing = {"read_bytes_per_s": {}, "flops_per_s": {}}
+    reason = {"skipped": "the C++ compiler no-such-compiler is not installed"} if runnable else {}
+    assert peaks.limits((1,), 0.001) == {**nothing, **reason}
+    monkeypatch.undo()
+    if shutil.which(peaks.COMPILER[0]) is None:
+        pytest.skip("no C++ compiler")
+    found = peaks._cpu_limits((1, 2), 0.001)
+    assert {name.split()[0] for name in found["flops_per_s"]} == runnable
+    assert all(rate > 1e8 for rates in found["flops_per_s"].values() for rate in (rates["1"], rates["2"]))
+    if runnable:
+        assert min(found["read_bytes_per_s"].values()) > 1e8
+
+
+def test_turns_begin_with_another(contenders: ModuleType) -> None:
+    from benchmarks.contender import turn_by_turn
+
+    assert list(turn_by_turn("ab", 3)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
 
 
 def test_memory_of_unknown_contender(contenders: ModuleType) -> None:
