@@ -57,10 +57,10 @@ void accumulate_float32(const Problem& p, const T* rows, const float* scales, in
       const Ahead ahead = {reinterpret_cast<uintptr_t>(at) + kPrefetchBytes,
                            std::is_same<T, float>::value && lane == 0 ? 1 : 0};
       const Maxima<kArgmax> maxima = {best + lane, arg + lane, first_row + row};
-      if (end - lane > Isa::kLanes) {
+      if (end - lane > Isa::kFloats) {
         panel<Float32Ops, Isa::kVecs, kPanel>(q, values, stride, p.dim, n, ahead, maxima);
       } else {
-        panel<Float32Ops, 1, Isa::kLanes>(q, values, stride, p.dim, n, ahead, maxima);
+        panel<Float32Ops, 1, Isa::kFloats>(q, values, stride, p.dim, n, ahead, maxima);
       }
       if (given_up(n * kPanel * p.dim, s)) return;
     }
@@ -183,27 +183,27 @@ void widen_queries(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
 
 // Packs the first `lanes` of s.query_rows.
 inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
-  constexpr int64_t kLanes = Isa::kLanes;
+  constexpr int64_t kFloats = Isa::kFloats;
   // The unused lanes of the last panel: any finite number would do, for nobody reads their maxima.
   const int64_t last_panel = (lanes - 1) / kPanel * kPanel;
-  const int64_t padded = lanes == 0 ? 0 : last_panel + (lanes - last_panel > kLanes ? kPanel : kLanes);
+  const int64_t padded = lanes == 0 ? 0 : last_panel + (lanes - last_panel > kFloats ? kPanel : kFloats);
   for (int64_t i = lanes * dim; i < padded * dim; ++i) s.query_rows[i] = 0.0f;
-  for (int64_t lane = 0; lane < padded; lane += kLanes) {
+  for (int64_t lane = 0; lane < padded; lane += kFloats) {
     const int64_t panel_start = lane / kPanel * kPanel;
-    const int64_t width = lanes - panel_start > kLanes ? kPanel : kLanes;
+    const int64_t width = lanes - panel_start > kFloats ? kPanel : kFloats;
     const float* rows = s.query_rows + lane * dim;
     float* to = s.packed + panel_start * dim + (lane - panel_start);
     int64_t k = 0;
-    for (; k + kLanes <= dim; k += kLanes) {
-      typename Isa::Vec block[kLanes];
+    for (; k + kFloats <= dim; k += kFloats) {
+      typename Isa::Vec block[kFloats];
       CF_UNROLL
-      for (int l = 0; l < kLanes; ++l) block[l] = Isa::load(rows + l * dim + k);
+      for (int l = 0; l < kFloats; ++l) block[l] = Isa::load(rows + l * dim + k);
       Isa::transpose(block);
       CF_UNROLL
-      for (int i = 0; i < kLanes; ++i) Isa::store(to + (k + i) * width, block[i]);
+      for (int i = 0; i < kFloats; ++i) Isa::store(to + (k + i) * width, block[i]);
     }
     for (; k < dim; ++k) {
-      for (int64_t l = 0; l < kLanes; ++l) to[k * width + l] = rows[l * dim + k];
+      for (int64_t l = 0; l < kFloats; ++l) to[k * width + l] = rows[l * dim + k];
     }
   }
 }

@@ -61,11 +61,12 @@ struct LaneSums {
   }
 };
 
-// Where a lane's unit is in a panel [bytes / N::kTogether][width][N::kTogether / 4].
+// Where a lane's element is in a panel [bytes / N::kTogether][width][N::kTogether / 4].
 template <typename N>
-CF_ALWAYS_INLINE unsigned char* unit_of(unsigned char* panel, int64_t width, int64_t unit, int64_t lane) {
-  constexpr int64_t kUnits = N::kTogether / 4;
-  return panel + 4 * (unit / kUnits * kUnits * width + unit % kUnits) + lane * N::kTogether;
+CF_ALWAYS_INLINE unsigned char* element_of(unsigned char* panel, int64_t width, int64_t element,
+                                           int64_t lane) {
+  constexpr int64_t kElements = N::kTogether / 4;
+  return panel + 4 * (element / kElements * kElements * width + element % kElements) + lane * N::kTogether;
 }
 
 // ROWS. Tiers are given those of a multiple of N::kAtOnce numbers, 4 vectors or more: others are copied.
@@ -93,11 +94,11 @@ CF_ALWAYS_INLINE Extent extent(const T* row, int64_t dim) {
   Vec largest = Isa::zero();
   Vec squares = Isa::zero();
   Vec more_squares = Isa::zero();
-  for (int64_t k = 0; k < dim; k += 4 * Isa::kLanes) {
+  for (int64_t k = 0; k < dim; k += 4 * Isa::kFloats) {
     const Vec a = Isa::load(row + k);
-    const Vec b = Isa::load(row + k + Isa::kLanes);
-    const Vec c = Isa::load(row + k + 2 * Isa::kLanes);
-    const Vec d = Isa::load(row + k + 3 * Isa::kLanes);
+    const Vec b = Isa::load(row + k + Isa::kFloats);
+    const Vec c = Isa::load(row + k + 2 * Isa::kFloats);
+    const Vec d = Isa::load(row + k + 3 * Isa::kFloats);
     const Vec of_four =
         N::max(N::max(N::magnitude(a), N::magnitude(b)), N::max(N::magnitude(c), N::magnitude(d)));
     largest = N::max(largest, of_four);
@@ -107,19 +108,19 @@ CF_ALWAYS_INLINE Extent extent(const T* row, int64_t dim) {
   return {N::largest(largest), N::sum(Isa::add(squares, more_squares))};
 }
 
-// One panel of packed lanes [dim][kWidth] into units of two bfloat16. Every loop over lanes is one of
+// One panel of packed lanes [dim][kWidth] into elements of two bfloat16. Every loop over lanes is one of
 // constant length, for the compiler to vectorise. `floor` is 2^30 A of the lane, 0 if it is all zeros, NaN if
 // it has numbers that are denormal or not finite.
 template <typename N, int kWidth>
 void narrow_panel_bfloat16(const Problem& p, int64_t lane, unsigned char* to, Scratch& s) {
   const float* packed = s.packed + lane * p.dim;
   const float zeros[kWidth] = {};
-  for (int64_t unit = 0; unit < narrow_bytes<N, BFloat16>(p.dim) / 4; ++unit) {
-    const float* low = 2 * unit < p.dim ? packed + 2 * unit * kWidth : zeros;
-    const float* high = 2 * unit + 1 < p.dim ? low + kWidth : zeros;
+  for (int64_t element = 0; element < narrow_bytes<N, BFloat16>(p.dim) / 4; ++element) {
+    const float* low = 2 * element < p.dim ? packed + 2 * element * kWidth : zeros;
+    const float* high = 2 * element + 1 < p.dim ? low + kWidth : zeros;
     uint32_t both[kWidth];
     for (int l = 0; l < kWidth; ++l) both[l] = bfloat16_bits(low[l]) | (bfloat16_bits(high[l]) << 16);
-    for (int l = 0; l < kWidth; ++l) std::memcpy(unit_of<N>(to, kWidth, unit, l), both + l, 4);
+    for (int l = 0; l < kWidth; ++l) std::memcpy(element_of<N>(to, kWidth, element, l), both + l, 4);
   }
   float squares[kWidth] = {};
   float narrow_squares[kWidth] = {};
@@ -168,35 +169,36 @@ void narrow_lane_int8(const Problem& p, int64_t begin, int64_t l, int64_t width,
   const Extent of_row = extent<N>(row, whole);
   // A lane outside is not screened, nor is one with a NaN, whose norm is NaN.
   const bool usable = of_row.largest >= 1e-30f && of_row.largest <= 1e30f;
-  const float step = usable ? of_row.largest / 127.0f : 1.0f;
+  const float scale = usable ? of_row.largest / 127.0f : 1.0f;
 
   unsigned char* levels = s.narrow_rows;  // nothing else is there yet
   N::levels(row, usable ? 127.0f / of_row.largest : 0.0f, whole, levels);
   constexpr uint32_t kRaised = N::kRaise * 0x01010101u;
-  for (int64_t unit = 0; unit < whole / 4; ++unit) {
+  for (int64_t element = 0; element < whole / 4; ++element) {
     uint32_t four;
-    std::memcpy(&four, levels + 4 * unit, 4);
+    std::memcpy(&four, levels + 4 * element, 4);
     four ^= kRaised;
-    std::memcpy(levels + 4 * unit, &four, 4);
-    if (4 * unit < narrow_bytes<N, int8_t>(p.dim)) std::memcpy(unit_of<N>(to, width, unit, l), &four, 4);
+    std::memcpy(levels + 4 * element, &four, 4);
+    if (4 * element < narrow_bytes<N, int8_t>(p.dim))
+      std::memcpy(element_of<N>(to, width, element, l), &four, 4);
   }
 
   Vec total = Isa::zero();
   Vec squares = Isa::zero();
   Vec lost = Isa::zero();
-  for (int64_t k = 0; k < whole; k += Isa::kLanes) {
+  for (int64_t k = 0; k < whole; k += Isa::kFloats) {
     const Vec level = Isa::load(reinterpret_cast<const int8_t*>(levels) + k);
-    const Vec difference = Isa::add(Isa::load(row + k), Isa::multiply(level, -step));
+    const Vec difference = Isa::add(Isa::load(row + k), Isa::multiply(level, -scale));
     total = Isa::add(total, level);
     squares = Isa::fma(level, level, squares);
     lost = Isa::fma(difference, difference, lost);
   }
   const float level_squares = N::sum(squares);
   const bool zeros = of_row.largest == 0.0f && of_row.squares == 0.0f;  // and no NaN
-  LaneSums{of_row.squares, level_squares * step * step, N::sum(lost)}.bound(
+  LaneSums{of_row.squares, level_squares * scale * scale, N::sum(lost)}.bound(
       p.dim, 0.0f, zeros, s.lane_error + lane, s.lane_slack + lane);
-  s.lane_error[lane] /= step;
-  s.lane_step[lane] = step;
+  s.lane_error[lane] /= scale;
+  s.lane_step[lane] = scale;
   // Below 2^22, as levels are at most 127 and dim 2^15. 0 for a lane of zeros, whose guess is the first row.
   const float b =
       exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(p.dim)) * kMargin * std::sqrt(level_squares);
@@ -232,7 +234,7 @@ float narrow_rows(const T* rows, int64_t row_stride, int64_t dim, const float* r
       const int64_t n = count - begin < kRowsAtOnce ? count - begin : kRowsAtOnce;
       const T* at[kRowsAtOnce];
       float largest[kRowsAtOnce];
-      float levels_per_unit[kRowsAtOnce];
+      float inverse_scale[kRowsAtOnce];
       for (int64_t r = 0; r < n; ++r) {
         at[r] = padded<N>(rows + (begin + r) * row_stride, dim, copies + r * whole);
         const Extent of_row = extent<N>(at[r], whole);
@@ -242,10 +244,10 @@ float narrow_rows(const T* rows, int64_t row_stride, int64_t dim, const float* r
       for (int64_t r = 0; r < n; ++r) {
         const bool usable = largest[r] >= kLeastNumber;
         s.row_scales[begin + r] = usable ? largest[r] / 127.0f : 2.0f * kLeastNumber;
-        levels_per_unit[r] = usable ? 127.0f / largest[r] : 0.0f;
+        inverse_scale[r] = usable ? 127.0f / largest[r] : 0.0f;
       }
       for (int64_t r = 0; r < n; ++r)
-        N::levels(at[r], levels_per_unit[r], whole, s.narrow_rows + (begin + r) * bytes);
+        N::levels(at[r], inverse_scale[r], whole, s.narrow_rows + (begin + r) * bytes);
     }
   }
   return finite ? most : std::numeric_limits<float>::infinity();

@@ -20,10 +20,10 @@
 //
 //     // A row of `dim` numbers, a multiple of kAtOnce, as what is multiplied. narrow() takes a row of T =
 //     // float or Float16, which becomes bfloat16, or of int8, and returns the sum of its squares; levels()
-//     // rounds the numbers times `levels_per_unit` to the nearest int8, whatever the rounding mode.
+//     // rounds the numbers times `inverse_scale` to the nearest int8, whatever the rounding mode.
 //     static constexpr int64_t kAtOnce;  // 4 vectors or more, at most kMostPadding
 //     static float narrow(const T* row, int64_t dim, unsigned char* to);
-//     static void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to);
+//     static void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to);
 //
 //     // Products with kVecs vectors of a panel of kWidth lanes, into `bounds`.
 //     template <typename Number, int kVecs, int kWidth>
@@ -114,10 +114,10 @@ template <typename N, typename Number, typename T>
 void narrow_lanes(const Problem& p, int64_t lanes, unsigned char* to, Scratch& s) {
   const int64_t bytes = narrow_bytes<N, Number>(p.dim);
   for (int64_t lane = 0; lane < lanes; lane += kPanel) {
-    if (lanes - lane > Isa::kLanes) {
+    if (lanes - lane > Isa::kFloats) {
       narrow_panel<N, Number, T, kPanel>(p, lane, to + lane * bytes, s);
     } else {
-      narrow_panel<N, Number, T, Isa::kLanes>(p, lane, to + lane * bytes, s);
+      narrow_panel<N, Number, T, Isa::kFloats>(p, lane, to + lane * bytes, s);
     }
   }
 }
@@ -152,14 +152,14 @@ template <typename N, int kVecs>
 void pick(const Bounds& bounds, int64_t count, const float* threshold, Scratch& s) {
   typename Isa::Vec least[kVecs];
   CF_UNROLL
-  for (int v = 0; v < kVecs; ++v) least[v] = Isa::load(threshold + v * Isa::kLanes);
+  for (int v = 0; v < kVecs; ++v) least[v] = Isa::load(threshold + v * Isa::kFloats);
   int64_t rows = 0;
   for (int64_t r = 0; r < count; ++r) {
     uint32_t lanes = 0;
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const auto upper = Isa::load(bounds.uppers + r * kPanel + v * Isa::kLanes);
-      lanes |= N::at_least(upper, least[v]) << (v * Isa::kLanes);
+      const auto upper = Isa::load(bounds.uppers + r * kPanel + v * Isa::kFloats);
+      lanes |= N::at_least(upper, least[v]) << (v * Isa::kFloats);
     }
     s.picked[rows] = static_cast<int32_t>(r);
     s.picked_lanes[rows] = lanes;
@@ -183,9 +183,9 @@ float dot(const float* a, const float* b, int64_t dim) {
   typename Isa::Vec sum = Isa::zero();
   typename Isa::Vec more = Isa::zero();
   int64_t k = 0;
-  for (; k + 2 * Isa::kLanes <= dim; k += 2 * Isa::kLanes) {
+  for (; k + 2 * Isa::kFloats <= dim; k += 2 * Isa::kFloats) {
     sum = Isa::fma(Isa::load(a + k), Isa::load(b + k), sum);
-    more = Isa::fma(Isa::load(a + k + Isa::kLanes), Isa::load(b + k + Isa::kLanes), more);
+    more = Isa::fma(Isa::load(a + k + Isa::kFloats), Isa::load(b + k + Isa::kFloats), more);
   }
   float total = N::sum(Isa::add(sum, more));
   for (; k < dim; ++k) total += a[k] * b[k];
@@ -225,11 +225,11 @@ int64_t refine(const Problem& p, const T* rows, const float* scales, int64_t fir
   return kept;
 }
 
-// The chain of each lane of a panel with a row of its own, of `steps` units.
+// The chain of each lane of a panel with a row of its own, of `steps` elements.
 template <typename Ops, int kVecs, int kWidth>
-void chains(const typename Ops::Unit* q, const typename Ops::Unit* const* rows, int64_t steps,
+void chains(const typename Ops::Element* q, const typename Ops::Element* const* rows, int64_t steps,
             float* values) {
-  using Unit = typename Ops::Unit;
+  using Element = typename Ops::Element;
   using Blocks = BlockSums<Ops, 1, kVecs>;
   typename Ops::Acc memory[Blocks::kSize];
   Blocks blocks(memory);
@@ -238,29 +238,29 @@ void chains(const typename Ops::Unit* q, const typename Ops::Unit* const* rows, 
     const int64_t end = blocks.end_of_block(k, steps);
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) sums[0][v] = Ops::zero();
-    for (; k + Isa::kLanes <= end; k += Isa::kLanes) {
+    for (; k + Isa::kFloats <= end; k += Isa::kFloats) {
       CF_UNROLL
       for (int v = 0; v < kVecs; ++v) {
-        typename Ops::Acc columns[Isa::kLanes];
+        typename Ops::Acc columns[Isa::kFloats];
         CF_UNROLL
-        for (int l = 0; l < Isa::kLanes; ++l) columns[l] = Ops::load(rows[v * Isa::kLanes + l] + k);
+        for (int l = 0; l < Isa::kFloats; ++l) columns[l] = Ops::load(rows[v * Isa::kFloats + l] + k);
         Isa::transpose(columns);
         CF_UNROLL
-        for (int i = 0; i < Isa::kLanes; ++i)
-          sums[0][v] = Ops::fma(columns[i], Ops::load(q + (k + i) * kWidth + v * Isa::kLanes), sums[0][v]);
+        for (int i = 0; i < Isa::kFloats; ++i)
+          sums[0][v] = Ops::fma(columns[i], Ops::load(q + (k + i) * kWidth + v * Isa::kFloats), sums[0][v]);
       }
     }
     for (; k < end; ++k) {
       for (int v = 0; v < kVecs; ++v) {
-        Unit column[Isa::kLanes];
-        for (int l = 0; l < Isa::kLanes; ++l) column[l] = rows[v * Isa::kLanes + l][k];
-        sums[0][v] = Ops::fma(Ops::load(column), Ops::load(q + k * kWidth + v * Isa::kLanes), sums[0][v]);
+        Element column[Isa::kFloats];
+        for (int l = 0; l < Isa::kFloats; ++l) column[l] = rows[v * Isa::kFloats + l][k];
+        sums[0][v] = Ops::fma(Ops::load(column), Ops::load(q + k * kWidth + v * Isa::kFloats), sums[0][v]);
       }
     }
     if (blocks.done(sums, end, steps)) break;
   }
   CF_UNROLL
-  for (int v = 0; v < kVecs; ++v) Isa::store(values + v * Isa::kLanes, sums[0][v]);
+  for (int v = 0; v < kVecs; ++v) Isa::store(values + v * Isa::kFloats, sums[0][v]);
 }
 
 // best = max(best, value), as Isa::update, the first of equal rows in whatever order they come.
@@ -273,10 +273,10 @@ void merge(int64_t lanes, const float* value, const int32_t* row, float* best, i
   }
 }
 
-// Rows as the units of Ops: where they are, or in `to`.
+// Rows as the elements of Ops: where they are, or in `to`.
 template <typename Ops, typename T>
-const typename Ops::Unit* units_of(const T* row, const float* scales, int64_t index, int64_t dim,
-                                   int64_t bytes, unsigned char* to) {
+const typename Ops::Element* as_elements(const T* row, const float* scales, int64_t index, int64_t dim,
+                                         int64_t bytes, unsigned char* to) {
   if constexpr (std::is_same<Ops, Float32Ops>::value) {
     (void)bytes;
     return widened(row, scales, index, dim, reinterpret_cast<float*>(to));
@@ -284,10 +284,10 @@ const typename Ops::Unit* units_of(const T* row, const float* scales, int64_t in
     (void)scales;
     (void)index;
     const size_t used = static_cast<size_t>(dim) * sizeof(T);
-    if (used == static_cast<size_t>(bytes)) return reinterpret_cast<const typename Ops::Unit*>(row);
+    if (used == static_cast<size_t>(bytes)) return reinterpret_cast<const typename Ops::Element*>(row);
     std::memcpy(to, row, used);
     std::memset(to + used, 0, static_cast<size_t>(bytes) - used);
-    return reinterpret_cast<const typename Ops::Unit*>(to);
+    return reinterpret_cast<const typename Ops::Element*>(to);
   }
 }
 
@@ -295,22 +295,22 @@ const typename Ops::Unit* units_of(const T* row, const float* scales, int64_t in
 template <typename N, typename Ops, typename T, bool kArgmax, int kVecs, int kWidth>
 void decide(const Problem& p, const T* rows, const float* scales, int64_t first_row, const int32_t* row_of,
             int64_t lane, float* best, int32_t* arg, Scratch& s) {
-  using Unit = typename Ops::Unit;
-  constexpr int kLanes = kVecs * Isa::kLanes;
+  using Element = typename Ops::Element;
+  constexpr int kLanes = kVecs * Isa::kFloats;
   constexpr bool kFloat32 = std::is_same<Ops, Float32Ops>::value;
   const int64_t bytes = kFloat32 ? 4 * p.dim : narrow_bytes<N, BFloat16>(p.dim);
   const void* q =
       kFloat32 ? static_cast<const void*>(s.packed + lane * p.dim) : s.direct_packed + lane * bytes;
-  const Unit* units[kLanes];
+  const Element* elements[kLanes];
   int32_t tokens[kLanes];
   for (int l = 0; l < kLanes; ++l) {
-    units[l] = units_of<Ops>(rows + row_of[l] * p.d.row_stride, scales, first_row + row_of[l], p.dim, bytes,
-                             s.winners + l * bytes);
+    elements[l] = as_elements<Ops>(rows + row_of[l] * p.d.row_stride, scales, first_row + row_of[l], p.dim,
+                                   bytes, s.winners + l * bytes);
     tokens[l] = static_cast<int32_t>(first_row + row_of[l]);
   }
   float values[kLanes];
-  chains<Ops, kVecs, kWidth>(static_cast<const Unit*>(q), units, bytes / static_cast<int64_t>(sizeof(Unit)),
-                             values);
+  chains<Ops, kVecs, kWidth>(static_cast<const Element*>(q), elements,
+                             bytes / static_cast<int64_t>(sizeof(Element)), values);
   merge<kArgmax>(kLanes, values, tokens, best + lane, arg + lane);
 }
 
@@ -335,7 +335,7 @@ template <typename N, typename Number, typename Ops, typename T, bool kArgmax, i
 bool screen_panel(const Problem& p, const T* rows, const float* scales, int64_t first_row,
                   const NarrowRows& narrow, Ahead ahead, float norm, int64_t lane, float* best, int32_t* arg,
                   Scratch& s) {
-  constexpr int kLanes = kVecs * Isa::kLanes;
+  constexpr int kLanes = kVecs * Isa::kFloats;
   int32_t guess[kLanes] = {};
   float least[kLanes];
   for (float& of_lane : least) of_lane = -std::numeric_limits<float>::infinity();
@@ -400,10 +400,10 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
     int32_t arg_before[kPanel];
     std::memcpy(best_before, best + lane, sizeof best_before);
     std::memcpy(arg_before, arg + lane, sizeof arg_before);
-    const bool done = lanes - lane > Isa::kLanes
+    const bool done = lanes - lane > Isa::kFloats
                           ? screen_panel<N, Number, Ops, T, kArgmax, Isa::kVecs, kPanel>(
                                 p, rows, scales, first_row, narrow, ahead, norm, lane, best, arg, s)
-                          : screen_panel<N, Number, Ops, T, kArgmax, 1, Isa::kLanes>(
+                          : screen_panel<N, Number, Ops, T, kArgmax, 1, Isa::kFloats>(
                                 p, rows, scales, first_row, narrow, ahead, norm, lane, best, arg, s);
     if (given_up(count * kPanel * p.dim, s)) return true;
     ++panels;
@@ -442,10 +442,10 @@ void multiply(const Problem& p, const BFloat16* rows, int64_t first_row, int64_t
     float* best = s.other_best + lane;
     int32_t* arg = s.other_arg + lane;
     const Ahead ahead = {reinterpret_cast<uintptr_t>(from) + kPrefetchBytes, lane == 0 ? 1 : 0};
-    if (end - lane > Isa::kLanes) {
+    if (end - lane > Isa::kFloats) {
       N::template maxima<Isa::kVecs, kPanel, kArgmax>(narrow, q, ahead, first_row, best, arg);
     } else {
-      N::template maxima<1, Isa::kLanes, kArgmax>(narrow, q, ahead, first_row, best, arg);
+      N::template maxima<1, Isa::kFloats, kArgmax>(narrow, q, ahead, first_row, best, arg);
     }
     if (given_up(count * kPanel * p.dim, s)) return;
   }

@@ -2,9 +2,9 @@
 // namespace
 //
 //   struct Isa {
-//     using Vec;                      // kLanes floats
-//     using Idx;                      // kLanes int32
-//     static constexpr int kLanes;
+//     using Vec;                      // kFloats floats
+//     using Idx;                      // kFloats int32
+//     static constexpr int kFloats;
 //     static constexpr int kRows;     // the register tile: kRows document rows
 //     static constexpr int kVecs;     // x kVecs vectors of query tokens
 //     static Vec zero();
@@ -16,7 +16,7 @@
 //     static void store(float*, Vec);
 //     static Idx load(const int32_t*);
 //     static void store(int32_t*, Idx);
-//     static void transpose(Vec (&rows)[kLanes]);
+//     static void transpose(Vec (&rows)[kFloats]);
 //
 //     // best = max(best, value). NaN wins, and stays.
 //     static void update(Vec& best, Vec value);
@@ -28,14 +28,14 @@
 // and includes loop.h, which includes this file, inside the region. Everything in them has internal linkage.
 //
 // Lanes are query tokens: the tokens of a block of queries are packed one after the other, regardless of
-// where a query ends, into panels of kPanel = kVecs * kLanes lanes, each panel stored [steps][width] with
-// width = kPanel, or kLanes for a last panel that needs no more. A unit of a document row is broadcast
+// where a query ends, into panels of kPanel = kVecs * kFloats lanes, each panel stored [steps][width] with
+// width = kPanel, or kFloats for a last panel that needs no more. An element of a document row is broadcast
 // against a vector of lanes, so a tile of kRows x kVecs accumulators takes kRows + kVecs loads for
 // kRows * kVecs multiply-adds per step, the maximum over document tokens is vertical, and no horizontal
 // operation occurs before the final sum.
 //
-// A unit is what one step of a chain takes from a row: a float32, or, in the narrow products of screen.h, two
-// bfloat16 or four int8. The Ops of a tile say what a step does.
+// An element is what one step of a chain takes from a row: a float32, or, in the narrow products of screen.h,
+// two bfloat16 or four int8. The Ops of a tile say what a step does.
 //
 // SUMS. A dot product is cut into blocks of kBlockNumbers numbers. A block is one chain of multiply-adds in
 // the order of the dimensions, and the sums of the blocks are added in pairs, these sums in pairs, and so on.
@@ -55,8 +55,8 @@
 namespace colbert_fast {
 namespace {
 
-constexpr int kPanel = Isa::kVecs * Isa::kLanes;
-constexpr int64_t kUnitsPerLine = 16;
+constexpr int kPanel = Isa::kVecs * Isa::kFloats;
+constexpr int64_t kElementsPerLine = 16;
 // How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher is lost where kRows
 // rows are read side by side: a prototype of this loop on Sapphire Rapids, 12 rows of 512 bytes, took 79 to
 // 104 ns a row without prefetching and 49 ns with this distance.
@@ -88,7 +88,7 @@ CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 // `n` numbers from an address, in a vector that ends in zeros. A tail is copied, never read past.
 template <typename T>
 CF_ALWAYS_INLINE typename Isa::Vec load_tail(const T* from, int64_t n) {
-  T tail[Isa::kLanes] = {};
+  T tail[Isa::kFloats] = {};
   std::memcpy(tail, from, static_cast<size_t>(n) * sizeof(T));
   return Isa::load(tail);
 }
@@ -106,9 +106,9 @@ CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t
       return value;
     };
     int64_t k = 0;
-    for (; k + Isa::kLanes <= n; k += Isa::kLanes) Isa::store(to + k, wide(Isa::load(row + k)));
+    for (; k + Isa::kFloats <= n; k += Isa::kFloats) Isa::store(to + k, wide(Isa::load(row + k)));
     if (k < n) {
-      float tail[Isa::kLanes];
+      float tail[Isa::kFloats];
       Isa::store(tail, wide(load_tail(row + k, n - k)));
       std::memcpy(to + k, tail, static_cast<size_t>(n - k) * sizeof(float));
     }
@@ -120,15 +120,15 @@ constexpr int64_t kBlockNumbers = 128;
 constexpr int kLevels = 16;
 
 struct Float32Ops {
-  using Unit = float;
+  using Element = float;
   using Acc = typename Isa::Vec;
   static constexpr int64_t kBlock = kBlockNumbers;
   static CF_ALWAYS_INLINE Acc zero() { return Isa::zero(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return Isa::load(from); }
-  static CF_ALWAYS_INLINE auto broadcast(const Unit* from) { return Isa::broadcast(from); }
+  static CF_ALWAYS_INLINE Acc load(const Element* from) { return Isa::load(from); }
+  static CF_ALWAYS_INLINE auto broadcast(const Element* from) { return Isa::broadcast(from); }
   template <typename Broadcast>
-  static CF_ALWAYS_INLINE Acc fma(Broadcast unit, Acc lanes, Acc sum) {
-    return Isa::fma(unit, lanes, sum);
+  static CF_ALWAYS_INLINE Acc fma(Broadcast element, Acc lanes, Acc sum) {
+    return Isa::fma(element, lanes, sum);
   }
   static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return Isa::add(a, b); }
 };
@@ -199,7 +199,7 @@ class BlockSums {
   int waiting_ = 0;
 };
 
-// A unit of narrow numbers, at any address.
+// An element of narrow numbers, at any address.
 struct FourBytes {
   unsigned char bytes[4];
 };
@@ -221,24 +221,24 @@ struct Maxima {
   CF_ALWAYS_INLINE void take(const typename Isa::Vec (&dots)[kRows][kVecs], int64_t row) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      typename Isa::Vec top = Isa::load(best + v * Isa::kLanes);
+      typename Isa::Vec top = Isa::load(best + v * Isa::kFloats);
       if constexpr (kArgmax) {
-        typename Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
+        typename Isa::Idx where = Isa::load(arg + v * Isa::kFloats);
         CF_UNROLL
         for (int r = 0; r < kRows; ++r)
           Isa::update(top, where, dots[r][v], static_cast<int32_t>(first_row + row + r));
-        Isa::store(arg + v * Isa::kLanes, where);
+        Isa::store(arg + v * Isa::kFloats, where);
       } else {
         CF_UNROLL
         for (int r = 0; r < kRows; ++r) Isa::update(top, dots[r][v]);
       }
-      Isa::store(best + v * Isa::kLanes, top);
+      Isa::store(best + v * Isa::kFloats, top);
     }
   }
 };
 
-// Memory to prefetch while tiles are computed, in address order: `lines` cache lines for each kUnitsPerLine
-// units of a row. 0 lines: none.
+// Memory to prefetch while tiles are computed, in address order: `lines` cache lines for each
+// kElementsPerLine elements of a row. 0 lines: none.
 struct Ahead {
   uintptr_t address;
   int lines;
@@ -252,7 +252,7 @@ class Prefetcher {
  public:
   explicit CF_ALWAYS_INLINE Prefetcher(Ahead ahead) : ahead_(ahead) {}
   CF_ALWAYS_INLINE void before(int64_t step) {
-    for (const int64_t due = kRows * ahead_.lines * step / kUnitsPerLine; asked_ < due; ++asked_)
+    for (const int64_t due = kRows * ahead_.lines * step / kElementsPerLine; asked_ < due; ++asked_)
       prefetch(ahead_.address + static_cast<uintptr_t>(64 * asked_));
   }
 
@@ -268,12 +268,12 @@ constexpr int64_t kStepsTogether = 4;
 template <typename Ops>
 struct Tile {
   template <int kRows, int kVecs, int kWidth, typename Sink>
-  static void compute(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride,
+  static void compute(const typename Ops::Element* q, const typename Ops::Element* rows, int64_t stride,
                       int64_t steps, int64_t row, Ahead ahead, typename Ops::Acc* memory, const Sink& sink) {
     using Acc = typename Ops::Acc;
     // Three rows share one base pointer: twelve addresses then need six registers and no spills.
     constexpr int kBases = (kRows + 2) / 3;
-    const typename Ops::Unit* base[kBases];
+    const typename Ops::Element* base[kBases];
     CF_UNROLL
     for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
     Acc acc[kRows][kVecs];
@@ -292,12 +292,12 @@ struct Tile {
         for (int64_t k = done; k < end; ++k) {
           Acc lanes[kVecs];
           CF_UNROLL
-          for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
+          for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kFloats);
           CF_UNROLL
           for (int r = 0; r < kRows; ++r) {
-            const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+            const auto element = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
             CF_UNROLL
-            for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
+            for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(element, lanes[v], acc[r][v]);
           }
         }
       }
@@ -308,8 +308,8 @@ struct Tile {
 };
 
 template <typename Ops, typename Sink>
-using TileFunction = void (*)(const typename Ops::Unit*, const typename Ops::Unit*, int64_t, int64_t, int64_t,
-                              Ahead, typename Ops::Acc*, const Sink&);
+using TileFunction = void (*)(const typename Ops::Element*, const typename Ops::Element*, int64_t, int64_t,
+                              int64_t, Ahead, typename Ops::Acc*, const Sink&);
 
 // Tiles of 1 .. kRows rows, one for each number of rows that can be left over.
 template <typename Ops, int kVecs, int kWidth, typename Sink, int... kMinusOne>
@@ -322,7 +322,7 @@ TileFunction<Ops, Sink> tile_for(int64_t rows, std::integer_sequence<int, kMinus
 // `count` rows against kVecs vectors of one panel, in tiles as equal as can be: 13 rows are 7 + 6 and not
 // 12 + 1, for a tile of few rows has too few chains to hide their latency.
 template <typename Ops, int kVecs, int kWidth, typename Sink>
-void panel(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride, int64_t steps,
+void panel(const typename Ops::Element* q, const typename Ops::Element* rows, int64_t stride, int64_t steps,
            int64_t count, Ahead ahead, const Sink& sink) {
   const int64_t tiles = (count + Isa::kRows - 1) / Isa::kRows;
   const int64_t least = count / tiles;
@@ -375,8 +375,8 @@ float multiply_add(int64_t steps) {
   constexpr int kChains = Isa::kRows * Isa::kVecs;
   // Every chain begins with another number: equal ones would be computed once. About 1e-3 as float32 and as
   // two bfloat16.
-  typename Ops::Unit seed[kChains + Isa::kLanes];
-  for (int i = 0; i < kChains + Isa::kLanes; ++i) {
+  typename Ops::Element seed[kChains + Isa::kFloats];
+  for (int i = 0; i < kChains + Isa::kFloats; ++i) {
     const uint32_t bits = 0x3a833a83u + static_cast<uint32_t>(steps % 97 + i);
     std::memcpy(seed + i, &bits, sizeof bits);
   }
@@ -415,18 +415,18 @@ constexpr Product product(const char* dtype, int64_t numbers) {
   return {dtype, 2 * numbers * kPanel * Isa::kRows, &multiply_add<Ops>};
 }
 
-// Reads `count` floats, a multiple of 4 * kLanes, in address order and with the prefetch distance of tile().
+// Reads `count` floats, a multiple of 4 * kFloats, in address order and with the prefetch distance of tile().
 inline float read(const float* data, int64_t count) {
   using Vec = typename Isa::Vec;
-  float ones[Isa::kLanes];
-  for (int l = 0; l < Isa::kLanes; ++l) ones[l] = 1.0f;
+  float ones[Isa::kFloats];
+  for (int l = 0; l < Isa::kFloats; ++l) ones[l] = 1.0f;
   const Vec one = Isa::load(ones);
   Vec acc[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
-  for (int64_t i = 0; i < count; i += 4 * Isa::kLanes) {
+  for (int64_t i = 0; i < count; i += 4 * Isa::kFloats) {
     const uintptr_t ahead = reinterpret_cast<uintptr_t>(data + i) + kPrefetchBytes;
-    for (uintptr_t b = 0; b < 4 * Isa::kLanes * sizeof(float); b += 64) prefetch(ahead + b);
+    for (uintptr_t b = 0; b < 4 * Isa::kFloats * sizeof(float); b += 64) prefetch(ahead + b);
     CF_UNROLL
-    for (int v = 0; v < 4; ++v) acc[v] = Isa::fma(Isa::load(data + i + v * Isa::kLanes), one, acc[v]);
+    for (int v = 0; v < 4; ++v) acc[v] = Isa::fma(Isa::load(data + i + v * Isa::kFloats), one, acc[v]);
   }
   float sum = 0.0f;
   for (int v = 0; v < 4; ++v) {

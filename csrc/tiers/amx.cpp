@@ -2,9 +2,9 @@
 // screened in bfloat16, int8 in int8. What AMX does not do is that of AVX-512.
 //
 // A tile holds 16 rows of 64 bytes. tdpbf16ps and tdpbssd add to C, 16 x 16 of float32 or int32, the products
-// of A, 16 rows of 64 bytes, and B, 16 units of 4 bytes for each of 16 columns. Documents are A, loaded from
-// where they lie, for a tile is loaded with any stride; queries are B, whose layout is that of packed units;
-// so C has a row for a document token and a lane for a query token, and the maximum is vertical.
+// of A, 16 rows of 64 bytes, and B, 16 elements of 4 bytes for each of 16 columns. Documents are A, loaded
+// from where they lie, for a tile is loaded with any stride; queries are B, whose layout is that of packed
+// elements; so C has a row for a document token and a lane for a query token, and the maximum is vertical.
 //
 // Tiles: C 2 x 2 (32 document rows x 32 lanes), A 2, B 2: all eight. A step of 64 bytes loads 4 and
 // multiplies 4 times; four chains, a product every 16 cycles, cover its latency of 52 (Intel's optimization
@@ -172,21 +172,21 @@ struct TileBounds {
                              int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m512 spread = Isa::load(bounds.spread + v * Isa::kLanes);
-      __m512 least = Isa::load(bounds.least + v * Isa::kLanes);
-      __m512i guess = Isa::load(bounds.guess + v * Isa::kLanes);
+      const __m512 spread = Isa::load(bounds.spread + v * Isa::kFloats);
+      __m512 least = Isa::load(bounds.least + v * Isa::kFloats);
+      __m512i guess = Isa::load(bounds.guess + v * Isa::kFloats);
       for (int t = 0; t < kTiles; ++t) {
         for (int64_t r = 0; r < count; ++r) {
           const __m512 scale = _mm512_set1_ps(bounds.scales[begin[t] + r]);
           __m512 upper;
           if constexpr (std::is_same<Number, int8_t>::value) {
-            const __m512i offset = _mm512_loadu_si512(bounds.offset + v * Isa::kLanes);
+            const __m512i offset = _mm512_loadu_si512(bounds.offset + v * Isa::kFloats);
             const __m512i product = sums[t * kTileRows + r][v];
             upper = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(product, offset)), scale);
           } else {
             upper = sums[t * kTileRows + r][v];
           }
-          Isa::store(bounds.uppers + (begin[t] + r) * kPanel + v * Isa::kLanes, upper);
+          Isa::store(bounds.uppers + (begin[t] + r) * kPanel + v * Isa::kFloats, upper);
           const __m512 lower = _mm512_fnmadd_ps(scale, spread, upper);
           const __mmask16 larger = _mm512_cmp_ps_mask(lower, least, _CMP_GT_OQ);
           least = _mm512_max_ps(least, lower);
@@ -194,8 +194,8 @@ struct TileBounds {
           guess = _mm512_mask_mov_epi32(guess, larger, row);
         }
       }
-      Isa::store(bounds.least + v * Isa::kLanes, least);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess);
+      Isa::store(bounds.least + v * Isa::kFloats, least);
+      Isa::store(bounds.guess + v * Isa::kFloats, guess);
     }
   }
 };
@@ -212,15 +212,15 @@ struct TileMaxima {
                              int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      Isa::Vec top = Isa::load(best + v * Isa::kLanes);
+      Isa::Vec top = Isa::load(best + v * Isa::kFloats);
       if constexpr (kArgmax) {
-        Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
+        Isa::Idx where = Isa::load(arg + v * Isa::kFloats);
         for (int t = 0; t < kTiles; ++t) {
           for (int64_t r = 0; r < count; ++r)
             Isa::update(top, where, sums[t * kTileRows + r][v],
                         static_cast<int32_t>(first_row + begin[t] + r));
         }
-        Isa::store(arg + v * Isa::kLanes, where);
+        Isa::store(arg + v * Isa::kFloats, where);
       } else {
         // vmaxps loses a NaN, so these are noted beside it, two rows with one comparison: a chain of 2 cycles
         // a row instead of the 8 of Isa::update, which would take longer than the products. Which zero of
@@ -236,7 +236,7 @@ struct TileMaxima {
         }
         top = _mm512_mask_mov_ps(top, nan, _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()));
       }
-      Isa::store(best + v * Isa::kLanes, top);
+      Isa::store(best + v * Isa::kFloats, top);
     }
   }
 };
@@ -296,8 +296,8 @@ struct Narrow : Int8Narrow {
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     return narrow_int8<kRaise>(row, dim, to);
   }
-  static void levels(const float* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-    levels_int8<kRaise>(row, levels_per_unit, dim, to);
+  static void levels(const float* row, float inverse_scale, int64_t dim, unsigned char* to) {
+    levels_int8<kRaise>(row, inverse_scale, dim, to);
   }
 
   template <typename Number, int kVecs, int kWidth>
@@ -322,9 +322,9 @@ namespace colbert_fast {
 namespace {
 
 template <bool kArgmax>
-void score_configured(const ScoreJob& job, const Task& unit, Scratch& scratch) {
+void score_configured(const ScoreJob& job, const Task& task, Scratch& scratch) {
   const Configured tiles;
-  score_any<kArgmax>(job, unit, scratch);
+  score_any<kArgmax>(job, task, scratch);
 }
 
 // As multiply_add() of tile.h: a step is that of a block of 2 x 2 tiles of C, of 64 bytes of each row.

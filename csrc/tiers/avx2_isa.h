@@ -13,7 +13,7 @@ namespace {
 struct Isa {
   using Vec = __m256;
   using Idx = __m256i;
-  static constexpr int kLanes = 8;
+  static constexpr int kFloats = 8;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 6;
 

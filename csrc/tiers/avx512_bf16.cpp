@@ -18,16 +18,16 @@ namespace colbert_fast {
 namespace {
 
 struct BFloat16Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = __m512;
   static constexpr int64_t kBlock = kBlockNumbers / 2;
   static CF_ALWAYS_INLINE Acc zero() { return _mm512_setzero_ps(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return _mm512_loadu_ps(from); }
-  static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) {
+  static CF_ALWAYS_INLINE Acc load(const Element* from) { return _mm512_loadu_ps(from); }
+  static CF_ALWAYS_INLINE Acc broadcast(const Element* from) {
     return _mm512_castsi512_ps(_mm512_set1_epi32(bits_of(from)));
   }
-  static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(unit), reinterpret_cast<__m512bh>(lanes));
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(element), reinterpret_cast<__m512bh>(lanes));
   }
   static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return _mm512_add_ps(a, b); }
 };

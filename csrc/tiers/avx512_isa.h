@@ -13,7 +13,7 @@ namespace {
 struct Isa {
   using Vec = __m512;
   using Idx = __m512i;
-  static constexpr int kLanes = 16;
+  static constexpr int kFloats = 16;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 12;
 

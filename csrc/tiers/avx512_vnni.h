@@ -34,14 +34,14 @@ struct Int8Narrow {
 };
 
 struct Int8Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = __m512i;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return _mm512_setzero_si512(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return _mm512_loadu_si512(from); }
-  static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) { return _mm512_set1_epi32(bits_of(from)); }
-  static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) {
-    return _mm512_dpbusd_epi32(sum, unit, lanes);
+  static CF_ALWAYS_INLINE Acc load(const Element* from) { return _mm512_loadu_si512(from); }
+  static CF_ALWAYS_INLINE Acc broadcast(const Element* from) { return _mm512_set1_epi32(bits_of(from)); }
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm512_dpbusd_epi32(sum, element, lanes);
   }
 };
 
@@ -55,10 +55,10 @@ struct BoundsOfInt8 {
     __m512 spread[kVecs], least[kVecs];
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      offset[v] = Isa::load(bounds.offset + v * Isa::kLanes);
-      spread[v] = Isa::load(bounds.spread + v * Isa::kLanes);
-      least[v] = Isa::load(bounds.least + v * Isa::kLanes);
-      guess[v] = Isa::load(bounds.guess + v * Isa::kLanes);
+      offset[v] = Isa::load(bounds.offset + v * Isa::kFloats);
+      spread[v] = Isa::load(bounds.spread + v * Isa::kFloats);
+      least[v] = Isa::load(bounds.least + v * Isa::kFloats);
+      guess[v] = Isa::load(bounds.guess + v * Isa::kFloats);
     }
     float* uppers = bounds.uppers + row * kPanel;
     CF_UNROLL
@@ -69,7 +69,7 @@ struct BoundsOfInt8 {
       for (int v = 0; v < kVecs; ++v) {
         const __m512 product = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r][v], offset[v]));
         const __m512 upper = _mm512_mul_ps(product, scale);
-        Isa::store(uppers + r * kPanel + v * Isa::kLanes, upper);
+        Isa::store(uppers + r * kPanel + v * Isa::kFloats, upper);
         const __m512 lower = _mm512_fnmadd_ps(scale, spread[v], upper);
         const __mmask16 larger = _mm512_cmp_ps_mask(lower, least[v], _CMP_GT_OQ);
         least[v] = _mm512_max_ps(least[v], lower);
@@ -78,8 +78,8 @@ struct BoundsOfInt8 {
     }
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      Isa::store(bounds.least + v * Isa::kLanes, least[v]);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess[v]);
+      Isa::store(bounds.least + v * Isa::kFloats, least[v]);
+      Isa::store(bounds.guess + v * Isa::kFloats, guess[v]);
     }
   }
 };
@@ -110,8 +110,8 @@ CF_ALWAYS_INLINE __m512i level(const T* from, __m512 factor) {
 
 // Stores the levels, + kRaise.
 template <int kRaise, typename T>
-CF_ALWAYS_INLINE void levels_int8(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-  const __m512 factor = _mm512_set1_ps(levels_per_unit);
+CF_ALWAYS_INLINE void levels_int8(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
+  const __m512 factor = _mm512_set1_ps(inverse_scale);
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(kRaise));
   // Packing works within parts of 128 bits.
   const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -139,8 +139,8 @@ struct RaisedInt8Narrow : Int8Narrow {
     return narrow_int8<128>(row, dim, to);
   }
   template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-    levels_int8<128>(row, levels_per_unit, dim, to);
+  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
+    levels_int8<128>(row, inverse_scale, dim, to);
   }
 
   template <typename Number, int kVecs, int kWidth>

@@ -25,16 +25,16 @@ namespace colbert_fast {
 namespace {
 
 struct Int8Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = __m256i;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return _mm256_setzero_si256(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) {
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
-  static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) { return _mm256_set1_epi32(bits_of(from)); }
-  static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) {
-    return _mm256_dpbusd_avx_epi32(sum, unit, lanes);
+  static CF_ALWAYS_INLINE Acc broadcast(const Element* from) { return _mm256_set1_epi32(bits_of(from)); }
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm256_dpbusd_avx_epi32(sum, element, lanes);
   }
 };
 
@@ -47,23 +47,23 @@ struct BoundsOfInt8 {
     float* uppers = bounds.uppers + row * kPanel;
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m256i offset = Isa::load(bounds.offset + v * Isa::kLanes);
-      const __m256 spread = Isa::load(bounds.spread + v * Isa::kLanes);
-      __m256 least = Isa::load(bounds.least + v * Isa::kLanes);
-      __m256i guess = Isa::load(bounds.guess + v * Isa::kLanes);
+      const __m256i offset = Isa::load(bounds.offset + v * Isa::kFloats);
+      const __m256 spread = Isa::load(bounds.spread + v * Isa::kFloats);
+      __m256 least = Isa::load(bounds.least + v * Isa::kFloats);
+      __m256i guess = Isa::load(bounds.guess + v * Isa::kFloats);
       CF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const __m256 scale = _mm256_set1_ps(bounds.scales[row + r]);
         const __m256 upper = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(sums[r][v], offset)), scale);
-        Isa::store(uppers + r * kPanel + v * Isa::kLanes, upper);
+        Isa::store(uppers + r * kPanel + v * Isa::kFloats, upper);
         const __m256 lower = _mm256_fnmadd_ps(scale, spread, upper);
         const __m256 larger = _mm256_cmp_ps(lower, least, _CMP_GT_OQ);
         least = _mm256_max_ps(least, lower);
         guess = _mm256_blendv_epi8(guess, _mm256_set1_epi32(static_cast<int32_t>(row + r)),
                                    _mm256_castps_si256(larger));
       }
-      Isa::store(bounds.least + v * Isa::kLanes, least);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess);
+      Isa::store(bounds.least + v * Isa::kFloats, least);
+      Isa::store(bounds.guess + v * Isa::kFloats, guess);
     }
   }
 };
@@ -105,8 +105,8 @@ struct Narrow {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
   }
 
-  static CF_ALWAYS_INLINE int32_t sum_of(__m256i lanes) {
-    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+  static CF_ALWAYS_INLINE int32_t sum_of(__m256i value) {
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
   }
@@ -132,8 +132,8 @@ struct Narrow {
                                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-    const __m256 factor = _mm256_set1_ps(levels_per_unit);
+  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
+    const __m256 factor = _mm256_set1_ps(inverse_scale);
     const __m256i sign = _mm256_set1_epi8(-128);
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within the halves
     for (int64_t k = 0; k < dim; k += kAtOnce) {

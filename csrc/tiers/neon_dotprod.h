@@ -42,30 +42,31 @@ struct Int8Narrow {
     return static_cast<float>(vaddvq_s32(squares));
   }
   template <typename T>
-  static CF_ALWAYS_INLINE int16x4_t level(const T* from, float levels_per_unit) {
-    return vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(Isa::load(from), levels_per_unit)));
+  static CF_ALWAYS_INLINE int16x4_t level(const T* from, float inverse_scale) {
+    return vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(Isa::load(from), inverse_scale)));
   }
   template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
+  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
     for (int64_t k = 0; k < dim; k += kAtOnce) {
       const T* from = row + k;
-      const int16x8_t low = vcombine_s16(level(from, levels_per_unit), level(from + 4, levels_per_unit));
-      const int16x8_t high =
-          vcombine_s16(level(from + 8, levels_per_unit), level(from + 12, levels_per_unit));
+      const int16x8_t low = vcombine_s16(level(from, inverse_scale), level(from + 4, inverse_scale));
+      const int16x8_t high = vcombine_s16(level(from + 8, inverse_scale), level(from + 12, inverse_scale));
       vst1q_u8(to + k, vreinterpretq_u8_s8(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high))));
     }
   }
 };
 
 struct Int8Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = int32x4_t;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_s32(0); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_s32_u8(vld1q_u8(from->bytes)); }
-  static CF_ALWAYS_INLINE Lane0 broadcast(const Unit* from) { return Lane0::load(from); }
-  static CF_ALWAYS_INLINE Acc fma(Lane0 unit, Acc lanes, Acc sum) {
-    return vdotq_lane_s32(sum, vreinterpretq_s8_s32(lanes), vreinterpret_s8_f32(unit.bits), 0);
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
+    return vreinterpretq_s32_u8(vld1q_u8(from->bytes));
+  }
+  static CF_ALWAYS_INLINE FirstElement broadcast(const Element* from) { return FirstElement::load(from); }
+  static CF_ALWAYS_INLINE Acc fma(FirstElement element, Acc lanes, Acc sum) {
+    return vdotq_lane_s32(sum, vreinterpretq_s8_s32(lanes), vreinterpret_s8_f32(element.bits), 0);
   }
   static CF_ALWAYS_INLINE Acc fma(Acc a, Acc b, Acc sum) {
     return vdotq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
@@ -80,22 +81,22 @@ struct BoundsOfInt8 {
   CF_ALWAYS_INLINE void take(const int32x4_t (&sums)[kRows][kVecs], int64_t row) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const int32x4_t offset = vld1q_s32(bounds.offset + v * Isa::kLanes);
-      const float32x4_t spread = Isa::load(bounds.spread + v * Isa::kLanes);
-      float32x4_t least = Isa::load(bounds.least + v * Isa::kLanes);
-      int32x4_t guess = Isa::load(bounds.guess + v * Isa::kLanes);
+      const int32x4_t offset = vld1q_s32(bounds.offset + v * Isa::kFloats);
+      const float32x4_t spread = Isa::load(bounds.spread + v * Isa::kFloats);
+      float32x4_t least = Isa::load(bounds.least + v * Isa::kFloats);
+      int32x4_t guess = Isa::load(bounds.guess + v * Isa::kFloats);
       CF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const float32x4_t scale = vdupq_n_f32(bounds.scales[row + r]);
         const float32x4_t upper = vmulq_f32(vcvtq_f32_s32(vaddq_s32(sums[r][v], offset)), scale);
-        Isa::store(bounds.uppers + (row + r) * kPanel + v * Isa::kLanes, upper);
+        Isa::store(bounds.uppers + (row + r) * kPanel + v * Isa::kFloats, upper);
         const float32x4_t lower = vfmsq_f32(upper, scale, spread);
         const uint32x4_t larger = vcgtq_f32(lower, least);
         least = vmaxq_f32(least, lower);
         guess = vbslq_s32(larger, vdupq_n_s32(static_cast<int32_t>(row + r)), guess);
       }
-      Isa::store(bounds.least + v * Isa::kLanes, least);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess);
+      Isa::store(bounds.least + v * Isa::kFloats, least);
+      Isa::store(bounds.guess + v * Isa::kFloats, guess);
     }
   }
 };

@@ -31,11 +31,13 @@ namespace colbert_fast {
 namespace {
 
 struct Int8Matrix {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = int32x4_t;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_s32(0); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_s32_u8(vld1q_u8(from->bytes)); }
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
+    return vreinterpretq_s32_u8(vld1q_u8(from->bytes));
+  }
   static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
     return vmmlaq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(lanes));
   }
@@ -45,11 +47,13 @@ struct Int8Matrix {
 };
 
 struct BFloat16Matrix {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = float32x4_t;
   static constexpr int64_t kBlock = kBlockNumbers / 2;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_f32(0.0f); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_f32_u8(vld1q_u8(from->bytes)); }
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
+    return vreinterpretq_f32_u8(vld1q_u8(from->bytes));
+  }
   static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
     return vbfmmlaq_f32(sum, vreinterpretq_bf16_f32(rows), vreinterpretq_bf16_f32(lanes));
   }
@@ -58,7 +62,7 @@ struct BFloat16Matrix {
   static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 };
 
-// Tile of tile.h. A step is two units, of which there is an even number.
+// Tile of tile.h. A step is two elements, of which there is an even number.
 template <typename Ops>
 struct MatrixTile {
   template <int kRows, int kVecs, int kWidth, typename Sink>
@@ -95,7 +99,7 @@ struct MatrixTile {
           }
           CF_UNROLL
           for (int v = 0; v < 2 * kVecs; ++v) {
-            const Acc lanes = Ops::load(q + k * kWidth + v * Isa::kLanes);
+            const Acc lanes = Ops::load(q + k * kWidth + v * Isa::kFloats);
             CF_UNROLL
             for (int p = 0; p < kPairs; ++p) acc[p][v] = Ops::fma(pair[p], lanes, acc[p][v]);
           }

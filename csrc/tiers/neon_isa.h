@@ -1,7 +1,7 @@
 // The registers of NEON, for the tiers that have them: to be included inside their target regions.
 //
 // Tile: 6 document rows x 4 vectors of 4 query tokens. Registers: 24 accumulators + 4 query vectors = 28 of
-// 32, which leaves 4 for document units. Per step 4 + 6 loads feed 24 FMAs, the fewest loads of the tiles
+// 32, which leaves 4 for document elements. Per step 4 + 6 loads feed 24 FMAs, the fewest loads of the tiles
 // that fit (8 x 3 takes 11, 12 x 2 takes 14), and 24 chains cover a latency of 4 cycles x 4 units, the widest
 // cores there are. With two FMAs and two loads a cycle (Cortex-A72, Neoverse N1) 5 cycles of loads hide
 // behind 12 of FMAs, with four and three (Neoverse V1, Apple M1) 4 behind 6. 32 query tokens are two panels
@@ -12,28 +12,28 @@
 namespace colbert_fast {
 namespace {
 
-// A document unit in lane 0. FMLA and the dot products multiply by one lane at no cost, while a load into all
-// lanes (LD1R) also takes a slot of the vector pipes, which are the bottleneck: so say LLVM's models of
+// A document element in lane 0. FMLA and the dot products multiply by one lane at no cost, while a load into
+// all lanes (LD1R) also takes a slot of the vector pipes, which are the bottleneck: so say LLVM's models of
 // Neoverse N2 and V1.
-struct Lane0 {
+struct FirstElement {
   float32x2_t bits;
 
-  static CF_ALWAYS_INLINE Lane0 load(const void* from) {
-    float unit;
-    std::memcpy(&unit, from, sizeof unit);
-    Lane0 lane = {vset_lane_f32(unit, vdup_n_f32(0.0f), 0)};
+  static CF_ALWAYS_INLINE FirstElement load(const void* from) {
+    float element;
+    std::memcpy(&element, from, sizeof element);
+    FirstElement first = {vset_lane_f32(element, vdup_n_f32(0.0f), 0)};
 #if defined(__GNUC__)
     // Compilers that see where the vector comes from make an LD1R of it.
-    __asm__("" : "+w"(lane.bits));
+    __asm__("" : "+w"(first.bits));
 #endif
-    return lane;
+    return first;
   }
 };
 
 struct Isa {
   using Vec = float32x4_t;
   using Idx = int32x4_t;
-  static constexpr int kLanes = 4;
+  static constexpr int kFloats = 4;
   static constexpr int kVecs = 4;
   static constexpr int kRows = 6;
 
@@ -43,8 +43,8 @@ struct Isa {
   static CF_ALWAYS_INLINE void store(float* to, Vec value) { vst1q_f32(to, value); }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) { vst1q_s32(to, value); }
 
-  static CF_ALWAYS_INLINE Lane0 broadcast(const float* from) { return Lane0::load(from); }
-  static CF_ALWAYS_INLINE Vec fma(Lane0 a, Vec b, Vec c) { return vfmaq_lane_f32(c, b, a.bits, 0); }
+  static CF_ALWAYS_INLINE FirstElement broadcast(const float* from) { return FirstElement::load(from); }
+  static CF_ALWAYS_INLINE Vec fma(FirstElement a, Vec b, Vec c) { return vfmaq_lane_f32(c, b, a.bits, 0); }
   static CF_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
   static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return vmulq_n_f32(a, b); }

@@ -15,28 +15,28 @@ constexpr int kFour = 4;
 using Vec4 = float __attribute__((vector_size(kFour * sizeof(float))));
 #else
 struct Vec4 {
-  float lane[kFour];
-  float& operator[](int l) { return lane[l]; }
+  float at[kFour];
+  float& operator[](int l) { return at[l]; }
   Vec4 operator*(const Vec4& other) const {
     Vec4 product;
-    for (int l = 0; l < kFour; ++l) product.lane[l] = lane[l] * other.lane[l];
+    for (int l = 0; l < kFour; ++l) product.at[l] = at[l] * other.at[l];
     return product;
   }
   Vec4 operator+(const Vec4& other) const {
     Vec4 sum;
-    for (int l = 0; l < kFour; ++l) sum.lane[l] = lane[l] + other.lane[l];
+    for (int l = 0; l < kFour; ++l) sum.at[l] = at[l] + other.at[l];
     return sum;
   }
 };
 #endif
 
 struct Isa {
-  static constexpr int kLanes = kFour;
+  static constexpr int kFloats = kFour;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 4;
   using Vec = Vec4;
   struct Idx {
-    int32_t lane[kLanes];
+    int32_t at[kFloats];
   };
 
   static CF_ALWAYS_INLINE Vec zero() { return Vec{}; }
@@ -46,34 +46,34 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return a + b; }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return a * broadcast(&b); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) {
-    for (int l = 0; l < kLanes; ++l) to[l] = value[l];
+    for (int l = 0; l < kFloats; ++l) to[l] = value[l];
   }
   static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return Idx{{from[0], from[1], from[2], from[3]}}; }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) {
-    for (int l = 0; l < kLanes; ++l) to[l] = value.lane[l];
+    for (int l = 0; l < kFloats; ++l) to[l] = value.at[l];
   }
 
   // True for a NaN value as well; a best that is NaN already is left alone.
   static CF_ALWAYS_INLINE bool wins(float best, float value) { return !(value <= best) && best == best; }
   static CF_ALWAYS_INLINE void update(Vec& best, Vec value) {
-    for (int l = 0; l < kLanes; ++l) {
+    for (int l = 0; l < kFloats; ++l) {
       if (wins(best[l], value[l])) best[l] = value[l];
     }
   }
   static CF_ALWAYS_INLINE void update(Vec& best, Idx& arg, Vec value, int32_t row) {
-    for (int l = 0; l < kLanes; ++l) {
+    for (int l = 0; l < kFloats; ++l) {
       if (!wins(best[l], value[l])) continue;
       best[l] = value[l];
-      arg.lane[l] = row;
+      arg.at[l] = row;
     }
   }
 
-  static CF_ALWAYS_INLINE void transpose(Vec (&rows)[kLanes]) {
-    Vec columns[kLanes];
-    for (int r = 0; r < kLanes; ++r) {
-      for (int c = 0; c < kLanes; ++c) columns[c][r] = rows[r][c];
+  static CF_ALWAYS_INLINE void transpose(Vec (&rows)[kFloats]) {
+    Vec columns[kFloats];
+    for (int r = 0; r < kFloats; ++r) {
+      for (int c = 0; c < kFloats; ++c) columns[c][r] = rows[r][c];
     }
-    for (int c = 0; c < kLanes; ++c) rows[c] = columns[c];
+    for (int c = 0; c < kFloats; ++c) rows[c] = columns[c];
   }
 
   static float from_bits(uint32_t bits) {
