@@ -76,7 +76,7 @@
 // A sum whose products pass at most k roundings errs by at most k u' / (1 - k u') times the product of the
 // norms, u' = 2u where the caller rounds otherwise than to nearest. None of the three has more than n + 2:
 //   f_j: a block of n <= 128 numbers has n, and more blocks have 128 and the logarithm to base 2 of their
-//     number (SUMS in tile.h), which is less than n.
+//     number (sums.h), which is less than n.
 //   The dot product of refine(), which has no blocks: with v lanes a vector, n / 2v in a chain, v where the
 //     lanes are added, and one for each of fewer than 2v last numbers.
 //   c_j: of bfloat16 at most n, and of int8, whose sums are exact, one where they become float32.

@@ -36,21 +36,10 @@
 //
 // An element is what one step of a chain takes from a row: a float32, or, in the narrow products of screen.h,
 // two bfloat16 or four int8. The Ops of a tile say what a step does.
-//
-// SUMS. A dot product is cut into blocks of kBlockNumbers numbers. A block is one chain of multiply-adds in
-// the order of the dimensions, and the sums of the blocks are added in pairs, these sums in pairs, and so on.
-// Blocks and pairs depend on the number of dimensions alone, never on the tile: a score does not depend on
-// what else is scored, on how the work is cut or on the number of threads.
-//
-// A product passes at most 128 + L roundings of float32, where L is the logarithm to base 2 of the number of
-// blocks, rounded up; one more makes float32 of an int8 and its scale. Each is at most u = 2^-24 of what is
-// summed, and the score, which is added in double, is rounded once: it is within r u / (1 - r u) of the sum
-// of |products| of the rows that win, r = 130 + L, and 1e-5 is 167 u. One chain of 256 numbers has 256
-// roundings, 1.5e-5, and a product of 1 before 255 of just below u comes close to that. Only kLevels sums
-// wait for a partner: beyond 2^23 numbers each further 2^22 are one rounding more, and 1e-5 holds up to 80
-// million.
 
 #pragma once
+
+#include "per_tier/sums.h"
 
 namespace colbert_fast {
 namespace {
@@ -116,9 +105,6 @@ CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t
   }
 }
 
-constexpr int64_t kBlockNumbers = 128;
-constexpr int kLevels = 16;
-
 struct Float32Ops {
   using Element = float;
   using Acc = typename Isa::Vec;
@@ -131,72 +117,6 @@ struct Float32Ops {
     return Isa::fma(element, lanes, sum);
   }
   static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return Isa::add(a, b); }
-};
-
-// Adds the sums of equally many blocks, in pairs, and returns the number of these additions. `sums` points to
-// the `count` vectors of block number `block`. The sums that wait lie before it: one for each bit of `block`
-// that is 1, the highest bit first, each the sum of as many blocks as its bit stands for. There are `levels`
-// places: the first may stand for more blocks. This is a function of its own because tiles that contain it
-// are larger by a quarter.
-template <typename Ops>
-CF_NEVER_INLINE int add_pairs(typename Ops::Acc* sums, int64_t count, int64_t block, int levels) {
-  int pairs = 0;
-  while (pairs < levels - 1 && ((block >> pairs) & 1) != 0) ++pairs;
-  if (pairs == levels - 1 && (block >> pairs) != 0) ++pairs;
-  for (int pair = 0; pair < pairs; ++pair, sums -= count) {
-    for (int64_t i = 0; i < count; ++i) sums[i - count] = Ops::add(sums[i - count], sums[i]);
-  }
-  return pairs;
-}
-
-// The sums of the blocks of kRows x kVecs dot products. Ops whose kBlock is 0 have one block: their sums are
-// exact.
-template <typename Ops, int kRows, int kVecs, int kMostSums = kLevels>
-class BlockSums {
- public:
-  using Acc = typename Ops::Acc;
-  static constexpr int kCount = kRows * kVecs;
-  static constexpr int kSize = Ops::kBlock == 0 ? 1 : (kMostSums + 1) * kCount;
-
-  // `memory` has kSize elements of any value.
-  explicit CF_ALWAYS_INLINE BlockSums(Acc* memory) : memory_(memory) {}
-
-  // The end of the block that begins with step number `begin`.
-  static CF_ALWAYS_INLINE int64_t end_of_block(int64_t begin, int64_t steps) {
-    return Ops::kBlock == 0 || steps - begin <= Ops::kBlock ? steps : begin + Ops::kBlock;
-  }
-
-  // Takes the sums of a block. After the last block it returns true, and `sums` are the sums of all blocks.
-  CF_ALWAYS_INLINE bool done(Acc (&sums)[kRows][kVecs], int64_t end_of_block, int64_t steps) {
-    if constexpr (Ops::kBlock != 0) {
-      if (steps <= Ops::kBlock) return true;
-      if (end_of_block < steps) {
-        Acc* to = memory_ + waiting_ * kCount;
-        CF_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          CF_UNROLL
-          for (int v = 0; v < kVecs; ++v) to[r * kVecs + v] = sums[r][v];
-        }
-        const int64_t block = end_of_block / Ops::kBlock - 1;
-        ++waiting_;
-        if ((block & 1) != 0) waiting_ -= add_pairs<Ops>(to, kCount, block, kMostSums);
-        return false;
-      }
-      for (int sum = waiting_ - 1; sum >= 0; --sum) {
-        const Acc* from = memory_ + sum * kCount;
-        CF_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          CF_UNROLL
-          for (int v = 0; v < kVecs; ++v) sums[r][v] = Ops::add(from[r * kVecs + v], sums[r][v]);
-        }
-      }
-    }
-    return true;
-  }
-
- private:
-  Acc* memory_;
-  int waiting_ = 0;
 };
 
 // An element of narrow numbers, at any address.

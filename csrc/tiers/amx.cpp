@@ -70,9 +70,9 @@ class Configured {
   TileConfig before_;
 };
 
-// What BlockSums needs of the Ops: a step is 64 bytes of a row. 12 levels are 2^22 numbers, as in tile.h.
+// What BlockSums needs of the Ops: a step is 64 bytes of a row. 12 sums are 2^22 numbers, as in tile.h.
 constexpr int64_t kTileBlockNumbers = 2048;
-constexpr int kTileLevels = 12;
+constexpr int kMostTileSums = 12;
 
 struct BFloat16Tiles {
   using Acc = Isa::Vec;
@@ -147,7 +147,7 @@ CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2]
                                typename Ops::Acc (&sums)[kTiles * kTileRows][kVecs]) {
   constexpr int64_t kStride = sizeof sums[0];
   constexpr int kSecond = (kTiles - 1) * kTileRows;
-  BlockSums<Ops, kTiles * kTileRows, kVecs, kTileLevels> blocks(memory);
+  BlockSums<Ops, kTiles * kTileRows, kVecs, kMostTileSums> blocks(memory);
   const int64_t steps = rows.bytes / kTileBytes;
   for (int64_t from = 0, to = 0;; from = to) {
     to = blocks.end_of_block(from, steps);
@@ -243,7 +243,7 @@ struct TileMaxima {
 
 template <typename Ops, int kVecs, int kWidth, typename Sink>
 void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
-  typename Ops::Acc memory[BlockSums<Ops, 2 * kTileRows, kVecs, kTileLevels>::kSize];
+  typename Ops::Acc memory[BlockSums<Ops, 2 * kTileRows, kVecs, kMostTileSums>::kSize];
   typename Ops::Acc one[kTileRows][kVecs];
   if (rows.count < kTileRows) {
     const int64_t begin[2] = {0, 0};

@@ -14,7 +14,7 @@
 // FEAT_EBF16 offers, it rounds to odd, the sum of the two products and that with the chain: each is off by
 // less than 2^-23, twice what rounding to nearest may lose. A product passes one of each step and one more,
 // so that a block of 128 numbers errs by at most 65 of them, as much as 130 of a float32 chain, whose blocks
-// have 128: SUMS in tile.h has room for two more. Denormal inputs count as zero, and denormal products and
+// have 128: sums.h has room for two more. Denormal inputs count as zero, and denormal products and
 // sums, four for two numbers, become zero: the 2n of A in screen.h.
 #include "host/cpu_features.h"
 #include "maxsim.h"
