@@ -2,8 +2,8 @@
 //
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
-// One call walks bindings.cpp -> tensors.cpp (reads tensors, and checks them) -> dispatch.cpp (chooses the
-// tier, cuts the work into tasks, runs them on threads.cpp) -> a tier: one file for each instruction set (the
+// One call walks bindings.cpp -> tensors.cpp (reads tensors, and checks them) -> dispatch.cpp (cuts the
+// work into tasks, plan.cpp, and runs them, threads.cpp) -> a tier: one file for each instruction set (the
 // constants at the end of this one), and written once for all of them loop.h (what is done with a document),
 // tile.h (the register tile) and screen.h (products of fewer bits). A tier never allocates, starts no thread,
 // throws nothing and reads no environment.
