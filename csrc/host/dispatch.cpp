@@ -13,7 +13,7 @@ namespace {
 
 struct Seen {
   bool empty_document;
-  bool redone;
+  bool rescored;
 };
 
 Seen run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float* scores, int32_t* argmax,
@@ -23,7 +23,7 @@ Seen run(const Tier& tier, const Problem& p, const Plan& plan, int threads, floa
   const ScoreJob job = {&p, p.all_pairs ? nullptr : plan.order.data(), scores, argmax, maxima};
   run_tasks(job, plan.tasks, argmax != nullptr ? tier.score_argmax : tier.score, workspace, interrupt);
   counters(tier).chunks_screened.fetch_add(workspace.chunks_screened());
-  return {workspace.saw_empty_document(), workspace.redone()};
+  return {workspace.saw_empty_document(), workspace.rescored()};
 }
 
 // Which lanes of bfloat16 are computed again in float32 depends on the whole document. So a document whose
@@ -38,7 +38,7 @@ bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64
   const Seen seen = run(tier, parts, plan, threads, of_parts.scores.data(), of_parts.argmax.data(),
                         of_parts.maxima.data(), interrupt);
   if (interrupt.heard()) return false;
-  if (seen.redone) return run(tier, p, uncut, threads, scores, argmax, nullptr, interrupt).empty_document;
+  if (seen.rescored) return run(tier, p, uncut, threads, scores, argmax, nullptr, interrupt).empty_document;
   return join_parts(p, cut, of_parts, scores, argmax);
 }
 

@@ -54,8 +54,8 @@ int64_t Workspace::chunks_screened() const {
   return sum;
 }
 
-bool Workspace::redone() const {
-  return std::any_of(scratch_.begin(), scratch_.end(), [](const Scratch& s) { return s.redone; });
+bool Workspace::rescored() const {
+  return std::any_of(scratch_.begin(), scratch_.end(), [](const Scratch& s) { return s.rescored; });
 }
 
 bool Workspace::saw_empty_document() const {
@@ -67,12 +67,11 @@ void Workspace::take_all(const Problem& p, const Tier& tier, int64_t lanes, int6
   s = Scratch();
   s.block_rows = block_rows(p, tier);
   take(lanes * p.dim, s.query_rows);
-  take(lanes * p.dim, s.packed);
-  take(lanes, s.best);
-  take(lanes, s.arg);
+  take(lanes * p.dim, s.float32_queries);
+  take_best(lanes, s.best);
   take(lanes, s.token);
   take(queries + 1, s.segment);
-  take(s.block_rows * std::max<int64_t>(p.dim, 1), s.rows);
+  take(s.block_rows * std::max<int64_t>(p.dim, 1), s.float32_rows);
   if (tier.narrow_bytes > 0) take_narrow(p, tier, lanes, s);
 }
 
@@ -80,17 +79,17 @@ void Workspace::take_narrow(const Problem& p, const Tier& tier, int64_t lanes, S
   const int64_t row_floats = std::max<int64_t>(p.dim, 1);
   const int64_t bytes = round_up(2 * row_floats, tier.narrow_bytes);
   const int64_t chunk = most_rows_together(p.d);
-  for (float** array : {&s.lane_floor, &s.lane_error, &s.lane_slack, &s.lane_step, &s.lane_spread})
+  for (float** array : {&s.lane_floor, &s.lane_error, &s.lane_slack, &s.lane_scale, &s.lane_spread})
     take(lanes, *array);
   take(lanes, s.lane_offset);
   if (p.d.dtype == DType::kBFloat16) {
-    take(lanes * bytes, s.direct_packed);
-    take(chunk * bytes, s.direct_rows);
-    for (float** array : {&s.other_best, &s.again_best}) take(lanes, *array);
-    for (int32_t** array : {&s.other_arg, &s.again_arg}) take(lanes, *array);
+    take(lanes * bytes, s.bf16_queries);
+    take(chunk * bytes, s.bf16_rows);
+    take_best(lanes, s.bf16_best);
+    take_best(lanes, s.float32_best);
   }
   if (p.dim > kMostScreenedDim) return;
-  take(lanes * bytes, s.screen_packed);
+  take(lanes * bytes, s.screened_queries);
   take(chunk * bytes + kNarrowSlack, s.narrow_rows);
   take(chunk, s.row_scales);
   take(kRowsAtOnce * round_up(row_floats, kMostPadding), s.padded_rows);
@@ -98,7 +97,12 @@ void Workspace::take_narrow(const Problem& p, const Tier& tier, int64_t lanes, S
   take(chunk, s.picked);
   take(chunk + 1, s.picked_lanes);
   take(kMostCandidates, s.candidates);
-  take(tier.panel_lanes * round_up(4 * row_floats, tier.narrow_bytes), s.winners);
+  take(tier.panel_lanes * round_up(4 * row_floats, tier.narrow_bytes), s.chosen_rows);
+}
+
+void Workspace::take_best(int64_t lanes, Best& best) {
+  take(lanes, best.value);
+  take(lanes, best.token);
 }
 
 // Without memory this counts the bytes only.

@@ -28,12 +28,13 @@ class Workspace {
 
   // What the threads have seen, once all tasks are done.
   int64_t chunks_screened() const;
-  bool redone() const;
+  bool rescored() const;
   bool saw_empty_document() const;
 
  private:
   void take_all(const Problem& problem, const Tier& tier, int64_t lanes, int64_t queries, Scratch& s);
   void take_narrow(const Problem& problem, const Tier& tier, int64_t lanes, Scratch& s);
+  void take_best(int64_t lanes, Best& best);
   template <typename T>
   void take(int64_t count, T*& array);
 

@@ -46,13 +46,13 @@ void accumulate_float32(const Problem& p, const T* rows, const float* scales, in
       for (int64_t r = 0; r < n; ++r) {
         for (uintptr_t b = 0; b < row_bytes; b += 64)
           prefetch(line + static_cast<uintptr_t>(r) * row_bytes + b);
-        widened(at + r * p.d.row_stride, scales, first_row + row + r, p.dim, s.rows + r * p.dim);
+        widened(at + r * p.d.row_stride, scales, first_row + row + r, p.dim, s.float32_rows + r * p.dim);
       }
-      values = s.rows;
+      values = s.float32_rows;
       stride = p.dim;
     }
     for (int64_t lane = begin; lane < end; lane += kPanel) {
-      const float* q = s.packed + lane * p.dim;
+      const float* q = s.float32_queries + lane * p.dim;
       // The first panel streams the rows from memory; the others find them in the cache.
       const Ahead ahead = {reinterpret_cast<uintptr_t>(at) + kPrefetchBytes,
                            std::is_same<T, float>::value && lane == 0 ? 1 : 0};
@@ -110,41 +110,44 @@ template <typename T, bool kArgmax>
 void accumulate(const Problem& p, const T* rows, const float* scales, int64_t first_row, int64_t count,
                 int64_t lanes, Scratch& s) {
   if constexpr (multiplies_bfloat16<T>()) {
-    reset(first_row, lanes, s.other_best, s.other_arg);
+    reset(first_row, lanes, s.bf16_best.value, s.bf16_best.token);
     const auto by_chains = [&](int64_t row, int64_t n, int64_t begin, int64_t end) {
       multiply<Narrow, kArgmax>(p, rows + row * p.d.row_stride, first_row + row, n, begin, end, s);
     };
     if constexpr (screens<T>()) {
-      by_chunks<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.other_best, s.other_arg, s,
+      by_chunks<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.bf16_best.value, s.bf16_best.token, s,
                             by_chains);
     } else {
       for (int64_t row = 0; row < count && !given_up(0, s); row += kChunkRows)
         by_chains(row, count - row < kChunkRows ? count - row : kChunkRows, 0, lanes);
     }
     bool again = false;
-    for (int64_t l = 0; l < lanes; ++l) again |= !(std::fabs(s.other_best[l]) >= s.lane_floor[l]);
+    for (int64_t l = 0; l < lanes; ++l) again |= !(std::fabs(s.bf16_best.value[l]) >= s.lane_floor[l]);
     if (again) {
-      s.redone = true;
-      reset(first_row, lanes, s.again_best, s.again_arg);
-      accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.again_best, s.again_arg,
-                                     s);
+      s.rescored = true;
+      reset(first_row, lanes, s.float32_best.value, s.float32_best.token);
+      accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.float32_best.value,
+                                     s.float32_best.token, s);
       for (int64_t l = 0; l < lanes; ++l) {
-        if (std::fabs(s.other_best[l]) >= s.lane_floor[l]) continue;
-        s.other_best[l] = s.again_best[l];
-        s.other_arg[l] = s.again_arg[l];
+        if (std::fabs(s.bf16_best.value[l]) >= s.lane_floor[l]) continue;
+        s.bf16_best.value[l] = s.float32_best.value[l];
+        s.bf16_best.token[l] = s.float32_best.token[l];
       }
     }
-    merge<kArgmax>(lanes, s.other_best, s.other_arg, s.best, s.arg);
+    merge<kArgmax>(lanes, s.bf16_best.value, s.bf16_best.token, s.best.value, s.best.token);
   } else if constexpr (screens<T>()) {
     if (!s.screens)
-      return accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.best, s.arg, s);
-    by_chunks<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.best, s.arg, s,
+      return accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.best.value,
+                                            s.best.token, s);
+    by_chunks<T, kArgmax>(p, rows, scales, first_row, count, lanes, s.best.value, s.best.token, s,
                           [&](int64_t row, int64_t n, int64_t begin, int64_t end) {
                             accumulate_float32<T, kArgmax>(p, rows + row * p.d.row_stride, scales,
-                                                           first_row + row, n, begin, end, s.best, s.arg, s);
+                                                           first_row + row, n, begin, end, s.best.value,
+                                                           s.best.token, s);
                           });
   } else {
-    accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.best, s.arg, s);
+    accumulate_float32<T, kArgmax>(p, rows, scales, first_row, count, 0, lanes, s.best.value, s.best.token,
+                                   s);
   }
 }
 
@@ -192,7 +195,7 @@ inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
     const int64_t panel_start = lane / kPanel * kPanel;
     const int64_t width = lanes - panel_start > kFloats ? kPanel : kFloats;
     const float* rows = s.query_rows + lane * dim;
-    float* to = s.packed + panel_start * dim + (lane - panel_start);
+    float* to = s.float32_queries + panel_start * dim + (lane - panel_start);
     int64_t k = 0;
     for (; k + kFloats <= dim; k += kFloats) {
       typename Isa::Vec block[kFloats];
@@ -249,7 +252,7 @@ inline void pack_queries(const Problem& p, int64_t begin, int64_t end, Scratch& 
 // nothing.
 inline bool zero_rows_may_win(int64_t lanes, const Scratch& s) {
   for (int64_t l = 0; l < lanes; ++l) {
-    if (s.best[l] == 0.0f || s.best[l] != s.best[l]) return true;
+    if (s.best.value[l] == 0.0f || s.best.value[l] != s.best.value[l]) return true;
   }
   return lanes == 0;
 }
@@ -261,7 +264,7 @@ bool document(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
   if (length == 0) return false;
   const T* rows = item_rows<T>(p.d, d);
   const float* scales = item_scales(p.d, d);
-  reset(0, lanes, s.best, s.arg);
+  reset(0, lanes, s.best.value, s.best.token);
   accumulate<T, kArgmax>(p, rows, scales, 0, length, lanes, s);
   if (!p.skip_zero_d || !zero_rows_may_win(lanes, s)) return true;
 
@@ -274,7 +277,7 @@ bool document(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
     const int64_t from = row;
     while (row < length && !s.given_up && !zero(row)) ++row;
     if (row == from) break;
-    if (!any) reset(from, lanes, s.best, s.arg);
+    if (!any) reset(from, lanes, s.best.value, s.best.token);
     any = true;
     accumulate<T, kArgmax>(p, rows + from * p.d.row_stride, scales, from, row - from, lanes, s);
   }
@@ -288,16 +291,16 @@ inline void emit(const ScoreJob& job, int64_t pair, int64_t index, bool has_toke
   const int64_t last = s.segment[index + 1];
   // In double: the only rounding is the final one, and it does not grow with the length of the query.
   double sum = 0.0;
-  for (int64_t l = first; l < last; ++l) sum += static_cast<double>(s.best[l]);
+  for (int64_t l = first; l < last; ++l) sum += static_cast<double>(s.best.value[l]);
   job.scores[pair] = has_tokens ? static_cast<float>(sum) : kEmptyDocumentScore;
   if (job.argmax == nullptr) return;
   int32_t* to = job.argmax + pair * job.problem->max_lq;
   for (int64_t t = 0; t < job.problem->max_lq; ++t) to[t] = -1;
   if (!has_tokens) return;
-  for (int64_t l = first; l < last; ++l) to[s.token[l]] = s.arg[l];
+  for (int64_t l = first; l < last; ++l) to[s.token[l]] = s.best.token[l];
   if (job.maxima == nullptr) return;
   float* maxima = job.maxima + pair * job.problem->max_lq;
-  for (int64_t l = first; l < last; ++l) maxima[s.token[l]] = s.best[l];
+  for (int64_t l = first; l < last; ++l) maxima[s.token[l]] = s.best.value[l];
 }
 
 template <typename T, bool kArgmax>
@@ -354,7 +357,7 @@ void backward_task(const BackwardJob& job, const BackwardTask& task, Scratch& s)
       float* to = job.grad + (job.to_queries ? q_row : d_row) * p.dim + task.column_begin;
       const T* from = static_cast<const T*>(other.data) +
                       (job.to_queries ? d_row : q_row) * other.row_stride + task.column_begin;
-      const float* values = widened(from, other.scales, d_row, columns, s.rows);
+      const float* values = widened(from, other.scales, d_row, columns, s.float32_rows);
       for (int64_t k = 0; k < columns; ++k) to[k] += scale * values[k];
       if (given_up(columns, s)) return;
     }

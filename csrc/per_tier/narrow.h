@@ -113,7 +113,7 @@ CF_ALWAYS_INLINE Extent extent(const T* row, int64_t dim) {
 // it has numbers that are denormal or not finite.
 template <typename N, int kWidth>
 void narrow_panel_bfloat16(const Problem& p, int64_t lane, unsigned char* to, Scratch& s) {
-  const float* packed = s.packed + lane * p.dim;
+  const float* packed = s.float32_queries + lane * p.dim;
   const float zeros[kWidth] = {};
   for (int64_t element = 0; element < narrow_bytes<N, BFloat16>(p.dim) / 4; ++element) {
     const float* low = 2 * element < p.dim ? packed + 2 * element * kWidth : zeros;
@@ -152,13 +152,13 @@ void narrow_panel_bfloat16(const Problem& p, int64_t lane, unsigned char* to, Sc
                                                 : flushed;
     LaneSums{squares[l], narrow_squares[l], lost_squares[l]}.bound(
         p.dim, 1.0f / 256, total[l] == 0.0f, s.lane_error + lane + l, s.lane_slack + lane + l);
-    s.lane_step[lane + l] = 1.0f;
+    s.lane_scale[lane + l] = 1.0f;
     s.lane_spread[lane + l] = 0.0f;
   }
 }
 
 // Lane `begin` + l, of zeros if there is none, as that lane of a panel of int8 at `to`, for rows that are
-// int8 too, `exact`, or become it. What products are in units of, lane_step, is that of lane_error too.
+// int8 too, `exact`, or become it. What products are in units of, lane_scale, is that of lane_error too.
 template <typename N>
 void narrow_lane_int8(const Problem& p, int64_t begin, int64_t l, int64_t width, bool exact,
                       unsigned char* to, Scratch& s) {
@@ -198,7 +198,7 @@ void narrow_lane_int8(const Problem& p, int64_t begin, int64_t l, int64_t width,
   LaneSums{of_row.squares, level_squares * scale * scale, N::sum(lost)}.bound(
       p.dim, 0.0f, zeros, s.lane_error + lane, s.lane_slack + lane);
   s.lane_error[lane] /= scale;
-  s.lane_step[lane] = scale;
+  s.lane_scale[lane] = scale;
   // Below 2^22, as levels are at most 127 and dim 2^15. 0 for a lane of zeros, whose guess is the first row.
   const float b =
       exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(p.dim)) * kMargin * std::sqrt(level_squares);

@@ -131,7 +131,7 @@ void prepare_lanes(const Problem& p, int64_t lanes, Scratch& s) {
   s.rows_met = 0;
   s.chunks_to_rest = 0;
   if constexpr (std::is_same<T, BFloat16>::value && N::kBFloat16)
-    narrow_lanes<N, BFloat16, T>(p, lanes, s.direct_packed, s);
+    narrow_lanes<N, BFloat16, T>(p, lanes, s.bf16_queries, s);
 }
 
 // Whether the packed lanes are there in the numbers that screen documents of T: once they have met so many
@@ -141,7 +141,7 @@ bool narrowed(const Problem& p, int64_t lanes, int64_t rows, Scratch& s) {
   s.rows_met += rows;
   if (s.narrowed || s.rows_met < kRowsWorthNarrowing) return s.narrowed;
   s.narrowed = true;
-  narrow_lanes<N, typename N::template Screen<T>, T>(p, lanes, s.screen_packed, s);
+  narrow_lanes<N, typename N::template Screen<T>, T>(p, lanes, s.screened_queries, s);
   for (int64_t l = 0; l < lanes; ++l) s.screens &= s.lane_error[l] == s.lane_error[l];
   return s.screens;
 }
@@ -211,7 +211,8 @@ int64_t refine(const Problem& p, const T* rows, const float* scales, int64_t fir
   int64_t kept = 0;
   for (int64_t i = 0; s.picked_lanes[i] != 0; ++i) {
     const int32_t row = s.picked[i];
-    const float* values = widened(rows + row * p.d.row_stride, scales, first_row + row, p.dim, s.rows);
+    const float* values =
+        widened(rows + row * p.d.row_stride, scales, first_row + row, p.dim, s.float32_rows);
     for (uint32_t lanes = s.picked_lanes[i]; lanes != 0; lanes &= lanes - 1) {
       if (all++ == limit) return -1;
       const int l = lowest_bit(lanes);
@@ -300,12 +301,12 @@ void decide(const Problem& p, const T* rows, const float* scales, int64_t first_
   constexpr bool kFloat32 = std::is_same<Ops, Float32Ops>::value;
   const int64_t bytes = kFloat32 ? 4 * p.dim : narrow_bytes<N, BFloat16>(p.dim);
   const void* q =
-      kFloat32 ? static_cast<const void*>(s.packed + lane * p.dim) : s.direct_packed + lane * bytes;
+      kFloat32 ? static_cast<const void*>(s.float32_queries + lane * p.dim) : s.bf16_queries + lane * bytes;
   const Element* elements[kLanes];
   int32_t tokens[kLanes];
   for (int l = 0; l < kLanes; ++l) {
     elements[l] = as_elements<Ops>(rows + row_of[l] * p.d.row_stride, scales, first_row + row_of[l], p.dim,
-                                   bytes, s.winners + l * bytes);
+                                   bytes, s.chosen_rows + l * bytes);
     tokens[l] = static_cast<int32_t>(first_row + row_of[l]);
   }
   float values[kLanes];
@@ -340,12 +341,13 @@ bool screen_panel(const Problem& p, const T* rows, const float* scales, int64_t 
   float least[kLanes];
   for (float& of_lane : least) of_lane = -std::numeric_limits<float>::infinity();
   const Bounds bounds = {s.row_scales, s.lane_offset + lane, s.lane_spread + lane, s.uppers, least, guess};
-  N::template products<Number, kVecs, kWidth>(narrow, s.screen_packed + lane * narrow.bytes, ahead, bounds);
+  N::template products<Number, kVecs, kWidth>(narrow, s.screened_queries + lane * narrow.bytes, ahead,
+                                              bounds);
   decide<N, Ops, T, kArgmax, kVecs, kWidth>(p, rows, scales, first_row, guess, lane, best, arg, s);
 
   float threshold[kLanes];
   for (int l = 0; l < kLanes; ++l) {
-    threshold[l] = best[lane + l] / s.lane_step[lane + l] - s.lane_error[lane + l] * norm;
+    threshold[l] = best[lane + l] / s.lane_scale[lane + l] - s.lane_error[lane + l] * norm;
     s.uppers[guess[l] * kPanel + l] = -std::numeric_limits<float>::infinity();
   }
   pick<N, kVecs>(bounds, narrow.count, threshold, s);
@@ -419,7 +421,7 @@ bool screen(const Problem& p, const T* rows, const float* scales, int64_t first_
   return true;
 }
 
-// The maxima of bfloat16 rows over some of the packed lanes, into s.other_best and s.other_arg.
+// The maxima of bfloat16 rows over some of the packed lanes, into s.bf16_best.value and s.bf16_best.token.
 template <typename N, bool kArgmax>
 void multiply(const Problem& p, const BFloat16* rows, int64_t first_row, int64_t count, int64_t begin,
               int64_t end, Scratch& s) {
@@ -430,17 +432,17 @@ void multiply(const Problem& p, const BFloat16* rows, int64_t first_row, int64_t
   NarrowRows narrow = {from, stride, bytes, count};
   if (bytes != row_bytes || stride % 4 != 0) {
     for (int64_t r = 0; r < count; ++r) {
-      unsigned char* to = s.direct_rows + r * bytes;
+      unsigned char* to = s.bf16_rows + r * bytes;
       std::memcpy(to, from + r * stride, static_cast<size_t>(row_bytes));
       std::memset(to + row_bytes, 0, static_cast<size_t>(bytes - row_bytes));
     }
-    narrow.rows = s.direct_rows;
+    narrow.rows = s.bf16_rows;
     narrow.stride = bytes;
   }
   for (int64_t lane = begin; lane < end; lane += kPanel) {
-    const unsigned char* q = s.direct_packed + lane * bytes;
-    float* best = s.other_best + lane;
-    int32_t* arg = s.other_arg + lane;
+    const unsigned char* q = s.bf16_queries + lane * bytes;
+    float* best = s.bf16_best.value + lane;
+    int32_t* arg = s.bf16_best.token + lane;
     const Ahead ahead = {reinterpret_cast<uintptr_t>(from) + kPrefetchBytes, lane == 0 ? 1 : 0};
     if (end - lane > Isa::kFloats) {
       N::template maxima<Isa::kVecs, kPanel, kArgmax>(narrow, q, ahead, first_row, best, arg);
