@@ -39,30 +39,17 @@
 
 #pragma once
 
+#include "per_tier/rows.h"
 #include "per_tier/sums.h"
 
 namespace colbert_fast {
 namespace {
 
-constexpr int kPanel = Isa::kVecs * Isa::kFloats;
 constexpr int64_t kElementsPerLine = 16;
 // How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher is lost where kRows
 // rows are read side by side: a prototype of this loop on Sapphire Rapids, 12 rows of 512 bytes, took 79 to
 // 104 ns a row without prefetching and 49 ns with this distance.
 constexpr uintptr_t kPrefetchBytes = 24 * 1024;
-
-// Multiply-adds after which a tier asks whether the call was interrupted: 0.1 ms of a fast one, 2 ms of a
-// slow.
-constexpr int64_t kWorkBetweenLooks = int64_t{1} << 23;
-
-// Counts multiply-adds, and says whether the call was interrupted and the tier has to return.
-CF_ALWAYS_INLINE bool given_up(int64_t work, Scratch& s) {
-  s.work += work;
-  if (s.work < kWorkBetweenLooks) return s.given_up;
-  s.work = 0;
-  s.given_up = s.interrupted(s.call);
-  return s.given_up;
-}
 
 CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -72,37 +59,6 @@ CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #else
   (void)address;
 #endif
-}
-
-// `n` numbers from an address, in a vector that ends in zeros. A tail is copied, never read past.
-template <typename T>
-CF_ALWAYS_INLINE typename Isa::Vec load_tail(const T* from, int64_t n) {
-  T tail[Isa::kFloats] = {};
-  std::memcpy(tail, from, static_cast<size_t>(n) * sizeof(T));
-  return Isa::load(tail);
-}
-
-// `n` numbers of a row as float32: where they are, or in `to`. If they are int8, scales[index] is their
-// scale.
-template <typename T>
-CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t index, int64_t n,
-                                      float* to) {
-  if constexpr (std::is_same<T, float>::value) {
-    return row;
-  } else {
-    const auto wide = [&](typename Isa::Vec value) {
-      if constexpr (std::is_same<T, int8_t>::value) return Isa::multiply(value, scales[index]);
-      return value;
-    };
-    int64_t k = 0;
-    for (; k + Isa::kFloats <= n; k += Isa::kFloats) Isa::store(to + k, wide(Isa::load(row + k)));
-    if (k < n) {
-      float tail[Isa::kFloats];
-      Isa::store(tail, wide(load_tail(row + k, n - k)));
-      std::memcpy(to + k, tail, static_cast<size_t>(n - k) * sizeof(float));
-    }
-    return to;
-  }
 }
 
 struct Float32Ops {
@@ -133,26 +89,25 @@ CF_ALWAYS_INLINE int32_t bits_of(const FourBytes* from) {
 // What becomes of a tile's dot products. Their maxima:
 template <bool kArgmax>
 struct Maxima {
-  float* best;
-  int32_t* arg;
-  int64_t first_row;
+  Best best;
+  int64_t first_token;  // which token of the document the first row is
 
   template <int kRows, int kVecs>
   CF_ALWAYS_INLINE void take(const typename Isa::Vec (&dots)[kRows][kVecs], int64_t row) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      typename Isa::Vec top = Isa::load(best + v * Isa::kFloats);
+      typename Isa::Vec top = Isa::load(best.value + v * Isa::kFloats);
       if constexpr (kArgmax) {
-        typename Isa::Idx where = Isa::load(arg + v * Isa::kFloats);
+        typename Isa::Idx where = Isa::load(best.token + v * Isa::kFloats);
         CF_UNROLL
         for (int r = 0; r < kRows; ++r)
-          Isa::update(top, where, dots[r][v], static_cast<int32_t>(first_row + row + r));
-        Isa::store(arg + v * Isa::kFloats, where);
+          Isa::update(top, where, dots[r][v], static_cast<int32_t>(first_token + row + r));
+        Isa::store(best.token + v * Isa::kFloats, where);
       } else {
         CF_UNROLL
         for (int r = 0; r < kRows; ++r) Isa::update(top, dots[r][v]);
       }
-      Isa::store(best + v * Isa::kFloats, top);
+      Isa::store(best.value + v * Isa::kFloats, top);
     }
   }
 };

@@ -203,24 +203,22 @@ struct TileBounds {
 // Their maxima:
 template <bool kArgmax>
 struct TileMaxima {
-  float* best;
-  int32_t* arg;
-  int64_t first_row;
+  Maxima<kArgmax> maxima;
 
   template <int kTiles, int kVecs>
   CF_ALWAYS_INLINE void take(const Isa::Vec (&sums)[kTiles * kTileRows][kVecs], const int64_t (&begin)[2],
                              int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      Isa::Vec top = Isa::load(best + v * Isa::kFloats);
+      Isa::Vec top = Isa::load(maxima.best.value + v * Isa::kFloats);
       if constexpr (kArgmax) {
-        Isa::Idx where = Isa::load(arg + v * Isa::kFloats);
+        Isa::Idx where = Isa::load(maxima.best.token + v * Isa::kFloats);
         for (int t = 0; t < kTiles; ++t) {
           for (int64_t r = 0; r < count; ++r)
             Isa::update(top, where, sums[t * kTileRows + r][v],
-                        static_cast<int32_t>(first_row + begin[t] + r));
+                        static_cast<int32_t>(maxima.first_token + begin[t] + r));
         }
-        Isa::store(arg + v * Isa::kFloats, where);
+        Isa::store(maxima.best.token + v * Isa::kFloats, where);
       } else {
         // vmaxps loses a NaN, so these are noted beside it, two rows with one comparison: a chain of 2 cycles
         // a row instead of the 8 of Isa::update, which would take longer than the products. Which zero of
@@ -236,7 +234,7 @@ struct TileMaxima {
         }
         top = _mm512_mask_mov_ps(top, nan, _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()));
       }
-      Isa::store(best + v * Isa::kFloats, top);
+      Isa::store(maxima.best.value + v * Isa::kFloats, top);
     }
   }
 };
@@ -307,9 +305,9 @@ struct Narrow : Int8Narrow {
     panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds<Number>{bounds});
   }
   template <int kVecs, int kWidth, bool kArgmax>
-  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
-                     float* best, int32_t* arg) {
-    panel_of_tiles<BFloat16Tiles, kVecs, kWidth>(rows, q, ahead, TileMaxima<kArgmax>{best, arg, first_row});
+  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
+                     const Maxima<kArgmax>& maxima) {
+    panel_of_tiles<BFloat16Tiles, kVecs, kWidth>(rows, q, ahead, TileMaxima<kArgmax>{maxima});
   }
 };
 

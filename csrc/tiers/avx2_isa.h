@@ -69,6 +69,22 @@ struct Isa {
     }
   }
 
+  static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
+  static CF_ALWAYS_INLINE float sum(Vec value) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static CF_ALWAYS_INLINE float largest(Vec value) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  static CF_ALWAYS_INLINE uint32_t at_least(Vec value, Vec threshold) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
+  }
+
   static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));

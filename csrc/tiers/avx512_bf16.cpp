@@ -44,9 +44,9 @@ struct Narrow : RaisedInt8Narrow {
   }
 
   template <int kVecs, int kWidth, bool kArgmax>
-  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
-                     float* best, int32_t* arg) {
-    panel<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
+  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
+                     const Maxima<kArgmax>& maxima) {
+    panel<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, maxima);
   }
 };
 

@@ -73,12 +73,14 @@ struct Isa {
     }
   }
 
-  static CF_ALWAYS_INLINE __mmask16 first_lanes(int64_t n) {
-    return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
+  static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm512_abs_ps(value); }
+  static CF_ALWAYS_INLINE float sum(Vec value) { return _mm512_reduce_add_ps(value); }
+  static CF_ALWAYS_INLINE float largest(Vec value) { return _mm512_reduce_max_ps(value); }
+  static CF_ALWAYS_INLINE uint32_t at_least(Vec value, Vec threshold) {
+    return _mm512_cmp_ps_mask(value, threshold, _CMP_GE_OQ);
   }
-  static CF_ALWAYS_INLINE __mmask64 first_bytes(int64_t n) {
-    return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
-  }
+
   static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
     const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));

@@ -69,6 +69,7 @@ struct BoundsOfInt8 {
 };
 
 struct Narrow {
+  using Registers = Isa;
   template <typename T>
   using Screen = int8_t;
   static constexpr bool kBFloat16 = false;
@@ -85,24 +86,6 @@ struct Narrow {
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 9 : 1;
-  }
-
-  static CF_ALWAYS_INLINE __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
-  static CF_ALWAYS_INLINE __m256 magnitude(__m256 value) {
-    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value);
-  }
-  static CF_ALWAYS_INLINE float sum(__m256 value) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-  }
-  static CF_ALWAYS_INLINE float largest(__m256 value) {
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-  }
-  static CF_ALWAYS_INLINE uint32_t at_least(__m256 value, __m256 threshold) {
-    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
   }
 
   static CF_ALWAYS_INLINE int32_t sum_of(__m256i value) {

@@ -13,6 +13,7 @@ namespace {
 
 // What both tiers have of Narrow.
 struct Int8Narrow {
+  using Registers = Isa;
   static constexpr int64_t kAtOnce = 16;
   static constexpr int kRaise = 0;
   // Not timed, but those of AVX-VNNI, where the products are a quarter of those of float32 too, and narrowing
@@ -23,14 +24,6 @@ struct Int8Narrow {
     return std::is_same<T, float>::value ? 9 : 1;
   }
 
-  static CF_ALWAYS_INLINE float32x4_t max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
-  static CF_ALWAYS_INLINE float32x4_t magnitude(float32x4_t value) { return vabsq_f32(value); }
-  static CF_ALWAYS_INLINE float sum(float32x4_t value) { return vaddvq_f32(value); }
-  static CF_ALWAYS_INLINE float largest(float32x4_t value) { return vmaxvq_f32(value); }
-  static CF_ALWAYS_INLINE uint32_t at_least(float32x4_t value, float32x4_t threshold) {
-    const uint32_t bits[4] = {1, 2, 4, 8};
-    return vaddvq_u32(vandq_u32(vcgeq_f32(value, threshold), vld1q_u32(bits)));
-  }
   // Stores the row, and returns the sum of its squares: at most 2^15 * 2^14, so that int32 holds it.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     int32x4_t squares = vdupq_n_s32(0);

@@ -67,6 +67,15 @@ struct Isa {
     }
   }
 
+  static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return vmaxq_f32(a, b); }
+  static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return vabsq_f32(value); }
+  static CF_ALWAYS_INLINE float sum(Vec value) { return vaddvq_f32(value); }
+  static CF_ALWAYS_INLINE float largest(Vec value) { return vmaxvq_f32(value); }
+  static CF_ALWAYS_INLINE uint32_t at_least(Vec value, Vec threshold) {
+    const uint32_t bits[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgeq_f32(value, threshold), vld1q_u32(bits)));
+  }
+
   static CF_ALWAYS_INLINE uint16x4_t load4(const void* from) {
     uint16x4_t bits;
     std::memcpy(&bits, from, sizeof bits);
