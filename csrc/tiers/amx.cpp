@@ -163,7 +163,6 @@ CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2]
 
 // What becomes of these dot products, of tiles that begin at rows begin[0] and begin[1] and have `count` rows
 // each, fewer than 16 only if it is the only one. Bounds of products of bfloat16 or int8:
-template <typename Number>
 struct TileBounds {
   Bounds bounds;
 
@@ -172,30 +171,18 @@ struct TileBounds {
                              int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m512 spread = Isa::load(bounds.spread + v * Isa::kFloats);
-      __m512 least = Isa::load(bounds.least + v * Isa::kFloats);
-      __m512i guess = Isa::load(bounds.guess + v * Isa::kFloats);
+      Guesses guesses = Guesses::load(bounds, v);
       for (int t = 0; t < kTiles; ++t) {
         for (int64_t r = 0; r < count; ++r) {
-          const __m512 scale = _mm512_set1_ps(bounds.scales[begin[t] + r]);
-          __m512 upper;
-          if constexpr (std::is_same<Number, int8_t>::value) {
-            const __m512i offset = _mm512_loadu_si512(bounds.offset + v * Isa::kFloats);
-            const __m512i product = sums[t * kTileRows + r][v];
-            upper = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(product, offset)), scale);
-          } else {
-            upper = sums[t * kTileRows + r][v];
-          }
-          Isa::store(bounds.uppers + (begin[t] + r) * kPanel + v * Isa::kFloats, upper);
-          const __m512 lower = _mm512_fnmadd_ps(scale, spread, upper);
-          const __mmask16 larger = _mm512_cmp_ps_mask(lower, least, _CMP_GT_OQ);
-          least = _mm512_max_ps(least, lower);
-          const __m512i row = _mm512_set1_epi32(static_cast<int32_t>(begin[t] + r));
-          guess = _mm512_mask_mov_epi32(guess, larger, row);
+          const int64_t row = begin[t] + r;
+          const Isa::Vec scale = Isa::everywhere(bounds.scales[row]);
+          const Isa::Idx offset = Isa::load(bounds.offset + v * Isa::kFloats);
+          const Isa::Vec upper = upper_bound(sums[t * kTileRows + r][v], offset, scale);
+          Isa::store(bounds.uppers + row * kPanel + v * Isa::kFloats, upper);
+          guesses.take(upper, scale, static_cast<int32_t>(row));
         }
       }
-      Isa::store(bounds.least + v * Isa::kFloats, least);
-      Isa::store(bounds.guess + v * Isa::kFloats, guess);
+      guesses.store(bounds, v);
     }
   }
 };
@@ -302,7 +289,7 @@ struct Narrow : Int8Narrow {
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
     using Tiles =
         typename std::conditional<std::is_same<Number, int8_t>::value, Int8Tiles, BFloat16Tiles>::type;
-    panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds<Number>{bounds});
+    panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds{bounds});
   }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,

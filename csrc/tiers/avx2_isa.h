@@ -69,6 +69,17 @@ struct Isa {
     }
   }
 
+  // Only for screening.
+  static CF_ALWAYS_INLINE Vec everywhere(float value) { return _mm256_set1_ps(value); }
+  static CF_ALWAYS_INLINE Vec to_float(Idx value) { return _mm256_cvtepi32_ps(value); }
+  static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return _mm256_add_epi32(a, b); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(b, c, a); }
+  static CF_ALWAYS_INLINE void update_larger(Vec& best, Idx& arg, Vec value, int32_t row) {
+    const Vec larger = _mm256_cmp_ps(value, best, _CMP_GT_OQ);
+    best = _mm256_max_ps(best, value);
+    arg = _mm256_blendv_epi8(arg, _mm256_set1_epi32(row), _mm256_castps_si256(larger));
+  }
   static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
   static CF_ALWAYS_INLINE float sum(Vec value) {

@@ -73,6 +73,17 @@ struct Isa {
     }
   }
 
+  // Only for screening.
+  static CF_ALWAYS_INLINE Vec everywhere(float value) { return _mm512_set1_ps(value); }
+  static CF_ALWAYS_INLINE Vec to_float(Idx value) { return _mm512_cvtepi32_ps(value); }
+  static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return _mm512_add_epi32(a, b); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(b, c, a); }
+  static CF_ALWAYS_INLINE void update_larger(Vec& best, Idx& arg, Vec value, int32_t row) {
+    const __mmask16 larger = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
+    best = _mm512_max_ps(best, value);
+    arg = _mm512_mask_mov_epi32(arg, larger, _mm512_set1_epi32(row));
+  }
   static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm512_abs_ps(value); }
   static CF_ALWAYS_INLINE float sum(Vec value) { return _mm512_reduce_add_ps(value); }

@@ -10,7 +10,7 @@
 
 #include "tiers/avx512_isa.h"
 
-#include "per_tier/tile.h"  // uses that Isa
+#include "per_tier/bounds.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {
@@ -35,45 +35,6 @@ struct Int8Ops {
   static CF_ALWAYS_INLINE Acc broadcast(const Element* from) { return _mm512_set1_epi32(bits_of(from)); }
   static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
     return _mm512_dpbusd_epi32(sum, element, lanes);
-  }
-};
-
-// A sink of tile().
-struct BoundsOfInt8 {
-  Bounds bounds;
-
-  template <int kRows, int kVecs>
-  CF_ALWAYS_INLINE void take(const __m512i (&sums)[kRows][kVecs], int64_t row) const {
-    __m512i offset[kVecs], guess[kVecs];
-    __m512 spread[kVecs], least[kVecs];
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      offset[v] = Isa::load(bounds.offset + v * Isa::kFloats);
-      spread[v] = Isa::load(bounds.spread + v * Isa::kFloats);
-      least[v] = Isa::load(bounds.least + v * Isa::kFloats);
-      guess[v] = Isa::load(bounds.guess + v * Isa::kFloats);
-    }
-    float* uppers = bounds.uppers + row * kPanel;
-    CF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 scale = _mm512_set1_ps(bounds.scales[row + r]);
-      const __m512i number = _mm512_set1_epi32(static_cast<int32_t>(row + r));
-      CF_UNROLL
-      for (int v = 0; v < kVecs; ++v) {
-        const __m512 product = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r][v], offset[v]));
-        const __m512 upper = _mm512_mul_ps(product, scale);
-        Isa::store(uppers + r * kPanel + v * Isa::kFloats, upper);
-        const __m512 lower = _mm512_fnmadd_ps(scale, spread[v], upper);
-        const __mmask16 larger = _mm512_cmp_ps_mask(lower, least[v], _CMP_GT_OQ);
-        least[v] = _mm512_max_ps(least[v], lower);
-        guess[v] = _mm512_mask_mov_epi32(guess[v], larger, number);
-      }
-    }
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      Isa::store(bounds.least + v * Isa::kFloats, least[v]);
-      Isa::store(bounds.guess + v * Isa::kFloats, guess[v]);
-    }
   }
 };
 
@@ -138,7 +99,7 @@ struct RaisedInt8Narrow : Int8Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<kVecs>{bounds});
   }
 };
 

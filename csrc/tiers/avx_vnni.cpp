@@ -19,7 +19,7 @@ CF_TARGET_BEGIN("avxvnni,avx2,fma,f16c")
 
 #include "tiers/avx2_isa.h"
 
-#include "per_tier/tile.h"  // uses that Isa
+#include "per_tier/bounds.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {
@@ -35,36 +35,6 @@ struct Int8Ops {
   static CF_ALWAYS_INLINE Acc broadcast(const Element* from) { return _mm256_set1_epi32(bits_of(from)); }
   static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
     return _mm256_dpbusd_avx_epi32(sum, element, lanes);
-  }
-};
-
-// A sink of tile().
-struct BoundsOfInt8 {
-  Bounds bounds;
-
-  template <int kRows, int kVecs>
-  CF_ALWAYS_INLINE void take(const __m256i (&sums)[kRows][kVecs], int64_t row) const {
-    float* uppers = bounds.uppers + row * kPanel;
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      const __m256i offset = Isa::load(bounds.offset + v * Isa::kFloats);
-      const __m256 spread = Isa::load(bounds.spread + v * Isa::kFloats);
-      __m256 least = Isa::load(bounds.least + v * Isa::kFloats);
-      __m256i guess = Isa::load(bounds.guess + v * Isa::kFloats);
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const __m256 scale = _mm256_set1_ps(bounds.scales[row + r]);
-        const __m256 upper = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(sums[r][v], offset)), scale);
-        Isa::store(uppers + r * kPanel + v * Isa::kFloats, upper);
-        const __m256 lower = _mm256_fnmadd_ps(scale, spread, upper);
-        const __m256 larger = _mm256_cmp_ps(lower, least, _CMP_GT_OQ);
-        least = _mm256_max_ps(least, lower);
-        guess = _mm256_blendv_epi8(guess, _mm256_set1_epi32(static_cast<int32_t>(row + r)),
-                                   _mm256_castps_si256(larger));
-      }
-      Isa::store(bounds.least + v * Isa::kFloats, least);
-      Isa::store(bounds.guess + v * Isa::kFloats, guess);
-    }
   }
 };
 
@@ -130,7 +100,7 @@ struct Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
   }
 };
 

@@ -24,7 +24,7 @@ struct Narrow : Int8Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
   }
 };
 

@@ -6,7 +6,7 @@
 
 #include "tiers/neon_isa.h"
 
-#include "per_tier/tile.h"  // uses that Isa
+#include "per_tier/bounds.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {
@@ -63,34 +63,6 @@ struct Int8Ops {
   }
   static CF_ALWAYS_INLINE Acc fma(Acc a, Acc b, Acc sum) {
     return vdotq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
-  }
-};
-
-// A sink of tile().
-struct BoundsOfInt8 {
-  Bounds bounds;
-
-  template <int kRows, int kVecs>
-  CF_ALWAYS_INLINE void take(const int32x4_t (&sums)[kRows][kVecs], int64_t row) const {
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      const int32x4_t offset = vld1q_s32(bounds.offset + v * Isa::kFloats);
-      const float32x4_t spread = Isa::load(bounds.spread + v * Isa::kFloats);
-      float32x4_t least = Isa::load(bounds.least + v * Isa::kFloats);
-      int32x4_t guess = Isa::load(bounds.guess + v * Isa::kFloats);
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const float32x4_t scale = vdupq_n_f32(bounds.scales[row + r]);
-        const float32x4_t upper = vmulq_f32(vcvtq_f32_s32(vaddq_s32(sums[r][v], offset)), scale);
-        Isa::store(bounds.uppers + (row + r) * kPanel + v * Isa::kFloats, upper);
-        const float32x4_t lower = vfmsq_f32(upper, scale, spread);
-        const uint32x4_t larger = vcgtq_f32(lower, least);
-        least = vmaxq_f32(least, lower);
-        guess = vbslq_s32(larger, vdupq_n_s32(static_cast<int32_t>(row + r)), guess);
-      }
-      Isa::store(bounds.least + v * Isa::kFloats, least);
-      Isa::store(bounds.guess + v * Isa::kFloats, guess);
-    }
   }
 };
 

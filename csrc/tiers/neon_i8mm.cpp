@@ -137,7 +137,7 @@ struct Narrow : Int8Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
   }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,

@@ -67,6 +67,17 @@ struct Isa {
     }
   }
 
+  // Only for screening.
+  static CF_ALWAYS_INLINE Vec everywhere(float value) { return vdupq_n_f32(value); }
+  static CF_ALWAYS_INLINE Vec to_float(Idx value) { return vcvtq_f32_s32(value); }
+  static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return vaddq_s32(a, b); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return vmulq_f32(a, b); }
+  static CF_ALWAYS_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return vfmsq_f32(a, b, c); }
+  static CF_ALWAYS_INLINE void update_larger(Vec& best, Idx& arg, Vec value, int32_t row) {
+    const uint32x4_t larger = vcgtq_f32(value, best);
+    best = vmaxq_f32(best, value);
+    arg = vbslq_s32(larger, vdupq_n_s32(row), arg);
+  }
   static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return vmaxq_f32(a, b); }
   static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return vabsq_f32(value); }
   static CF_ALWAYS_INLINE float sum(Vec value) { return vaddvq_f32(value); }
