@@ -24,6 +24,7 @@
 #include "maxsim.h"
 #include "scratch.h"
 #include "target.h"
+#include "tiers/amx_config.h"
 
 #if CF_AMX
 CF_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
