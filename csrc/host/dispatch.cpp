@@ -47,8 +47,8 @@ bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64
 bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32_t* argmax,
            Interrupt& interrupt) {
   if (num_pairs(p) == 0) return false;
-  if (tier.wide != nullptr && p.d.dtype == DType::kBFloat16 && p.q.dtype != DType::kBFloat16)
-    return score(*tier.wide, p, threads, scores, argmax, interrupt);
+  if (tier.for_float32_queries != nullptr && p.d.dtype == DType::kBFloat16 && p.q.dtype != DType::kBFloat16)
+    return score(*tier.for_float32_queries, p, threads, scores, argmax, interrupt);
   counters(tier).calls.fetch_add(1);
   threads = threads_worth(flops(p), threads);
   const int64_t wanted = wanted_tasks(threads);

@@ -1,6 +1,6 @@
 // What a tier does with a task. This file is compiled once for each tier, inside the tier's target region,
 // and includes no system header. A tier includes it last, after its Isa (tile.h says what that is) and its
-// Narrow (screen.h; a tier that multiplies nothing but float32 has NoNarrow). tier_of() then makes the Tier.
+// Narrow (screen.h; a tier that multiplies nothing but float32 includes no_narrow.h). tier_of() then makes the Tier.
 //
 // The way of a score, from the outside in:
 //   score_any()          chooses the dtype of the documents
@@ -242,8 +242,19 @@ void score_any(const ScoreJob& job, const Task& task, Scratch& s) {
 }
 
 constexpr Tier tier_of(const char* name, const char* (*unsupported)(), const Product* products) {
-  return {name,          unsupported, kPanel, Isa::kRows, Narrow::kBytes, &score_any<false>, &score_any<true>,
-          &backward_any, products,    &read,  nullptr,    Narrow::kWide};
+  Tier tier{};
+  tier.name = name;
+  tier.unsupported = unsupported;
+  tier.panel_lanes = kPanel;
+  tier.panel_rows = Isa::kRows;
+  tier.narrow_bytes = Narrow::kBytes;
+  tier.score = &score_any<false>;
+  tier.score_argmax = &score_any<true>;
+  tier.backward = &backward_any;
+  tier.products = products;
+  tier.read = &read;
+  tier.for_float32_queries = Narrow::kForFloat32Queries;
+  return tier;
 }
 
 }  // namespace

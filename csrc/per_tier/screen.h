@@ -8,7 +8,7 @@
 //     template <typename T>
 //     using Screen;
 //     static constexpr bool kBFloat16;     // whether bfloat16 is multiplied as it is: bfloat16.h
-//     static constexpr const Tier* kWide;  // Tier::wide
+//     static constexpr const Tier* kForFloat32Queries;  // Tier::for_float32_queries
 //     using Direct;     // if bfloat16 is multiplied as it is and screened too: the Ops of these products
 //     using Registers;  // Isa, which then has the operations for screening that tile.h lists
 //

@@ -262,7 +262,7 @@ struct Narrow : Int8Narrow {
       std::is_same<T, int8_t>::value, int8_t,
       typename std::conditional<std::is_same<T, BFloat16>::value, void, BFloat16>::type>::type;
   static constexpr bool kBFloat16 = true;
-  static constexpr const Tier* kWide = &kAvx512Vnni;
+  static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   static constexpr int64_t kBytes = kTileBytes;
   static constexpr int kRaise = 0;
   // Not measured with this code. A prototype on Sapphire Rapids took, at dim 128 for 32 query tokens in
@@ -358,20 +358,17 @@ const char* unsupported() {
   if (const char* reason = kAvx512Vnni.unsupported()) return reason;
   return features().avx512bf16 ? amx_unsupported() : "this CPU has no AVX512-BF16";
 }
+
+constexpr Tier amx_tier() {
+  Tier tier = tier_of("amx", &unsupported, kProducts);
+  tier.score = &score_configured<false>;
+  tier.score_argmax = &score_configured<true>;
+  tier.refused = &amx_refused;
+  return tier;
+}
 }  // namespace
 
-constexpr Tier kAmx = {"amx",
-                       &unsupported,
-                       kPanel,
-                       Isa::kRows,
-                       Narrow::kBytes,
-                       &score_configured<false>,
-                       &score_configured<true>,
-                       &backward_any,
-                       kProducts,
-                       &read,
-                       &amx_refused,
-                       Narrow::kWide};
+constexpr Tier kAmx = amx_tier();
 }  // namespace colbert_fast
 
 #else

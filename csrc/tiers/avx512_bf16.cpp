@@ -34,7 +34,7 @@ struct BFloat16Ops {
 
 struct Narrow : RaisedInt8Narrow {
   static constexpr bool kBFloat16 = true;
-  static constexpr const Tier* kWide = &kAvx512Vnni;
+  static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   using Direct = BFloat16Ops;
   // bfloat16, measured as in avx512_vnni.h: 19 as it is and 23 screened for 32 query tokens, 36 and 36 for
   // 64, 72 and 60 for 128, 144 and 112 for 256.

@@ -15,7 +15,7 @@ namespace {
 
 struct Narrow : RaisedInt8Narrow {
   static constexpr bool kBFloat16 = false;
-  static constexpr const Tier* kWide = nullptr;
+  static constexpr const Tier* kForFloat32Queries = nullptr;
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 17 : 1;

@@ -43,7 +43,7 @@ struct Narrow {
   template <typename T>
   using Screen = int8_t;
   static constexpr bool kBFloat16 = false;
-  static constexpr const Tier* kWide = nullptr;
+  static constexpr const Tier* kForFloat32Queries = nullptr;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
   static constexpr int64_t kAtOnce = 32;

@@ -9,13 +9,9 @@ CF_IN_PROGRAM_ORDER_BEGIN
 
 #include "tiers/neon_isa.h"
 
-namespace colbert_fast {
-namespace {
-using Narrow = NoNarrow;
-}  // namespace
-}  // namespace colbert_fast
+#include "per_tier/no_narrow.h"
 
-#include "per_tier/loop.h"
+#include "per_tier/loop.h"  // uses that Isa and Narrow
 
 CF_IN_PROGRAM_ORDER_END
 

@@ -131,7 +131,7 @@ struct Narrow : Int8Narrow {
   template <typename T>
   using Screen = typename std::conditional<std::is_same<T, BFloat16>::value, void, int8_t>::type;
   static constexpr bool kBFloat16 = true;
-  static constexpr const Tier* kWide = &kNeonDotprod;
+  static constexpr const Tier* kForFloat32Queries = &kNeonDotprod;
   static constexpr int64_t kBytes = 8;
   static constexpr int64_t kTogether = 8;
 

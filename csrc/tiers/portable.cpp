@@ -101,12 +101,12 @@ struct Isa {
   }
 };
 
-using Narrow = NoNarrow;
-
 }  // namespace
 }  // namespace colbert_fast
 
-#include "per_tier/loop.h"
+#include "per_tier/no_narrow.h"
+
+#include "per_tier/loop.h"  // uses that Isa and Narrow
 
 namespace colbert_fast {
 namespace {
