@@ -1,6 +1,7 @@
 // What a tier does with a task. This file is compiled once for each tier, inside the tier's target region,
 // and includes no system header. A tier includes it last, after its Isa (tile.h says what that is) and its
-// Narrow (screen.h; a tier that multiplies nothing but float32 includes no_narrow.h). tier_of() then makes the Tier.
+// Narrow (screen.h; a tier that multiplies nothing but float32 includes no_narrow.h). tier_of() then makes
+// the Tier.
 //
 // The way of a score, from the outside in:
 //   score_any()          chooses the dtype of the documents

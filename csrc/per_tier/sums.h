@@ -2,13 +2,13 @@
 // compiled once for each tier, inside the tier's target region, and includes no system header. tile.h
 // includes it.
 //
-// SUMS. A dot product is cut into blocks of kBlockNumbers numbers. A block is one chain of multiply-adds in
+// A dot product is cut into blocks of kBlockNumbers numbers. A block is one chain of multiply-adds in
 // the order of the dimensions. The sums of the blocks are added in pairs, the sums of these pairs are added
 // in pairs, and so on. The number of dimensions alone decides which numbers form a block and which blocks
 // form a pair; the tile has no say. So a score does not depend on what else is scored, on how the work is cut
 // or on the number of threads.
 //
-// The error. Let L be the logarithm to base 2 of the number of blocks, rounded up. A product passes at most
+// Let L be the logarithm to base 2 of the number of blocks, rounded up. A product passes at most
 // 128 + L roundings of float32. One more rounding makes float32 of an int8 number and its scale. Each
 // rounding loses at most u = 2^-24 of what is summed, and the score, which is added in double, is rounded
 // once. With r = 130 + L the error of a score is therefore at most r u / (1 - r u) times the sum of

@@ -1,16 +1,19 @@
-// The register tile of a tier, written once. A tier opens its target region, defines in an anonymous
-// namespace
+// The register tile of a tier, written once. This file is compiled once for each tier, inside the tier's
+// target region, and includes no system header: target.h includes those that a tier needs before the region
+// opens. loop.h and the headers that it includes use this file. Everything in them has internal linkage.
+//
+// Before a tier includes it, the tier defines in an anonymous namespace
 //
 //   struct Isa {
-//     using Vec;                      // kFloats floats
-//     using Idx;                      // kFloats int32
+//     using Vec;                      // kFloats float32 numbers
+//     using Idx;                      // kFloats int32 numbers
 //     static constexpr int kFloats;
 //     static constexpr int kRows;     // the register tile: kRows document rows
 //     static constexpr int kVecs;     // x kVecs vectors of query tokens
 //     static Vec zero();
-//     static Vec load(const T*);  // T = float, BFloat16, Float16 or int8_t, exactly
-//     static auto broadcast(const float*);  // a Vec, or what else fma() multiplies by
-//     static Vec fma(Vec, Vec, Vec);
+//     static Vec load(const T*);      // T = float, BFloat16, Float16 or int8_t; exact
+//     static auto broadcast(const float*);  // a Vec, or another type that fma() multiplies by
+//     static Vec fma(Vec a, Vec b, Vec c);  // a * b + c
 //     static Vec add(Vec, Vec);
 //     static Vec multiply(Vec, float);
 //     static void store(float*, Vec);
@@ -21,21 +24,29 @@
 //     // best = max(best, value). NaN wins, and stays.
 //     static void update(Vec& best, Vec value);
 //
-//     // The same, and the first row that wins.
+//     // The same. arg becomes the first row that wins.
 //     static void update(Vec& best, Idx& arg, Vec value, int32_t row);
+//
+//     // Only for tiers that screen documents (screen.h).
+//     static Vec everywhere(float);
+//     static Vec to_float(Idx);
+//     static Idx add(Idx, Idx);
+//     static Vec multiply(Vec, Vec), max(Vec, Vec), magnitude(Vec);
+//     static Vec subtract_product(Vec a, Vec b, Vec c);                           // a - b * c
+//     static void update_larger(Vec& best, Idx& arg, Vec value, int32_t row);     // update() without NaN
+//     static float sum(Vec), largest(Vec);
+//     static uint32_t at_least(Vec value, Vec threshold);  // bit i: whether number i is
 //   };
 //
-// and includes loop.h, which includes this file, inside the region. Everything in them has internal linkage.
+// Lanes are query tokens. The tokens of a block of queries are packed one after the other, regardless of
+// where a query ends, into panels of kPanel = kVecs * kFloats lanes. A panel is stored as [steps][width].
+// The width is kPanel, or kFloats for a last panel that needs no more.
 //
-// Lanes are query tokens: the tokens of a block of queries are packed one after the other, regardless of
-// where a query ends, into panels of kPanel = kVecs * kFloats lanes, each panel stored [steps][width] with
-// width = kPanel, or kFloats for a last panel that needs no more. An element of a document row is broadcast
-// against a vector of lanes, so a tile of kRows x kVecs accumulators takes kRows + kVecs loads for
-// kRows * kVecs multiply-adds per step, the maximum over document tokens is vertical, and no horizontal
-// operation occurs before the final sum.
-//
-// An element is what one step of a chain takes from a row: a float32, or, in the narrow products of screen.h,
-// two bfloat16 or four int8. The Ops of a tile say what a step does.
+// An element is what one step of a chain takes from a row: a float32 number, or, in the narrow products of
+// screen.h, two bfloat16 or four int8 numbers. The Ops of a tile say what a step does. A step broadcasts an
+// element of each document row against the vectors of lanes. So a tile of kRows x kVecs accumulators takes
+// kRows + kVecs loads for kRows * kVecs multiply-adds per step. The maximum over document tokens is vertical,
+// and no horizontal operation occurs before the final sum.
 
 #pragma once
 
@@ -46,9 +57,9 @@ namespace colbert_fast {
 namespace {
 
 constexpr int64_t kElementsPerLine = 16;
-// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher is lost where kRows
-// rows are read side by side: a prototype of this loop on Sapphire Rapids, 12 rows of 512 bytes, took 79 to
-// 104 ns a row without prefetching and 49 ns with this distance.
+// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher loses track where
+// kRows rows are read side by side. A prototype of this loop on Sapphire Rapids, with 12 rows of 512 bytes,
+// took twice as long without software prefetch as with this distance.
 constexpr uintptr_t kPrefetchBytes = 24 * 1024;
 
 CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
@@ -61,6 +72,9 @@ CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #endif
 }
 
+// The Ops of products of float32. All Ops have these members: an Element, a vector Acc with a running sum for
+// each lane, and kBlock, the steps of a block (sums.h). kBlock is 0 if sums are exact, and then add() is not
+// needed.
 struct Float32Ops {
   using Element = float;
   using Acc = typename Isa::Vec;
@@ -75,7 +89,7 @@ struct Float32Ops {
   static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return Isa::add(a, b); }
 };
 
-// An element of narrow numbers, at any address.
+// An element of narrow numbers. It may have any address.
 struct FourBytes {
   unsigned char bytes[4];
 };
@@ -86,7 +100,7 @@ CF_ALWAYS_INLINE int32_t bits_of(const FourBytes* from) {
   return bits;
 }
 
-// What becomes of a tile's dot products. Their maxima:
+// A sink says what becomes of the dot products of a tile. This sink takes them into the maxima of lanes.
 template <bool kArgmax>
 struct Maxima {
   Best best;
@@ -112,16 +126,16 @@ struct Maxima {
   }
 };
 
-// Memory to prefetch while tiles are computed, in address order: `lines` cache lines for each
-// kElementsPerLine elements of a row. 0 lines: none.
+// Memory to prefetch while tiles are computed, in the order of addresses: `lines` cache lines for each
+// kElementsPerLine elements of a row, or none if that is 0.
 struct Ahead {
   uintptr_t address;
   int lines;
 };
 
-// Asks for these lines a few at a time, as steps of kRows rows are done: a CPU that has no place left to note
-// a request drops it. (A prototype on Zen 5, screening documents of float32 from memory by one thread,
-// took 24.8 ns a row with 3 lines a step and 36.7 with 48 lines before every sixteenth.)
+// Asks for these lines a few at a time, while steps of kRows rows are done. A CPU that has no place left to
+// note a request drops the request: a prototype on Zen 5, which screened documents of float32 from memory,
+// took half as long again with 48 lines before every sixteenth step as with 3 lines in every step.
 template <int kRows>
 class Prefetcher {
  public:
@@ -137,8 +151,8 @@ class Prefetcher {
 };
 constexpr int64_t kStepsTogether = 4;
 
-// kRows document rows against kVecs vectors of a panel of kWidth lanes. `row` is the number of the first row,
-// for the sink, and `memory` is for BlockSums. Ops that multiply matrices have a Tile of their own, in
+// Computes kRows document rows with kVecs vectors of a panel of kWidth lanes. `row` is the number of the
+// first row, for the sink. `memory` is for BlockSums. Ops that multiply matrices have a Tile of their own, in
 // neon_i8mm.cpp.
 template <typename Ops>
 struct Tile {
@@ -186,7 +200,7 @@ template <typename Ops, typename Sink>
 using TileFunction = void (*)(const typename Ops::Element*, const typename Ops::Element*, int64_t, int64_t,
                               int64_t, Ahead, typename Ops::Acc*, const Sink&);
 
-// Tiles of 1 .. kRows rows, one for each number of rows that can be left over.
+// The tile of `rows` rows, which are 1 to kRows.
 template <typename Ops, int kVecs, int kWidth, typename Sink, int... kMinusOne>
 TileFunction<Ops, Sink> tile_for(int64_t rows, std::integer_sequence<int, kMinusOne...>) {
   static constexpr TileFunction<Ops, Sink> kTiles[] = {
@@ -194,8 +208,8 @@ TileFunction<Ops, Sink> tile_for(int64_t rows, std::integer_sequence<int, kMinus
   return kTiles[rows - 1];
 }
 
-// `count` rows against kVecs vectors of one panel, in tiles as equal as can be: 13 rows are 7 + 6 and not
-// 12 + 1, for a tile of few rows has too few chains to hide their latency.
+// Computes `count` rows with kVecs vectors of one panel, in tiles that are as equal as they can be. 13 rows
+// are 7 + 6 and not 12 + 1, because a tile of few rows has too few chains to hide their latency.
 template <typename Ops, int kVecs, int kWidth, typename Sink>
 void panel(const typename Ops::Element* q, const typename Ops::Element* rows, int64_t stride, int64_t steps,
            int64_t count, Ahead ahead, const Sink& sink) {
@@ -212,7 +226,7 @@ void panel(const typename Ops::Element* q, const typename Ops::Element* rows, in
   }
 }
 
-// Rows of narrow numbers, `stride` bytes apart.
+// Rows of narrow numbers: `count` rows of `bytes` bytes, `stride` bytes apart.
 struct NarrowRows {
   const unsigned char* rows;
   int64_t stride;
@@ -220,20 +234,21 @@ struct NarrowRows {
   int64_t count;
 };
 
-// What becomes of narrow products when documents are screened: what a dot product can be at most, up to the e
-// of screen.h, and the row that is likely to have the largest. For int8 a product is at most scales[row] *
-// (product + offset[lane]), and at least that less scales[row] * spread[lane], of which the guess is the
-// first largest; for bfloat16 both are the product.
+// What narrow products are taken into when documents are screened. For each row and lane, an upper bound of
+// the dot product, up to the e of screen.h. For each lane, a guess: the row that is likely to have the
+// largest dot product. A dot product of int8 rows is at most scales[row] * (product + offset[lane]), and at
+// least that minus scales[row] * spread[lane]. The guess is the first row whose lower bound is the largest.
+// For bfloat16 both bounds are the product.
 struct Bounds {
   const float* scales;    // [rows]
   const int32_t* offset;  // [lanes of the panel]
   const float* spread;    // [lanes of the panel]
   float* uppers;          // [rows][kPanel]
-  float* least;           // [lanes of the panel] of the guess so far, at first -inf
-  int32_t* guess;         // [lanes of the panel] the guess so far
+  float* least;           // [lanes of the panel] the lower bound of the guess, at first -inf
+  int32_t* guess;         // [lanes of the panel]
 };
 
-// panel() for narrow rows, whose stride is a multiple of 4 bytes.
+// panel() for narrow rows. Their stride must be a multiple of 4 bytes.
 template <typename Ops, int kVecs, int kWidth, typename Sink>
 void panel(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
   panel<Ops, kVecs, kWidth>(reinterpret_cast<const FourBytes*>(q),

@@ -1,24 +1,25 @@
-// x86-64 with AMX (Sapphire Rapids and later), Linux: bfloat16 multiplied as it is, float32 and float16
-// screened in bfloat16, int8 in int8. What AMX does not do is that of AVX-512.
+// x86-64 with AMX (Sapphire Rapids and later) on Linux: bfloat16 is multiplied as it is, float32 and float16
+// are screened in bfloat16, and int8 is screened in int8 (screen.h). What AMX cannot do is done by AVX-512.
 //
-// A tile holds 16 rows of 64 bytes. tdpbf16ps and tdpbssd add to C, 16 x 16 of float32 or int32, the products
-// of A, 16 rows of 64 bytes, and B, 16 elements of 4 bytes for each of 16 columns. Documents are A, loaded
-// from where they lie, for a tile is loaded with any stride; queries are B, whose layout is that of packed
-// elements; so C has a row for a document token and a lane for a query token, and the maximum is vertical.
+// A tile holds 16 rows of 64 bytes. tdpbf16ps and tdpbssd compute C += A B. C is 16 x 16 numbers of float32
+// or int32. A is 16 rows of 64 bytes. B has, for each of 16 columns, 16 elements of 4 bytes. Documents are A:
+// a tile is loaded with any stride, so rows are loaded from where they lie. Queries are B: its layout is the
+// layout of packed elements (tile.h). So C has a row for each document token and a column for each lane, and
+// the maximum is vertical.
 //
-// Tiles: C 2 x 2 (32 document rows x 32 lanes), A 2, B 2: all eight. A step of 64 bytes loads 4 and
-// multiplies 4 times; four chains, a product every 16 cycles, cover its latency of 52 (Intel's optimization
-// manual, AMX).
+// All eight tiles are used: 2 x 2 for C (32 document rows x 32 lanes), 2 for A and 2 for B. A step takes 64
+// bytes of each row; it loads 4 tiles and multiplies 4 times. The four chains, with a product every 16
+// cycles, cover the latency of 52 cycles (Intel's optimization manual, AMX).
 //
-// Sums: tdpbf16ps has one chain for the even and one for the odd numbers of its 32, adds these two and adds
-// the result to C (SDM volume 2). So a product passes at most 16 + 1 + n / 32 roundings: 81 in a block of
-// 2048 numbers, fewer than the 128 of tile.h, which also says how blocks are added. The number of sums that
-// may be flushed is n + 2 ceil(n / 32), or 1 for n = 1: at most the 2n of screen.h. The rows of a short
-// document are computed in the same way, because equal rows must have equal products.
+// Sums: tdpbf16ps has one chain for the even and one chain for the odd numbers among its 32. It adds the two
+// chains, and adds the result to C (SDM volume 2). So a product passes at most 16 + 1 + n / 32 roundings: 81
+// in a block of 2048 numbers, fewer than the 128 of sums.h, which also says how blocks are added. At most n +
+// 2 ceil(n / 32) sums can be flushed, or 1 for n = 1. That is at most the 2n of bfloat16.h. The rows of a
+// short document are computed in the same way, because equal rows must have equal products.
 //
-// Rows that are no multiple of 64 bytes are copied and padded by screen.h. A number of rows that is no
-// multiple of 16 is covered by a last tile that overlaps the one before, whose products are the same a second
-// time; fewer than 16 rows are copied, 64 bytes of each at a time. Nothing is read past a row.
+// Rows that are no multiple of 64 bytes are copied and padded before they come here. If the number of rows is
+// no multiple of 16, the last tile overlaps the tile before it, and some products are computed twice, with
+// the same result. Fewer than 16 rows are copied, 64 bytes of each row at a time. Nothing past a row is read.
 #include "host/amx_permission.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
@@ -47,10 +48,10 @@ constexpr TileConfig kConfig = {1,
                                 {64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0},
                                 {16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0}};
 
-// While it lives, the tiles of this thread are configured as above. Others use AMX on the same threads, torch
-// through oneDNN, and may keep their configuration from one call to the next: what was loaded before is
-// loaded again. What their tiles held is not kept: loading a configuration clears them, so nobody can rely on
-// it.
+// While an object of this class lives, the tiles of this thread are configured as above. Other code uses AMX
+// on the same threads, such as torch through oneDNN, and may keep its configuration from one call to the
+// next. So the configuration that was loaded before is loaded again at the end. What the tiles of the other
+// code held is lost. But loading a configuration clears the tiles, so nobody can rely on what they held.
 class Configured {
  public:
   Configured() {
@@ -71,7 +72,8 @@ class Configured {
   TileConfig before_;
 };
 
-// What BlockSums needs of the Ops: a step is 64 bytes of a row. 12 sums are 2^22 numbers, as in tile.h.
+// What BlockSums needs of Ops. A step takes 64 bytes of a row. 12 sums that wait are enough for 2^22 numbers,
+// as in sums.h.
 constexpr int64_t kTileBlockNumbers = 2048;
 constexpr int kMostTileSums = 12;
 
@@ -94,7 +96,8 @@ struct Int8Tiles {
   }
 };
 
-// The lines that are due with 64 bytes of each row of a tile: beside its products, not all of a step at once.
+// Asks for the lines that are due with 64 bytes of each row of a tile. It is called beside the products of
+// each tile, so that a step does not ask for all its lines at once.
 CF_ALWAYS_INLINE void prefetch_beside(Ahead& ahead) {
   for (int line = 0; line < ahead.lines; ++line) {
     CF_UNROLL
@@ -103,9 +106,9 @@ CF_ALWAYS_INLINE void prefetch_beside(Ahead& ahead) {
   }
 }
 
-// The tiles 0 to 3 are C, [2][2]; 4 and 5 A; 6 and 7 B. kTiles tiles of rows, tile t beginning at row
-// begin[t], against kVecs vectors of a panel of kWidth lanes, from byte `from` to byte `to` of each row. If
-// kShort there are only `count` rows, fewer than a tile.
+// Multiplies kTiles tiles of rows by kVecs vectors of a panel of kWidth lanes, from byte `from` to byte `to`
+// of each row. Tile t of rows begins at row begin[t]. Tiles 0 to 3 are C, [2][2]; tiles 4 and 5 are A; tiles
+// 6 and 7 are B. If kShort, there are fewer rows than a tile has.
 template <typename Ops, int kTiles, int kVecs, int kWidth, bool kShort>
 CF_ALWAYS_INLINE void multiply_tiles(const NarrowRows& rows, const int64_t (&begin)[2],
                                      const unsigned char* q, int64_t from, int64_t to, Ahead& ahead) {
@@ -116,7 +119,8 @@ CF_ALWAYS_INLINE void multiply_tiles(const NarrowRows& rows, const int64_t (&beg
   alignas(64) unsigned char copied[kShort ? kTileRows * kTileBytes : 1] = {};
   const unsigned char* first = rows.rows + begin[0] * rows.stride;
   const unsigned char* second = rows.rows + begin[1] * rows.stride;
-  // Not read from `rows` again after every tile that is loaded, which may be from anywhere.
+  // A local copy. The compiler would read rows.stride again after every tile that is loaded, because for all
+  // it knows the load may have changed any memory.
   const int64_t stride = rows.stride;
   const int64_t q_stride = kWidth * 4;
   for (int64_t k = from; k < to; k += kTileBytes) {
@@ -141,7 +145,7 @@ CF_ALWAYS_INLINE void multiply_tiles(const NarrowRows& rows, const int64_t (&beg
   }
 }
 
-// The dot products of kTiles tiles of rows with kVecs vectors of lanes, block after block.
+// Computes the dot products of kTiles tiles of rows with kVecs vectors of lanes, block after block.
 template <typename Ops, int kTiles, int kVecs, int kWidth, bool kShort>
 CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2], const unsigned char* q,
                                Ahead ahead, typename Ops::Acc* memory,
@@ -162,8 +166,8 @@ CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2]
   }
 }
 
-// What becomes of these dot products, of tiles that begin at rows begin[0] and begin[1] and have `count` rows
-// each, fewer than 16 only if it is the only one. Bounds of products of bfloat16 or int8:
+// The sink that takes dot products, of bfloat16 or int8, into bounds (screen.h). The tiles of rows begin at
+// rows begin[0] and begin[1] and have `count` rows each. Only a single tile has fewer than 16.
 struct TileBounds {
   Bounds bounds;
 
@@ -188,7 +192,7 @@ struct TileBounds {
   }
 };
 
-// Their maxima:
+// The sink that takes dot products into the maxima of lanes.
 template <bool kArgmax>
 struct TileMaxima {
   Maxima<kArgmax> maxima;
@@ -208,9 +212,9 @@ struct TileMaxima {
         }
         Isa::store(maxima.best.token + v * Isa::kFloats, where);
       } else {
-        // vmaxps loses a NaN, so these are noted beside it, two rows with one comparison: a chain of 2 cycles
-        // a row instead of the 8 of Isa::update, which would take longer than the products. Which zero of
-        // either sign wins is not seen in a score, which is summed from +0.
+        // vmaxps loses a NaN, so NaN is noted beside it, for two rows with one comparison. This is a chain of
+        // 2 cycles a row. Isa::update would be a chain of 8 cycles, which take longer than the products.
+        // Whether +0 or -0 wins makes no difference to a score, because its sum begins with +0.
         __mmask16 nan = _mm512_cmp_ps_mask(top, top, _CMP_UNORD_Q);
         for (int t = 0; t < kTiles; ++t) {
           for (int64_t r = 0; r < count; r += 2) {
@@ -255,8 +259,8 @@ void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
 }
 
 struct Narrow : Int8Narrow {
-  // bfloat16 for float32 and float16: narrowing to int8 takes longer than the products that it saves, but for
-  // many query tokens.
+  // float32 and float16 are screened in bfloat16, because narrowing to int8 takes longer than the products
+  // that it saves, except with many query tokens.
   template <typename T>
   using Screen = typename std::conditional<
       std::is_same<T, int8_t>::value, int8_t,
@@ -265,11 +269,12 @@ struct Narrow : Int8Narrow {
   static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   static constexpr int64_t kBytes = kTileBytes;
   static constexpr int kRaise = 0;
-  // Not measured with this code. A prototype on Sapphire Rapids took, at dim 128 for 32 query tokens in
-  // cache, 16.3 ns a document token screened and 44.8 by multiply-adds, whose time halves with 16 tokens and
-  // which a vector of lanes does not make shorter below: the screen, whose conversion costs the same for any
-  // number, is left to queries of half a vector. For int8 as the screen by AVX512-VNNI, whose products take
-  // longer.
+  // Not measured with this code. A prototype on Sapphire Rapids, at dim 128 and with 32 query tokens in
+  // cache, took 16.3 ns a document token screened and 44.8 ns by multiply-adds. Multiply-adds take half the
+  // time for 16 query tokens, and no less for fewer, because a vector of lanes is multiplied as a whole. The
+  // conversion of documents takes the same time for any number of query tokens. So queries of less than half
+  // a vector are not screened. For int8, whose rows need no conversion, the limit is taken from screening by
+  // AVX512-VNNI, whose products take longer.
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, int8_t>::value ? 5 : 8;

@@ -1,9 +1,10 @@
-// The registers of AVX2, for the tiers that have nothing wider: to be included inside their target regions.
+// The registers of AVX2, for the tiers that have no wider ones. Include it inside a target region with avx2,
+// fma and f16c.
 //
 // Tile: 6 document rows x 2 vectors of 8 query tokens. Registers: 12 accumulators + 2 query vectors + 1
-// broadcast = 15 of 16. Per dimension 2 + 6 loads feed 12 FMAs: 4 cycles of loads behind 6 of FMAs, and 12
-// chains cover the FMA latency of 4 to 5 cycles x 2 units. 32 query tokens are two panels; block_rows keeps
-// the document rows in L1 between them.
+// broadcast = 15 of 16. A step has 2 + 6 loads and 12 FMAs: 4 cycles of loads hide behind 6 of FMAs. The 12
+// chains cover an FMA latency of 4 to 5 cycles on two FMA units. 32 query tokens are two panels; block_rows
+// keeps the document rows in L1 between them.
 
 #pragma once
 
@@ -31,7 +32,7 @@ struct Isa {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
   }
 
-  // "Not less or equal" is true for a NaN value as well; a best that is NaN already is left alone.
+  // "Not less or equal" is true for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE Vec wins(Vec best, Vec value) {
     return _mm256_and_ps(_mm256_cmp_ps(best, best, _CMP_ORD_Q), _mm256_cmp_ps(value, best, _CMP_NLE_UQ));
   }
@@ -44,7 +45,7 @@ struct Isa {
     arg = _mm256_blendv_epi8(arg, _mm256_set1_epi32(row), _mm256_castps_si256(mask));
   }
 
-  // 8 x 8 in three rounds of 8 shuffles: pairs of rows, fours of rows, and the two halves.
+  // 8 x 8 numbers, in three rounds of 8 shuffles: pairs of rows, groups of four rows, and the two halves.
   static CF_ALWAYS_INLINE void transpose(__m256 (&rows)[8]) {
     __m256 pairs[8];
     CF_UNROLL
@@ -52,7 +53,7 @@ struct Isa {
       pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
       pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
     }
-    // fours[4 * i + c] has, in its half b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
+    // Half b of fours[4 * i + c] has column 4 * b + c of the rows 4 * i to 4 * i + 3.
     __m256 fours[8];
     CF_UNROLL
     for (int i = 0; i < 8; i += 4) {
@@ -69,7 +70,7 @@ struct Isa {
     }
   }
 
-  // Only for screening.
+  // For screening.
   static CF_ALWAYS_INLINE Vec everywhere(float value) { return _mm256_set1_ps(value); }
   static CF_ALWAYS_INLINE Vec to_float(Idx value) { return _mm256_cvtepi32_ps(value); }
   static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return _mm256_add_epi32(a, b); }

@@ -1,9 +1,9 @@
-// x86-64 with AVX-512, AVX512-BF16 and AVX512-VNNI, of AMD (Zen 4 and later): the avx512_vnni tier, with
-// bfloat16 multiplied as it is.
+// x86-64 with AVX-512, AVX512-BF16 and AVX512-VNNI, for processors of AMD (Zen 4 and later): the avx512_vnni
+// tier, with bfloat16 multiplied as it is.
 //
-// vdpbf16ps multiplies two pairs of bfloat16 and adds both products to a float32. On Zen 5 it issues as often
-// as an FMA, which makes it twice as fast; on Sapphire Rapids a prototype found it slower than that. Each of
-// the two additions rounds once at most: a block has the roundings of one by multiply-adds.
+// vdpbf16ps multiplies two pairs of bfloat16 numbers and adds both products to a float32. On Zen 5 it issues
+// as often as an FMA, which makes it twice as fast. A prototype on Sapphire Rapids was slower than that. Each
+// of the two additions rounds at most once, so a block has as many roundings as a block of multiply-adds.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -36,8 +36,8 @@ struct Narrow : RaisedInt8Narrow {
   static constexpr bool kBFloat16 = true;
   static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   using Direct = BFloat16Ops;
-  // bfloat16, measured as in avx512_vnni.h: 19 as it is and 23 screened for 32 query tokens, 36 and 36 for
-  // 64, 72 and 60 for 128, 144 and 112 for 256.
+  // screen.h says how to measure. In ns a document token of bfloat16, multiplied as it is and screened: 19
+  // and 23 for 32 query tokens, 36 and 36 for 64, 72 and 60 for 128, 144 and 112 for 256.
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 17 : std::is_same<T, BFloat16>::value ? 97 : 1;

@@ -1,9 +1,10 @@
-// The registers of AVX-512, for the tiers that have it: to be included inside their target regions.
+// The registers of AVX-512, for the tiers that have it. Include it inside a target region with avx512f,
+// avx512bw, avx512dq, avx512vl, avx2, fma and f16c.
 //
 // Tile: 12 document rows x 2 vectors of 16 query tokens. Registers: 24 accumulators + 2 query vectors + 1
-// broadcast = 27 of 32. Per step 2 + 12 loads feed 24 FMAs: at two loads and two FMAs a cycle, 7 cycles of
-// loads hide behind 12 of FMAs, and 24 independent chains cover the FMA latency of 4 cycles x 2 units three
-// times. A panel of 32 lanes at dim 128 is 16 KiB and stays in L1.
+// broadcast = 27 of 32. A step has 2 + 12 loads and 24 FMAs: at two loads and two FMAs a cycle, 7 cycles of
+// loads hide behind 12 of FMAs. The 24 independent chains cover an FMA latency of 4 cycles on two FMA units
+// three times. A panel of 32 lanes at dim 128 is 16 KiB and stays in L1.
 
 #pragma once
 
@@ -27,7 +28,7 @@ struct Isa {
   static CF_ALWAYS_INLINE void store(float* to, Vec value) { _mm512_storeu_ps(to, value); }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) { _mm512_storeu_si512(to, value); }
 
-  // "Not less or equal" is true for a NaN value as well; a best that is NaN already is left alone.
+  // "Not less or equal" is true for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE __mmask16 wins(Vec best, Vec value) {
     return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(best, best, _CMP_ORD_Q), value, best, _CMP_NLE_UQ);
   }
@@ -40,7 +41,8 @@ struct Isa {
     arg = _mm512_mask_mov_epi32(arg, mask, _mm512_set1_epi32(row));
   }
 
-  // 16 x 16 in four rounds of 16 shuffles: pairs of rows, fours of rows, and the 128-bit parts twice.
+  // 16 x 16 numbers, in four rounds of 16 shuffles: pairs of rows, groups of four rows, and twice the parts
+  // of 128 bits.
   static CF_ALWAYS_INLINE void transpose(__m512 (&rows)[16]) {
     __m512 pairs[16];
     CF_UNROLL
@@ -48,7 +50,7 @@ struct Isa {
       pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
       pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
     }
-    // fours[4 * i + c] has, in its part b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
+    // Part b of fours[4 * i + c] has column 4 * b + c of the rows 4 * i to 4 * i + 3.
     __m512 fours[16];
     CF_UNROLL
     for (int i = 0; i < 16; i += 4) {
@@ -73,7 +75,7 @@ struct Isa {
     }
   }
 
-  // Only for screening.
+  // For screening.
   static CF_ALWAYS_INLINE Vec everywhere(float value) { return _mm512_set1_ps(value); }
   static CF_ALWAYS_INLINE Vec to_float(Idx value) { return _mm512_cvtepi32_ps(value); }
   static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return _mm512_add_epi32(a, b); }

@@ -1,14 +1,14 @@
-// x86-64 with AVX2 and AVX-VNNI (Alder Lake and later client CPUs of Intel, Zen 5 and later): the avx2 tier,
-// with documents screened in int8.
+// x86-64 with AVX2 and AVX-VNNI (Alder Lake and later client CPUs of Intel, Zen 5 and later): the avx2 tier
+// with documents screened in int8 (screen.h).
 //
-// vpdpbusd multiplies four unsigned by four signed numbers and adds the products to an int32, so that a step
-// of the tile does what takes four steps of float32. It issues as often as an FMA and its latency is no
-// longer, so that the tile of avx2_isa.h fits: 12 accumulators + 2 query vectors + 1 broadcast = 15 of 16
+// vpdpbusd multiplies four unsigned by four signed numbers and adds the products to an int32. So one step of
+// the tile does as much as four steps of float32. The instruction issues as often as an FMA, and its latency
+// is no longer. So the tile of avx2_isa.h fits: 12 accumulators + 2 query vectors + 1 broadcast = 15 of 16
 // registers.
 //
-// Documents are stored as d + 128, which adds 128 * (the sum of a lane's numbers) to the lane's products: the
-// offset of Bounds takes it off again. It does not saturate: int32 holds every sum of at most
-// kMostScreenedDim products, of which screen.h has the proof.
+// Because one side is unsigned, documents are stored as d + 128. This adds 128 * (the sum of a lane's
+// numbers) to the products of the lane, and the offset of Bounds takes it off again. The sums do not
+// saturate: screen.h proves that int32 holds every sum of at most kMostScreenedDim products.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -48,10 +48,9 @@ struct Narrow {
   static constexpr int64_t kTogether = 4;
   static constexpr int64_t kAtOnce = 32;
   static constexpr int kRaise = 128;
-  // Measured on Zen 5 at dim 128, one thread and documents of 300 tokens from memory, in ns a token by the
-  // chains of float32 and screened. float32: 25 and 27 for up to 8 query tokens, 33 and 26 for 16, 65 and 36
-  // for 32, 130 and 58 for 64. float16: 29 and 21 for 1, 71 and 38 for 32. int8: 30 and 12 for 1. Documents
-  // of 32 tokens of float32: 70 and 58 for 32 query tokens.
+  // In ns a document token, not screened and screened; screen.h says how to measure. float32: 25 and 27 for
+  // up to 8 query tokens, 33 and 26 for 16, 65 and 36 for 32, 130 and 58 for 64. float16: 29 and 21 for 1, 71
+  // and 38 for 32. int8: 30 and 12 for 1. Documents of 32 tokens of float32: 70 and 58 for 32 query tokens.
   static constexpr int64_t kLeastRows = 32;
   template <typename T>
   static constexpr int64_t least_lanes() {
@@ -63,8 +62,8 @@ struct Narrow {
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
   }
-  // Stores d + 128 for each number of the row. The sum of the squares is that of (d + 128) d less that of
-  // 128 d: at most 2^15 * 2^14, so that int32 holds it, and the parts may wrap.
+  // Stores d + 128 for each number d of the row. Returns the sum of d^2, which is the sum of (d + 128) d
+  // minus the sum of 128 d. It is at most 2^15 * 2^14, so int32 holds it, even if the two sums wrap around.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     const __m256i sign = _mm256_set1_epi8(-128);
     const __m256i one = _mm256_set1_epi8(1);
@@ -88,7 +87,7 @@ struct Narrow {
   static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
     const __m256 factor = _mm256_set1_ps(inverse_scale);
     const __m256i sign = _mm256_set1_epi8(-128);
-    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within the halves
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // Packing works within halves.
     for (int64_t k = 0; k < dim; k += kAtOnce) {
       const T* from = row + k;
       const __m256i low = _mm256_packs_epi32(level(from, factor), level(from + 8, factor));

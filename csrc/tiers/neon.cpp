@@ -1,4 +1,4 @@
-// AArch64: its baseline has NEON with FMA and binary16 conversion, so every such processor runs this.
+// AArch64. Its baseline has NEON with FMA and conversion of binary16, so every such processor runs this tier.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"

@@ -1,5 +1,5 @@
-// AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier, with documents
-// screened in int8.
+// AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier with documents
+// screened in int8 (screen.h).
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"

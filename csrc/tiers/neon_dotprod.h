@@ -1,6 +1,8 @@
-// Products of int8 by FEAT_DotProd, for screen.h: SDOT multiplies four numbers by four and adds the products
-// to an int32, so that a step of the tile does what takes four steps of float32, and issues as often as FMLA,
-// says LLVM's model of Neoverse V1. To be included inside a target region with dotprod.
+// Products of int8 by FEAT_DotProd, for screen.h. Include it inside a target region with dotprod.
+//
+// SDOT multiplies four numbers by four numbers and adds the products to an int32. So one step of the tile
+// does as much as four steps of float32. SDOT issues as often as FMLA, according to LLVM's model of Neoverse
+// V1.
 
 #pragma once
 
@@ -11,20 +13,20 @@
 namespace colbert_fast {
 namespace {
 
-// What both tiers have of Narrow.
+// The part of Narrow that both tiers with these products share.
 struct Int8Narrow {
   using Registers = Isa;
   static constexpr int64_t kAtOnce = 16;
   static constexpr int kRaise = 0;
-  // Not timed, but those of AVX-VNNI, where the products are a quarter of those of float32 too, and narrowing
-  // has as many steps beside them.
+  // These two are not measured. They are taken from avx_vnni.cpp, where a product also takes a quarter of the
+  // time of float32, and narrowing has as many steps beside it.
   static constexpr int64_t kLeastRows = 32;
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 9 : 1;
   }
 
-  // Stores the row, and returns the sum of its squares: at most 2^15 * 2^14, so that int32 holds it.
+  // Stores the row, and returns the sum of its squares. It is at most 2^15 * 2^14, so int32 holds it.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     int32x4_t squares = vdupq_n_s32(0);
     for (int64_t k = 0; k < dim; k += 16) {

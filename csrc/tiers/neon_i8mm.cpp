@@ -1,21 +1,23 @@
-// AArch64 with FEAT_I8MM, FEAT_BF16 and FEAT_DotProd (Neoverse N2 and V1, Apple M2 and later; Armv8.6 has
-// all): bfloat16 multiplied as it is, the rest screened in int8, both by products of matrices.
+// AArch64 with FEAT_I8MM, FEAT_BF16 and FEAT_DotProd (Neoverse N2 and V1, Apple M2 and later; Armv8.6 has all
+// three): bfloat16 is multiplied as it is, and everything else is screened in int8 (screen.h). Both use
+// products of matrices.
 //
 // SMMLA and BFMMLA multiply two rows by two lanes, eight bytes of each, and add the 2 x 2 products to four
-// numbers. They issue as often as SDOT and do twice its work, say LLVM's models of Neoverse N2, V1 and V2:
-// the tile takes 6.8 cycles by that of V1 for what takes the one of neon_dotprod.h 12.
+// numbers. They issue as often as SDOT and do twice its work, according to LLVM's models of Neoverse N2, V1
+// and V2. By the model of V1 this tile takes 6.8 cycles where the tile of neon_dotprod.h takes 12.
 //
-// The tile keeps the shape of neon_isa.h: 6 rows are 3 pairs, 16 lanes are 8, and 3 x 8 products are the same
-// 24 registers. Panels have the eight bytes of a lane together, so that two lanes are one load; two rows are
-// a load and a load into the upper half, which also takes a slot of the vector pipes: 3 slots for 24
-// products. A last row without a partner is its own.
+// The tile keeps the shape of neon_isa.h: 6 rows are 3 pairs, 16 lanes are 8 pairs, and 3 x 8 products fill
+// the same 24 registers. In a panel the eight bytes of a lane lie together, so two lanes are one load. Two
+// rows are one load, and one load into the upper half, which also takes a slot of the vector pipes: 3 slots
+// for 24 products. A last row without a partner is its own partner.
 //
-// BFMMLA adds two products to each of its sums, and then the next two. Unless a program asks for what
-// FEAT_EBF16 offers, it rounds to odd, the sum of the two products and that with the chain: each is off by
-// less than 2^-23, twice what rounding to nearest may lose. A product passes one of each step and one more,
-// so that a block of 128 numbers errs by at most 65 of them, as much as 130 of a float32 chain, whose blocks
-// have 128: sums.h has room for two more. Denormal inputs count as zero, and denormal products and
-// sums, four for two numbers, become zero: the 2n of A in screen.h.
+// BFMMLA adds two products to each of its sums, and then the next two. Unless a program asks for FEAT_EBF16,
+// it rounds to odd: once the sum of the two products, and once its sum with the chain. Each of these is off
+// by less than 2^-23, twice as much as rounding to nearest may lose. A product passes one such rounding for
+// every two numbers, and one more. So a block of 128 numbers errs by at most 65 of them, which is as much as
+// 130 roundings of a float32 chain. A block of float32 has 128 roundings, and sums.h has room for two more.
+// Denormal inputs count as zero. Denormal products and sums, four for two numbers, become zero: this is the
+// 2n in the A of bfloat16.h.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -41,7 +43,7 @@ struct Int8Matrix {
   static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
     return vmmlaq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(lanes));
   }
-  // The lower and the upper halves.
+  // The lower halves of two vectors, and the upper halves.
   static CF_ALWAYS_INLINE Acc lower(Acc a, Acc b) { return vcombine_s32(vget_low_s32(a), vget_low_s32(b)); }
   static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_s32(vget_high_s32(a), vget_high_s32(b)); }
 };
@@ -62,7 +64,7 @@ struct BFloat16Matrix {
   static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 };
 
-// Tile of tile.h. A step is two elements, of which there is an even number.
+// The Tile of tile.h. Each step takes two elements. There is an even number of them.
 template <typename Ops>
 struct MatrixTile {
   template <int kRows, int kVecs, int kWidth, typename Sink>
@@ -126,8 +128,8 @@ template <>
 struct Tile<BFloat16Matrix> : MatrixTile<BFloat16Matrix> {};
 
 struct Narrow : Int8Narrow {
-  // The chains of BFMMLA are of two rows and two lanes, so that decide() of screen.h cannot compute one of
-  // each.
+  // bfloat16 is not screened, because the chains of BFMMLA are always of two rows and two lanes: decide() of
+  // screen.h could not compute the chain of one row with one lane.
   template <typename T>
   using Screen = typename std::conditional<std::is_same<T, BFloat16>::value, void, int8_t>::type;
   static constexpr bool kBFloat16 = true;

@@ -1,20 +1,20 @@
-// The registers of NEON, for the tiers that have them: to be included inside their target regions.
+// The registers of NEON, for the tiers that have nothing wider.
 //
 // Tile: 6 document rows x 4 vectors of 4 query tokens. Registers: 24 accumulators + 4 query vectors = 28 of
-// 32, which leaves 4 for document elements. Per step 4 + 6 loads feed 24 FMAs, the fewest loads of the tiles
-// that fit (8 x 3 takes 11, 12 x 2 takes 14), and 24 chains cover a latency of 4 cycles x 4 units, the widest
-// cores there are. With two FMAs and two loads a cycle (Cortex-A72, Neoverse N1) 5 cycles of loads hide
-// behind 12 of FMAs, with four and three (Neoverse V1, Apple M1) 4 behind 6. 32 query tokens are two panels
-// of 8 KiB at dim 128, one dimension a cache line.
+// 32, which leaves 4 for document elements. A step has 4 + 6 loads and 24 FMAs, the fewest loads of all tiles
+// that fit: 8 x 3 takes 11 loads, 12 x 2 takes 14. The 24 chains cover a latency of 4 cycles on four FMA
+// units, and no core has more. With two FMAs and two loads a cycle (Cortex-A72, Neoverse N1), 5 cycles of
+// loads hide behind 12 of FMAs. With four and three (Neoverse V1, Apple M1), 4 cycles hide behind 6. 32 query
+// tokens are two panels of 8 KiB at dim 128, and a panel has one dimension in each cache line.
 
 #pragma once
 
 namespace colbert_fast {
 namespace {
 
-// A document element in lane 0. FMLA and the dot products multiply by one lane at no cost, while a load into
-// all lanes (LD1R) also takes a slot of the vector pipes, which are the bottleneck: so say LLVM's models of
-// Neoverse N2 and V1.
+// A document element, as the first number of a vector. FMLA and the dot products can multiply by one number
+// of a vector at no cost. A load that copies the element into all numbers (LD1R) also takes a slot of the
+// vector pipes, and these are the bottleneck, according to LLVM's models of Neoverse N2 and V1.
 struct FirstElement {
   float32x2_t bits;
 
@@ -23,7 +23,7 @@ struct FirstElement {
     std::memcpy(&element, from, sizeof element);
     FirstElement first = {vset_lane_f32(element, vdup_n_f32(0.0f), 0)};
 #if defined(__GNUC__)
-    // Compilers that see where the vector comes from make an LD1R of it.
+    // A compiler that sees where the vector comes from makes an LD1R of it.
     __asm__("" : "+w"(first.bits));
 #endif
     return first;
@@ -49,9 +49,9 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return vmulq_n_f32(a, b); }
 
-  // FMAX is NaN if either operand is.
+  // FMAX returns NaN if either operand is NaN.
   static CF_ALWAYS_INLINE void update(Vec& best, Vec value) { best = vmaxq_f32(best, value); }
-  // "Not less or equal" is true for a NaN value as well; a best that is NaN already is left alone.
+  // "Not less or equal" is true for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE void update(Vec& best, Idx& arg, Vec value, int32_t row) {
     const uint32x4_t wins = vbicq_u32(vceqq_f32(best, best), vcleq_f32(value, best));
     best = vbslq_f32(wins, value, best);
@@ -67,7 +67,7 @@ struct Isa {
     }
   }
 
-  // Only for screening.
+  // For screening.
   static CF_ALWAYS_INLINE Vec everywhere(float value) { return vdupq_n_f32(value); }
   static CF_ALWAYS_INLINE Vec to_float(Idx value) { return vcvtq_f32_s32(value); }
   static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return vaddq_s32(a, b); }

@@ -1,7 +1,8 @@
-// Plain C++ for any processor: what the other tiers do, without intrinsics. Always built, always runs.
+// Plain C++ for any processor: the same work as in the other tiers, without intrinsics. This tier is always
+// built and runs everywhere.
 //
-// Tile: 4 document rows x 2 vectors of 4 query tokens, the register file of SSE2 or NEON, which compilers
-// find by themselves: 8 accumulators + 2 query vectors + 1 broadcast = 11 of 16.
+// Tile: 4 document rows x 2 vectors of 4 query tokens. Registers: 8 accumulators + 2 query vectors + 1
+// broadcast = 11 of the 16 of SSE2. Compilers find these registers, and those of NEON, by themselves.
 #include "maxsim.h"
 #include "scratch.h"
 #include "target.h"
@@ -11,7 +12,7 @@ namespace {
 
 constexpr int kFour = 4;
 #if defined(__GNUC__) || defined(__clang__)
-// The compilers' own vector type: SSE2, NEON, or whatever the baseline has.
+// The compiler's own vector type, which uses SSE2, NEON, or whatever the baseline has.
 using Vec4 = float __attribute__((vector_size(kFour * sizeof(float))));
 #else
 struct Vec4 {
@@ -53,7 +54,7 @@ struct Isa {
     for (int l = 0; l < kFloats; ++l) to[l] = value.at[l];
   }
 
-  // True for a NaN value as well; a best that is NaN already is left alone.
+  // True for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE bool wins(float best, float value) { return !(value <= best) && best == best; }
   static CF_ALWAYS_INLINE void update(Vec& best, Vec value) {
     for (int l = 0; l < kFloats; ++l) {
@@ -87,11 +88,12 @@ struct Isa {
     const uint32_t sign = static_cast<uint32_t>(half.bits & 0x8000) << 16;
     const uint32_t exponent = (half.bits >> 10) & 0x1f;
     const uint32_t fraction = half.bits & 0x3ff;
-    if (exponent == 0) {  // zero or subnormal: fraction * 2^-24, exact in float32
+    if (exponent == 0) {  // Zero or subnormal: fraction * 2^-24, which is exact in float32.
       const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;
       return sign != 0 ? -magnitude : magnitude;
     }
-    // binary16's exponent bias is 15, binary32's 127; 31 is Inf and NaN in the one, 255 in the other.
+    // The exponent bias of binary16 is 15, and that of binary32 is 127. The exponents of infinity and NaN are
+    // 31 and 255.
     const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
     return from_bits(sign | (wide << 23) | (fraction << 13));
   }
