@@ -72,7 +72,7 @@ Parts cut_documents(const Problem& p, int64_t parts_wanted) {
 }
 
 // The maximum of a query token is the largest of its maxima in the parts. The sum is the same as the sum of
-// emit() in per_tier/loop.h, to the last bit.
+// sum_of_maxima() in per_tier/loop.h, to the last bit.
 bool join_parts(const Problem& p, const Parts& cut, const PartScores& in, float* scores, int32_t* argmax) {
   bool saw_empty_document = false;
   for (int64_t pair = 0; pair < num_pairs(p); ++pair) {

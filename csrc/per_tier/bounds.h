@@ -41,7 +41,7 @@ struct Guesses {
   }
 };
 
-// A sink of tile(). kTogether vectors of lanes are in registers at once.
+// The sink of tiles of int8 products. It has kTogether vectors of lanes in registers at once.
 template <int kTogether>
 struct BoundsOfInt8 {
   Bounds bounds;

@@ -7,15 +7,21 @@
 //     // What documents of T are screened in: int8_t or BFloat16; void: documents of T are not screened.
 //     template <typename T>
 //     using Screen;
-//     static constexpr bool kBFloat16;     // whether bfloat16 is multiplied as it is: bfloat16.h
-//     static constexpr const Tier* kForFloat32Queries;  // Tier::for_float32_queries
-//     using Direct;     // if bfloat16 is multiplied as it is and screened too: the Ops of these products
-//     using Registers;  // Isa, which then has the operations for screening that tile.h lists
+//     // Whether bfloat16 is multiplied as it is (bfloat16.h), and Tier::for_float32_queries.
+//     static constexpr bool kBFloat16;
+//     static constexpr const Tier* kForFloat32Queries;
+//     // The Ops of these products, if bfloat16 is screened besides being multiplied as it is.
+//     using Direct;
 //
-//     static constexpr int64_t kTogether;  // bytes of a lane that lie together in a panel: 4 or 8
-//     static constexpr int64_t kBytes;     // a multiple of kTogether; narrow rows are padded to one of
-//     kBytes static constexpr int kRaise;         // what is added to int8 rows: 128 if the instruction needs
-//                                          // unsigned numbers, else 0
+//     // Isa, which then has the operations for screening that tile.h lists.
+//     using Registers;
+//
+//     // kTogether bytes of a lane lie together in a panel, 4 or 8. Narrow rows are padded to a multiple of
+//     // kBytes, which is a multiple of kTogether.
+//     static constexpr int64_t kTogether, kBytes;
+//
+//     // What is added to int8 rows: 128 if the instruction takes them as unsigned numbers, else 0.
+//     static constexpr int kRaise;
 //
 //     // With fewer query tokens, or with fewer rows, screening documents of T takes longer than it saves.
 //     template <typename T>
