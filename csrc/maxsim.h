@@ -2,8 +2,8 @@
 //
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
-// One call walks bindings.cpp -> tensors.cpp (reads tensors, and checks them) -> dispatch.cpp (chooses the
-// tier, cuts the work into tasks, runs them on threads.cpp) -> a tier: one file for each instruction set (the
+// One call walks bindings.cpp -> tensors.cpp (reads tensors, and checks them) -> dispatch.cpp (cuts the
+// work into tasks, plan.cpp, and runs them, threads.cpp) -> a tier: one file for each instruction set (the
 // constants at the end of this one), and written once for all of them loop.h (what is done with a document),
 // tile.h (the register tile) and screen.h (products of fewer bits). A tier never allocates, starts no thread,
 // throws nothing and reads no environment.
@@ -98,39 +98,35 @@ struct Product {
   float (*multiply_add)(int64_t steps);
 };
 
-// One instruction set. Lanes are padded to a multiple of `panel_lanes`; document rows that are handled
-// together are a multiple of `panel_rows`, those of a full tile.
+// One instruction set. per_tier/loop.h makes it, by tier_of().
 struct Tier {
   const char* name;
-  const char* (*unsupported)();  // null, or the reason why this machine cannot run it
-  int64_t panel_lanes;
-  int64_t panel_rows;
+  const char* (*unsupported)();  // returns null, or the reason why this machine cannot run the tier
+  int64_t panel_lanes;           // query tokens are padded to a multiple of this
+  int64_t panel_rows;    // document rows that are handled together are a multiple of this: a full tile
   int64_t narrow_bytes;  // narrow rows are padded to a multiple of this; 0: the tier has no narrow numbers
   void (*score)(const ScoreJob&, const Task&, Scratch&);
   void (*score_argmax)(const ScoreJob&, const Task&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardTask&, Scratch&);
   const Product* products;  // float32 first, ended by dtype null
   float (*read)(const float* data, int64_t count);
-  // Null, or asks the operating system for what the tier needs: null, or the reason why it was refused.
-  // Nobody runs the tier before it has been granted.
-  const char* (*refused)() = nullptr;
-  // Null, or of a tier that multiplies bfloat16 as it is: the tier, supported wherever this one is, for
-  // bfloat16 documents of float32 queries, which must not be rounded.
-  const Tier* wide = nullptr;
+  // Null, or asks the operating system for what the tier needs. It returns null, or the reason why the system
+  // refused. Nobody runs the tier before the system has granted it.
+  const char* (*refused)();
+  // Null, or the tier that scores bfloat16 documents for float32 queries in place of this one. A tier that
+  // multiplies bfloat16 as it is has one, because float32 queries must not be rounded. It is supported
+  // wherever this tier is.
+  const Tier* for_float32_queries;
 };
 
-// The Narrow of loop.h for a tier that multiplies nothing but float32.
-struct NoNarrow {
-  template <typename T>
-  using Screen = void;
-  static constexpr bool kBFloat16 = false;
-  static constexpr const Tier* kWide = nullptr;
-  static constexpr int64_t kBytes = 0;
-};
-
-// A tier that was not built: its instructions, or the compiler's names for them, are those of others.
+// A tier that was not built, because the processor is another one or the compiler lacks its instructions.
 constexpr Tier absent(const char* name, const char* (*unsupported)()) {
-  return {name, unsupported, 1, 1, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Tier tier{};
+  tier.name = name;
+  tier.unsupported = unsupported;
+  tier.panel_lanes = 1;
+  tier.panel_rows = 1;
+  return tier;
 }
 
 extern const Tier kAmx;

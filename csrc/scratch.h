@@ -1,9 +1,16 @@
-// One thread's working memory, and how many rows and candidates it has room for.
+// One thread's working memory, and how many rows and candidates it has room for. workspace.cpp allocates it,
+// and the tiers write to it.
 #pragma once
 
 #include <cstdint>
 
 namespace colbert_fast {
+
+// The maxima of lanes so far, and the document token that each of them belongs to.
+struct Best {
+  float* value;
+  int32_t* token;
+};
 
 // A document row that may win a lane.
 struct Candidate {
@@ -11,76 +18,76 @@ struct Candidate {
   int32_t lane;  // within its panel
 };
 
-// One thread's working memory. Arrays over lanes have one entry for each, a lane being one query token;
-// tile.h says how they lie.
+// The comment of an array says how many entries the array has. [lanes] has one entry for each packed query
+// token. per_tier/tile.h says how lanes lie in panels.
 struct Scratch {
-  float* query_rows;  // [lanes * dim] queries as float32, zeros to the end of a panel
-  float* packed;      // [lanes * dim] the same, transposed
-  float* best;        // [lanes] running maximum
-  int32_t* arg;       // [lanes] document token of that maximum
-  int32_t* token;     // [lanes] the lane's token number within its query
-  int64_t* segment;   // [queries in a block + 1] first lane of each query
-  float* rows;        // [block_rows * dim] document rows widened to float32
+  float* query_rows;       // [lanes * dim] queries as float32, followed by zeros to the end of a panel
+  float* float32_queries;  // [lanes * dim] the same numbers, packed in panels
+  Best best;               // [lanes] the maxima of the document at hand
+  int32_t* token;          // [lanes] the number of the lane's token within its query
+  int64_t* segment;        // [queries in a block + 1] first lane of each query
+  float* float32_rows;     // [block_rows * dim] document rows widened to float32
   int64_t block_rows;
-  int64_t packed_begin, packed_end;  // the queries now in `packed`; begin == end: none
+  int64_t packed_begin, packed_end;  // the queries that are packed now; begin == end: none
   bool saw_empty_document;
-  bool redone;  // lanes of bfloat16 were done again in float32: which, depends on all rows that they met
+  // Whether a lane of bfloat16 was scored again in float32. Which lanes are scored again depends on the whole
+  // document, so a document that was cut must then be scored once more, uncut.
+  bool rescored;
 
-  // A call can be interrupted. A tier asks now and then (given_up() in tile.h). If the call was interrupted,
-  // the tier returns at once, and nothing that it has written is of use.
+  // A call can be interrupted. A tier asks now and then: given_up() in per_tier/rows.h. If the call was
+  // interrupted, the tier returns at once, and nothing that it has written is of use.
   bool (*interrupted)(void* call);
   void* call;
   int64_t work;   // multiply-adds since the tier asked
   bool given_up;  // the last answer
 
-  // Only of a tier with narrow_bytes; screen.h has the names of its proof. Of bfloat16 that is multiplied as
-  // it is:
-  unsigned char* direct_packed;  // [lanes * bytes of a narrow row] queries
-  unsigned char* direct_rows;    // [kMostChunkRows * bytes of a narrow row] document rows, padded
-  float* lane_floor;             // [lanes] what a maximum has to reach: 2^30 A
-  float* other_best;             // [lanes] maxima of its products
-  int32_t* other_arg;            // [lanes]
-  float* again_best;             // [lanes] the same maxima in float32, for lanes below their floor
-  int32_t* again_arg;            // [lanes]
-  // Of documents that are screened:
-  bool screens;            // these queries may be
-  bool narrowed;           // and are there as screen_packed
-  int64_t rows_met;        // by these queries
-  int64_t chunks_to_rest;  // so many are not, after one that was not worth it
+  // The rest exists only for a tier with narrow_bytes. First, what per_tier/bfloat16.h needs:
+  unsigned char* bf16_queries;  // [lanes * bytes of a narrow row] packed in panels
+  unsigned char* bf16_rows;     // [kMostChunkRows * bytes of a narrow row] padded document rows
+  float* lane_floor;            // [lanes] what the magnitude of a maximum must reach: 2^30 A
+  Best bf16_best;               // [lanes] maxima of products of bfloat16
+  Best float32_best;            // [lanes] maxima of products of float32, for lanes below their floor
+
+  // Second, what per_tier/screen.h needs. The names D, e and z are those of its proof.
+  bool screens;            // documents may be screened for the queries that are packed now
+  bool narrowed;           // screened_queries and the arrays of lanes below are filled in
+  int64_t rows_met;        // document rows that these queries have met
+  int64_t chunks_to_rest;  // the number of chunks not to screen, after a chunk that was not worth it
   int64_t chunks_screened;
-  unsigned char* screen_packed;  // [lanes * bytes of a narrow row] queries, as they are multiplied
-  float* lane_error;             // [lanes] e / D, in units of the lane's step
-  float* lane_slack;             // [lanes] z / D
-  float* lane_step;              // [lanes] what products are in units of
-  float* lane_spread;            // [lanes] as in Bounds of tile.h
-  int32_t* lane_offset;          // [lanes]
-  unsigned char* narrow_rows;    // [kMostChunkRows * bytes of a narrow row + kNarrowSlack] document rows
-  float* row_scales;             // [kMostChunkRows] what their products are multiplied by
-  float* padded_rows;            // [kRowsAtOnce * padded dim] rows that are not of whole vectors, copied
-  float* uppers;                 // [kMostChunkRows * panel_lanes] bounds of these products
-  int32_t* picked;               // [kMostChunkRows] rows with candidates
-  uint32_t* picked_lanes;  // [kMostChunkRows + 1] and a bit for each lane of a panel they are of, ended by 0
-  Candidate* candidates;   // [kMostCandidates]
-  unsigned char* winners;  // [panel_lanes * bytes of a row of float32] a row for each lane
+  unsigned char* screened_queries;  // [lanes * bytes of a narrow row] packed in panels
+  float* lane_error;                // [lanes] e / D, divided by the lane's scale
+  float* lane_slack;                // [lanes] z / D
+  float* lane_scale;                // [lanes] what a product of narrow numbers must be multiplied by
+  float* lane_spread;               // [lanes] as in Bounds of per_tier/tile.h
+  int32_t* lane_offset;             // [lanes] as in Bounds
+  unsigned char* narrow_rows;       // [kMostChunkRows * bytes of a narrow row + kNarrowSlack] document rows
+  float* row_scales;                // [kMostChunkRows] what the products of a row must be multiplied by
+  float* padded_rows;               // [kRowsAtOnce * padded dim] copies of rows that end within a vector
+  float* uppers;                    // [kMostChunkRows * panel_lanes] upper bounds of the products
+  int32_t* picked;                  // [kMostChunkRows] rows that are candidates of a lane
+  uint32_t* picked_lanes;           // [kMostChunkRows + 1] the lanes of each, a bit for each lane; 0 ends it
+  Candidate* candidates;            // [kMostCandidates]
+  unsigned char* chosen_rows;       // [panel_lanes * bytes of a row of float32] one row for each lane
 };
 
-// Document rows that are screened together: so many that a passage is one chunk, for there is a guess for
-// each lane in each chunk, right or wrong. At dim 128 they are 40 KiB in int8, and their products with a
-// panel of 32 lanes as much again: both come from L2 where L1 has 48 KiB, which the tile hides. With many
-// lanes a page is one chunk too: 1024 query tokens against pages of 1024 took 395 -> 367 ns a token of
-// float32 on Zen 5, but 256 took 5 % more.
+// Document rows that are screened together. The number is so large that a passage is one chunk, because every
+// lane computes the chain of its guess in every chunk, whether the guess is right or wrong. At dim 128 the
+// rows of a chunk are 40 KiB in int8, and their products with a panel of 32 lanes are as much again: both
+// come from L2 where L1 has 48 KiB, and the tile hides that. With kManyLanes a page is one chunk too: on Zen
+// 5, pages of 1024 tokens of float32 then took 7 % less time with 1024 lanes, and 5 % more with 256.
 constexpr int64_t kChunkRows = 320;
 constexpr int64_t kMostChunkRows = 1024;
 constexpr int64_t kManyLanes = 512;
 constexpr int64_t chunk_rows(int64_t lanes) { return lanes >= kManyLanes ? kMostChunkRows : kChunkRows; }
 // Rows of more numbers are not screened.
 constexpr int64_t kMostScreenedDim = 1 << 15;
-// What narrowing may write past a row, in bytes, and how its rows may be padded, in numbers: less than this.
+// Narrowing writes less than this many bytes past a row.
 constexpr int64_t kNarrowSlack = 128;
+// Narrowing pads rows by less than this many numbers.
 constexpr int64_t kMostPadding = 64;
 // Rows that are narrowed together, so that their chains overlap.
 constexpr int64_t kRowsAtOnce = 16;
-// Of one panel and one chunk: with more, all rows are computed.
+// The most candidates of one panel in one chunk. If there are more, the chains of all rows are computed.
 constexpr int64_t kMostCandidates = 4 * kMostChunkRows;
 
 }  // namespace colbert_fast

@@ -66,8 +66,8 @@
 #endif
 
 // A region that GCC does not schedule before it has allocated registers. Its scheduler begins the loop of
-// tile() with the loads of all rows' units: with the tile of NEON that is 34 registers, and accumulators
-// spill.
+// tile() with the loads of the elements of all rows: with the tile of NEON that is 34 registers, and
+// accumulators spill.
 #if defined(__GNUC__) && !defined(__clang__)
 #define CF_IN_PROGRAM_ORDER_BEGIN CF_PRAGMA(GCC push_options) CF_PRAGMA(GCC optimize("no-schedule-insns"))
 #define CF_IN_PROGRAM_ORDER_END CF_PRAGMA(GCC pop_options)

@@ -22,7 +22,7 @@ PROPERTY = settings(
     max_examples=15,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-# kSerialFlops of csrc/host/dispatch.cpp: less work is done by one thread.
+# kSerialFlops of csrc/host/plan.cpp: less work is done by one thread.
 SERIAL_FLOPS = 2e6
 
 SEEDS = st.integers(0, 2**31)

@@ -23,7 +23,7 @@ if _C is not None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _C.set_main_thread(threading.get_ident()))
 
-# The tiers of csrc/host/dispatch.cpp, for an installation without the extension to name.
+# The tiers of csrc/host/tiers.cpp, for an installation without the extension to name.
 _X86_64 = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2")
 _TIERS = (*_X86_64, "neon_i8mm", "neon_dotprod", "neon", "portable")
 # The numbers of DType in csrc/maxsim.h.

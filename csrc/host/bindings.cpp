@@ -9,11 +9,13 @@
 #include <string>
 #include <thread>
 
+#include "host/backward.h"
 #include "host/dispatch.h"
 #include "host/limits.h"
 #include "host/masks.h"
 #include "host/tensors.h"
 #include "host/threads.h"
+#include "host/tiers.h"
 #include "maxsim.h"
 
 namespace colbert_fast {
@@ -50,16 +52,10 @@ class ReleasedGil {
   PyThreadState* state_;
 };
 
-const Tier& tier_named(const std::string& name) {
-  std::string known;
-  for (const Tier* const* t = kTiers; *t != nullptr; ++t) {
-    if (name == (*t)->name) {
-      if (const char* reason = refused(**t)) throw std::runtime_error("tier '" + name + "': " + reason);
-      return **t;
-    }
-    known += std::string(known.empty() ? "" : ", ") + (*t)->name;
-  }
-  throw std::invalid_argument("no CPU tier '" + name + "'; there are " + known);
+const Tier& runnable_tier(const std::string& name) {
+  const Tier& tier = tier_named(name);
+  if (const char* reason = refused(tier)) throw std::runtime_error("tier '" + name + "': " + reason);
+  return tier;
 }
 
 int checked_threads(int threads) {
@@ -93,7 +89,7 @@ void without_gil(const Work& work) {
 bool py_score(const std::string& tier, const py::tuple& q, const py::tuple& d, py::handle pairs,
               int64_t max_lq, bool skip_zero_q, bool skip_zero_d, int threads, py::handle scores,
               py::handle argmax) {
-  const Tier& t = tier_named(tier);
+  const Tier& t = runnable_tier(tier);
   threads = checked_threads(threads);
   const Sides sides(q, d, pairs, max_lq, skip_zero_q, skip_zero_d);
   const Problem& p = sides.problem;
@@ -108,7 +104,7 @@ bool py_score(const std::string& tier, const py::tuple& q, const py::tuple& d, p
 void py_backward(const std::string& tier, const py::tuple& q, const py::tuple& d, py::handle pairs,
                  int64_t max_lq, int threads, bool to_queries, py::handle grad_scores, py::handle argmax,
                  py::handle grad) {
-  const Tier& t = tier_named(tier);
+  const Tier& t = runnable_tier(tier);
   threads = checked_threads(threads);
   const Sides sides(q, d, pairs, max_lq, false, false);
   const Problem& p = sides.problem;
@@ -131,20 +127,20 @@ bool py_runs_of_mask(py::handle mask, py::handle starts, py::handle lengths) {
                       count.data());
 }
 
-py::dict by_tier(int64_t (*count)(const Tier&)) {
+py::dict by_tier(std::atomic<int64_t> Counters::* count) {
   py::dict result;
-  for (const Tier* const* t = kTiers; *t != nullptr; ++t) result[(*t)->name] = count(**t);
+  for (const Tier* const* t = kTiers; *t != nullptr; ++t) result[(*t)->name] = (counters(**t).*count).load();
   return result;
 }
 
 py::list py_products(const std::string& tier) {
   py::list result;
-  for (const Product* p = tier_named(tier).products; p->dtype != nullptr; ++p) result.append(p->dtype);
+  for (const Product* p = runnable_tier(tier).products; p->dtype != nullptr; ++p) result.append(p->dtype);
   return result;
 }
 
 double py_measure_flops(const std::string& tier, const std::string& dtype, int threads, double seconds) {
-  const Product* product = tier_named(tier).products;
+  const Product* product = runnable_tier(tier).products;
   while (product->dtype != nullptr && product->dtype != dtype) ++product;
   if (product->dtype == nullptr)
     throw std::invalid_argument("tier '" + tier + "' has no product of " + dtype);
@@ -156,7 +152,7 @@ double py_measure_flops(const std::string& tier, const std::string& dtype, int t
 }
 
 double py_measure_read(const std::string& tier, int threads, py::handle memory) {
-  const Tier& t = tier_named(tier);
+  const Tier& t = runnable_tier(tier);
   threads = checked_threads(threads);
   const Memory floats(memory, 1, sizeof(float), "memory");
   if (floats.rows() < 1 || !floats.contiguous())
@@ -187,17 +183,15 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def(
       "refused",
       [](const std::string& name) -> py::object {
-        for (const Tier* const* t = kTiers; *t != nullptr; ++t) {
-          if (name != (*t)->name) continue;
-          const char* reason = refused(**t);
-          return reason == nullptr ? py::object(py::none()) : py::object(py::str(reason));
-        }
-        throw std::invalid_argument("no CPU tier '" + name + "'");
+        const char* reason = refused(tier_named(name));
+        return reason == nullptr ? py::object(py::none()) : py::object(py::str(reason));
       },
       "None, or the reason why a tier cannot run; asks the operating system for what it needs.");
-  m.def("calls", [] { return by_tier(&calls); }, "{name: how often the tier has run in this process}.");
   m.def(
-      "chunks_screened", [] { return by_tier(&chunks_screened); },
+      "calls", [] { return by_tier(&Counters::calls); },
+      "{name: how often the tier has run in this process}.");
+  m.def(
+      "chunks_screened", [] { return by_tier(&Counters::chunks_screened); },
       "{name: how many chunks of documents the tier has screened in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is None, argmax. True if a document had no token.");

@@ -1,79 +1,66 @@
-// The register tile of a tier, written once. A tier opens its target region, defines in an anonymous
-// namespace
+// The register tile of a tier, written once. This file is compiled once for each tier, inside the tier's
+// target region, and includes no system header: target.h includes those that a tier needs before the region
+// opens. loop.h and the headers that it includes use this file. Everything in them has internal linkage.
+//
+// Before a tier includes it, the tier defines in an anonymous namespace
 //
 //   struct Isa {
-//     using Vec;                      // kLanes floats
-//     using Idx;                      // kLanes int32
-//     static constexpr int kLanes;
+//     using Vec;                      // kFloats float32 numbers
+//     using Idx;                      // kFloats int32 numbers
+//     static constexpr int kFloats;
 //     static constexpr int kRows;     // the register tile: kRows document rows
 //     static constexpr int kVecs;     // x kVecs vectors of query tokens
 //     static Vec zero();
-//     static Vec load(const T*);  // T = float, BFloat16, Float16 or int8_t, exactly
-//     static auto broadcast(const float*);  // a Vec, or what else fma() multiplies by
-//     static Vec fma(Vec, Vec, Vec);
+//     static Vec load(const T*);      // T = float, BFloat16, Float16 or int8_t; exact
+//     static auto broadcast(const float*);  // a Vec, or another type that fma() multiplies by
+//     static Vec fma(Vec a, Vec b, Vec c);  // a * b + c
 //     static Vec add(Vec, Vec);
 //     static Vec multiply(Vec, float);
 //     static void store(float*, Vec);
 //     static Idx load(const int32_t*);
 //     static void store(int32_t*, Idx);
-//     static void transpose(Vec (&rows)[kLanes]);
+//     static void transpose(Vec (&rows)[kFloats]);
 //
 //     // best = max(best, value). NaN wins, and stays.
 //     static void update(Vec& best, Vec value);
 //
-//     // The same, and the first row that wins.
+//     // The same. arg becomes the first row that wins.
 //     static void update(Vec& best, Idx& arg, Vec value, int32_t row);
+//
+//     // Only for tiers that screen documents (screen.h).
+//     static Vec everywhere(float);
+//     static Vec to_float(Idx);
+//     static Idx add(Idx, Idx);
+//     static Vec multiply(Vec, Vec), max(Vec, Vec), magnitude(Vec);
+//     static Vec subtract_product(Vec a, Vec b, Vec c);                           // a - b * c
+//     static void update_larger(Vec& best, Idx& arg, Vec value, int32_t row);     // update() without NaN
+//     static float sum(Vec), largest(Vec);
+//     static uint32_t at_least(Vec value, Vec threshold);  // bit i: whether number i is
 //   };
 //
-// and includes loop.h, which includes this file, inside the region. Everything in them has internal linkage.
+// Lanes are query tokens. The tokens of a block of queries are packed one after the other, regardless of
+// where a query ends, into panels of kPanel = kVecs * kFloats lanes. A panel is stored as [steps][width].
+// The width is kPanel, or kFloats for a last panel that needs no more.
 //
-// Lanes are query tokens: the tokens of a block of queries are packed one after the other, regardless of
-// where a query ends, into panels of kPanel = kVecs * kLanes lanes, each panel stored [steps][width] with
-// width = kPanel, or kLanes for a last panel that needs no more. A unit of a document row is broadcast
-// against a vector of lanes, so a tile of kRows x kVecs accumulators takes kRows + kVecs loads for
-// kRows * kVecs multiply-adds per step, the maximum over document tokens is vertical, and no horizontal
-// operation occurs before the final sum.
-//
-// A unit is what one step of a chain takes from a row: a float32, or, in the narrow products of screen.h, two
-// bfloat16 or four int8. The Ops of a tile say what a step does.
-//
-// SUMS. A dot product is cut into blocks of kBlockNumbers numbers. A block is one chain of multiply-adds in
-// the order of the dimensions, and the sums of the blocks are added in pairs, these sums in pairs, and so on.
-// Blocks and pairs depend on the number of dimensions alone, never on the tile: a score does not depend on
-// what else is scored, on how the work is cut or on the number of threads.
-//
-// A product passes at most 128 + L roundings of float32, where L is the logarithm to base 2 of the number of
-// blocks, rounded up; one more makes float32 of an int8 and its scale. Each is at most u = 2^-24 of what is
-// summed, and the score, which is added in double, is rounded once: it is within r u / (1 - r u) of the sum
-// of |products| of the rows that win, r = 130 + L, and 1e-5 is 167 u. One chain of 256 numbers has 256
-// roundings, 1.5e-5, and a product of 1 before 255 of just below u comes close to that. Only kLevels sums
-// wait for a partner: beyond 2^23 numbers each further 2^22 are one rounding more, and 1e-5 holds up to 80
-// million.
+// An element is what one step of a chain takes from a row: a float32 number, or, in the narrow products of
+// screen.h, two bfloat16 or four int8 numbers. The Ops of a tile say what a step does. A step broadcasts an
+// element of each document row against the vectors of lanes. So a tile of kRows x kVecs accumulators takes
+// kRows + kVecs loads for kRows * kVecs multiply-adds per step. The maximum over document tokens is vertical,
+// and no horizontal operation occurs before the final sum.
 
 #pragma once
+
+#include "per_tier/rows.h"
+#include "per_tier/sums.h"
 
 namespace colbert_fast {
 namespace {
 
-constexpr int kPanel = Isa::kVecs * Isa::kLanes;
-constexpr int64_t kUnitsPerLine = 16;
-// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher is lost where kRows
-// rows are read side by side: a prototype of this loop on Sapphire Rapids, 12 rows of 512 bytes, took 79 to
-// 104 ns a row without prefetching and 49 ns with this distance.
+constexpr int64_t kElementsPerLine = 16;
+// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher loses track where
+// kRows rows are read side by side. A prototype of this loop on Sapphire Rapids, with 12 rows of 512 bytes,
+// took twice as long without software prefetch as with this distance.
 constexpr uintptr_t kPrefetchBytes = 24 * 1024;
-
-// Multiply-adds after which a tier asks whether the call was interrupted: 0.1 ms of a fast one, 2 ms of a
-// slow.
-constexpr int64_t kWorkBetweenLooks = int64_t{1} << 23;
-
-// Counts multiply-adds, and says whether the call was interrupted and the tier has to return.
-CF_ALWAYS_INLINE bool given_up(int64_t work, Scratch& s) {
-  s.work += work;
-  if (s.work < kWorkBetweenLooks) return s.given_up;
-  s.work = 0;
-  s.given_up = s.interrupted(s.call);
-  return s.given_up;
-}
 
 CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -85,121 +72,24 @@ CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #endif
 }
 
-// `n` numbers from an address, in a vector that ends in zeros. A tail is copied, never read past.
-template <typename T>
-CF_ALWAYS_INLINE typename Isa::Vec load_tail(const T* from, int64_t n) {
-  T tail[Isa::kLanes] = {};
-  std::memcpy(tail, from, static_cast<size_t>(n) * sizeof(T));
-  return Isa::load(tail);
-}
-
-// `n` numbers of a row as float32: where they are, or in `to`. If they are int8, scales[index] is their
-// scale.
-template <typename T>
-CF_ALWAYS_INLINE const float* widened(const T* row, const float* scales, int64_t index, int64_t n,
-                                      float* to) {
-  if constexpr (std::is_same<T, float>::value) {
-    return row;
-  } else {
-    const auto wide = [&](typename Isa::Vec value) {
-      if constexpr (std::is_same<T, int8_t>::value) return Isa::multiply(value, scales[index]);
-      return value;
-    };
-    int64_t k = 0;
-    for (; k + Isa::kLanes <= n; k += Isa::kLanes) Isa::store(to + k, wide(Isa::load(row + k)));
-    if (k < n) {
-      float tail[Isa::kLanes];
-      Isa::store(tail, wide(load_tail(row + k, n - k)));
-      std::memcpy(to + k, tail, static_cast<size_t>(n - k) * sizeof(float));
-    }
-    return to;
-  }
-}
-
-constexpr int64_t kBlockNumbers = 128;
-constexpr int kLevels = 16;
-
+// The Ops of products of float32. All Ops have these members: an Element, a vector Acc with a running sum for
+// each lane, and kBlock, the steps of a block (sums.h). kBlock is 0 if sums are exact, and then add() is not
+// needed.
 struct Float32Ops {
-  using Unit = float;
+  using Element = float;
   using Acc = typename Isa::Vec;
   static constexpr int64_t kBlock = kBlockNumbers;
   static CF_ALWAYS_INLINE Acc zero() { return Isa::zero(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return Isa::load(from); }
-  static CF_ALWAYS_INLINE auto broadcast(const Unit* from) { return Isa::broadcast(from); }
+  static CF_ALWAYS_INLINE Acc load(const Element* from) { return Isa::load(from); }
+  static CF_ALWAYS_INLINE auto broadcast(const Element* from) { return Isa::broadcast(from); }
   template <typename Broadcast>
-  static CF_ALWAYS_INLINE Acc fma(Broadcast unit, Acc lanes, Acc sum) {
-    return Isa::fma(unit, lanes, sum);
+  static CF_ALWAYS_INLINE Acc fma(Broadcast element, Acc lanes, Acc sum) {
+    return Isa::fma(element, lanes, sum);
   }
   static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return Isa::add(a, b); }
 };
 
-// Adds the sums of equally many blocks, in pairs, and returns the number of these additions. `sums` points to
-// the `count` vectors of block number `block`. The sums that wait lie before it: one for each bit of `block`
-// that is 1, the highest bit first, each the sum of as many blocks as its bit stands for. There are `levels`
-// places: the first may stand for more blocks. This is a function of its own because tiles that contain it
-// are larger by a quarter.
-template <typename Ops>
-CF_NEVER_INLINE int add_pairs(typename Ops::Acc* sums, int64_t count, int64_t block, int levels) {
-  int pairs = 0;
-  while (pairs < levels - 1 && ((block >> pairs) & 1) != 0) ++pairs;
-  if (pairs == levels - 1 && (block >> pairs) != 0) ++pairs;
-  for (int pair = 0; pair < pairs; ++pair, sums -= count) {
-    for (int64_t i = 0; i < count; ++i) sums[i - count] = Ops::add(sums[i - count], sums[i]);
-  }
-  return pairs;
-}
-
-// The sums of the blocks of kRows x kVecs dot products. Ops whose kBlock is 0 have one block: their sums are
-// exact.
-template <typename Ops, int kRows, int kVecs, int kMostSums = kLevels>
-class BlockSums {
- public:
-  using Acc = typename Ops::Acc;
-  static constexpr int kCount = kRows * kVecs;
-  static constexpr int kSize = Ops::kBlock == 0 ? 1 : (kMostSums + 1) * kCount;
-
-  // `memory` has kSize elements of any value.
-  explicit CF_ALWAYS_INLINE BlockSums(Acc* memory) : memory_(memory) {}
-
-  // The end of the block that begins with step number `begin`.
-  static CF_ALWAYS_INLINE int64_t end_of_block(int64_t begin, int64_t steps) {
-    return Ops::kBlock == 0 || steps - begin <= Ops::kBlock ? steps : begin + Ops::kBlock;
-  }
-
-  // Takes the sums of a block. After the last block it returns true, and `sums` are the sums of all blocks.
-  CF_ALWAYS_INLINE bool done(Acc (&sums)[kRows][kVecs], int64_t end_of_block, int64_t steps) {
-    if constexpr (Ops::kBlock != 0) {
-      if (steps <= Ops::kBlock) return true;
-      if (end_of_block < steps) {
-        Acc* to = memory_ + waiting_ * kCount;
-        CF_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          CF_UNROLL
-          for (int v = 0; v < kVecs; ++v) to[r * kVecs + v] = sums[r][v];
-        }
-        const int64_t block = end_of_block / Ops::kBlock - 1;
-        ++waiting_;
-        if ((block & 1) != 0) waiting_ -= add_pairs<Ops>(to, kCount, block, kMostSums);
-        return false;
-      }
-      for (int sum = waiting_ - 1; sum >= 0; --sum) {
-        const Acc* from = memory_ + sum * kCount;
-        CF_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          CF_UNROLL
-          for (int v = 0; v < kVecs; ++v) sums[r][v] = Ops::add(from[r * kVecs + v], sums[r][v]);
-        }
-      }
-    }
-    return true;
-  }
-
- private:
-  Acc* memory_;
-  int waiting_ = 0;
-};
-
-// A unit of narrow numbers, at any address.
+// An element of narrow numbers. It may have any address.
 struct FourBytes {
   unsigned char bytes[4];
 };
@@ -210,49 +100,48 @@ CF_ALWAYS_INLINE int32_t bits_of(const FourBytes* from) {
   return bits;
 }
 
-// What becomes of a tile's dot products. Their maxima:
+// A sink says what becomes of the dot products of a tile. This sink takes them into the maxima of lanes.
 template <bool kArgmax>
 struct Maxima {
-  float* best;
-  int32_t* arg;
-  int64_t first_row;
+  Best best;
+  int64_t first_token;  // which token of the document the first row is
 
   template <int kRows, int kVecs>
   CF_ALWAYS_INLINE void take(const typename Isa::Vec (&dots)[kRows][kVecs], int64_t row) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      typename Isa::Vec top = Isa::load(best + v * Isa::kLanes);
+      typename Isa::Vec top = Isa::load(best.value + v * Isa::kFloats);
       if constexpr (kArgmax) {
-        typename Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
+        typename Isa::Idx where = Isa::load(best.token + v * Isa::kFloats);
         CF_UNROLL
         for (int r = 0; r < kRows; ++r)
-          Isa::update(top, where, dots[r][v], static_cast<int32_t>(first_row + row + r));
-        Isa::store(arg + v * Isa::kLanes, where);
+          Isa::update(top, where, dots[r][v], static_cast<int32_t>(first_token + row + r));
+        Isa::store(best.token + v * Isa::kFloats, where);
       } else {
         CF_UNROLL
         for (int r = 0; r < kRows; ++r) Isa::update(top, dots[r][v]);
       }
-      Isa::store(best + v * Isa::kLanes, top);
+      Isa::store(best.value + v * Isa::kFloats, top);
     }
   }
 };
 
-// Memory to prefetch while tiles are computed, in address order: `lines` cache lines for each kUnitsPerLine
-// units of a row. 0 lines: none.
+// Memory to prefetch while tiles are computed, in the order of addresses: `lines` cache lines for each
+// kElementsPerLine elements of a row, or none if that is 0.
 struct Ahead {
   uintptr_t address;
   int lines;
 };
 
-// Asks for these lines a few at a time, as steps of kRows rows are done: a CPU that has no place left to note
-// a request drops it. (A prototype on Zen 5, screening documents of float32 from memory by one thread,
-// took 24.8 ns a row with 3 lines a step and 36.7 with 48 lines before every sixteenth.)
+// Asks for these lines a few at a time, while steps of kRows rows are done. A CPU that has no place left to
+// note a request drops the request: a prototype on Zen 5, which screened documents of float32 from memory,
+// took half as long again with 48 lines before every sixteenth step as with 3 lines in every step.
 template <int kRows>
 class Prefetcher {
  public:
   explicit CF_ALWAYS_INLINE Prefetcher(Ahead ahead) : ahead_(ahead) {}
   CF_ALWAYS_INLINE void before(int64_t step) {
-    for (const int64_t due = kRows * ahead_.lines * step / kUnitsPerLine; asked_ < due; ++asked_)
+    for (const int64_t due = kRows * ahead_.lines * step / kElementsPerLine; asked_ < due; ++asked_)
       prefetch(ahead_.address + static_cast<uintptr_t>(64 * asked_));
   }
 
@@ -262,18 +151,18 @@ class Prefetcher {
 };
 constexpr int64_t kStepsTogether = 4;
 
-// kRows document rows against kVecs vectors of a panel of kWidth lanes. `row` is the number of the first row,
-// for the sink, and `memory` is for BlockSums. Ops that multiply matrices have a Tile of their own, in
+// Computes kRows document rows with kVecs vectors of a panel of kWidth lanes. `row` is the number of the
+// first row, for the sink. `memory` is for BlockSums. Ops that multiply matrices have a Tile of their own, in
 // neon_i8mm.cpp.
 template <typename Ops>
 struct Tile {
   template <int kRows, int kVecs, int kWidth, typename Sink>
-  static void compute(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride,
+  static void compute(const typename Ops::Element* q, const typename Ops::Element* rows, int64_t stride,
                       int64_t steps, int64_t row, Ahead ahead, typename Ops::Acc* memory, const Sink& sink) {
     using Acc = typename Ops::Acc;
     // Three rows share one base pointer: twelve addresses then need six registers and no spills.
     constexpr int kBases = (kRows + 2) / 3;
-    const typename Ops::Unit* base[kBases];
+    const typename Ops::Element* base[kBases];
     CF_UNROLL
     for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
     Acc acc[kRows][kVecs];
@@ -292,12 +181,12 @@ struct Tile {
         for (int64_t k = done; k < end; ++k) {
           Acc lanes[kVecs];
           CF_UNROLL
-          for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kLanes);
+          for (int v = 0; v < kVecs; ++v) lanes[v] = Ops::load(q + k * kWidth + v * Isa::kFloats);
           CF_UNROLL
           for (int r = 0; r < kRows; ++r) {
-            const auto unit = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
+            const auto element = Ops::broadcast(base[r / 3] + (r % 3) * stride + k);
             CF_UNROLL
-            for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(unit, lanes[v], acc[r][v]);
+            for (int v = 0; v < kVecs; ++v) acc[r][v] = Ops::fma(element, lanes[v], acc[r][v]);
           }
         }
       }
@@ -308,10 +197,10 @@ struct Tile {
 };
 
 template <typename Ops, typename Sink>
-using TileFunction = void (*)(const typename Ops::Unit*, const typename Ops::Unit*, int64_t, int64_t, int64_t,
-                              Ahead, typename Ops::Acc*, const Sink&);
+using TileFunction = void (*)(const typename Ops::Element*, const typename Ops::Element*, int64_t, int64_t,
+                              int64_t, Ahead, typename Ops::Acc*, const Sink&);
 
-// Tiles of 1 .. kRows rows, one for each number of rows that can be left over.
+// The tile of `rows` rows, which are 1 to kRows.
 template <typename Ops, int kVecs, int kWidth, typename Sink, int... kMinusOne>
 TileFunction<Ops, Sink> tile_for(int64_t rows, std::integer_sequence<int, kMinusOne...>) {
   static constexpr TileFunction<Ops, Sink> kTiles[] = {
@@ -319,10 +208,10 @@ TileFunction<Ops, Sink> tile_for(int64_t rows, std::integer_sequence<int, kMinus
   return kTiles[rows - 1];
 }
 
-// `count` rows against kVecs vectors of one panel, in tiles as equal as can be: 13 rows are 7 + 6 and not
-// 12 + 1, for a tile of few rows has too few chains to hide their latency.
+// Computes `count` rows with kVecs vectors of one panel, in tiles that are as equal as they can be. 13 rows
+// are 7 + 6 and not 12 + 1, because a tile of few rows has too few chains to hide their latency.
 template <typename Ops, int kVecs, int kWidth, typename Sink>
-void panel(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t stride, int64_t steps,
+void panel(const typename Ops::Element* q, const typename Ops::Element* rows, int64_t stride, int64_t steps,
            int64_t count, Ahead ahead, const Sink& sink) {
   const int64_t tiles = (count + Isa::kRows - 1) / Isa::kRows;
   const int64_t least = count / tiles;
@@ -337,7 +226,7 @@ void panel(const typename Ops::Unit* q, const typename Ops::Unit* rows, int64_t 
   }
 }
 
-// Rows of narrow numbers, `stride` bytes apart.
+// Rows of narrow numbers: `count` rows of `bytes` bytes, `stride` bytes apart.
 struct NarrowRows {
   const unsigned char* rows;
   int64_t stride;
@@ -345,20 +234,21 @@ struct NarrowRows {
   int64_t count;
 };
 
-// What becomes of narrow products when documents are screened: what a dot product can be at most, up to the e
-// of screen.h, and the row that is likely to have the largest. For int8 a product is at most scales[row] *
-// (product + offset[lane]), and at least that less scales[row] * spread[lane], of which the guess is the
-// first largest; for bfloat16 both are the product.
+// What narrow products are taken into when documents are screened. For each row and lane, an upper bound of
+// the dot product, up to the e of screen.h. For each lane, a guess: the row that is likely to have the
+// largest dot product. A dot product of int8 rows is at most scales[row] * (product + offset[lane]), and at
+// least that minus scales[row] * spread[lane]. The guess is the first row whose lower bound is the largest.
+// For bfloat16 both bounds are the product.
 struct Bounds {
   const float* scales;    // [rows]
   const int32_t* offset;  // [lanes of the panel]
   const float* spread;    // [lanes of the panel]
   float* uppers;          // [rows][kPanel]
-  float* least;           // [lanes of the panel] of the guess so far, at first -inf
-  int32_t* guess;         // [lanes of the panel] the guess so far
+  float* least;           // [lanes of the panel] the lower bound of the guess, at first -inf
+  int32_t* guess;         // [lanes of the panel]
 };
 
-// panel() for narrow rows, whose stride is a multiple of 4 bytes.
+// panel() for narrow rows. Their stride must be a multiple of 4 bytes.
 template <typename Ops, int kVecs, int kWidth, typename Sink>
 void panel(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
   panel<Ops, kVecs, kWidth>(reinterpret_cast<const FourBytes*>(q),
@@ -375,8 +265,8 @@ float multiply_add(int64_t steps) {
   constexpr int kChains = Isa::kRows * Isa::kVecs;
   // Every chain begins with another number: equal ones would be computed once. About 1e-3 as float32 and as
   // two bfloat16.
-  typename Ops::Unit seed[kChains + Isa::kLanes];
-  for (int i = 0; i < kChains + Isa::kLanes; ++i) {
+  typename Ops::Element seed[kChains + Isa::kFloats];
+  for (int i = 0; i < kChains + Isa::kFloats; ++i) {
     const uint32_t bits = 0x3a833a83u + static_cast<uint32_t>(steps % 97 + i);
     std::memcpy(seed + i, &bits, sizeof bits);
   }
@@ -415,18 +305,18 @@ constexpr Product product(const char* dtype, int64_t numbers) {
   return {dtype, 2 * numbers * kPanel * Isa::kRows, &multiply_add<Ops>};
 }
 
-// Reads `count` floats, a multiple of 4 * kLanes, in address order and with the prefetch distance of tile().
+// Reads `count` floats, a multiple of 4 * kFloats, in address order and with the prefetch distance of tile().
 inline float read(const float* data, int64_t count) {
   using Vec = typename Isa::Vec;
-  float ones[Isa::kLanes];
-  for (int l = 0; l < Isa::kLanes; ++l) ones[l] = 1.0f;
+  float ones[Isa::kFloats];
+  for (int l = 0; l < Isa::kFloats; ++l) ones[l] = 1.0f;
   const Vec one = Isa::load(ones);
   Vec acc[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
-  for (int64_t i = 0; i < count; i += 4 * Isa::kLanes) {
+  for (int64_t i = 0; i < count; i += 4 * Isa::kFloats) {
     const uintptr_t ahead = reinterpret_cast<uintptr_t>(data + i) + kPrefetchBytes;
-    for (uintptr_t b = 0; b < 4 * Isa::kLanes * sizeof(float); b += 64) prefetch(ahead + b);
+    for (uintptr_t b = 0; b < 4 * Isa::kFloats * sizeof(float); b += 64) prefetch(ahead + b);
     CF_UNROLL
-    for (int v = 0; v < 4; ++v) acc[v] = Isa::fma(Isa::load(data + i + v * Isa::kLanes), one, acc[v]);
+    for (int v = 0; v < 4; ++v) acc[v] = Isa::fma(Isa::load(data + i + v * Isa::kFloats), one, acc[v]);
   }
   float sum = 0.0f;
   for (int v = 0; v < 4; ++v) {

@@ -1,29 +1,31 @@
-// x86-64 with AMX (Sapphire Rapids and later), Linux: bfloat16 multiplied as it is, float32 and float16
-// screened in bfloat16, int8 in int8. What AMX does not do is that of AVX-512.
+// x86-64 with AMX (Sapphire Rapids and later) on Linux: bfloat16 is multiplied as it is, float32 and float16
+// are screened in bfloat16, and int8 is screened in int8 (screen.h). What AMX cannot do is done by AVX-512.
 //
-// A tile holds 16 rows of 64 bytes. tdpbf16ps and tdpbssd add to C, 16 x 16 of float32 or int32, the products
-// of A, 16 rows of 64 bytes, and B, 16 units of 4 bytes for each of 16 columns. Documents are A, loaded from
-// where they lie, for a tile is loaded with any stride; queries are B, whose layout is that of packed units;
-// so C has a row for a document token and a lane for a query token, and the maximum is vertical.
+// A tile holds 16 rows of 64 bytes. tdpbf16ps and tdpbssd compute C += A B. C is 16 x 16 numbers of float32
+// or int32. A is 16 rows of 64 bytes. B has, for each of 16 columns, 16 elements of 4 bytes. Documents are A:
+// a tile is loaded with any stride, so rows are loaded from where they lie. Queries are B: its layout is the
+// layout of packed elements (tile.h). So C has a row for each document token and a column for each lane, and
+// the maximum is vertical.
 //
-// Tiles: C 2 x 2 (32 document rows x 32 lanes), A 2, B 2: all eight. A step of 64 bytes loads 4 and
-// multiplies 4 times; four chains, a product every 16 cycles, cover its latency of 52 (Intel's optimization
-// manual, AMX).
+// All eight tiles are used: 2 x 2 for C (32 document rows x 32 lanes), 2 for A and 2 for B. A step takes 64
+// bytes of each row; it loads 4 tiles and multiplies 4 times. The four chains, with a product every 16
+// cycles, cover the latency of 52 cycles (Intel's optimization manual, AMX).
 //
-// Sums: tdpbf16ps has one chain for the even and one for the odd numbers of its 32, adds these two and adds
-// the result to C (SDM volume 2). So a product passes at most 16 + 1 + n / 32 roundings: 81 in a block of
-// 2048 numbers, fewer than the 128 of tile.h, which also says how blocks are added. The number of sums that
-// may be flushed is n + 2 ceil(n / 32), or 1 for n = 1: at most the 2n of screen.h. The rows of a short
-// document are computed in the same way, because equal rows must have equal products.
+// Sums: tdpbf16ps has one chain for the even and one chain for the odd numbers among its 32. It adds the two
+// chains, and adds the result to C (SDM volume 2). So a product passes at most 16 + 1 + n / 32 roundings: 81
+// in a block of 2048 numbers, fewer than the 128 of sums.h, which also says how blocks are added. At most n +
+// 2 ceil(n / 32) sums can be flushed, or 1 for n = 1. That is at most the 2n of bfloat16.h. The rows of a
+// short document are computed in the same way, because equal rows must have equal products.
 //
-// Rows that are no multiple of 64 bytes are copied and padded by screen.h. A number of rows that is no
-// multiple of 16 is covered by a last tile that overlaps the one before, whose products are the same a second
-// time; fewer than 16 rows are copied, 64 bytes of each at a time. Nothing is read past a row.
+// Rows that are no multiple of 64 bytes are copied and padded before they come here. If the number of rows is
+// no multiple of 16, the last tile overlaps the tile before it, and some products are computed twice, with
+// the same result. Fewer than 16 rows are copied, 64 bytes of each row at a time. Nothing past a row is read.
 #include "host/amx_permission.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
 #include "target.h"
+#include "tiers/amx_config.h"
 
 #if CF_AMX
 CF_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -46,10 +48,10 @@ constexpr TileConfig kConfig = {1,
                                 {64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0},
                                 {16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0}};
 
-// While it lives, the tiles of this thread are configured as above. Others use AMX on the same threads, torch
-// through oneDNN, and may keep their configuration from one call to the next: what was loaded before is
-// loaded again. What their tiles held is not kept: loading a configuration clears them, so nobody can rely on
-// it.
+// While an object of this class lives, the tiles of this thread are configured as above. Other code uses AMX
+// on the same threads, such as torch through oneDNN, and may keep its configuration from one call to the
+// next. So the configuration that was loaded before is loaded again at the end. What the tiles of the other
+// code held is lost. But loading a configuration clears the tiles, so nobody can rely on what they held.
 class Configured {
  public:
   Configured() {
@@ -70,9 +72,10 @@ class Configured {
   TileConfig before_;
 };
 
-// What BlockSums needs of the Ops: a step is 64 bytes of a row. 12 levels are 2^22 numbers, as in tile.h.
+// What BlockSums needs of Ops. A step takes 64 bytes of a row. 12 sums that wait are enough for 2^22 numbers,
+// as in sums.h.
 constexpr int64_t kTileBlockNumbers = 2048;
-constexpr int kTileLevels = 12;
+constexpr int kMostTileSums = 12;
 
 struct BFloat16Tiles {
   using Acc = Isa::Vec;
@@ -93,7 +96,8 @@ struct Int8Tiles {
   }
 };
 
-// The lines that are due with 64 bytes of each row of a tile: beside its products, not all of a step at once.
+// Asks for the lines that are due with 64 bytes of each row of a tile. It is called beside the products of
+// each tile, so that a step does not ask for all its lines at once.
 CF_ALWAYS_INLINE void prefetch_beside(Ahead& ahead) {
   for (int line = 0; line < ahead.lines; ++line) {
     CF_UNROLL
@@ -102,9 +106,9 @@ CF_ALWAYS_INLINE void prefetch_beside(Ahead& ahead) {
   }
 }
 
-// The tiles 0 to 3 are C, [2][2]; 4 and 5 A; 6 and 7 B. kTiles tiles of rows, tile t beginning at row
-// begin[t], against kVecs vectors of a panel of kWidth lanes, from byte `from` to byte `to` of each row. If
-// kShort there are only `count` rows, fewer than a tile.
+// Multiplies kTiles tiles of rows by kVecs vectors of a panel of kWidth lanes, from byte `from` to byte `to`
+// of each row. Tile t of rows begins at row begin[t]. Tiles 0 to 3 are C, [2][2]; tiles 4 and 5 are A; tiles
+// 6 and 7 are B. If kShort, there are fewer rows than a tile has.
 template <typename Ops, int kTiles, int kVecs, int kWidth, bool kShort>
 CF_ALWAYS_INLINE void multiply_tiles(const NarrowRows& rows, const int64_t (&begin)[2],
                                      const unsigned char* q, int64_t from, int64_t to, Ahead& ahead) {
@@ -115,7 +119,8 @@ CF_ALWAYS_INLINE void multiply_tiles(const NarrowRows& rows, const int64_t (&beg
   alignas(64) unsigned char copied[kShort ? kTileRows * kTileBytes : 1] = {};
   const unsigned char* first = rows.rows + begin[0] * rows.stride;
   const unsigned char* second = rows.rows + begin[1] * rows.stride;
-  // Not read from `rows` again after every tile that is loaded, which may be from anywhere.
+  // A local copy. The compiler would read rows.stride again after every tile that is loaded, because for all
+  // it knows the load may have changed any memory.
   const int64_t stride = rows.stride;
   const int64_t q_stride = kWidth * 4;
   for (int64_t k = from; k < to; k += kTileBytes) {
@@ -140,14 +145,14 @@ CF_ALWAYS_INLINE void multiply_tiles(const NarrowRows& rows, const int64_t (&beg
   }
 }
 
-// The dot products of kTiles tiles of rows with kVecs vectors of lanes, block after block.
+// Computes the dot products of kTiles tiles of rows with kVecs vectors of lanes, block after block.
 template <typename Ops, int kTiles, int kVecs, int kWidth, bool kShort>
 CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2], const unsigned char* q,
                                Ahead ahead, typename Ops::Acc* memory,
                                typename Ops::Acc (&sums)[kTiles * kTileRows][kVecs]) {
   constexpr int64_t kStride = sizeof sums[0];
   constexpr int kSecond = (kTiles - 1) * kTileRows;
-  BlockSums<Ops, kTiles * kTileRows, kVecs, kTileLevels> blocks(memory);
+  BlockSums<Ops, kTiles * kTileRows, kVecs, kMostTileSums> blocks(memory);
   const int64_t steps = rows.bytes / kTileBytes;
   for (int64_t from = 0, to = 0;; from = to) {
     to = blocks.end_of_block(from, steps);
@@ -161,9 +166,8 @@ CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2]
   }
 }
 
-// What becomes of these dot products, of tiles that begin at rows begin[0] and begin[1] and have `count` rows
-// each, fewer than 16 only if it is the only one. Bounds of products of bfloat16 or int8:
-template <typename Number>
+// The sink that takes dot products, of bfloat16 or int8, into bounds (screen.h). The tiles of rows begin at
+// rows begin[0] and begin[1] and have `count` rows each. Only a single tile has fewer than 16.
 struct TileBounds {
   Bounds bounds;
 
@@ -172,59 +176,45 @@ struct TileBounds {
                              int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m512 spread = Isa::load(bounds.spread + v * Isa::kLanes);
-      __m512 least = Isa::load(bounds.least + v * Isa::kLanes);
-      __m512i guess = Isa::load(bounds.guess + v * Isa::kLanes);
+      Guesses guesses = Guesses::load(bounds, v);
       for (int t = 0; t < kTiles; ++t) {
         for (int64_t r = 0; r < count; ++r) {
-          const __m512 scale = _mm512_set1_ps(bounds.scales[begin[t] + r]);
-          __m512 upper;
-          if constexpr (std::is_same<Number, int8_t>::value) {
-            const __m512i offset = _mm512_loadu_si512(bounds.offset + v * Isa::kLanes);
-            const __m512i product = sums[t * kTileRows + r][v];
-            upper = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(product, offset)), scale);
-          } else {
-            upper = sums[t * kTileRows + r][v];
-          }
-          Isa::store(bounds.uppers + (begin[t] + r) * kPanel + v * Isa::kLanes, upper);
-          const __m512 lower = _mm512_fnmadd_ps(scale, spread, upper);
-          const __mmask16 larger = _mm512_cmp_ps_mask(lower, least, _CMP_GT_OQ);
-          least = _mm512_max_ps(least, lower);
-          const __m512i row = _mm512_set1_epi32(static_cast<int32_t>(begin[t] + r));
-          guess = _mm512_mask_mov_epi32(guess, larger, row);
+          const int64_t row = begin[t] + r;
+          const Isa::Vec scale = Isa::everywhere(bounds.scales[row]);
+          const Isa::Idx offset = Isa::load(bounds.offset + v * Isa::kFloats);
+          const Isa::Vec upper = upper_bound(sums[t * kTileRows + r][v], offset, scale);
+          Isa::store(bounds.uppers + row * kPanel + v * Isa::kFloats, upper);
+          guesses.take(upper, scale, static_cast<int32_t>(row));
         }
       }
-      Isa::store(bounds.least + v * Isa::kLanes, least);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess);
+      guesses.store(bounds, v);
     }
   }
 };
 
-// Their maxima:
+// The sink that takes dot products into the maxima of lanes.
 template <bool kArgmax>
 struct TileMaxima {
-  float* best;
-  int32_t* arg;
-  int64_t first_row;
+  Maxima<kArgmax> maxima;
 
   template <int kTiles, int kVecs>
   CF_ALWAYS_INLINE void take(const Isa::Vec (&sums)[kTiles * kTileRows][kVecs], const int64_t (&begin)[2],
                              int64_t count) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      Isa::Vec top = Isa::load(best + v * Isa::kLanes);
+      Isa::Vec top = Isa::load(maxima.best.value + v * Isa::kFloats);
       if constexpr (kArgmax) {
-        Isa::Idx where = Isa::load(arg + v * Isa::kLanes);
+        Isa::Idx where = Isa::load(maxima.best.token + v * Isa::kFloats);
         for (int t = 0; t < kTiles; ++t) {
           for (int64_t r = 0; r < count; ++r)
             Isa::update(top, where, sums[t * kTileRows + r][v],
-                        static_cast<int32_t>(first_row + begin[t] + r));
+                        static_cast<int32_t>(maxima.first_token + begin[t] + r));
         }
-        Isa::store(arg + v * Isa::kLanes, where);
+        Isa::store(maxima.best.token + v * Isa::kFloats, where);
       } else {
-        // vmaxps loses a NaN, so these are noted beside it, two rows with one comparison: a chain of 2 cycles
-        // a row instead of the 8 of Isa::update, which would take longer than the products. Which zero of
-        // either sign wins is not seen in a score, which is summed from +0.
+        // vmaxps loses a NaN, so NaN is noted beside it, for two rows with one comparison. This is a chain of
+        // 2 cycles a row. Isa::update would be a chain of 8 cycles, which take longer than the products.
+        // Whether +0 or -0 wins makes no difference to a score, because its sum begins with +0.
         __mmask16 nan = _mm512_cmp_ps_mask(top, top, _CMP_UNORD_Q);
         for (int t = 0; t < kTiles; ++t) {
           for (int64_t r = 0; r < count; r += 2) {
@@ -236,14 +226,14 @@ struct TileMaxima {
         }
         top = _mm512_mask_mov_ps(top, nan, _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()));
       }
-      Isa::store(best + v * Isa::kLanes, top);
+      Isa::store(maxima.best.value + v * Isa::kFloats, top);
     }
   }
 };
 
 template <typename Ops, int kVecs, int kWidth, typename Sink>
 void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
-  typename Ops::Acc memory[BlockSums<Ops, 2 * kTileRows, kVecs, kTileLevels>::kSize];
+  typename Ops::Acc memory[BlockSums<Ops, 2 * kTileRows, kVecs, kMostTileSums>::kSize];
   typename Ops::Acc one[kTileRows][kVecs];
   if (rows.count < kTileRows) {
     const int64_t begin[2] = {0, 0};
@@ -269,21 +259,22 @@ void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
 }
 
 struct Narrow : Int8Narrow {
-  // bfloat16 for float32 and float16: narrowing to int8 takes longer than the products that it saves, but for
-  // many query tokens.
+  // float32 and float16 are screened in bfloat16, because narrowing to int8 takes longer than the products
+  // that it saves, except with many query tokens.
   template <typename T>
   using Screen = typename std::conditional<
       std::is_same<T, int8_t>::value, int8_t,
       typename std::conditional<std::is_same<T, BFloat16>::value, void, BFloat16>::type>::type;
   static constexpr bool kBFloat16 = true;
-  static constexpr const Tier* kWide = &kAvx512Vnni;
+  static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   static constexpr int64_t kBytes = kTileBytes;
   static constexpr int kRaise = 0;
-  // Not measured with this code. A prototype on Sapphire Rapids took, at dim 128 for 32 query tokens in
-  // cache, 16.3 ns a document token screened and 44.8 by multiply-adds, whose time halves with 16 tokens and
-  // which a vector of lanes does not make shorter below: the screen, whose conversion costs the same for any
-  // number, is left to queries of half a vector. For int8 as the screen by AVX512-VNNI, whose products take
-  // longer.
+  // Not measured with this code. A prototype on Sapphire Rapids, at dim 128 and with 32 query tokens in
+  // cache, took 16.3 ns a document token screened and 44.8 ns by multiply-adds. Multiply-adds take half the
+  // time for 16 query tokens, and no less for fewer, because a vector of lanes is multiplied as a whole. The
+  // conversion of documents takes the same time for any number of query tokens. So queries of less than half
+  // a vector are not screened. For int8, whose rows need no conversion, the limit is taken from screening by
+  // AVX512-VNNI, whose products take longer.
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, int8_t>::value ? 5 : 8;
@@ -296,20 +287,20 @@ struct Narrow : Int8Narrow {
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     return narrow_int8<kRaise>(row, dim, to);
   }
-  static void levels(const float* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-    levels_int8<kRaise>(row, levels_per_unit, dim, to);
+  static void levels(const float* row, float inverse_scale, int64_t dim, unsigned char* to) {
+    levels_int8<kRaise>(row, inverse_scale, dim, to);
   }
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
     using Tiles =
         typename std::conditional<std::is_same<Number, int8_t>::value, Int8Tiles, BFloat16Tiles>::type;
-    panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds<Number>{bounds});
+    panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds{bounds});
   }
   template <int kVecs, int kWidth, bool kArgmax>
-  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
-                     float* best, int32_t* arg) {
-    panel_of_tiles<BFloat16Tiles, kVecs, kWidth>(rows, q, ahead, TileMaxima<kArgmax>{best, arg, first_row});
+  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
+                     const Maxima<kArgmax>& maxima) {
+    panel_of_tiles<BFloat16Tiles, kVecs, kWidth>(rows, q, ahead, TileMaxima<kArgmax>{maxima});
   }
 };
 
@@ -322,9 +313,9 @@ namespace colbert_fast {
 namespace {
 
 template <bool kArgmax>
-void score_configured(const ScoreJob& job, const Task& unit, Scratch& scratch) {
+void score_configured(const ScoreJob& job, const Task& task, Scratch& scratch) {
   const Configured tiles;
-  score_any<kArgmax>(job, unit, scratch);
+  score_any<kArgmax>(job, task, scratch);
 }
 
 // As multiply_add() of tile.h: a step is that of a block of 2 x 2 tiles of C, of 64 bytes of each row.
@@ -372,20 +363,17 @@ const char* unsupported() {
   if (const char* reason = kAvx512Vnni.unsupported()) return reason;
   return features().avx512bf16 ? amx_unsupported() : "this CPU has no AVX512-BF16";
 }
+
+constexpr Tier amx_tier() {
+  Tier tier = tier_of("amx", &unsupported, kProducts);
+  tier.score = &score_configured<false>;
+  tier.score_argmax = &score_configured<true>;
+  tier.refused = &amx_refused;
+  return tier;
+}
 }  // namespace
 
-constexpr Tier kAmx = {"amx",
-                       &unsupported,
-                       kPanel,
-                       Isa::kRows,
-                       Narrow::kBytes,
-                       &score_configured<false>,
-                       &score_configured<true>,
-                       &backward_any,
-                       kProducts,
-                       &read,
-                       &amx_refused,
-                       Narrow::kWide};
+constexpr Tier kAmx = amx_tier();
 }  // namespace colbert_fast
 
 #else

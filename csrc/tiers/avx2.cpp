@@ -9,13 +9,9 @@ CF_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "tiers/avx2_isa.h"
 
-namespace colbert_fast {
-namespace {
-using Narrow = NoNarrow;
-}  // namespace
-}  // namespace colbert_fast
+#include "per_tier/no_narrow.h"
 
-#include "per_tier/loop.h"
+#include "per_tier/loop.h"  // uses that Isa and Narrow
 
 CF_TARGET_END
 

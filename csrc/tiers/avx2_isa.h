@@ -1,9 +1,10 @@
-// The registers of AVX2, for the tiers that have nothing wider: to be included inside their target regions.
+// The registers of AVX2, for the tiers that have no wider ones. Include it inside a target region with avx2,
+// fma and f16c.
 //
 // Tile: 6 document rows x 2 vectors of 8 query tokens. Registers: 12 accumulators + 2 query vectors + 1
-// broadcast = 15 of 16. Per dimension 2 + 6 loads feed 12 FMAs: 4 cycles of loads behind 6 of FMAs, and 12
-// chains cover the FMA latency of 4 to 5 cycles x 2 units. 32 query tokens are two panels; block_rows keeps
-// the document rows in L1 between them.
+// broadcast = 15 of 16. A step has 2 + 6 loads and 12 FMAs: 4 cycles of loads hide behind 6 of FMAs. The 12
+// chains cover an FMA latency of 4 to 5 cycles on two FMA units. 32 query tokens are two panels; block_rows
+// keeps the document rows in L1 between them.
 
 #pragma once
 
@@ -13,7 +14,7 @@ namespace {
 struct Isa {
   using Vec = __m256;
   using Idx = __m256i;
-  static constexpr int kLanes = 8;
+  static constexpr int kFloats = 8;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 6;
 
@@ -31,7 +32,7 @@ struct Isa {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
   }
 
-  // "Not less or equal" is true for a NaN value as well; a best that is NaN already is left alone.
+  // "Not less or equal" is true for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE Vec wins(Vec best, Vec value) {
     return _mm256_and_ps(_mm256_cmp_ps(best, best, _CMP_ORD_Q), _mm256_cmp_ps(value, best, _CMP_NLE_UQ));
   }
@@ -44,7 +45,7 @@ struct Isa {
     arg = _mm256_blendv_epi8(arg, _mm256_set1_epi32(row), _mm256_castps_si256(mask));
   }
 
-  // 8 x 8 in three rounds of 8 shuffles: pairs of rows, fours of rows, and the two halves.
+  // 8 x 8 numbers, in three rounds of 8 shuffles: pairs of rows, groups of four rows, and the two halves.
   static CF_ALWAYS_INLINE void transpose(__m256 (&rows)[8]) {
     __m256 pairs[8];
     CF_UNROLL
@@ -52,7 +53,7 @@ struct Isa {
       pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
       pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
     }
-    // fours[4 * i + c] has, in its half b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
+    // Half b of fours[4 * i + c] has column 4 * b + c of the rows 4 * i to 4 * i + 3.
     __m256 fours[8];
     CF_UNROLL
     for (int i = 0; i < 8; i += 4) {
@@ -67,6 +68,33 @@ struct Isa {
       rows[c] = _mm256_permute2f128_ps(fours[c], fours[4 + c], 0x20);
       rows[4 + c] = _mm256_permute2f128_ps(fours[c], fours[4 + c], 0x31);
     }
+  }
+
+  // For screening.
+  static CF_ALWAYS_INLINE Vec everywhere(float value) { return _mm256_set1_ps(value); }
+  static CF_ALWAYS_INLINE Vec to_float(Idx value) { return _mm256_cvtepi32_ps(value); }
+  static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return _mm256_add_epi32(a, b); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(b, c, a); }
+  static CF_ALWAYS_INLINE void update_larger(Vec& best, Idx& arg, Vec value, int32_t row) {
+    const Vec larger = _mm256_cmp_ps(value, best, _CMP_GT_OQ);
+    best = _mm256_max_ps(best, value);
+    arg = _mm256_blendv_epi8(arg, _mm256_set1_epi32(row), _mm256_castps_si256(larger));
+  }
+  static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
+  static CF_ALWAYS_INLINE float sum(Vec value) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static CF_ALWAYS_INLINE float largest(Vec value) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  static CF_ALWAYS_INLINE uint32_t at_least(Vec value, Vec threshold) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
   }
 
   static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {

@@ -9,13 +9,9 @@ CF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 #include "tiers/avx512_isa.h"
 
-namespace colbert_fast {
-namespace {
-using Narrow = NoNarrow;
-}  // namespace
-}  // namespace colbert_fast
+#include "per_tier/no_narrow.h"
 
-#include "per_tier/loop.h"
+#include "per_tier/loop.h"  // uses that Isa and Narrow
 
 CF_TARGET_END
 

@@ -1,9 +1,9 @@
-// x86-64 with AVX-512, AVX512-BF16 and AVX512-VNNI, of AMD (Zen 4 and later): the avx512_vnni tier, with
-// bfloat16 multiplied as it is.
+// x86-64 with AVX-512, AVX512-BF16 and AVX512-VNNI, for processors of AMD (Zen 4 and later): the avx512_vnni
+// tier, with bfloat16 multiplied as it is.
 //
-// vdpbf16ps multiplies two pairs of bfloat16 and adds both products to a float32. On Zen 5 it issues as often
-// as an FMA, which makes it twice as fast; on Sapphire Rapids a prototype found it slower than that. Each of
-// the two additions rounds once at most: a block has the roundings of one by multiply-adds.
+// vdpbf16ps multiplies two pairs of bfloat16 numbers and adds both products to a float32. On Zen 5 it issues
+// as often as an FMA, which makes it twice as fast. A prototype on Sapphire Rapids was slower than that. Each
+// of the two additions rounds at most once, so a block has as many roundings as a block of multiply-adds.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -18,35 +18,35 @@ namespace colbert_fast {
 namespace {
 
 struct BFloat16Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = __m512;
   static constexpr int64_t kBlock = kBlockNumbers / 2;
   static CF_ALWAYS_INLINE Acc zero() { return _mm512_setzero_ps(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return _mm512_loadu_ps(from); }
-  static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) {
+  static CF_ALWAYS_INLINE Acc load(const Element* from) { return _mm512_loadu_ps(from); }
+  static CF_ALWAYS_INLINE Acc broadcast(const Element* from) {
     return _mm512_castsi512_ps(_mm512_set1_epi32(bits_of(from)));
   }
-  static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(unit), reinterpret_cast<__m512bh>(lanes));
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(element), reinterpret_cast<__m512bh>(lanes));
   }
   static CF_ALWAYS_INLINE Acc add(Acc a, Acc b) { return _mm512_add_ps(a, b); }
 };
 
 struct Narrow : RaisedInt8Narrow {
   static constexpr bool kBFloat16 = true;
-  static constexpr const Tier* kWide = &kAvx512Vnni;
+  static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   using Direct = BFloat16Ops;
-  // bfloat16, measured as in avx512_vnni.h: 19 as it is and 23 screened for 32 query tokens, 36 and 36 for
-  // 64, 72 and 60 for 128, 144 and 112 for 256.
+  // screen.h says how to measure. In ns a document token of bfloat16, multiplied as it is and screened: 19
+  // and 23 for 32 query tokens, 36 and 36 for 64, 72 and 60 for 128, 144 and 112 for 256.
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 17 : std::is_same<T, BFloat16>::value ? 97 : 1;
   }
 
   template <int kVecs, int kWidth, bool kArgmax>
-  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
-                     float* best, int32_t* arg) {
-    panel<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
+  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
+                     const Maxima<kArgmax>& maxima) {
+    panel<BFloat16Ops, kVecs, kWidth>(rows, q, ahead, maxima);
   }
 };
 

@@ -1,5 +1,5 @@
-// Rows of float32 and float16 rounded to bfloat16 by AVX512-BF16, for screen.h. To be included inside a
-// target region with avx512bf16 and avx512vnni.
+// Rows of float32 and float16 rounded to bfloat16 by AVX512-BF16, for screen.h. Include it inside a target
+// region with avx512bf16 and avx512vnni.
 
 #pragma once
 

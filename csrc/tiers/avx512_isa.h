@@ -1,9 +1,10 @@
-// The registers of AVX-512, for the tiers that have it: to be included inside their target regions.
+// The registers of AVX-512, for the tiers that have it. Include it inside a target region with avx512f,
+// avx512bw, avx512dq, avx512vl, avx2, fma and f16c.
 //
 // Tile: 12 document rows x 2 vectors of 16 query tokens. Registers: 24 accumulators + 2 query vectors + 1
-// broadcast = 27 of 32. Per step 2 + 12 loads feed 24 FMAs: at two loads and two FMAs a cycle, 7 cycles of
-// loads hide behind 12 of FMAs, and 24 independent chains cover the FMA latency of 4 cycles x 2 units three
-// times. A panel of 32 lanes at dim 128 is 16 KiB and stays in L1.
+// broadcast = 27 of 32. A step has 2 + 12 loads and 24 FMAs: at two loads and two FMAs a cycle, 7 cycles of
+// loads hide behind 12 of FMAs. The 24 independent chains cover an FMA latency of 4 cycles on two FMA units
+// three times. A panel of 32 lanes at dim 128 is 16 KiB and stays in L1.
 
 #pragma once
 
@@ -13,7 +14,7 @@ namespace {
 struct Isa {
   using Vec = __m512;
   using Idx = __m512i;
-  static constexpr int kLanes = 16;
+  static constexpr int kFloats = 16;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 12;
 
@@ -27,7 +28,7 @@ struct Isa {
   static CF_ALWAYS_INLINE void store(float* to, Vec value) { _mm512_storeu_ps(to, value); }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) { _mm512_storeu_si512(to, value); }
 
-  // "Not less or equal" is true for a NaN value as well; a best that is NaN already is left alone.
+  // "Not less or equal" is true for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE __mmask16 wins(Vec best, Vec value) {
     return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(best, best, _CMP_ORD_Q), value, best, _CMP_NLE_UQ);
   }
@@ -40,7 +41,8 @@ struct Isa {
     arg = _mm512_mask_mov_epi32(arg, mask, _mm512_set1_epi32(row));
   }
 
-  // 16 x 16 in four rounds of 16 shuffles: pairs of rows, fours of rows, and the 128-bit parts twice.
+  // 16 x 16 numbers, in four rounds of 16 shuffles: pairs of rows, groups of four rows, and twice the parts
+  // of 128 bits.
   static CF_ALWAYS_INLINE void transpose(__m512 (&rows)[16]) {
     __m512 pairs[16];
     CF_UNROLL
@@ -48,7 +50,7 @@ struct Isa {
       pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
       pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
     }
-    // fours[4 * i + c] has, in its part b, column 4 * b + c of the rows 4 * i to 4 * i + 3.
+    // Part b of fours[4 * i + c] has column 4 * b + c of the rows 4 * i to 4 * i + 3.
     __m512 fours[16];
     CF_UNROLL
     for (int i = 0; i < 16; i += 4) {
@@ -73,12 +75,25 @@ struct Isa {
     }
   }
 
-  static CF_ALWAYS_INLINE __mmask16 first_lanes(int64_t n) {
-    return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
+  // For screening.
+  static CF_ALWAYS_INLINE Vec everywhere(float value) { return _mm512_set1_ps(value); }
+  static CF_ALWAYS_INLINE Vec to_float(Idx value) { return _mm512_cvtepi32_ps(value); }
+  static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return _mm512_add_epi32(a, b); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(b, c, a); }
+  static CF_ALWAYS_INLINE void update_larger(Vec& best, Idx& arg, Vec value, int32_t row) {
+    const __mmask16 larger = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
+    best = _mm512_max_ps(best, value);
+    arg = _mm512_mask_mov_epi32(arg, larger, _mm512_set1_epi32(row));
   }
-  static CF_ALWAYS_INLINE __mmask64 first_bytes(int64_t n) {
-    return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
+  static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm512_abs_ps(value); }
+  static CF_ALWAYS_INLINE float sum(Vec value) { return _mm512_reduce_add_ps(value); }
+  static CF_ALWAYS_INLINE float largest(Vec value) { return _mm512_reduce_max_ps(value); }
+  static CF_ALWAYS_INLINE uint32_t at_least(Vec value, Vec threshold) {
+    return _mm512_cmp_ps_mask(value, threshold, _CMP_GE_OQ);
   }
+
   static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
     const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));

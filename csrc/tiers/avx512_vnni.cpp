@@ -1,5 +1,5 @@
-// x86-64 with AVX-512 and AVX512-VNNI (Cascade Lake, Ice Lake and later, Zen 4 and later): the avx512 tier,
-// with documents screened in int8.
+// x86-64 with AVX-512 and AVX512-VNNI (Cascade Lake, Ice Lake and later, Zen 4 and later): the avx512 tier
+// with documents screened in int8 (screen.h).
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -15,7 +15,7 @@ namespace {
 
 struct Narrow : RaisedInt8Narrow {
   static constexpr bool kBFloat16 = false;
-  static constexpr const Tier* kWide = nullptr;
+  static constexpr const Tier* kForFloat32Queries = nullptr;
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 17 : 1;

@@ -1,91 +1,47 @@
-// Products of int8 by AVX512-VNNI, for screen.h: vpdpbusd multiplies four unsigned by four signed numbers and
-// adds the products to an int32, so that a step of the tile does what takes four steps of float32. To be
-// included inside a target region with avx512vnni.
+// Products of int8 by AVX512-VNNI, for screen.h. Include it inside a target region with avx512vnni.
 //
-// Documents are stored as d + 128, which adds 128 * (the sum of a lane's numbers) to the lane's products: the
-// offset of Bounds takes it off again. (Accumulators that begin with it would save an addition a row, and GCC
-// 12 then keeps them in memory, which takes 1.6 times as long.)
+// vpdpbusd multiplies four unsigned by four signed numbers and adds the products to an int32. So one step of
+// the tile does as much as four steps of float32.
+//
+// Because one side is unsigned, documents are stored as d + 128. This adds 128 * (the sum of a lane's
+// numbers) to the products of the lane, and the offset of Bounds takes it off again. Accumulators that begin
+// with the offset would save an addition a row, but then GCC 12 keeps them in memory, which takes 1.6 times
+// as long.
 
 #pragma once
 
 #include "tiers/avx512_isa.h"
 
-#include "per_tier/tile.h"  // uses that Isa
+#include "per_tier/bounds.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {
 
-// What all tiers with these products have of Narrow.
+// The part of Narrow that all tiers with these products share.
 struct Int8Narrow {
+  using Registers = Isa;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
   static constexpr int64_t kAtOnce = 64;
-  // Measured on Zen 5 at dim 128 for 32 query tokens of float32, in ns a token: 36 screened or not for
-  // documents of 40 tokens, 38 and 36 for 32, 29 and 35 for 73.
+  // screen.h says how to measure. For 32 query tokens of float32, in ns a document token, screened and not:
+  // 38 and 36 for documents of 32 tokens, 36 and 36 for 40, 29 and 35 for 73.
   static constexpr int64_t kLeastRows = 40;
-
-  static CF_ALWAYS_INLINE __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
-  static CF_ALWAYS_INLINE __m512 magnitude(__m512 value) { return _mm512_abs_ps(value); }
-  static CF_ALWAYS_INLINE float sum(__m512 value) { return _mm512_reduce_add_ps(value); }
-  static CF_ALWAYS_INLINE float largest(__m512 value) { return _mm512_reduce_max_ps(value); }
-  static CF_ALWAYS_INLINE uint32_t at_least(__m512 value, __m512 threshold) {
-    return _mm512_cmp_ps_mask(value, threshold, _CMP_GE_OQ);
-  }
 };
 
 struct Int8Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = __m512i;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return _mm512_setzero_si512(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return _mm512_loadu_si512(from); }
-  static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) { return _mm512_set1_epi32(bits_of(from)); }
-  static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) {
-    return _mm512_dpbusd_epi32(sum, unit, lanes);
+  static CF_ALWAYS_INLINE Acc load(const Element* from) { return _mm512_loadu_si512(from); }
+  static CF_ALWAYS_INLINE Acc broadcast(const Element* from) { return _mm512_set1_epi32(bits_of(from)); }
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm512_dpbusd_epi32(sum, element, lanes);
   }
 };
 
-// A sink of tile().
-struct BoundsOfInt8 {
-  Bounds bounds;
-
-  template <int kRows, int kVecs>
-  CF_ALWAYS_INLINE void take(const __m512i (&sums)[kRows][kVecs], int64_t row) const {
-    __m512i offset[kVecs], guess[kVecs];
-    __m512 spread[kVecs], least[kVecs];
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      offset[v] = Isa::load(bounds.offset + v * Isa::kLanes);
-      spread[v] = Isa::load(bounds.spread + v * Isa::kLanes);
-      least[v] = Isa::load(bounds.least + v * Isa::kLanes);
-      guess[v] = Isa::load(bounds.guess + v * Isa::kLanes);
-    }
-    float* uppers = bounds.uppers + row * kPanel;
-    CF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 scale = _mm512_set1_ps(bounds.scales[row + r]);
-      const __m512i number = _mm512_set1_epi32(static_cast<int32_t>(row + r));
-      CF_UNROLL
-      for (int v = 0; v < kVecs; ++v) {
-        const __m512 product = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r][v], offset[v]));
-        const __m512 upper = _mm512_mul_ps(product, scale);
-        Isa::store(uppers + r * kPanel + v * Isa::kLanes, upper);
-        const __m512 lower = _mm512_fnmadd_ps(scale, spread[v], upper);
-        const __mmask16 larger = _mm512_cmp_ps_mask(lower, least[v], _CMP_GT_OQ);
-        least[v] = _mm512_max_ps(least[v], lower);
-        guess[v] = _mm512_mask_mov_epi32(guess[v], larger, number);
-      }
-    }
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      Isa::store(bounds.least + v * Isa::kLanes, least[v]);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess[v]);
-    }
-  }
-};
-
-// Stores d + kRaise, 0 or 128, for each number of the row, and returns the sum of their squares, as that of
-// (d + 128) d less that of 128 d: with 2^15 numbers each below 2^31.
+// Stores d + kRaise for each number d of the row; kRaise is 0 or 128. Returns the sum of d^2, which is the
+// sum of (d + 128) d minus the sum of 128 d. For 2^15 numbers both sums are below 2^31.
 template <int kRaise>
 float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
   static_assert(kRaise == 0 || kRaise == 128, "adding 128 is flipping the sign bit");
@@ -108,12 +64,12 @@ CF_ALWAYS_INLINE __m512i level(const T* from, __m512 factor) {
                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-// Stores the levels, + kRaise.
+// Stores level + kRaise for each number of the row.
 template <int kRaise, typename T>
-CF_ALWAYS_INLINE void levels_int8(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-  const __m512 factor = _mm512_set1_ps(levels_per_unit);
+CF_ALWAYS_INLINE void levels_int8(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
+  const __m512 factor = _mm512_set1_ps(inverse_scale);
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(kRaise));
-  // Packing works within parts of 128 bits.
+  // Packing works within parts of 128 bits; this order puts the numbers right.
   const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   for (int64_t k = 0; k < dim; k += 64) {
     const T* from = row + k;
@@ -124,12 +80,11 @@ CF_ALWAYS_INLINE void levels_int8(const T* row, float levels_per_unit, int64_t d
   }
 }
 
-// What the tiers that screen everything in int8 have besides.
+// The part of Narrow that the tiers share which screen everything in int8.
 //
-// Measured on Zen 5 at dim 128, one thread and documents of 300 tokens from memory, in ns a token by the
-// chains of float32 and screened. float32: 21 and 21 for up to 16 query tokens, 36 and 23 for 32, 138 and 63
-// for 128. float16: 26 and 18 for 1, 42 and 24 for 32. int8: 28 and 10 for 1. A vector of lanes takes as long
-// for one lane.
+// For least_lanes(), in ns a document token, not screened and screened; screen.h says how to measure.
+// float32: 21 and 21 for up to 16 query tokens, 36 and 23 for 32, 138 and 63 for 128. float16: 26 and 18 for
+// 1, 42 and 24 for 32. int8: 28 and 10 for 1. A vector of lanes takes as long for one lane as for 16.
 struct RaisedInt8Narrow : Int8Narrow {
   template <typename T>
   using Screen = int8_t;
@@ -139,13 +94,13 @@ struct RaisedInt8Narrow : Int8Narrow {
     return narrow_int8<128>(row, dim, to);
   }
   template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-    levels_int8<128>(row, levels_per_unit, dim, to);
+  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
+    levels_int8<128>(row, inverse_scale, dim, to);
   }
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<kVecs>{bounds});
   }
 };
 

@@ -1,14 +1,14 @@
-// x86-64 with AVX2 and AVX-VNNI (Alder Lake and later client CPUs of Intel, Zen 5 and later): the avx2 tier,
-// with documents screened in int8.
+// x86-64 with AVX2 and AVX-VNNI (Alder Lake and later client CPUs of Intel, Zen 5 and later): the avx2 tier
+// with documents screened in int8 (screen.h).
 //
-// vpdpbusd multiplies four unsigned by four signed numbers and adds the products to an int32, so that a step
-// of the tile does what takes four steps of float32. It issues as often as an FMA and its latency is no
-// longer, so that the tile of avx2_isa.h fits: 12 accumulators + 2 query vectors + 1 broadcast = 15 of 16
+// vpdpbusd multiplies four unsigned by four signed numbers and adds the products to an int32. So one step of
+// the tile does as much as four steps of float32. The instruction issues as often as an FMA, and its latency
+// is no longer. So the tile of avx2_isa.h fits: 12 accumulators + 2 query vectors + 1 broadcast = 15 of 16
 // registers.
 //
-// Documents are stored as d + 128, which adds 128 * (the sum of a lane's numbers) to the lane's products: the
-// offset of Bounds takes it off again. It does not saturate: int32 holds every sum of at most
-// kMostScreenedDim products, of which screen.h has the proof.
+// Because one side is unsigned, documents are stored as d + 128. This adds 128 * (the sum of a lane's
+// numbers) to the products of the lane, and the offset of Bounds takes it off again. The sums do not
+// saturate: screen.h proves that int32 holds every sum of at most kMostScreenedDim products.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -19,99 +19,51 @@ CF_TARGET_BEGIN("avxvnni,avx2,fma,f16c")
 
 #include "tiers/avx2_isa.h"
 
-#include "per_tier/tile.h"  // uses that Isa
+#include "per_tier/bounds.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {
 
 struct Int8Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = __m256i;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return _mm256_setzero_si256(); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) {
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
-  static CF_ALWAYS_INLINE Acc broadcast(const Unit* from) { return _mm256_set1_epi32(bits_of(from)); }
-  static CF_ALWAYS_INLINE Acc fma(Acc unit, Acc lanes, Acc sum) {
-    return _mm256_dpbusd_avx_epi32(sum, unit, lanes);
-  }
-};
-
-// A sink of tile().
-struct BoundsOfInt8 {
-  Bounds bounds;
-
-  template <int kRows, int kVecs>
-  CF_ALWAYS_INLINE void take(const __m256i (&sums)[kRows][kVecs], int64_t row) const {
-    float* uppers = bounds.uppers + row * kPanel;
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      const __m256i offset = Isa::load(bounds.offset + v * Isa::kLanes);
-      const __m256 spread = Isa::load(bounds.spread + v * Isa::kLanes);
-      __m256 least = Isa::load(bounds.least + v * Isa::kLanes);
-      __m256i guess = Isa::load(bounds.guess + v * Isa::kLanes);
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const __m256 scale = _mm256_set1_ps(bounds.scales[row + r]);
-        const __m256 upper = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(sums[r][v], offset)), scale);
-        Isa::store(uppers + r * kPanel + v * Isa::kLanes, upper);
-        const __m256 lower = _mm256_fnmadd_ps(scale, spread, upper);
-        const __m256 larger = _mm256_cmp_ps(lower, least, _CMP_GT_OQ);
-        least = _mm256_max_ps(least, lower);
-        guess = _mm256_blendv_epi8(guess, _mm256_set1_epi32(static_cast<int32_t>(row + r)),
-                                   _mm256_castps_si256(larger));
-      }
-      Isa::store(bounds.least + v * Isa::kLanes, least);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess);
-    }
+  static CF_ALWAYS_INLINE Acc broadcast(const Element* from) { return _mm256_set1_epi32(bits_of(from)); }
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm256_dpbusd_avx_epi32(sum, element, lanes);
   }
 };
 
 struct Narrow {
+  using Registers = Isa;
   template <typename T>
   using Screen = int8_t;
   static constexpr bool kBFloat16 = false;
-  static constexpr const Tier* kWide = nullptr;
+  static constexpr const Tier* kForFloat32Queries = nullptr;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
   static constexpr int64_t kAtOnce = 32;
   static constexpr int kRaise = 128;
-  // Measured on Zen 5 at dim 128, one thread and documents of 300 tokens from memory, in ns a token by the
-  // chains of float32 and screened. float32: 25 and 27 for up to 8 query tokens, 33 and 26 for 16, 65 and 36
-  // for 32, 130 and 58 for 64. float16: 29 and 21 for 1, 71 and 38 for 32. int8: 30 and 12 for 1. Documents
-  // of 32 tokens of float32: 70 and 58 for 32 query tokens.
+  // In ns a document token, not screened and screened; screen.h says how to measure. float32: 25 and 27 for
+  // up to 8 query tokens, 33 and 26 for 16, 65 and 36 for 32, 130 and 58 for 64. float16: 29 and 21 for 1, 71
+  // and 38 for 32. int8: 30 and 12 for 1. Documents of 32 tokens of float32: 70 and 58 for 32 query tokens.
   static constexpr int64_t kLeastRows = 32;
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 9 : 1;
   }
 
-  static CF_ALWAYS_INLINE __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
-  static CF_ALWAYS_INLINE __m256 magnitude(__m256 value) {
-    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value);
-  }
-  static CF_ALWAYS_INLINE float sum(__m256 value) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-  }
-  static CF_ALWAYS_INLINE float largest(__m256 value) {
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-  }
-  static CF_ALWAYS_INLINE uint32_t at_least(__m256 value, __m256 threshold) {
-    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
-  }
-
-  static CF_ALWAYS_INLINE int32_t sum_of(__m256i lanes) {
-    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+  static CF_ALWAYS_INLINE int32_t sum_of(__m256i value) {
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
   }
-  // Stores d + 128 for each number of the row. The sum of the squares is that of (d + 128) d less that of
-  // 128 d: at most 2^15 * 2^14, so that int32 holds it, and the parts may wrap.
+  // Stores d + 128 for each number d of the row. Returns the sum of d^2, which is the sum of (d + 128) d
+  // minus the sum of 128 d. It is at most 2^15 * 2^14, so int32 holds it, even if the two sums wrap around.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     const __m256i sign = _mm256_set1_epi8(-128);
     const __m256i one = _mm256_set1_epi8(1);
@@ -132,10 +84,10 @@ struct Narrow {
                                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
-    const __m256 factor = _mm256_set1_ps(levels_per_unit);
+  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
+    const __m256 factor = _mm256_set1_ps(inverse_scale);
     const __m256i sign = _mm256_set1_epi8(-128);
-    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within the halves
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // Packing works within halves.
     for (int64_t k = 0; k < dim; k += kAtOnce) {
       const T* from = row + k;
       const __m256i low = _mm256_packs_epi32(level(from, factor), level(from + 8, factor));
@@ -147,7 +99,7 @@ struct Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
   }
 };
 

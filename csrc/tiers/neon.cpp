@@ -1,4 +1,4 @@
-// AArch64: its baseline has NEON with FMA and binary16 conversion, so every such processor runs this.
+// AArch64. Its baseline has NEON with FMA and conversion of binary16, so every such processor runs this tier.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -9,13 +9,9 @@ CF_IN_PROGRAM_ORDER_BEGIN
 
 #include "tiers/neon_isa.h"
 
-namespace colbert_fast {
-namespace {
-using Narrow = NoNarrow;
-}  // namespace
-}  // namespace colbert_fast
+#include "per_tier/no_narrow.h"
 
-#include "per_tier/loop.h"
+#include "per_tier/loop.h"  // uses that Isa and Narrow
 
 CF_IN_PROGRAM_ORDER_END
 

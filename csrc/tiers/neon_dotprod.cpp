@@ -1,5 +1,5 @@
-// AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier, with documents
-// screened in int8.
+// AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier with documents
+// screened in int8 (screen.h).
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -18,13 +18,13 @@ struct Narrow : Int8Narrow {
   template <typename T>
   using Screen = int8_t;
   static constexpr bool kBFloat16 = false;
-  static constexpr const Tier* kWide = nullptr;
+  static constexpr const Tier* kForFloat32Queries = nullptr;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
   }
 };
 

@@ -1,37 +1,32 @@
-// Products of int8 by FEAT_DotProd, for screen.h: SDOT multiplies four numbers by four and adds the products
-// to an int32, so that a step of the tile does what takes four steps of float32, and issues as often as FMLA,
-// says LLVM's model of Neoverse V1. To be included inside a target region with dotprod.
+// Products of int8 by FEAT_DotProd, for screen.h. Include it inside a target region with dotprod.
+//
+// SDOT multiplies four numbers by four numbers and adds the products to an int32. So one step of the tile
+// does as much as four steps of float32. SDOT issues as often as FMLA, according to LLVM's model of Neoverse
+// V1.
 
 #pragma once
 
 #include "tiers/neon_isa.h"
 
-#include "per_tier/tile.h"  // uses that Isa
+#include "per_tier/bounds.h"  // uses that Isa
 
 namespace colbert_fast {
 namespace {
 
-// What both tiers have of Narrow.
+// The part of Narrow that both tiers with these products share.
 struct Int8Narrow {
+  using Registers = Isa;
   static constexpr int64_t kAtOnce = 16;
   static constexpr int kRaise = 0;
-  // Not timed, but those of AVX-VNNI, where the products are a quarter of those of float32 too, and narrowing
-  // has as many steps beside them.
+  // These two are not measured. They are taken from avx_vnni.cpp, where a product also takes a quarter of the
+  // time of float32, and narrowing has as many steps beside it.
   static constexpr int64_t kLeastRows = 32;
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 9 : 1;
   }
 
-  static CF_ALWAYS_INLINE float32x4_t max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
-  static CF_ALWAYS_INLINE float32x4_t magnitude(float32x4_t value) { return vabsq_f32(value); }
-  static CF_ALWAYS_INLINE float sum(float32x4_t value) { return vaddvq_f32(value); }
-  static CF_ALWAYS_INLINE float largest(float32x4_t value) { return vmaxvq_f32(value); }
-  static CF_ALWAYS_INLINE uint32_t at_least(float32x4_t value, float32x4_t threshold) {
-    const uint32_t bits[4] = {1, 2, 4, 8};
-    return vaddvq_u32(vandq_u32(vcgeq_f32(value, threshold), vld1q_u32(bits)));
-  }
-  // Stores the row, and returns the sum of its squares: at most 2^15 * 2^14, so that int32 holds it.
+  // Stores the row, and returns the sum of its squares. It is at most 2^15 * 2^14, so int32 holds it.
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     int32x4_t squares = vdupq_n_s32(0);
     for (int64_t k = 0; k < dim; k += 16) {
@@ -42,61 +37,34 @@ struct Int8Narrow {
     return static_cast<float>(vaddvq_s32(squares));
   }
   template <typename T>
-  static CF_ALWAYS_INLINE int16x4_t level(const T* from, float levels_per_unit) {
-    return vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(Isa::load(from), levels_per_unit)));
+  static CF_ALWAYS_INLINE int16x4_t level(const T* from, float inverse_scale) {
+    return vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(Isa::load(from), inverse_scale)));
   }
   template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float levels_per_unit, int64_t dim, unsigned char* to) {
+  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
     for (int64_t k = 0; k < dim; k += kAtOnce) {
       const T* from = row + k;
-      const int16x8_t low = vcombine_s16(level(from, levels_per_unit), level(from + 4, levels_per_unit));
-      const int16x8_t high =
-          vcombine_s16(level(from + 8, levels_per_unit), level(from + 12, levels_per_unit));
+      const int16x8_t low = vcombine_s16(level(from, inverse_scale), level(from + 4, inverse_scale));
+      const int16x8_t high = vcombine_s16(level(from + 8, inverse_scale), level(from + 12, inverse_scale));
       vst1q_u8(to + k, vreinterpretq_u8_s8(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high))));
     }
   }
 };
 
 struct Int8Ops {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = int32x4_t;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_s32(0); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_s32_u8(vld1q_u8(from->bytes)); }
-  static CF_ALWAYS_INLINE Lane0 broadcast(const Unit* from) { return Lane0::load(from); }
-  static CF_ALWAYS_INLINE Acc fma(Lane0 unit, Acc lanes, Acc sum) {
-    return vdotq_lane_s32(sum, vreinterpretq_s8_s32(lanes), vreinterpret_s8_f32(unit.bits), 0);
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
+    return vreinterpretq_s32_u8(vld1q_u8(from->bytes));
+  }
+  static CF_ALWAYS_INLINE FirstElement broadcast(const Element* from) { return FirstElement::load(from); }
+  static CF_ALWAYS_INLINE Acc fma(FirstElement element, Acc lanes, Acc sum) {
+    return vdotq_lane_s32(sum, vreinterpretq_s8_s32(lanes), vreinterpret_s8_f32(element.bits), 0);
   }
   static CF_ALWAYS_INLINE Acc fma(Acc a, Acc b, Acc sum) {
     return vdotq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
-  }
-};
-
-// A sink of tile().
-struct BoundsOfInt8 {
-  Bounds bounds;
-
-  template <int kRows, int kVecs>
-  CF_ALWAYS_INLINE void take(const int32x4_t (&sums)[kRows][kVecs], int64_t row) const {
-    CF_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      const int32x4_t offset = vld1q_s32(bounds.offset + v * Isa::kLanes);
-      const float32x4_t spread = Isa::load(bounds.spread + v * Isa::kLanes);
-      float32x4_t least = Isa::load(bounds.least + v * Isa::kLanes);
-      int32x4_t guess = Isa::load(bounds.guess + v * Isa::kLanes);
-      CF_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const float32x4_t scale = vdupq_n_f32(bounds.scales[row + r]);
-        const float32x4_t upper = vmulq_f32(vcvtq_f32_s32(vaddq_s32(sums[r][v], offset)), scale);
-        Isa::store(bounds.uppers + (row + r) * kPanel + v * Isa::kLanes, upper);
-        const float32x4_t lower = vfmsq_f32(upper, scale, spread);
-        const uint32x4_t larger = vcgtq_f32(lower, least);
-        least = vmaxq_f32(least, lower);
-        guess = vbslq_s32(larger, vdupq_n_s32(static_cast<int32_t>(row + r)), guess);
-      }
-      Isa::store(bounds.least + v * Isa::kLanes, least);
-      Isa::store(bounds.guess + v * Isa::kLanes, guess);
-    }
   }
 };
 

@@ -1,21 +1,23 @@
-// AArch64 with FEAT_I8MM, FEAT_BF16 and FEAT_DotProd (Neoverse N2 and V1, Apple M2 and later; Armv8.6 has
-// all): bfloat16 multiplied as it is, the rest screened in int8, both by products of matrices.
+// AArch64 with FEAT_I8MM, FEAT_BF16 and FEAT_DotProd (Neoverse N2 and V1, Apple M2 and later; Armv8.6 has all
+// three): bfloat16 is multiplied as it is, and everything else is screened in int8 (screen.h). Both use
+// products of matrices.
 //
 // SMMLA and BFMMLA multiply two rows by two lanes, eight bytes of each, and add the 2 x 2 products to four
-// numbers. They issue as often as SDOT and do twice its work, say LLVM's models of Neoverse N2, V1 and V2:
-// the tile takes 6.8 cycles by that of V1 for what takes the one of neon_dotprod.h 12.
+// numbers. They issue as often as SDOT and do twice its work, according to LLVM's models of Neoverse N2, V1
+// and V2. By the model of V1 this tile takes 6.8 cycles where the tile of neon_dotprod.h takes 12.
 //
-// The tile keeps the shape of neon_isa.h: 6 rows are 3 pairs, 16 lanes are 8, and 3 x 8 products are the same
-// 24 registers. Panels have the eight bytes of a lane together, so that two lanes are one load; two rows are
-// a load and a load into the upper half, which also takes a slot of the vector pipes: 3 slots for 24
-// products. A last row without a partner is its own.
+// The tile keeps the shape of neon_isa.h: 6 rows are 3 pairs, 16 lanes are 8 pairs, and 3 x 8 products fill
+// the same 24 registers. In a panel the eight bytes of a lane lie together, so two lanes are one load. Two
+// rows are one load, and one load into the upper half, which also takes a slot of the vector pipes: 3 slots
+// for 24 products. A last row without a partner is its own partner.
 //
-// BFMMLA adds two products to each of its sums, and then the next two. Unless a program asks for what
-// FEAT_EBF16 offers, it rounds to odd, the sum of the two products and that with the chain: each is off by
-// less than 2^-23, twice what rounding to nearest may lose. A product passes one of each step and one more,
-// so that a block of 128 numbers errs by at most 65 of them, as much as 130 of a float32 chain, whose blocks
-// have 128: SUMS in tile.h has room for two more. Denormal inputs count as zero, and denormal products and
-// sums, four for two numbers, become zero: the 2n of A in screen.h.
+// BFMMLA adds two products to each of its sums, and then the next two. Unless a program asks for FEAT_EBF16,
+// it rounds to odd: once the sum of the two products, and once its sum with the chain. Each of these is off
+// by less than 2^-23, twice as much as rounding to nearest may lose. A product passes one such rounding for
+// every two numbers, and one more. So a block of 128 numbers errs by at most 65 of them, which is as much as
+// 130 roundings of a float32 chain. A block of float32 has 128 roundings, and sums.h has room for two more.
+// Denormal inputs count as zero. Denormal products and sums, four for two numbers, become zero: this is the
+// 2n in the A of bfloat16.h.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -31,25 +33,29 @@ namespace colbert_fast {
 namespace {
 
 struct Int8Matrix {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = int32x4_t;
   static constexpr int64_t kBlock = 0;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_s32(0); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_s32_u8(vld1q_u8(from->bytes)); }
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
+    return vreinterpretq_s32_u8(vld1q_u8(from->bytes));
+  }
   static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
     return vmmlaq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(lanes));
   }
-  // The lower and the upper halves.
+  // The lower halves of two vectors, and the upper halves.
   static CF_ALWAYS_INLINE Acc lower(Acc a, Acc b) { return vcombine_s32(vget_low_s32(a), vget_low_s32(b)); }
   static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_s32(vget_high_s32(a), vget_high_s32(b)); }
 };
 
 struct BFloat16Matrix {
-  using Unit = FourBytes;
+  using Element = FourBytes;
   using Acc = float32x4_t;
   static constexpr int64_t kBlock = kBlockNumbers / 2;
   static CF_ALWAYS_INLINE Acc zero() { return vdupq_n_f32(0.0f); }
-  static CF_ALWAYS_INLINE Acc load(const Unit* from) { return vreinterpretq_f32_u8(vld1q_u8(from->bytes)); }
+  static CF_ALWAYS_INLINE Acc load(const Element* from) {
+    return vreinterpretq_f32_u8(vld1q_u8(from->bytes));
+  }
   static CF_ALWAYS_INLINE Acc fma(Acc rows, Acc lanes, Acc sum) {
     return vbfmmlaq_f32(sum, vreinterpretq_bf16_f32(rows), vreinterpretq_bf16_f32(lanes));
   }
@@ -58,7 +64,7 @@ struct BFloat16Matrix {
   static CF_ALWAYS_INLINE Acc upper(Acc a, Acc b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 };
 
-// Tile of tile.h. A step is two units, of which there is an even number.
+// The Tile of tile.h. Each step takes two elements. There is an even number of them.
 template <typename Ops>
 struct MatrixTile {
   template <int kRows, int kVecs, int kWidth, typename Sink>
@@ -95,7 +101,7 @@ struct MatrixTile {
           }
           CF_UNROLL
           for (int v = 0; v < 2 * kVecs; ++v) {
-            const Acc lanes = Ops::load(q + k * kWidth + v * Isa::kLanes);
+            const Acc lanes = Ops::load(q + k * kWidth + v * Isa::kFloats);
             CF_UNROLL
             for (int p = 0; p < kPairs; ++p) acc[p][v] = Ops::fma(pair[p], lanes, acc[p][v]);
           }
@@ -122,23 +128,23 @@ template <>
 struct Tile<BFloat16Matrix> : MatrixTile<BFloat16Matrix> {};
 
 struct Narrow : Int8Narrow {
-  // The chains of BFMMLA are of two rows and two lanes, so that decide() of screen.h cannot compute one of
-  // each.
+  // bfloat16 is not screened, because the chains of BFMMLA are always of two rows and two lanes: decide() of
+  // screen.h could not compute the chain of one row with one lane.
   template <typename T>
   using Screen = typename std::conditional<std::is_same<T, BFloat16>::value, void, int8_t>::type;
   static constexpr bool kBFloat16 = true;
-  static constexpr const Tier* kWide = &kNeonDotprod;
+  static constexpr const Tier* kForFloat32Queries = &kNeonDotprod;
   static constexpr int64_t kBytes = 8;
   static constexpr int64_t kTogether = 8;
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8{bounds});
+    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
   }
   template <int kVecs, int kWidth, bool kArgmax>
-  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead, int64_t first_row,
-                     float* best, int32_t* arg) {
-    panel<BFloat16Matrix, kVecs, kWidth>(rows, q, ahead, Maxima<kArgmax>{best, arg, first_row});
+  static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
+                     const Maxima<kArgmax>& maxima) {
+    panel<BFloat16Matrix, kVecs, kWidth>(rows, q, ahead, maxima);
   }
 };
 

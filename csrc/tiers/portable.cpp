@@ -1,7 +1,8 @@
-// Plain C++ for any processor: what the other tiers do, without intrinsics. Always built, always runs.
+// Plain C++ for any processor: the same work as in the other tiers, without intrinsics. This tier is always
+// built and runs everywhere.
 //
-// Tile: 4 document rows x 2 vectors of 4 query tokens, the register file of SSE2 or NEON, which compilers
-// find by themselves: 8 accumulators + 2 query vectors + 1 broadcast = 11 of 16.
+// Tile: 4 document rows x 2 vectors of 4 query tokens. Registers: 8 accumulators + 2 query vectors + 1
+// broadcast = 11 of the 16 of SSE2. Compilers find these registers, and those of NEON, by themselves.
 #include "maxsim.h"
 #include "scratch.h"
 #include "target.h"
@@ -11,32 +12,32 @@ namespace {
 
 constexpr int kFour = 4;
 #if defined(__GNUC__) || defined(__clang__)
-// The compilers' own vector type: SSE2, NEON, or whatever the baseline has.
+// The compiler's own vector type, which uses SSE2, NEON, or whatever the baseline has.
 using Vec4 = float __attribute__((vector_size(kFour * sizeof(float))));
 #else
 struct Vec4 {
-  float lane[kFour];
-  float& operator[](int l) { return lane[l]; }
+  float at[kFour];
+  float& operator[](int l) { return at[l]; }
   Vec4 operator*(const Vec4& other) const {
     Vec4 product;
-    for (int l = 0; l < kFour; ++l) product.lane[l] = lane[l] * other.lane[l];
+    for (int l = 0; l < kFour; ++l) product.at[l] = at[l] * other.at[l];
     return product;
   }
   Vec4 operator+(const Vec4& other) const {
     Vec4 sum;
-    for (int l = 0; l < kFour; ++l) sum.lane[l] = lane[l] + other.lane[l];
+    for (int l = 0; l < kFour; ++l) sum.at[l] = at[l] + other.at[l];
     return sum;
   }
 };
 #endif
 
 struct Isa {
-  static constexpr int kLanes = kFour;
+  static constexpr int kFloats = kFour;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 4;
   using Vec = Vec4;
   struct Idx {
-    int32_t lane[kLanes];
+    int32_t at[kFloats];
   };
 
   static CF_ALWAYS_INLINE Vec zero() { return Vec{}; }
@@ -46,34 +47,34 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return a + b; }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return a * broadcast(&b); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) {
-    for (int l = 0; l < kLanes; ++l) to[l] = value[l];
+    for (int l = 0; l < kFloats; ++l) to[l] = value[l];
   }
   static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return Idx{{from[0], from[1], from[2], from[3]}}; }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) {
-    for (int l = 0; l < kLanes; ++l) to[l] = value.lane[l];
+    for (int l = 0; l < kFloats; ++l) to[l] = value.at[l];
   }
 
-  // True for a NaN value as well; a best that is NaN already is left alone.
+  // True for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE bool wins(float best, float value) { return !(value <= best) && best == best; }
   static CF_ALWAYS_INLINE void update(Vec& best, Vec value) {
-    for (int l = 0; l < kLanes; ++l) {
+    for (int l = 0; l < kFloats; ++l) {
       if (wins(best[l], value[l])) best[l] = value[l];
     }
   }
   static CF_ALWAYS_INLINE void update(Vec& best, Idx& arg, Vec value, int32_t row) {
-    for (int l = 0; l < kLanes; ++l) {
+    for (int l = 0; l < kFloats; ++l) {
       if (!wins(best[l], value[l])) continue;
       best[l] = value[l];
-      arg.lane[l] = row;
+      arg.at[l] = row;
     }
   }
 
-  static CF_ALWAYS_INLINE void transpose(Vec (&rows)[kLanes]) {
-    Vec columns[kLanes];
-    for (int r = 0; r < kLanes; ++r) {
-      for (int c = 0; c < kLanes; ++c) columns[c][r] = rows[r][c];
+  static CF_ALWAYS_INLINE void transpose(Vec (&rows)[kFloats]) {
+    Vec columns[kFloats];
+    for (int r = 0; r < kFloats; ++r) {
+      for (int c = 0; c < kFloats; ++c) columns[c][r] = rows[r][c];
     }
-    for (int c = 0; c < kLanes; ++c) rows[c] = columns[c];
+    for (int c = 0; c < kFloats; ++c) rows[c] = columns[c];
   }
 
   static float from_bits(uint32_t bits) {
@@ -87,11 +88,12 @@ struct Isa {
     const uint32_t sign = static_cast<uint32_t>(half.bits & 0x8000) << 16;
     const uint32_t exponent = (half.bits >> 10) & 0x1f;
     const uint32_t fraction = half.bits & 0x3ff;
-    if (exponent == 0) {  // zero or subnormal: fraction * 2^-24, exact in float32
+    if (exponent == 0) {  // Zero or subnormal: fraction * 2^-24, which is exact in float32.
       const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;
       return sign != 0 ? -magnitude : magnitude;
     }
-    // binary16's exponent bias is 15, binary32's 127; 31 is Inf and NaN in the one, 255 in the other.
+    // The exponent bias of binary16 is 15, and that of binary32 is 127. The exponents of infinity and NaN are
+    // 31 and 255.
     const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
     return from_bits(sign | (wide << 23) | (fraction << 13));
   }
@@ -101,12 +103,12 @@ struct Isa {
   }
 };
 
-using Narrow = NoNarrow;
-
 }  // namespace
 }  // namespace colbert_fast
 
-#include "per_tier/loop.h"
+#include "per_tier/no_narrow.h"
+
+#include "per_tier/loop.h"  // uses that Isa and Narrow
 
 namespace colbert_fast {
 namespace {

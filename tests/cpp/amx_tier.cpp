@@ -13,6 +13,7 @@
 
 #include "amx_model/model.h"
 #include "host/dispatch.h"
+#include "host/tiers.h"
 #include "maxsim.h"
 
 namespace {
@@ -128,7 +129,7 @@ std::string name_of(DType dtype, int64_t lq, int64_t dim) {
 
 // The tile of float32 decides what is screened, so not a bit may differ.
 void check_screening_changes_no_bit() {
-  const int64_t before = chunks_screened(kAmx);
+  const int64_t before = counters(kAmx).chunks_screened;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kInt8}) {
     for (const int64_t lq : {4, 8, 16, 17, 33, 64}) {
       for (const int64_t dim : kDims) {
@@ -140,7 +141,7 @@ void check_screening_changes_no_bit() {
       }
     }
   }
-  check(chunks_screened(kAmx) > before + 1000, "hardly a chunk was screened");
+  check(counters(kAmx).chunks_screened > before + 1000, "hardly a chunk was screened");
 }
 
 // float32 sums of up to 200 products of numbers of up to 1, in another order than that of avx512.

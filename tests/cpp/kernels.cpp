@@ -41,8 +41,10 @@
 #endif
 #endif
 
+#include "host/backward.h"
 #include "host/dispatch.h"
 #include "host/threads.h"
+#include "host/tiers.h"
 #include "maxsim.h"
 
 namespace {
@@ -507,7 +509,7 @@ const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLength
     {{64, 33}, {170, 40, 41, 32}},  // enough rows to be screened
 };
 const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130};
-// Above the serial threshold of dispatch.cpp, in scoring and in the gradients, so that four threads share the
+// Above the serial threshold of plan.cpp, in scoring and in the gradients, so that four threads share the
 // work.
 const std::pair<std::vector<int64_t>, std::vector<int64_t>> kParallel = {
     {20, 33, 0, 40, 8}, {13, 0, 5, 12, 1, 9, 24, 7, 10, 6, 18, 2, 14, 3, 11, 7, 4, 8, 22, 9}};
@@ -794,13 +796,13 @@ int main(int argc, char** argv) {
     check(is_portable || expected_digest == 0 || g_digest == expected_digest, "a bit of the other tiers'");
     if (!is_portable) expected_digest = g_digest;
     if (!only_shared_work) {
-      check((*t)->narrow_bytes == 0 || colbert_fast::chunks_screened(**t) > 0,
+      check((*t)->narrow_bytes == 0 || colbert_fast::counters(**t).chunks_screened > 0,
             "the count of screened chunks");
       check_special_values(**t);
       check_large_dims(**t);
     }
     check_concurrent_callers(**t);
-    check(colbert_fast::calls(**t) > 0, "the call counter");
+    check(colbert_fast::counters(**t).calls > 0, "the call counter");
     tiers += std::string(" ") + (*t)->name;
   }
   check_interrupts();

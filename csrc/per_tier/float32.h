@@ -1,0 +1,56 @@
+// The maxima of document rows over lanes by products of float32: the definition that every other way of this
+// folder has to agree with. This file is compiled once for each tier, inside the tier's target region, and
+// includes no system header. screen.h, bfloat16.h and loop.h use it.
+
+#pragma once
+
+#include "per_tier/tile.h"
+
+namespace colbert_fast {
+namespace {
+
+// Takes rows into the maxima of the packed lanes from `begin`, the first lane of a panel, to `end`.
+template <typename T, bool kArgmax>
+void accumulate_float32(const Rows<T>& rows, int64_t begin, int64_t end, const Best& best, Scratch& s) {
+  constexpr bool kIsFloat32 = std::is_same<T, float>::value;
+  // With one panel no row is read twice. So the rows need no blocks, except for the looks for an interrupt.
+  const bool one_panel = kIsFloat32 && end - begin <= kPanel;
+  const int64_t rows_between_looks = kWorkBetweenLooks / (kPanel * (rows.dim > 0 ? rows.dim : 1));
+  const int64_t block_rows =
+      one_panel && rows_between_looks > s.block_rows ? rows_between_looks : s.block_rows;
+  for (int64_t row = 0; row < rows.count; row += block_rows) {
+    if (given_up(0, s)) return;
+    const Rows<T> block = rows.part(row, rows.count - row < block_rows ? rows.count - row : block_rows);
+    const uintptr_t ahead_of_block = reinterpret_cast<uintptr_t>(block.data) + kPrefetchBytes;
+    const float* values;
+    int64_t stride;
+    if constexpr (kIsFloat32) {
+      values = block.data;
+      stride = block.stride;
+    } else {
+      const uintptr_t row_bytes = static_cast<uintptr_t>(rows.dim) * sizeof(T);
+      for (int64_t r = 0; r < block.count; ++r) {
+        for (uintptr_t b = 0; b < row_bytes; b += 64)
+          prefetch(ahead_of_block + static_cast<uintptr_t>(r) * row_bytes + b);
+        block.widened(r, s.float32_rows + r * rows.dim);
+      }
+      values = s.float32_rows;
+      stride = rows.dim;
+    }
+    for (int64_t lane = begin; lane < end; lane += kPanel) {
+      const float* q = s.float32_queries + lane * rows.dim;
+      // The first panel streams the rows from memory; the others find them in the cache.
+      const Ahead ahead = {ahead_of_block, kIsFloat32 && lane == 0 ? 1 : 0};
+      const Maxima<kArgmax> maxima = {from_lane(best, lane), block.token};
+      if (end - lane > Isa::kFloats) {
+        panel<Float32Ops, Isa::kVecs, kPanel>(q, values, stride, rows.dim, block.count, ahead, maxima);
+      } else {
+        panel<Float32Ops, 1, Isa::kFloats>(q, values, stride, rows.dim, block.count, ahead, maxima);
+      }
+      if (given_up(block.count * kPanel * rows.dim, s)) return;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace colbert_fast

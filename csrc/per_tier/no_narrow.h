@@ -1,0 +1,18 @@
+// The Narrow (screen.h) of a tier that multiplies nothing but float32. This file is compiled once for each
+// such tier, inside the tier's target region, and includes no system header.
+
+#pragma once
+
+namespace colbert_fast {
+namespace {
+
+struct Narrow {
+  template <typename T>
+  using Screen = void;
+  static constexpr bool kBFloat16 = false;
+  static constexpr const Tier* kForFloat32Queries = nullptr;
+  static constexpr int64_t kBytes = 0;
+};
+
+}  // namespace
+}  // namespace colbert_fast
