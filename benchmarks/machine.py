@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from colbert_fast.bench import Workload
 
 ROOT = Path(__file__).parents[1]
-# Other processes that want a core, above which timings are not to be believed.
+# Where more other processes than this want a core, timings are not to be believed.
 MAX_LOAD = 0.5
-# The share of noisy results that says the same.
+# Where a larger share of the results is noisy, timings are not to be believed either.
 MAX_NOISY = 1 / 3
 
 
@@ -39,7 +39,7 @@ def gpu_workloads() -> tuple[Workload, ...]:
         return Workload(f"gpu-{name}", nq, lq, nd, ld, torch.bfloat16, source, device="cuda", **also)
 
     peers = "late-interaction-kernels' and flash-maxsim's own benchmarks"
-    # A run that is out of time has done the first ones.
+    # The most important ones come first, because the time of a run may end.
     return (
         gpu("rerank-1k-bfloat16", 1, 1000, 32, 300, f"ColBERT reranking; {peers}"),
         gpu("rerank-10k-bfloat16", 1, 10000, 32, 300, f"ColBERT reranking, bound by memory; {peers}"),
@@ -110,7 +110,7 @@ def gpu_state() -> dict[str, str]:
 
 
 def is_loaded() -> bool:
-    """Whether others wanted a core during the last minute; our own share is the CPU time of this process."""
+    """Whether other processes wanted a core during the last minute. Our own share is the CPU time of this process."""
     return hasattr(os, "getloadavg") and os.getloadavg()[0] - time.process_time() / 60 > MAX_LOAD
 
 
@@ -130,7 +130,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def version(package: str) -> str | None:
-    """Of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -138,7 +138,7 @@ def version(package: str) -> str | None:
 
 
 def is_cold(workload: Workload, size: int) -> bool:
-    """Whether documents of so many bytes come from memory in every round."""
+    """Whether documents of ``size`` bytes come from memory in every round."""
     from colbert_fast import bench
 
     # On a GPU every round begins with a flush.

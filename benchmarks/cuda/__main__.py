@@ -1,10 +1,11 @@
 """Test and measure this machine's CUDA device, with what is installed on it: ``make bench-gpu``.
 
-    python -m benchmarks.cuda [--wheels FOLDER] [--results FOLDER] [--minutes 8] [--commit HASH]
+    python -m benchmarks.cuda [--wheels FOLDER] [--results FOLDER] [--minutes 8] [--commit HASH] [--no-tests]
 
-First the tests that need a device, while other processes compile what is to be measured; then every workload, in a
-process of its own that is started again without the contender that ended it. What was measured is in the JSON file
-after every workload, and at the end of the time.
+1. The tests that need a device run, while other processes compile what is to be measured.
+2. A worker measures every workload. It writes the JSON file after each. If a contender ends the worker, a new worker
+   goes on without this contender.
+3. What there was no time for is written down as such.
 """
 
 from __future__ import annotations
@@ -12,35 +13,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.cuda import ahead
-from benchmarks.cuda.first_call import caches
-from benchmarks.cuda.journal import Journal
-from benchmarks.cuda.wheels import unpack
-from benchmarks.figures import best, family, ms, rate, ratio, seconds, tiers, variant
-from benchmarks.recorder import Recorder, as_text
+from benchmarks import machine, recorder
+from benchmarks.cuda import first_call
+from benchmarks.cuda.processes import start, start_shares, wait
+from benchmarks.cuda.progress import Progress
 
-COMMAND = "make bench-gpu"
-# Every test that is marked ``cuda``, that names triton, or that the backend fixture runs on it; not those that need no
-# device, of the interpreter and of compiled code.
+# Every test that is marked ``cuda``, that names triton, or that the backend fixture runs on it. Tests of the
+# interpreter and of compiled code need no device.
 SELECTION = "(cuda or triton) and not interpreter and not test_triton_code"
-# Of the time, to come to an end; in seconds.
-ENDING = 15.0
+# Of the time, what the tests and the compilers get, and seconds to come to an end.
+TESTING, ENDING = 0.3, 15.0
 # A copy of the tests in a folder without colbert_fast, so that they import the installed one; `make suite` makes it.
 SUITE = machine.ROOT / "build" / "suite"
-RESTARTS = 6
 WORKER = ("-m", "benchmarks.cuda.worker")
-PACKAGES = ("colbert-fast", "torch", "triton", "sentence-transformers", "late-interaction-kernels", "flash-maxsim")
+RESTARTS = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,51 +45,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, default=machine.ROOT / "build" / "wheels", help="used, not installed")
     parser.add_argument("--results", type=Path, default=machine.ROOT / "benchmarks" / "results")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default: 8)")
-    parser.add_argument(
-        "--test-seconds", type=float, default=150.0, help="for the tests and the compilers at most (default: 150)"
-    )
     parser.add_argument("--commit", help="of a tree without its git folder")
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     chosen = parser.parse_args(arguments)
-    end = time.monotonic() + 60 * chosen.minutes
+    begin, seconds = time.monotonic(), 60 * chosen.minutes
     if reason := _no_device():
         print(f"benchmarks.cuda: {reason}; make bench measures the processor", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory() as folder:
-        site = Path(folder) / "site"
-        print("unpacked:", *(unpack(chosen.wheels, site) or ["nothing"]), flush=True)
-        sys.path.insert(1, str(site))
-        path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
-        environment = {**os.environ, "PYTHONPATH": path, **caches(Path(folder))}
-        enough = min(end, time.monotonic() + chosen.test_seconds)
-        compilers = ahead.start(environment)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print("unpacked:", *(unpack(chosen.wheels, folder / "site") or ["nothing"]), flush=True)
+        sys.path.insert(1, str(folder / "site"))
+        path = os.pathsep.join(filter(None, (sys.path[1], os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path, **first_call.caches(folder)}
+        about: dict[str, Any] = {"profile": "full", "command": "make bench-gpu", "tests": {}}
+        about |= {"commit": chosen.commit, "dirty": None} if chosen.commit else {}
+        progress = Progress(folder / "progress", chosen.results, about)
+        compilers = start_shares(*first_call.MODULE, environment=environment)
         try:
-            tests = {} if chosen.no_tests else run_tests(environment, enough - time.monotonic())
-            through = ahead.wait(compilers, enough)
-        except BaseException:  # Ctrl-C
-            ahead.wait(compilers, 0.0)
-            raise
-        print(f"compiled: {through} of {len(compilers)} shares; {end - time.monotonic():.0f} s left", flush=True)
-        ahead.forget_tuning(Path(folder))
-        recorded = Results(chosen.results, tests, chosen.commit)
-        journal = Journal(Path(folder) / "journal.jsonl")
-        with contextlib.suppress(KeyboardInterrupt):
-            run_workers(journal, environment, end - ENDING, recorded)
-        report = recorded.write(journal)
+            if not chosen.no_tests:
+                about["tests"] = run_tests(environment, TESTING * seconds)
+            ends = [wait(process, max(0.0, begin + TESTING * seconds - time.monotonic())) for process in compilers]
+        finally:
+            for process in compilers:
+                wait(process, 0.0)
+        print(f"compiled: {ends.count(0)} of {len(ends)} shares", flush=True)
+        # Contenders that keep on disk which configuration was the fastest chose it beside other processes.
+        for found in folder.rglob("*.autotune.json"):
+            found.unlink()
+        report = measure(progress, environment, begin + seconds - ENDING)
     if report is None:
         print("benchmarks.cuda: nothing was measured", file=sys.stderr)
         return 1
-    print("\n".join(as_text(report)))
     failures = failed(report)
+    print(*recorder.as_text(report), "", f"tests: {about['tests'].get('summary', 'not run')}", sep="\n")
     print(
-        "",
-        *summary(report),
-        "",
-        f"tests: {tests.get('summary', 'not run')}",
-        f"wrote {recorded.path}",
-        *(f"FAILED: {failure}" for failure in failures),
-        sep="\n",
+        f"wrote {chosen.results / report['machine']['name']}.json", *(f"FAILED: {line}" for line in failures), sep="\n"
     )
     return int(bool(failures))
 
@@ -106,31 +94,34 @@ def _no_device() -> str | None:
     return None if torch.cuda.is_available() else f"this machine has no CUDA device (torch {torch.__version__})"
 
 
+def unpack(wheels: Path, site: Path) -> list[str]:
+    """Unpack the pure-Python wheels whose distribution is not installed, and return their names."""
+    absent = [
+        wheel
+        for wheel in sorted(wheels.glob("*-none-any.whl"))
+        if machine.version(wheel.name.partition("-")[0].replace("_", "-")) is None
+    ]
+    for wheel in absent:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    return [wheel.name for wheel in absent]
+
+
 def run_tests(environment: dict[str, str], limit: float) -> dict[str, Any]:
     """Run the tests that need a device; return how they ended."""
     if importlib.util.find_spec("pytest") is None:
         return {"passed": False, "summary": "pytest is not installed"}
-    command = [sys.executable, "-m", "pytest", "tests", "-k", SELECTION, "-q", "--continue-on-collection-errors"]
+    command = ["-m", "pytest", "tests", "-k", SELECTION, "-q", "--continue-on-collection-errors", "--maxfail", "60"]
     # The packages of this machine are not those that we develop with: a warning of theirs is no failure.
-    command += ["-p", "no:cacheprovider", "--maxfail", "60", "-W", "default"]
+    command += ["-p", "no:cacheprovider", "-W", "default"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(max(1, (os.cpu_count() or 1) // 2)), "--dist", "worksteal"]
     environment = {**environment, "COLBERT_FAST_REQUIRE": "triton"}
+    folder = SUITE if SUITE.is_dir() else machine.ROOT
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=SUITE if SUITE.is_dir() else machine.ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            status = None
-            # pytest says what it has done so far.
-            stop(process, signal.SIGINT, 10.0)
+        process = start(*command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        # pytest says what it has done so far when it is interrupted.
+        status = wait(process, limit, patience=10.0)
         output.seek(0)
         lines = output.read().splitlines()
     print(*lines, sep="\n", flush=True)
@@ -138,105 +129,27 @@ def run_tests(environment: dict[str, str], limit: float) -> dict[str, Any]:
     return {"passed": status == 0, "summary": f"stopped after {limit:.0f} s: {last}" if status is None else last}
 
 
-class Results:
-    """The JSON file of this run."""
+def measure(progress: Progress, environment: dict[str, str], end: float) -> dict[str, Any] | None:
+    """Run workers, one after the other, until one is through or the time is over; return what the file holds."""
+    from benchmarks.cuda import contenders, timing, worker
 
-    def __init__(self, folder: Path, tests: dict[str, Any], commit: str | None) -> None:
-        from benchmarks.cuda.contenders import CONTENDERS
-
-        self.folder = folder
-        self._order = [contender.name for contender in CONTENDERS]
-        self.path: Path | None = None
-        self._tests = tests
-        self._commit = commit
-        self._began = Recorder()
-
-    def write(self, journal: Journal) -> dict[str, Any] | None:
-        """Write what the journal holds; None if that is nothing."""
-        recorder = Recorder()
-        run = journal.replay(recorder)
-        if not run:
-            return None
-        given = {"commit": self._commit, "dirty": None} if self._commit else {}
-        recorder.commit, recorder.dirty, recorder.date = self._began.commit, self._began.dirty, self._began.date
-        about = {**run, **given, "command": COMMAND, "tests": self._tests}
-        report = recorder.report(about, self._order, PACKAGES)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / f"{report['machine']['name']}.json"
-        # At once, so that a reader or a kill never finds half a file.
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        new.replace(self.path)
-        return report
-
-
-def run_workers(journal: Journal, environment: dict[str, str], end: float, results: Results) -> None:
-    """Run workers, one after the other, until one is through or the time is over."""
-    for _ in range(RESTARTS):
-        left = end - time.monotonic()
-        if left <= 0:
-            return
-        known = journal.size()
-        command = [sys.executable, *WORKER, str(journal.path), str(time.time() + left)]
-        process = subprocess.Popen(command, cwd=machine.ROOT, env=environment, start_new_session=True)
-        try:
-            reason = watch(process, journal, end, results)
-        finally:
-            stop(process, signal.SIGTERM, 2.0)
-        if reason is None or journal.size() == known:
-            return
-        if found := journal.unfinished():
-            place = {name: found[name] for name in ("workload", "contender", "doing")}
-            journal.write("crash", **place, reason=reason)
-        print(f"benchmarks.cuda: a worker ended: {reason}", file=sys.stderr, flush=True)
-
-
-def watch(
-    process: subprocess.Popen[bytes], journal: Journal, end: float, results: Results, pause: float = 0.25
-) -> str | None:
-    """Wait for a worker, keeping the file up to date; return why it ended too early, or None."""
-    known = journal.done()
-    while (status := process.poll()) is None:
-        time.sleep(pause)
-        if time.monotonic() > end + ENDING / 3:
-            return None
-        if (found := journal.unfinished()) and journal.age() > found["limit"]:
-            return f"{found['doing']} took longer than {found['limit']:.0f} s"
-        if found is None and (done := journal.done()) != known:
-            print(f"{end - time.monotonic():4.0f} s left:", *sorted(done - known), flush=True)
-            known = done
-            results.write(journal)
-    return None if status == 0 else f"failed: exit status {status}"
-
-
-def stop(process: subprocess.Popen[bytes], how: signal.Signals, patience: float) -> None:
-    """End a process and those it has started, by force if it does not in time."""
-    for number, limit in ((how, patience), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, number)
-            process.wait(limit)
-            return
-
-
-def summary(report: dict[str, Any]) -> list[str]:
-    """One line for every workload: ours, and how many times longer the others take."""
-    lines = []
-    for workload in report["workloads"]:
-        results = workload["results"]
-        ours = best(results, "ours")
-        if ours is None:
-            lines.append(f"{workload['name']}: {'no correct result of ours' if results else 'not run'}")
-            continue
-        _, bound, share = rate(report, workload, ours, tiers(workload))
-        parts = [f"{workload['name']}: {ms(ours)} ms, {variant(ours)}"]
-        parts += [f"{share} of the {bound} limit"] if share != "-" else []
-        parts += [f"host {1e3 * ours['host']['p50']:.4f} ms"] if ours.get("host") else []
-        for name in dict.fromkeys(family(entry["contender"]) for entry in results if not entry["ours"]):
-            entries = [entry for entry in results if family(entry["contender"]) == name and not entry["wrong"]]
-            fastest = min(entries, key=seconds, default=None)
-            parts += [f"{fastest['contender']} {ratio(fastest, ours)}"] if fastest else []
-        lines.append("; ".join(parts))
-    return lines
+    progress.save()
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in range(RESTARTS):
+            left = end - time.monotonic()
+            command = [*WORKER, str(progress.path), str(time.time() + left)]
+            # A worker ends by itself, with the call during which the time is over.
+            status = wait(start(*command, env=environment), max(0.0, left + ENDING / 3))
+            progress = Progress.load(progress.path)
+            if status in (0, None) or (status != worker.LOST and progress.blame(f"exit status {status}") is None):
+                break
+            print(f"benchmarks.cuda: a worker ended: exit status {status}", file=sys.stderr, flush=True)
+    progress = Progress.load(progress.path)
+    if "machine" in progress.about:
+        # Every stage that is not done becomes a line that says so.
+        everything = machine.gpu_workloads(), contenders.CONTENDERS
+        worker.Worker(timing.Cuda(), progress, float("-inf")).run(*everything)
+    return progress.report()
 
 
 def failed(report: dict[str, Any]) -> list[str]:
@@ -247,7 +160,7 @@ def failed(report: dict[str, Any]) -> list[str]:
         skips = [(entry["contender"], entry["reason"]) for entry in workload["skipped"]]
         wrongs = [(entry["contender"], "wrong") for entry in workload["results"] if entry["wrong"]]
         for name, reason in [*skips, *wrongs]:
-            if name.startswith("colbert_fast") and reason.startswith(("failed", "wrong", "prepare", "time", "graph")):
+            if name.startswith("colbert_fast") and reason.startswith(("failed", "wrong")):
                 found.append(f"{workload['name']}, {name}: {reason}")
     return found
 

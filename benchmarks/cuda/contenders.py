@@ -25,31 +25,16 @@ from benchmarks.contender import (
     no_gradients,
     quantized_only,
     ragged_only,
+    unless,
 )
-from benchmarks.contenders import compiled, compiler, ours, sentence_transformers
-from benchmarks.layouts import bind, gemm_dequantized, on_padded, on_rows, padded, since
-from benchmarks.torch_paths import (
-    einsum,
-    einsum_chunked,
-    gemm,
-    gemm_documents_first,
-    owner,
-    scatter_reduce,
-    segment_reduce,
-)
-from colbert_fast.bench import Inputs, Workload
+from benchmarks.contenders import COMPILED, SHARED, compiled, compiler, dense, ours, peer, torch_contender
+from benchmarks.layouts import bind, padded, since
+from benchmarks.torch_paths import einsum_chunked, gemm_documents_first
+from colbert_fast.bench import Inputs
 
-
-def _one_query(workload: Workload) -> str | None:
-    return None if workload.nq == 1 else "takes one query"
-
-
-def _gradients_only(workload: Workload) -> str | None:
-    return None if workload.backward else "meant for a backward pass"
-
-
-def _long_queries(workload: Workload) -> str | None:
-    return None if workload.lq >= 512 else "meant for long queries"
+_one_query = unless("takes one query", lambda workload: workload.nq == 1)
+_gradients_only = unless("meant for a backward pass", lambda workload: workload.backward)
+_long_queries = unless("meant for long queries", lambda workload: workload.lq >= 512)
 
 
 def _ours_packed(backend: str, inputs: Inputs) -> Prepared:
@@ -205,14 +190,6 @@ def fm_int8(inputs: Inputs) -> Prepared:
     )
 
 
-def _torch(name: str, build: Callable[[Inputs], Prepared], *refusals: Any, late: bool = False) -> Contender:
-    return Contender(name, "torch", build, "torch", refusals, main=not late)
-
-
-def _peer(name: str, build: Callable[[Inputs], Prepared], *refusals: Any, late: bool = False) -> Contender:
-    return Contender(name, "peer", build, name.split()[0], refusals, main=not late)
-
-
 def _ours(backend: Any) -> tuple[Contender, ...]:
     def contender(how: str, build: Callable[..., Prepared], *refusals: Any) -> Contender:
         made = functools.partial(build, backend.name)
@@ -226,44 +203,24 @@ def _ours(backend: Any) -> tuple[Contender, ...]:
     )
 
 
-def _contenders() -> tuple[Contender, ...]:
-    dense = functools.partial(functools.partial, on_padded)
-    segments = functools.partial(on_rows, segment_reduce, lambda lengths: lengths)
-    scattered = functools.partial(on_rows, scatter_reduce, owner)
-    backends = [backend for backend in cf.backends() if backend.device in (None, "cuda")]
-    return (
-        *(contender for backend in backends for contender in _ours(backend)),
-        _torch("torch einsum", dense(einsum), exact_only),
-        _torch("torch einsum, chunked", dense(einsum_chunked), exact_only, no_gradients),
-        _torch("torch GEMM", dense(gemm), exact_only, equal_lengths_only),
-        _torch("torch GEMM, documents first", dense(gemm_documents_first), exact_only, equal_lengths_only),
-        _torch("torch GEMM, float32 copies as TF32", _gemm_tf32, exact_only, equal_lengths_only, no_gradients),
-        _torch("torch GEMM + segment_reduce", segments, exact_only, ragged_only),
-        _torch("torch GEMM + scatter_reduce", scattered, exact_only, ragged_only),
-        _torch("torch GEMM, dequantized", gemm_dequantized, quantized_only),
-        _peer("sentence-transformers maxsim", sentence_transformers, exact_only),
-        _peer("late-interaction-kernels", functools.partial(lik, None), exact_only),
-        _peer("late-interaction-kernels unified", functools.partial(lik, "unified"), exact_only, _gradients_only),
-        _peer("late-interaction-kernels varlen", lik_varlen, exact_only, ragged_only),
-        _peer("late-interaction-kernels fp8", lik_fp8, quantized_only),
-        _peer("flash-maxsim", fm, exact_only),
-        _peer("flash-maxsim inverse grid", fm_inverse_grid, exact_only, _gradients_only),
-        _peer("flash-maxsim packed", fm_packed, exact_only, ragged_only, _one_query),
-        _peer("flash-maxsim persistent", fm_persistent, exact_only, ragged_only),
-        _peer("flash-maxsim int8x8", fm_int8, quantized_only, _one_query),
-        # Compiling these takes longer than timing everything else: they come last, as far as there is time.
-        _torch("torch einsum, compiled", functools.partial(compiled, "default"), exact_only, compiler, late=True),
-        _peer(
-            "flash-maxsim query reuse", fm_query_reuse, exact_only, no_gradients, _one_query, _long_queries, late=True
-        ),
-        _torch(
-            "torch einsum, compiled max-autotune",
-            functools.partial(compiled, "max-autotune-no-cudagraphs"),
-            exact_only,
-            compiler,
-            late=True,
-        ),
-    )
-
-
-CONTENDERS = _contenders()
+CONTENDERS = (
+    *(ours for backend in cf.backends() if backend.device in (None, "cuda") for ours in _ours(backend)),
+    *SHARED,
+    torch_contender("einsum, chunked", dense(einsum_chunked), no_gradients),
+    torch_contender("GEMM, float32 copies as TF32", _gemm_tf32, equal_lengths_only, no_gradients),
+    peer("late-interaction-kernels", functools.partial(lik, None), exact_only),
+    peer("late-interaction-kernels unified", functools.partial(lik, "unified"), exact_only, _gradients_only),
+    peer("late-interaction-kernels varlen", lik_varlen, exact_only, ragged_only),
+    peer("late-interaction-kernels fp8", lik_fp8, quantized_only),
+    peer("flash-maxsim", fm, exact_only),
+    peer("flash-maxsim inverse grid", fm_inverse_grid, exact_only, _gradients_only),
+    peer("flash-maxsim packed", fm_packed, exact_only, ragged_only, _one_query),
+    peer("flash-maxsim persistent", fm_persistent, exact_only, ragged_only),
+    peer("flash-maxsim int8x8", fm_int8, quantized_only, _one_query),
+    # Compiling these takes longer than timing everything else: they come last, as far as there is time.
+    COMPILED,
+    peer("flash-maxsim query reuse", fm_query_reuse, exact_only, no_gradients, _one_query, _long_queries, main=False),
+    torch_contender(
+        "einsum, compiled max-autotune", functools.partial(compiled, "max-autotune-no-cudagraphs"), compiler, main=False
+    ),
+)

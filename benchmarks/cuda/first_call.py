@@ -1,8 +1,10 @@
-"""The first call of a process: compiling, tuning, loading.
+"""First calls of a process: they compile, tune and load.
 
-    python -m benchmarks.cuda.first_call WORKLOAD CONTENDER
+    python -m benchmarks.cuda.first_call WORKLOAD CONTENDER    prints the seconds of one first call
+    python -m benchmarks.cuda.first_call SHARE OF              makes one of OF shares of all first calls that compile
 
-prints its seconds. Importing the libraries and drawing the inputs come before.
+The compilers keep the code on disk. The measurement, which is one process, then finds what the shares have compiled.
+Importing the libraries and drawing the inputs come before the call.
 """
 
 from __future__ import annotations
@@ -14,29 +16,35 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import machine
 
+if TYPE_CHECKING:
+    from benchmarks.contender import Contender
+    from colbert_fast.bench import Workload
+
+MODULE = ("-m", "benchmarks.cuda.first_call")
 LIMIT = 120.0
-# Where Triton and torch.compile keep what they have compiled.
-CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+# Of torch's formulations only this one is compiled ahead: compiling the others takes too long.
+COMPILED_TORCH = "torch einsum, compiled"
 
 
 def caches(folder: Path) -> dict[str, str]:
-    """Environment variables that let the compilers keep everything in ``folder``."""
-    return {name: str(folder / name.lower()) for name in CACHES}
+    """Environment variables that let Triton and torch.compile keep everything in ``folder``."""
+    return {name: str(folder / name.lower()) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
 
 
 def measured_apart(workload: str, contender: str, cache: Path) -> float:
-    """Run this module in a fresh process whose compilers keep their results in ``cache``.
+    """Time one first call in a fresh process whose compilers keep their results in ``cache``.
 
     Raises
     ------
     RuntimeError
         The process failed; the message is the last line of what it said.
     """
+    command = [sys.executable, *MODULE, workload, contender]
     environment = {**os.environ, **caches(cache)}
-    command = [sys.executable, "-m", "benchmarks.cuda.first_call", workload, contender]
     try:
         done = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -47,25 +55,40 @@ def measured_apart(workload: str, contender: str, cache: Path) -> float:
     return float(done.stdout.split()[-1])
 
 
-def main() -> int:
-    """Run the command; returns its exit status."""
+def _seconds(workload: Workload, contender: Contender) -> float:
     import torch
 
-    from benchmarks.cuda.contenders import CONTENDERS
-
-    with contextlib.suppress(ImportError):
-        importlib.import_module("triton")
-
-    workload = next(found for found in machine.gpu_workloads() if found.name == sys.argv[1])
-    contender = next(found for found in CONTENDERS if found.name == sys.argv[2])
+    torch.cuda.empty_cache()
     prepared = contender.prepare(workload.inputs())
     torch.cuda.synchronize()
     start = time.perf_counter()
     prepared.score()
     torch.cuda.synchronize()
-    print(time.perf_counter() - start)
-    return 0
+    return time.perf_counter() - start
+
+
+def main(first: str, second: str) -> None:
+    """Run the command."""
+    from benchmarks.cuda.contenders import CONTENDERS
+
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
+    pairs = [(workload, contender) for contender in CONTENDERS for workload in machine.gpu_workloads()]
+    if not first.isdigit():
+        (pair,) = [(w, c) for w, c in pairs if (w.name, c.name) == (first, second)]
+        print(_seconds(*pair))
+        return
+    compiling = [
+        (workload, contender)
+        for workload, contender in pairs
+        if (contender.kind != "torch" and contender.backend != "torch") or contender.name == COMPILED_TORCH
+        if contender.why_not(workload) is None
+    ]
+    for pair in compiling[int(first) :: int(second)]:
+        # A contender that fails here fails again, and says why, when it is measured.
+        with contextlib.suppress(Exception):
+            _seconds(*pair)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(*sys.argv[1:])

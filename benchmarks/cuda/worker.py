@@ -1,10 +1,8 @@
 """Measure everything on the CUDA device, the first workloads first, until the time is over.
 
-    python -m benchmarks.cuda.worker JOURNAL END
+    python -m benchmarks.cuda.worker PROGRESS END
 
-``END`` is in seconds since the epoch, so that what a process takes to begin counts.
-
-Started again with the journal of a process that ended, it goes on behind what is done, without who ended it.
+``END`` is in seconds since the epoch, so that the start of this process counts too.
 """
 
 from __future__ import annotations
@@ -12,38 +10,37 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks import machine
-from benchmarks.contender import WRONG, Contender, Prepared, check
+from benchmarks import machine, peaks
+from benchmarks.contender import WRONG, Contender, Prepared, check, right_gradients
 from benchmarks.cuda import first_call
-from benchmarks.cuda.journal import Journal
-from benchmarks.cuda.timing import Cuda, Device, clear, interleaved, on_device
-from benchmarks.recorder import Entry, result_entry, workload_entry
+from benchmarks.cuda.contenders import CONTENDERS
+from benchmarks.cuda.progress import Progress
+from benchmarks.cuda.timing import Cuda, clear, interleaved, on_device
+from benchmarks.recorder import result_entry, workload_entry
 from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
-# Of a worker that ends because its device is of no more use to it.
-CRASHED = 75
-# Seconds without a word after which a worker is stuck: of a call, and of one that compiles or tunes before.
+# The exit status of a worker whose device works no more. The next worker gets a new context.
+LOST = 75
+# Seconds of a call, and of a first call, which compiles and tunes, after which the worker is stuck.
 CALL_LIMIT, PREPARE_LIMIT = 30.0, 100.0
 NO_TIME = "no time left"
-# Seconds without which nothing that compiles is begun.
+# Nothing that compiles begins in the last seconds.
 LATE_RESERVE = 25.0
 GRAPH_ROUNDS = 20
-# Whose first calls are timed, on the first workload: with an empty cache, and with what that left.
+# Contenders whose first calls are timed on the first workload: one call with an empty cache, others with what it left.
 FIRST_CALLS = ("colbert_fast triton", "late-interaction-kernels", "flash-maxsim")
-COLD_CALLS, WARM_CALLS = 1, 2
+WARM_CALLS = 2
 
 
-@dataclass
-class Ready:
+class Ready(NamedTuple):
     """A contender whose scores were checked."""
 
     contender: Contender
@@ -52,91 +49,77 @@ class Ready:
 
 
 class Worker:
-    """Goes through the stages of a run.
+    """Goes through the stages of a run; ``deadline`` is on the device's ``clock``."""
 
-    Parameters
-    ----------
-    deadline
-        On the device's ``clock``.
-    """
-
-    def __init__(self, device: Device, journal: Journal, deadline: float) -> None:
+    def __init__(self, device: Cuda, progress: Progress, deadline: float) -> None:
         self.device = device
-        self.journal = journal
+        self.progress = progress
+        self.recorder = progress.recorder
         self.deadline = deadline
-        self.finished = journal.done()
-        self.crashed = journal.crashed()
-        self._turn = ("", "", "")
 
     def run(self, workloads: Sequence[Workload], contenders: Sequence[Contender]) -> None:
-        """Everyone who is ready at once on every workload, then the first calls, then those that compile."""
+        """Measure what is ready at once on every workload, then the first calls, then what compiles for long."""
+        self.progress.order = [contender.name for contender in contenders]
         main = [contender for contender in contenders if contender.main]
         for workload in workloads:
-            self.stage(workload.name, workload, main)
-        self.first_calls(workloads[0], contenders)
-        for contender in contenders:
-            for workload in workloads if not contender.main else ():
+            if workload.name not in self.progress.done:
+                # Its documents as long as they may be. _measure says how long they are.
+                self.recorder.open(workload_entry(workload))
+                self._stage(workload.name, workload, main)
+        self._first_calls(workloads[0], [contender for contender in contenders if contender.name in FIRST_CALLS])
+        for late in (contender for contender in contenders if not contender.main):
+            for workload in workloads:
                 # Beside one of ours, so that both have seen the same minute.
-                anchors = [other for other in main if other.kind == "ours" and other.why_not(workload) is None]
-                self.stage(f"{workload.name}/{contender.name}", workload, [*anchors[:1], contender], LATE_RESERVE)
+                ours = [other for other in main if other.kind == "ours" and other.why_not(workload) is None]
+                self._stage(f"{workload.name}/{late.name}", workload, [*ours[:1], late], LATE_RESERVE)
 
     def left(self) -> float:
         """Seconds."""
         return self.deadline - self.device.clock()
 
-    def stage(self, name: str, workload: Workload, contenders: Sequence[Contender], reserve: float = 0.0) -> None:
-        """Check and time some contenders on a workload."""
-        if name in self.finished:
-            return
-        able = [contender for contender in contenders if self._able(workload, contender)]
-        if able[-1:] != list(contenders[-1:]) and reserve:
-            able = []
-        if able and self.left() > reserve:
-            try:
-                self._measure(name, workload, able)
-            except Exception as error:  # Of the inputs or their reference, which no contender is to blame for.
-                self._skip(workload, able, f"failed: {error}")
-        else:
-            self._skip(workload, able, NO_TIME)
-        self._done(name)
-
     def _done(self, stage: str) -> None:
-        if stage not in self.finished:
-            self.finished.add(stage)
-            self.journal.write("done", stage=stage)
+        self.progress.save(stage)
+        print(f"{max(0.0, self.left()):4.0f} s left: {stage}", flush=True)
 
-    def _able(self, workload: Workload, contender: Contender) -> bool:
-        if self.crashed & {(workload.name, contender.name, doing) for doing in ("prepare", "time")}:
-            return False
-        if reason := contender.why_not(workload):
-            self._skip(workload, [contender], reason)
-        return reason is None
-
-    def _skip(self, workload: Workload, contenders: Iterable[Contender], reason: str) -> None:
-        if not any(line["event"] == "workload" and line["name"] == workload.name for line in self.journal.lines()):
-            # Its documents as long as they may be; with the inputs at hand, _measure says how long they are.
-            self.journal.write("workload", **workload_entry(workload))
+    def _stage(self, name: str, workload: Workload, contenders: Sequence[Contender], reserve: float = 0.0) -> None:
+        """Check and time contenders on a workload, if the last of them can run."""
+        if name in self.progress.done:
+            return
+        able = []
         for contender in contenders:
-            self.journal.write("skip", workload=workload.name, contender=contender.name, reason=reason)
+            if (workload.name, contender.name) in self.progress.left_out:
+                continue
+            if reason := contender.why_not(workload) or (NO_TIME if self.left() <= reserve else None):
+                self.recorder.skip(workload.name, contender.name, reason)
+            else:
+                able.append(contender)
+        try:
+            if able and (not reserve or able[-1] is contenders[-1]):
+                self._measure(name, workload, able)
+        except Exception as error:  # Of the inputs or their reference: no contender is to blame.
+            for contender in able:
+                self.recorder.skip(workload.name, contender.name, f"failed: {error}")
+        if name not in self.progress.done:
+            self._done(name)
 
     def _measure(self, stage: str, workload: Workload, contenders: Sequence[Contender]) -> None:
         inputs = workload.inputs()
-        self.journal.write("workload", **workload_entry(workload, inputs))
+        self.recorder.open(workload_entry(workload, inputs))
+        self.progress.save()
         reference = inputs.reference()
-        gradients = inputs.gradients() if workload.backward else None
+        gradients = right_gradients(inputs) if workload.backward else None
         ready: dict[str, Ready] = {}
         for contender in contenders:
             if self.left() <= 0:
-                self._skip(workload, [contender], NO_TIME)
+                self.recorder.skip(workload.name, contender.name, NO_TIME)
                 continue
-            self._begin(workload, contender.name, "prepare", PREPARE_LIMIT)
+            self.progress.begin(workload.name, contender.name, "prepare", PREPARE_LIMIT)
             try:
                 ready[contender.name] = self._prepare(contender, inputs, reference, gradients)
             except Exception as error:
                 self._failed(error)
-        self.journal.write("workload", **workload_entry(workload, inputs))
         self._time(workload, ready)
-        # A capture that fails can take the device down, and everything else is known by now.
+        # A capture that fails can take the device down. Everything else is known by now.
         self._done(stage)
         self._graphs(workload, ready, reference)
 
@@ -150,7 +133,7 @@ class Worker:
         self.device.synchronize()
         first = self.device.clock() - start
         clear(call)
-        # The first call may have tuned; this one is as those to be timed.
+        # The first call may have tuned. The second is like those to be timed, so its scores are checked.
         self.device.poison(reference.shape)
         checked = check(contender, call.score(), reference, exact=not inputs.workload.quantized)
         facts = {"first_call": first, "packing": call.packing, **checked._asdict()}
@@ -161,36 +144,28 @@ class Worker:
         return Ready(contender, call, facts)
 
     def _time(self, workload: Workload, ready: dict[str, Ready]) -> None:
-        """Time all that are ready; one that fails now is left out, and the others begin anew."""
+        """Time all that are ready. One that fails now is left out, and the others begin anew."""
 
         def begin(name: str) -> None:
-            self._begin(workload, name, "time", CALL_LIMIT)
+            self.progress.begin(workload.name, name, "time", CALL_LIMIT)
 
         while True:
             try:
                 times = interleaved(self.device, {n: found.call for n, found in ready.items()}, begin, self.deadline)
                 break
             except Exception as error:
-                name = self._turn[1]
-                self._failed(error)
-                del ready[name]
+                del ready[self._failed(error)]
         for name, found in times.items():
-            self.journal.write(
-                "result",
-                workload=workload.name,
-                result=result_entry(ready[name].contender, workload),
-                seconds=found.device,
-                host=found.host,
-                wall=found.wall,
-                facts=ready[name].facts,
-            )
+            entry = result_entry(ready[name].contender, workload)
+            self.recorder.add(workload.name, entry, found.device, **ready[name].facts)
+            self.recorder.add_also(workload.name, name, "host", found.host)
+            self.recorder.add_also(workload.name, name, "wall", found.wall)
 
     def _graphs(self, workload: Workload, ready: dict[str, Ready], reference: Tensor) -> None:
         for name, found in ready.items():
-            place = {"workload": workload.name, "contender": name}
-            if self.left() <= 0 or any(who == name and doing == "graph" for _, who, doing in self.crashed):
+            if self.left() <= 0 or ("graph", name) in self.progress.left_out:
                 continue
-            self._begin(workload, name, "graph", CALL_LIMIT)
+            self.progress.begin(workload.name, name, "graph", CALL_LIMIT)
             try:
                 replay, scores = self.device.graph(found.call)
                 self.device.elapsed(replay)
@@ -201,75 +176,52 @@ class Worker:
                 call = Prepared(replay)  # type: ignore[arg-type]
                 seconds = [on_device(self.device, call, 1e-4) for _ in range(GRAPH_ROUNDS)]
             except Exception as error:
-                self._failed(error, "graph")
-                continue
-            self.journal.write("graph", **place, seconds=seconds)
-
-    def first_calls(self, workload: Workload, contenders: Sequence[Contender]) -> None:
-        """Time first calls in processes of their own."""
-        if "first calls" in self.finished:
-            return
-        caches = {"cold": "empty", "warm": "filled"}
-        workloads = {}
-        for name, state in caches.items():
-            shape = f"{workload.shape}, first call of a process, {state} compiler cache"
-            about = {"name": f"gpu-first-call-{name}", "shape": shape, "bytes": 0, "flops": 0.0}
-            workloads[name] = {**workload_entry(workload), **about}
-            self.journal.write("workload", **workloads[name])
-        for contender in contenders:
-            if contender.name in FIRST_CALLS:
-                self._first_calls(workload, contender, workloads)
-        self._done("first calls")
-
-    def _first_calls(self, workload: Workload, contender: Contender, workloads: dict[str, Entry]) -> None:
-        reason = contender.why_not(workload)
-        found: dict[str, list[float]] = {name: [] for name in workloads}
-        with tempfile.TemporaryDirectory() as folder:
-            for number in range(COLD_CALLS):
-                reason = reason or self._first_call(workload, contender, Path(folder) / str(number), found["cold"])
-            for _ in range(WARM_CALLS):
-                reason = reason or self._first_call(workload, contender, Path(folder) / "0", found["warm"])
-        nothing = dict.fromkeys(("first_call", "packing", "max_relative_error", "kendall_tau"))
-        for name, seconds in found.items():
-            place = {"workload": workloads[name]["name"]}
-            if seconds:
-                facts = {**nothing, "wrong": False}
-                result = result_entry(contender, workload)
-                self.journal.write("result", **place, result=result, seconds=seconds, host=[], wall=[], facts=facts)
+                self._failed(error)
             else:
-                self.journal.write("skip", **place, contender=contender.name, reason=reason)
+                self.recorder.add_also(workload.name, name, "graph", seconds)
+        self.progress.save()
 
-    def _first_call(self, workload: Workload, contender: Contender, cache: Path, found: list[float]) -> str | None:
-        """Add one first call; return why there is none."""
-        if self.left() <= LATE_RESERVE:
-            return NO_TIME
-        self._begin(workload, contender.name, "first call", first_call.LIMIT + 10)
-        try:
-            found.append(first_call.measured_apart(workload.name, contender.name, cache))
-        except RuntimeError as error:
-            return f"failed: {error}"
-        return None
+    def _failed(self, error: Exception) -> str:
+        """Blame the contender whose turn it is, and return its name; end this process if the device is lost."""
+        healthy = self.device.healthy()
+        name = self.progress.blame(" ".join(str(error).split())[:300] or type(error).__name__, lost=not healthy)
+        if not healthy:
+            raise SystemExit(LOST)
+        assert name is not None
+        return name
 
-    def _begin(self, workload: Workload, contender: str, doing: str, limit: float) -> None:
-        self._turn = (workload.name, contender, doing)
-        self.journal.write("begin", workload=workload.name, contender=contender, doing=doing, limit=limit)
-
-    def _failed(self, error: Exception, event: str = "skip") -> None:
-        """Say why there is no result; end this process if the device is lost to it."""
-        workload, contender, doing = self._turn
-        place = {"workload": workload, "contender": contender}
-        reason = f"failed: {' '.join(str(error).split())[:300] or type(error).__name__}"
-        if self.device.healthy():
-            self.journal.write(event, **place, reason=reason)
+    def _first_calls(self, workload: Workload, contenders: Sequence[Contender]) -> None:
+        """Time first calls, each in a process of its own."""
+        if "first calls" in self.progress.done:
             return
-        self.journal.write("crash", **place, doing=doing, reason=reason)
-        raise SystemExit(CRASHED)
+        nothing = dict.fromkeys(("first_call", "packing", "max_relative_error", "kendall_tau"))
+        for contender in contenders:
+            reason, seconds = contender.why_not(workload), list[float]()
+            with tempfile.TemporaryDirectory() as cache:
+                while reason is None and len(seconds) < 1 + WARM_CALLS:
+                    try:
+                        reason = NO_TIME if self.left() <= LATE_RESERVE else None
+                        if reason is None:
+                            seconds.append(first_call.measured_apart(workload.name, contender.name, Path(cache)))
+                    except RuntimeError as error:
+                        reason = f"failed: {error}"
+            for name, state, found in (("cold", "empty", seconds[:1]), ("warm", "filled", seconds[1:])):
+                shape = f"{workload.shape}, first call of a process, {state} compiler cache"
+                about = {"name": f"gpu-first-call-{name}", "shape": shape, "bytes": 0, "flops": 0.0}
+                self.recorder.open({**workload_entry(workload), **about})
+                if found:
+                    entry = result_entry(contender, workload)
+                    self.recorder.add(f"gpu-first-call-{name}", entry, found, **nothing, wrong=False)
+                elif reason is not None:
+                    self.recorder.skip(f"gpu-first-call-{name}", contender.name, reason)
+        self._done("first calls")
 
 
 def _gradient_error(leaves: tuple[Tensor, ...], gradients: tuple[Tensor, Tensor]) -> float:
-    """Of the gradients of queries and documents, the larger norm of the difference relative to that of the right ones.
+    """Return the error of the gradient of the queries or of the documents, whichever is larger.
 
-    A norm, because where two tokens are almost equally similar another one may get the gradient.
+    An error is the norm of the difference over the norm of the right gradient. It is a norm because another token may
+    get the gradient where two tokens are almost equally similar.
     """
     errors = []
     for leaf, right in zip(leaves, gradients, strict=True):
@@ -279,21 +231,18 @@ def _gradient_error(leaves: tuple[Tensor, ...], gradients: tuple[Tensor, Tensor]
     return max(errors)
 
 
-def main() -> int:
-    """Run the command; returns its exit status."""
-    journal, end = Journal(Path(sys.argv[1])), float(sys.argv[2])
+def main() -> None:
+    """Run the command."""
+    progress, end = Progress.load(Path(sys.argv[1])), float(sys.argv[2])
     threads = machine.limit_threads()
     torch.set_num_threads(threads)
-    from benchmarks.cuda.contenders import CONTENDERS
-
     device = Cuda()
-    if not any(line["event"] == "run" for line in journal.lines()):
-        limits = bench.cuda_limits()
-        journal.write("run", profile="full", machine=machine.describe_gpu(threads), limits=limits)
-    Worker(device, journal, device.clock() + end - time.time()).run(machine.gpu_workloads(), CONTENDERS)
-    journal.write("end", state=machine.gpu_state())
-    return 0
+    if "machine" not in progress.about:
+        progress.about.update(machine=machine.describe_gpu(threads), limits=peaks.cuda_limits())
+    Worker(device, progress, device.clock() + end - time.time()).run(machine.gpu_workloads(), CONTENDERS)
+    progress.about["machine"]["cuda"]["state_at_end"] = machine.gpu_state()
+    progress.save()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
