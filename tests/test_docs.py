@@ -132,7 +132,7 @@ def test_the_navigation_has_every_page() -> None:
 TEXT = "\n".join(map(read, PAGES))
 
 
-def mentioned(pattern: str) -> set[str]:
+def mentioned(pattern: str) -> set[Any]:
     found = set(re.findall(pattern, TEXT))
     assert found, pattern
     return found
@@ -179,6 +179,23 @@ def test_public_names_exist() -> None:
     reference = "".join(read(page) for page in ROOT.glob("docs/api/*.md"))
     documented = set(re.findall(r"^::: colbert_fast\.(\w+)$", reference, re.MULTILINE))
     assert documented == set(cf.__all__) - {"__version__"}
+
+
+def test_names_in_files_exist() -> None:
+    """As in "`sum_of_maxima()` in `csrc/per_tier/loop.h`"."""
+    for name, path in mentioned(r"`(\w+)(?:\(\))?`,? in\s+`((?:csrc|colbert_fast|tests)/[\w./]+\.\w+)`"):
+        assert re.search(rf"\b{name}\b", read(SOURCE / path)), f"{name} in {path}"
+
+
+def test_the_tree_is_there() -> None:
+    known, folders = files(), [""]
+    (tree,) = re.findall(r"```text\n(.*?)```", read(ROOT / "docs" / "architecture.md"), re.DOTALL)
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        for name in re.split(r" {2,}", line.strip())[0].split():
+            path = "".join(folders[: depth + 1]) + name
+            assert path in known or any(other.startswith(path) for other in known if path.endswith("/")), path
+            folders[depth + 1 :] = [name]
 
 
 def test_files_that_are_named_exist() -> None:
