@@ -11,8 +11,8 @@ from torch import Tensor
 from colbert_fast._arrays import alike, bool_mask, checked_scales, tensors_and_counts
 from colbert_fast._extension import _C
 from colbert_fast._int8 import float_or_int8, int8_items, refuse_scales, scales_of_items, scales_of_rows
-from colbert_fast._observers import plain
 from colbert_fast._spans import Rows, consecutive
+from colbert_fast._torch_modes import unwatched
 
 
 def rows_of_items(items: Sequence[Any], scales: Sequence[Any] | None) -> tuple[Rows, bool]:
@@ -82,7 +82,7 @@ def masked_rows(tokens: Tensor, keep: Tensor, scales: Tensor | None = None) -> R
     mask must be read: on other devices, under torch.compile and without the extension, rows are moved to the front.
     """
     n, length, dim = tokens.shape
-    if _C is not None and plain(tokens, keep):
+    if _C is not None and unwatched(tokens, keep, cuda=False):
         keep = keep.contiguous()
         starts, counts = torch.empty((2, n), dtype=torch.int64, device="cpu").unbind()
         if _C.runs_of_mask(keep, starts, counts):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensors_and_counts
 from colbert_fast._layouts import masked_rows, rows_of_floats, uniform_rows
-from colbert_fast._observers import has_tangent, plain, unwatched
 from colbert_fast._spans import consecutive
+from colbert_fast._torch_modes import has_tangent, unwatched
 from colbert_fast.packed import PackedTokens, Tokens, longest_first
 
 # Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
@@ -137,7 +137,7 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         if tokens.is_cuda and n * length > 0 and unwatched(tokens):
             return EqualTokens(tokens), True
         # In this order: torch.export leaves n open, and must not decide anything about it.
-        if not plain(tokens) or n > _FEW_ITEMS:
+        if not unwatched(tokens, cuda=False) or n > _FEW_ITEMS:
             return PackedTokens._of(uniform_rows(tokens)), True
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
     keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, aligned
-from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._integers import check_range, integer_tensor, positive_int
 from colbert_fast._scoring import (
     CHUNK_ELEMENTS,
     Pad,
-    as_integers,
-    check_range,
     checked_sides,
     number_of,
     score,
@@ -225,7 +223,7 @@ def _resolved(device: torch.device | str | None, home: torch.device) -> torch.de
 
 
 def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
-    tensor = as_integers(pairs, "pairs")
+    tensor = integer_tensor(pairs, "pairs")
     if tensor.numel() == 0 and tensor.ndim <= 2:
         tensor = tensor.reshape(0, 2)
     if tensor.ndim != 2 or tensor.shape[1] != 2:

@@ -18,7 +18,7 @@ from colbert_fast._arrays import aligned
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import Backend, Problem, Scored
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import plain, unwatched
+from colbert_fast._torch_modes import unwatched
 from colbert_fast._warnings import warn_caller
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _chosen(sides: Sequence[Any], name: str | None, d_order: Tensor | None = Non
 def score_in_place(problem: Problem, name: str | None) -> Tensor | None:
     """Scores of ``problem.d_items``, or None if the documents must be joined for them."""
     backend = select("cpu", problem.q_tokens.dtype, name)
-    if not backend.scattered or not plain(problem.q_tokens, problem.d_tokens):
+    if not backend.scattered or not unwatched(problem.q_tokens, problem.d_tokens, cuda=False):
         return None
     return _warned(backend.score(problem)).scores
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from colbert_fast import _ops
-from colbert_fast._arrays import Mask, tensor_of
+from colbert_fast._arrays import Mask
 from colbert_fast._backends.problem import Problem
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._lowering import TokenList, lower
-from colbert_fast._observers import has_tangent
+from colbert_fast._torch_modes import has_tangent
 from colbert_fast.packed import PackedTokens, Tokens
 
 # Of the largest intermediate of a backend that needs one: 64 MiB in float32.
@@ -159,24 +158,3 @@ class _FirstOrder(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> None:
         msg = "maxsim has first derivatives only; write the einsum in torch for second ones"
         raise NotImplementedError(msg)
-
-
-def as_integers(value: Tensor | Sequence[Any], name: str) -> Tensor:
-    tensor = tensor_of(value, name)
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
-        msg = f"{name} must be integers; got {tensor.dtype}"
-        raise TypeError(msg)
-    return tensor.to(torch.int64)
-
-
-def check_range(numbers: Tensor, counts: dict[str, int], name: str) -> None:
-    """Raise unless each column of ``numbers [n, columns]`` numbers its things. Waits for their device once."""
-    if len(numbers) == 0:
-        return
-    lows, highs = torch.stack(torch.aminmax(numbers, dim=0)).tolist()
-    for low, high, (what, count) in zip(lows, highs, counts.items(), strict=True):
-        if low < 0 or high >= count:
-            allowed = f"from 0 to {count - 1}" if count else "but there are none"
-            got = f"numbers from {low} to {high}" if low < high else f"the number {low}"
-            msg = f"{name} must number {what} {allowed}; got {got}"
-            raise ValueError(msg)

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._integers import check_range, integer_tensor, positive_int
 from colbert_fast._scoring import (
     CHUNK_ELEMENTS,
     Pad,
-    as_integers,
-    check_range,
     checked_sides,
     number_of,
     score,
@@ -170,13 +168,13 @@ def _placed(
         msg = f"candidates needs one row per query; got {given} rows for {nq} queries"
         raise ValueError(msg)
     if isinstance(candidates, (Tensor, np.ndarray)) and candidates.ndim == 2:
-        numbers = as_integers(candidates, "candidates")
+        numbers = integer_tensor(candidates, "candidates")
         if not torch.compiler.is_compiling():
             check_range(numbers.reshape(-1, 1), {"documents": nd}, "candidates")
         width = numbers.shape[1]
         queries = torch.arange(nq, device=device).unsqueeze(1).expand(nq, width).reshape(-1)
         return numbers.reshape(-1).to(device), queries, None, width
-    rows = [as_integers(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
+    rows = [integer_tensor(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
     for i, row in enumerate(rows):
         if row.ndim != 1:
             msg = f"candidates[{i}] must be a row of document numbers; got shape {list(row.shape)}"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, checked_scales
-from colbert_fast._checks import not_negative_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._int8 import quantised
+from colbert_fast._integers import not_negative_int
 from colbert_fast._items import item_numbers
 from colbert_fast._layouts import nested_parts, rows_of_items, rows_of_padded
 from colbert_fast._spans import Rows, alone, check_alike, concatenated, few_rows, own_rows, padded

@@ -14,10 +14,10 @@ ROWS = [
     {"_C"},
     {"_extension", "_interrupts"},
     {
-        *("reference", "_arrays", "_checks", "_forks", "_observers", "_warnings"),
+        *("reference", "_arrays", "_environment", "_forks", "_torch_modes", "_warnings"),
         *("_backends.problem", "_backends.triton_tiles"),
     },
-    {"_int8", "_items", "_spans"},
+    {"_int8", "_integers", "_items", "_spans"},
     {"_layouts"},
     {"packed"},
     {"_lowering"},

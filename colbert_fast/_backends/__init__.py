@@ -8,7 +8,7 @@ import torch
 
 from colbert_fast._backends import cpu, torch_, triton_
 from colbert_fast._backends.problem import Backend
-from colbert_fast._checks import environment
+from colbert_fast._environment import environment_variable
 from colbert_fast._extension import MISSING
 from colbert_fast._warnings import warn_caller
 
@@ -56,7 +56,7 @@ def select(device: torch.device | str, dtype: torch.dtype, name: str | None, int
     NotImplementedError
         None of that name can do it; the message gives the reason of each.
     """
-    override = None if name else environment("COLBERT_FAST_BACKEND")
+    override = None if name else environment_variable("COLBERT_FAST_BACKEND")
     if not override:
         return _select(device, dtype, name or None, int8)
     try:

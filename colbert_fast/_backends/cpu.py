@@ -13,9 +13,10 @@ from torch import Tensor
 
 from colbert_fast._arrays import aligned
 from colbert_fast._backends.problem import Backend, Problem, Scored
-from colbert_fast._checks import environment, positive_int
+from colbert_fast._environment import environment_variable
 from colbert_fast._extension import _C, MISSING
 from colbert_fast._forks import torch_threads
+from colbert_fast._integers import positive_int
 
 if _C is not None:
     # Signals are handled on one thread: on others nobody need ask for them.
@@ -58,7 +59,7 @@ def get_num_threads() -> int:
     """
     if _num_threads is not None:
         return _num_threads
-    text = environment("COLBERT_FAST_NUM_THREADS")
+    text = environment_variable("COLBERT_FAST_NUM_THREADS")
     if text is None:
         return torch_threads()
     try:
