@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, aligned
+from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import check_range, integer_tensor, positive_int
 from colbert_fast._scoring import (
-    CHUNK_ELEMENTS,
     Pad,
     checked_sides,
     number_of,
@@ -94,11 +94,10 @@ def maxsim(
     over query tokens of (sum over dimensions of ``|products|`` with the winning document token), as for every float32
     library. Deterministic: the same inputs give the same bits on any number of threads.
     """
-    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad)
+    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device, move_documents=False)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
-    target = _resolved(device, home)
-    q = q.to(target)
-    if d.device == target:
+    target = q._like.device
+    if d._like.device == target:
         scores = score(q, d, None, skip_zero, chunk_elements, backend)
     else:
         parts = _parts(d, chunk_elements)
@@ -142,14 +141,12 @@ def maxsim_pairwise(
     With ``pad="zero"`` this is the score of the padded embeddings that ``models.ColBERT.encode`` returns, as its
     ``scores`` computes it.
     """
-    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad)
+    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device)
     count = number_of(q)
     if count != number_of(d):
         msg = f"a and b must hold the same number of items to be scored in pairs; got {count} and {number_of(d)}"
         raise ValueError(msg)
-    target = _resolved(device, home)
-    q, d = q.to(target), d.to(target)
-    number = torch.arange(count, device=target)
+    number = torch.arange(count, device=q._like.device)
     pairs = torch.stack([number, number], dim=1)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
     scores = score(q, d, pairs, skip_zero, chunk_elements, backend).to(home)
@@ -197,7 +194,6 @@ def maxsim_pairs(
         Also if ``pairs`` is not ``[p, 2]``, or names a query or document that is not there.
     """
     q, d, skip_zero, home = checked_sides(a, b, pad=pad)
-    q, d = q.to(home), d.to(home)
     checked = _checked_pairs(pairs, number_of(q), number_of(d)).to(home)
     scores = score(q, d, checked, skip_zero, CHUNK_ELEMENTS, backend)
     if length_normalize:
@@ -215,11 +211,6 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
             continue
         yield d._cut(d.starts[first:i], d.lengths[first:i])._own(wait=True)
         first, rows = i, length
-
-
-def _resolved(device: torch.device | str | None, home: torch.device) -> torch.device:
-    """Return the device with its number: ``"cuda"`` is not equal to ``"cuda:0"``."""
-    return home if device is None else torch.empty(0, device=device).device
 
 
 def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import check_range, integer_tensor, positive_int
 from colbert_fast._scoring import (
-    CHUNK_ELEMENTS,
     Pad,
     checked_sides,
     number_of,
@@ -70,8 +70,7 @@ def topk(
         As :func:`maxsim`; and ValueError for a bad ``k`` or candidate.
     """
     k = positive_int(k, "k")
-    q, d, skip_zero, home = checked_sides(a, b, pad=pad)
-    q, d = q.to(home), d.to(home)
+    q, d, skip_zero, _ = checked_sides(a, b, pad=pad)
     with torch.no_grad():
         if candidates is None:
             scores, numbers = _best_of_all(q, d, skip_zero, k, backend)

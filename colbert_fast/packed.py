@@ -59,6 +59,8 @@ class PackedTokens:
     # Whether this was cut from a larger batch: it has all rows of that batch, and its items may all be shorter than
     # max_length.
     _part = False
+    # Items that are not in one matrix yet, where a backend reads them as they are.
+    _items: Sequence[Tensor] = ()
 
     def __init__(
         self,
@@ -72,7 +74,8 @@ class PackedTokens:
         # The lowerings are right by construction, and must not wait for a device: they pass (max_length, order).
         if _trusted is None:
             starts, lengths, scales, _trusted = self._checked(tokens, starts, lengths, scales)
-        self._tokens = tokens
+        # Of _like only dtype, device and dim are read: it may have no rows.
+        self._tokens = self._like = tokens
         self._starts = starts
         self._lengths = lengths
         self._scales = scales
@@ -228,7 +231,7 @@ class PackedTokens:
         return PackedTokens(rows.tokens, rows.starts, rows.lengths, rows.scales, _trusted=(rows.max_length, order))
 
     def __len__(self) -> int:
-        return self.starts.shape[0]
+        return self._starts.shape[0]
 
     @safe_after_fork
     def __getitem__(self, index: Any) -> Any:
@@ -519,17 +522,17 @@ class PackedTokens:
     @property
     def dim(self) -> int:
         """Size of one embedding."""
-        return self.tokens.shape[1]
+        return self._like.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
         """Element type of the embeddings."""
-        return self.tokens.dtype
+        return self._like.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the embeddings are; starts and lengths are there too."""
-        return self.tokens.device
+        return self._like.device
 
     def __repr__(self) -> str:
         rows, dim = self.tokens.shape
