@@ -16,6 +16,7 @@ from backends import REQUIRED
 
 import colbert_fast as cf
 from colbert_fast._backends import triton_
+from colbert_fast._extension import MISSING
 
 # Packages beside numpy, torch, pytest and hypothesis.
 PACKAGES = {
@@ -44,6 +45,8 @@ def compiler(architecture: str) -> str | None:
 
 def _lacking() -> dict[str, str]:
     found = {b.name: b.unsupported for b in cf.backends() if b.unsupported is not None}
+    if MISSING:  # no backend has the name of a tier then
+        found.update({name: MISSING for name in REQUIRED if name.startswith("cpu:")})
     for name, packages in PACKAGES.items():
         missing = [package for package in packages if find_spec(package) is None]
         if missing:

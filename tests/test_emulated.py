@@ -35,7 +35,7 @@ NO_I8MM = "this CPU has no FEAT_I8MM, FEAT_BF16 and FEAT_DotProd"
 AVX512 = ("amx", "avx512_bf16", "avx512_vnni", "avx512")
 AVX2 = ("avx_vnni", "avx2")
 NEON = ("neon_i8mm", "neon_dotprod", "neon")
-EVERY: dict[str, str | None] = dict.fromkeys(cf._backends.cpu._TIERS)
+EVERY: dict[str, str | None] = dict.fromkeys(b.name[4:] for b in cf.backends() if b.name.startswith("cpu:"))
 AARCH64 = {**EVERY, **dict.fromkeys((*AVX512, *AVX2), NO_X86), "amx": NO_AMX}
 X86_64 = {
     **EVERY,

@@ -59,10 +59,6 @@ def test_import_is_light() -> None:
         assert run(f"import sys, colbert_fast.models; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
-def test_the_tiers_named_without_the_extension_are_those_with_it() -> None:
-    assert tuple(name for name, _ in cf._backends.cpu._C.tiers()) == cf._backends.cpu._TIERS
-
-
 def test_no_module_hides_behind_a_name_of_the_package() -> None:
     """What is imported as a module is one: ``import colbert_fast.x as m`` takes the attribute x of the package."""
     package = Path(cf.__file__).parent
