@@ -1,4 +1,4 @@
-"""Layouts in which callers hand in embeddings, as the rows and the items of a batch."""
+"""The layouts in which callers hand in embeddings, each turned into the rows and the items of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from colbert_fast._torch_modes import unwatched
 
 
 def rows_of_items(items: Sequence[Any], scales: Sequence[Any] | None) -> tuple[Rows, bool]:
-    """Join items, where int8 stays int8. Returns the rows, and whether the lengths of the items differ."""
+    """Join items; int8 items stay int8. Returns the rows, and whether the lengths of the items differ."""
     coded = int8_items(items)
     if coded is None:
         rows, ragged = rows_of_floats(items, "items")
@@ -48,7 +48,7 @@ def _joined(items: Sequence[Tensor], counts: list[int], scales: Tensor | None = 
 
 
 def rows_of_padded(tokens: Any, mask: Any, scales: Any) -> Rows:
-    """Lower what should be ``tokens [n, length, dim]``; with a mask and, if they are int8, scales, or None."""
+    """Lower what should be ``tokens [n, length, dim]``, with a mask or None, and scales or None if int8."""
     tokens = float_or_int8(tokens, "tokens")
     if tokens.ndim != 3:
         msg = f"tokens must be [n, length, dim]; got shape {list(tokens.shape)}"
@@ -63,7 +63,7 @@ def rows_of_padded(tokens: Any, mask: Any, scales: Any) -> Rows:
     else:
         each = scales_of_rows(scales, tokens.shape[:2], "scales").to(tokens.device)
         if keep is not None:
-            each = torch.where(keep, each, 0)  # what stands beside padding does not matter
+            each = torch.where(keep, each, 0)  # the scale of a row of padding may be anything
     rows = uniform_rows(tokens, each) if keep is None else masked_rows(tokens, keep, each)
     return rows if scales is None else rows._replace(scales=checked_scales(rows.scales, rows.tokens))
 
@@ -78,8 +78,8 @@ def uniform_rows(tokens: Tensor, scales: Tensor | None = None) -> Rows:
 def masked_rows(tokens: Tensor, keep: Tensor, scales: Tensor | None = None) -> Rows:
     """Lower ``tokens [n, length, dim]`` with ``keep [n, length]`` bool, int8 with ``scales [n, length]``.
 
-    The kept rows of most masks are one run (padding on the right or on the left), which needs no copy. To know, the
-    mask must be read: on other devices, under torch.compile and without the extension, rows are moved to the front.
+    Most masks keep one run of rows (padding on the right or on the left), and then no row is copied. Only the extension
+    can find the runs, and only in CPU memory outside of torch.compile; elsewhere the kept rows are moved to the front.
     """
     n, length, dim = tokens.shape
     if _C is not None and unwatched(tokens, keep, cuda=False):

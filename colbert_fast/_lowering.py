@@ -20,7 +20,7 @@ from colbert_fast._spans import consecutive
 from colbert_fast._torch_modes import has_tangent, unwatched
 from colbert_fast.packed import PackedTokens, Tokens, longest_first
 
-# Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
+# The offsets of a padded batch of up to so many items are kept for the next batch of the same shape.
 _FEW_ITEMS = 4096
 _requires_grad = operator.attrgetter("requires_grad")
 
@@ -124,7 +124,7 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         n, length, _ = tokens.shape
         if tokens.is_cuda and n * length > 0 and unwatched(tokens):
             return EqualTokens(tokens), True
-        # In this order: torch.export leaves n open, and must not decide anything about it.
+        # In this order, because torch.export leaves n open and must not compare it with anything.
         if not unwatched(tokens, cuda=False) or n > _FEW_ITEMS:
             return PackedTokens._of(uniform_rows(tokens)), True
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
@@ -134,14 +134,14 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
 
 @lru_cache(maxsize=64)
 def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
-    """The same on the CPU, made once: 2 of the 15 us of a small call. Not for batches that anybody could write to."""
+    """Return the same tensors for every call on the CPU, where making them takes 2 us. Nobody may write to them."""
     with torch.inference_mode(False):
         return consecutive(n, length, torch.device("cpu"))
 
 
 def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
     """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
-    # A list of our own: the caller's may change in another thread before the kernel reads it.
+    # A copy of the list, because another thread may change the caller's list before the kernel reads it.
     items, counts = tensors_and_counts(tuple(items), name)
     if torch.compiler.is_compiling() or counts is None or not any(counts):
         return PackedTokens._of(*rows_of_floats(items, name))
@@ -152,7 +152,7 @@ def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
 
 
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
-    """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
+    """Lower a list with a mask that is padded to the longest item; entries beyond the end of an item are ignored."""
     packed = PackedTokens._of(*rows_of_floats(items, name))
     keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
     real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]

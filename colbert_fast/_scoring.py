@@ -15,9 +15,9 @@ from colbert_fast._lowering import lower
 from colbert_fast._torch_modes import has_tangent
 from colbert_fast.packed import PackedTokens, Tokens
 
-# A query of one of these may meet documents of any other.
+# Queries of one of these dtypes may meet documents of any other of them.
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# What rows of zeros are in padded documents without a mask: padding, or tokens whose product 0 enters the maximum.
+# What rows of zeros mean in padded documents without a mask: padding, or tokens whose product 0 enters the maximum.
 Pad: TypeAlias = Literal["skip", "zero"]
 PADS = ("skip", "zero")
 
@@ -39,15 +39,15 @@ def checked_sides(
     Returns
     -------
     q, d, skip_zero, home
-        Queries; documents; whether rows of zeros are padding in either; the device that the scores belong on.
+        Queries; documents; whether rows of zeros are padding in each of the two; the device for the scores.
     """
     if pad != "skip":
         _check_pad(pad, b_mask)
     q, skip_zero_q = lower(a, a_mask, "a")
     d, skip_zero_d = lower(b, b_mask, "b", join=False)
-    # Fields are read here, because each property enters a frame.
+    # The fields are read here, not the properties: each property costs a function call.
     like_q, like_d = q._like, d._like
-    # numpy arrays and lists of numbers are on no device: their scores go to the queries.
+    # The scores go to the device of the documents. numpy arrays and lists of numbers have none: then to the queries.
     placed = isinstance(b, (PackedTokens, Tensor)) or (isinstance(b, (list, tuple)) and b and isinstance(b[0], Tensor))
     home = like_d.device if placed else like_q.device
     # A side without a single row has no dim and no dtype of its own, and fits any other side. Its new tokens are made
@@ -97,7 +97,7 @@ def _check_pad(pad: Any, b_mask: Mask | None) -> None:
 
 
 def number_of(side: PackedTokens) -> int:
-    """Return the number of items: len() makes a constant of one that torch.export leaves open."""
+    """Return the number of items. torch.export may leave that number open, and len() would make it a constant."""
     return side.lengths.shape[0] if torch.compiler.is_compiling() else len(side)
 
 
@@ -105,7 +105,7 @@ def token_counts(q: PackedTokens, skip_zero: bool) -> Tensor:
     """Return the number of tokens of each query, at least 1: ``[A]`` int64."""
     if not skip_zero:
         return q.lengths.clamp(min=1)
-    # Only a padded tensor skips zero rows, and all of its items are equally long.
+    # Only padded tensors skip rows of zeros, and all items of a padded tensor have the same length.
     real = q.tokens.detach().ne(0).any(1).view(number_of(q), q.max_length)
     return real.sum(1).clamp(min=1)
 
@@ -125,7 +125,7 @@ def score(
         raise NotImplementedError(msg)
     if torch.is_grad_enabled() and (problem.q_tokens.requires_grad or problem.d_tokens.requires_grad):
         p = problem.explicit()
-        # The tokens have gradients: autograd wants them as arguments of their own.
+        # autograd gives gradients only to tensors that are arguments of their own.
         return _MaxSim.apply(p.q_tokens, p.d_tokens, p.without_tokens(), backend)  # type: ignore[no-any-return, no-untyped-call]
     return _ops.score(problem, backend)
 
@@ -159,7 +159,7 @@ class _MaxSim(torch.autograd.Function):
 
 
 class _FirstOrder(torch.autograd.Function):
-    """Gradients that say so when they are differentiated, rather than passing for constants."""
+    """Gradients that raise when they are differentiated: without this they would count as constants."""
 
     @staticmethod
     def forward(ctx: Any, grad_q: Tensor, grad_d: Tensor, q_tokens: Tensor, d_tokens: Tensor) -> tuple[Tensor, Tensor]:
