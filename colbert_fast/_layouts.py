@@ -10,9 +10,55 @@ from torch import Tensor
 
 from colbert_fast._arrays import alike, bool_mask, checked_scales, tensors_and_counts
 from colbert_fast._extension import _C
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._int8 import float_or_int8, int8_items, refuse_scales, scales_of_items, scales_of_rows
 from colbert_fast._spans import Rows, consecutive
 from colbert_fast._torch_modes import unwatched
+
+
+@safe_after_fork
+def checked_rows(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None) -> tuple[Rows, bool]:
+    """Check rows and items of a caller, and copy the offsets. Returns the rows, and whether the lengths differ."""
+    for name, value in (("tokens", tokens), ("starts", starts), ("lengths", lengths)):
+        if not isinstance(value, Tensor):
+            msg = f"{name} must be a tensor; got {type(value).__name__}"
+            raise TypeError(msg)
+    scales = checked_scales(scales, tokens)
+    if tokens.ndim != 2:
+        msg = f"tokens must be [total, dim]; got shape {list(tokens.shape)}"
+        raise ValueError(msg)
+    for name, value in (("starts", starts), ("lengths", lengths)):
+        if value.layout != torch.strided:
+            msg = f"{name} must be a dense tensor; got layout {value.layout}"
+            raise TypeError(msg)
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            msg = f"{name} must be integer; got {value.dtype}"
+            raise TypeError(msg)
+    if starts.ndim != 1 or starts.shape != lengths.shape:
+        msg = f"starts and lengths must be [n] both; got shapes {list(starts.shape)} and {list(lengths.shape)}"
+        raise ValueError(msg)
+    starts, lengths = (
+        t.to(device=tokens.device, dtype=torch.int64, copy=True, memory_format=torch.contiguous_format)
+        for t in (starts, lengths)
+    )
+    shortest, longest = _shortest_and_longest(tokens, starts, lengths)
+    return Rows(tokens, scales, starts, lengths, longest), shortest < longest
+
+
+def _shortest_and_longest(tokens: Tensor, starts: Tensor, lengths: Tensor) -> tuple[int, int]:
+    """Return bounds on the lengths. Raises ValueError if an item is outside of ``tokens``; waits for the device."""
+    total = tokens.shape[0]
+    if len(lengths) == 0:
+        return 0, 0
+    if tokens.is_meta:  # there are no numbers to check
+        return total, total
+    outside = (starts < 0) | (lengths < 0) | (lengths > total) | (starts > total - lengths)
+    if bool(outside.any()):
+        i = int(outside.int().argmax())
+        msg = f"item {i} has start {int(starts[i])} and length {int(lengths[i])}; tokens has {total} rows"
+        raise ValueError(msg)
+    shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
+    return shortest, longest
 
 
 def rows_of_items(items: Sequence[Any], scales: Sequence[Any] | None) -> tuple[Rows, bool]:

@@ -15,7 +15,7 @@ from colbert_fast._forks import safe_after_fork
 from colbert_fast._int8 import quantised
 from colbert_fast._integers import not_negative_int
 from colbert_fast._items import item_numbers
-from colbert_fast._layouts import nested_parts, rows_of_items, rows_of_padded
+from colbert_fast._layouts import checked_rows, nested_parts, rows_of_items, rows_of_padded
 from colbert_fast._spans import Rows, alone, check_alike, concatenated, few_rows, own_rows, padded
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
@@ -75,7 +75,9 @@ class PackedTokens:
     ) -> None:
         # The lowerings make offsets that need no check, and must not wait for a device: they pass (max_length, order).
         if _trusted is None:
-            starts, lengths, scales, _trusted = self._checked(tokens, starts, lengths, scales)
+            rows, ragged = checked_rows(tokens, starts, lengths, scales)
+            _, scales, starts, lengths, longest = rows
+            _trusted = (longest, longest_first(lengths) if ragged else None)
         # Only the dtype, the device and the dim of _like are read. In a subclass it may have no rows.
         self._tokens = self._like = tokens
         self._starts = starts
@@ -85,47 +87,6 @@ class PackedTokens:
         # made with the batch, on the same stream, and lives as long as the batch, because a CUDA graph relies on both.
         # It is for speed only: every order gives the same scores, so it may stay if someone writes to the lengths.
         self._max_length, self._order = _trusted
-
-    @staticmethod
-    @safe_after_fork
-    def _checked(
-        tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, Tensor | None]]:
-        for name, value in (("tokens", tokens), ("starts", starts), ("lengths", lengths)):
-            if not isinstance(value, Tensor):
-                msg = f"{name} must be a tensor; got {type(value).__name__}"
-                raise TypeError(msg)
-        scales = checked_scales(scales, tokens)
-        if tokens.ndim != 2:
-            msg = f"tokens must be [total, dim]; got shape {list(tokens.shape)}"
-            raise ValueError(msg)
-        for name, value in (("starts", starts), ("lengths", lengths)):
-            if value.layout != torch.strided:
-                msg = f"{name} must be a dense tensor; got layout {value.layout}"
-                raise TypeError(msg)
-            if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-                msg = f"{name} must be integer; got {value.dtype}"
-                raise TypeError(msg)
-        if starts.ndim != 1 or starts.shape != lengths.shape:
-            msg = f"starts and lengths must be [n] both; got shapes {list(starts.shape)} and {list(lengths.shape)}"
-            raise ValueError(msg)
-        starts, lengths = (
-            t.to(device=tokens.device, dtype=torch.int64, copy=True, memory_format=torch.contiguous_format)
-            for t in (starts, lengths)
-        )
-        total = tokens.shape[0]
-        if tokens.is_meta:  # there are no numbers to check
-            return starts, lengths, scales, (total if len(lengths) else 0, None)
-        shortest = longest = 0
-        if len(lengths):
-            outside = (starts < 0) | (lengths < 0) | (lengths > total) | (starts > total - lengths)
-            if bool(outside.any()):
-                i = int(outside.int().argmax())
-                msg = f"item {i} has start {int(starts[i])} and length {int(lengths[i])}; tokens has {total} rows"
-                raise ValueError(msg)
-            shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
-        order = longest_first(lengths) if shortest < longest else None
-        return starts, lengths, scales, (longest, order)
 
     @property
     def tokens(self) -> Tensor:
