@@ -1,4 +1,4 @@
-"""How many Python functions of this package a small call enters: each costs about 0.1 us, and a call takes 12 us."""
+"""How many Python functions of this package a small call enters: they are a large part of its time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users can rely on, and what importing costs them."""
+"""What users can rely on, and what an import costs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_module_hides_behind_a_name_of_the_package() -> None:
 
 
 def test_importing_it_anew() -> None:
-    """As notebooks and reloaders do; what was imported before goes on working."""
+    """Notebooks and reloaders do this. What was imported before goes on working."""
     code = """
 import sys, torch, colbert_fast as before
 def forget():
@@ -92,7 +92,7 @@ forget()
 import colbert_fast._ops, importlib
 importlib.reload(colbert_fast._ops)
 assert torch.equal(colbert_fast.maxsim(a, b), expected)
-# As if another version, whose ops have other arguments, had been imported before.
+# As if another version had been imported before, with other arguments of the ops.
 vars(torch.ops.colbert_fast)["_registered"].schemas["score"] = "another"
 forget()
 try:
