@@ -1,4 +1,4 @@
-"""What callers hand in, arrays, lists, masks and scales, as tensors that the rest can rely on."""
+"""Turns what callers hand in (arrays, lists, masks and scales) into tensors that the rest can rely on."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def tensor_of(value: Any, name: str) -> Tensor:
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    # numpy's own flag does not look at the strides of axes of length 1; torch does.
+    # numpy's own flag ignores the strides of axes of length 1; torch does not.
     if not array.flags.aligned or min(array.strides, default=0) < 0 or math.gcd(*array.strides) % array.itemsize:
         array = array.copy()
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_SaidToBeWriteable(array)))
 
 
 class _SaidToBeWriteable:
-    """A read-only or memory-mapped array under another name: as one that may be written to.
+    """Presents a read-only or memory-mapped array as one that may be written to.
 
-    torch warns of arrays that may not be written to, and this package never writes to its inputs. The filters of
-    warnings cannot be used instead: all threads share them, so that a call must not change them for a moment.
+    torch warns of arrays that may not be written to, but this package never writes to its inputs. A warnings filter
+    cannot hide that warning, because all threads share the filters.
     """
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array  # This keeps the memory alive.
+        self.array = array  # keeps the memory alive
         address, _ = array.__array_interface__["data"]
         self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
 
@@ -89,9 +89,9 @@ def bool_mask(mask: Mask, n: int, length: int, device: torch.device, name: str) 
 
 
 def tensors_and_counts(items: Sequence[Any], name: str) -> tuple[Sequence[Tensor], list[int] | None]:
-    """Return the items as tensors; and the length of each, if nothing needs to be said or done about any of them.
+    """Return the items as tensors; and the length of each, if all items are alike and need no conversion, else None.
 
-    ``name`` is what the caller calls the list.
+    ``name`` is the caller's name of the list.
     """
     counts = _counts_if_alike(items)
     if counts is None:
@@ -101,9 +101,9 @@ def tensors_and_counts(items: Sequence[Any], name: str) -> tuple[Sequence[Tensor
 
 
 def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
-    """Return the length of each item if all are plain matrices of one dim and dtype on the CPU.
+    """Return the length of each item if all are plain matrices of one dim and dtype on the CPU, else None.
 
-    None without the extension too: only its backends score a list where it lies.
+    Returns None without the extension too: only the backends of the extension score a list where it lies.
     """
     if _C is None or torch.compiler.is_compiling():
         return None
@@ -112,7 +112,7 @@ def _counts_if_alike(items: Sequence[Any]) -> list[int] | None:
 
 def alike(tensors: Sequence[Tensor], name: str) -> list[Tensor]:
     """Give items without tokens the dim and dtype of the others, which must agree."""
-    # An item without tokens need not say what dim it has not got.
+    # An item without tokens may have any dim.
     first = ([t for t in tensors if t.numel()] or tensors)[0]
     dim = first.shape[-1] if first.ndim == 2 else 0
     result = []
@@ -136,7 +136,7 @@ def alike(tensors: Sequence[Tensor], name: str) -> list[Tensor]:
 
 
 def checked_scales(scales: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """Return the scales of int8 tokens, which must have some, as the kernels read them; check the tokens' kind."""
+    """Check the kind of the tokens. Return the scales, which int8 tokens must have, as the kernels read them."""
     if tokens.layout != torch.strided:
         msg = f"tokens must be a dense tensor; got layout {tokens.layout}"
         raise TypeError(msg)

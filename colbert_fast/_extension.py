@@ -1,4 +1,4 @@
-"""The C++ extension, or why it is missing and what to do about it."""
+"""Imports the C++ extension, or says why it is missing and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def why_missing(error: ImportError, package: Path = _PACKAGE) -> str:
-    """Say in plain words why ``colbert_fast._C`` cannot be imported.
+    """Return in plain words why ``colbert_fast._C`` cannot be imported.
 
     Parameters
     ----------
     error
-        What the import raised.
+        The exception of the import.
     package
         The folder of colbert_fast.
     """
@@ -37,7 +37,7 @@ def why_missing(error: ImportError, package: Path = _PACKAGE) -> str:
 
 
 def _installed_beside(package: Path) -> Path | None:
-    """The first folder on the path with another colbert_fast."""
+    """Return the first folder of ``sys.path`` with another colbert_fast."""
     for entry in map(Path, sys.path):
         if (entry / "colbert_fast" / "__init__.py").is_file() and (entry / "colbert_fast").resolve() != package:
             return entry

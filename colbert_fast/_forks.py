@@ -1,10 +1,10 @@
-"""What torch does for us in a forked child, which must not wait for threads that only the parent has.
+"""Keeps torch in a forked child from waiting for threads that only the parent has.
 
-A process whose torch has worked on several threads leaves its child a record of these threads, made by OpenMP, but not
-the threads: the child's first operation that wants them waits for ever. gunicorn's ``--preload`` makes such children,
-and so does any program that forks workers. The kernels of this package use no OpenMP, but torch does much around them,
-in the gradients too. So torch is set to one thread in the child before it first works for this package. It stays so,
-as in the workers of torch's DataLoader.
+When torch has worked on several threads, OpenMP keeps a record of them. A forked child gets a copy of this record, but
+not the threads, and its first operation that needs the threads waits for ever. gunicorn's ``--preload`` makes such
+children, and so does any program that forks workers. The kernels of this package use no OpenMP, but the operations of
+torch around them do, in the gradients too. So in the child torch is set to one thread before it first works for this
+package. It stays at one thread, as in the workers of torch's DataLoader.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import torch
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-# In a forked child, the thread that forked, which has the record.
+# In a forked child: the thread that called fork. Only this thread has the record.
 _forking_thread: int | None = None
-# What torch had in that child before it was set to one.
+# In that child: the number of threads of torch before it was set to one.
 _threads_before: int | None = None
-# Whether the child still has to be told, on the thread that forked, and on any. torch makes a pool of its own when it
-# is first told or asked how many threads to use, and not safely from several threads: "Invalid thread pool!"
-_to_set, _to_renew = False, False
-# For a handler of signals may come back to the same thread.
+# Whether torch has still to be set to one thread, on the thread that forked.
+_to_set = False
+# Whether torch has still to make its own pool of threads, on any thread. torch makes it when it is first told or asked
+# how many threads to use. If several threads do so at once, torch raises "Invalid thread pool!"
+_to_renew = False
+# Reentrant, because a handler of signals may run on the thread that holds it.
 _renewing = threading.RLock()
 
 
@@ -44,13 +46,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def torch_threads() -> int:
-    """``torch.get_num_threads()``, or in a forked child what it was before it was set to one there."""
+    """Return ``torch.get_num_threads()``, or in a forked child the number before it was set to one there."""
     now = torch.get_num_threads()
     return _threads_before if _threads_before is not None and now == 1 else now
 
 
 def safe_after_fork(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Set torch to one thread before ``function``, if this is the thread of a forked child that has the record."""
+    """Set torch to one thread before ``function`` runs, on the thread of a forked child that has the record."""
 
     @functools.wraps(function)
     def guarded(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -62,7 +64,7 @@ def safe_after_fork(function: Callable[_Arguments, _Result]) -> Callable[_Argume
 
 
 def _prepare() -> None:
-    # A handler of signals may raise between any two lines: all of them can be run again.
+    # A handler of signals may raise between any two lines, so each line can be run again.
     global _threads_before, _to_set, _to_renew
     if _to_renew:
         with _renewing:

@@ -13,7 +13,7 @@ import torch
 import colbert_fast as cf
 from colbert_fast import bench
 from colbert_fast._backends import named, why_not
-from colbert_fast._checks import environment
+from colbert_fast._environment import environment_variable
 from colbert_fast._extension import MISSING
 
 _PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "numpy")
@@ -105,12 +105,12 @@ def _threads(problems: list[str]) -> dict[str, Any]:
         number = cf.get_num_threads()
     except ValueError as error:
         problems.append(str(error))
-    return {"number": number, "variable": environment("COLBERT_FAST_NUM_THREADS")}
+    return {"number": number, "variable": environment_variable("COLBERT_FAST_NUM_THREADS")}
 
 
 def _override(problems: list[str]) -> dict[str, Any]:
     """Which backend the variable makes all calls take, on its own device."""
-    variable = environment("COLBERT_FAST_BACKEND")
+    variable = environment_variable("COLBERT_FAST_BACKEND")
     override: dict[str, Any] = {"variable": variable, "backend": None}
     if variable is None:
         return override

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from colbert_fast._arrays import float_tensor, tensor_of
 
-# Of the float32 copy that is made of a piece of the rows: 16 MiB.
+# Rows are converted in pieces. The float32 copy of a piece has so many elements, which are 16 MiB.
 _CHUNK_ELEMENTS = 2**22
 
 
 def quantised(rows: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``round(row / scale)`` int8 ``[total, dim]``, and ``scale = max(abs(row)) / 127`` float32 ``[total]``.
 
-    Raises ValueError for a row of an item that has a NaN or an infinity; to know waits for the device.
+    Raises ValueError if a row of an item has a NaN or an infinity. Checking this waits for the device.
     """
     total, dim = rows.shape
     tokens = torch.zeros(rows.shape, dtype=torch.int8, device=rows.device)
@@ -28,7 +28,8 @@ def quantised(rows: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Te
         some = rows[i : i + step].to(torch.float32)
         scale = some.abs().amax(1) / 127
         scales[i : i + step] = scale
-        # x / 0 becomes 0. A scale among the smallest floats is a coarse 127th of the largest element.
+        # x / 0 becomes 0. The smallest floats are coarse: such a scale may be less than a 127th of the largest element,
+        # and the clamp is for that.
         levels = (some / scale.unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-127, 127)
         tokens[i : i + step] = levels.to(torch.int8)
     bad = ~scales.isfinite()
@@ -55,8 +56,8 @@ def float_or_int8(value: Any, name: str) -> Tensor:
 
 
 def int8_items(items: Sequence[Any]) -> list[Tensor] | None:
-    """Return the items as tensors if all that have elements are int8, and one at least is; else None."""
-    # Of floats only the first is looked at.
+    """Return the items as tensors if every item that has elements is int8, and one item at least is; else None."""
+    # A list of floats ends this check at its first item.
     if any(not _is_int8(item) and _has_elements(item) for item in items) or not any(map(_is_int8, items)):
         return None
     return [tensor_of(item, f"items[{i}]").to(torch.int8) for i, item in enumerate(items)]
@@ -71,12 +72,12 @@ def _is_int8(item: Any) -> bool:
 def _has_elements(item: Any) -> bool:
     if isinstance(item, (Tensor, np.ndarray)):
         return 0 not in item.shape
-    # A list may hold empty lists only; of anything else others say that it is no matrix.
+    # A list may hold nothing but empty lists. Anything else counts as an item here, and is refused later.
     return not isinstance(item, (list, tuple)) or any(item)
 
 
 def scales_of_items(scales: Sequence[Any] | None, items: Sequence[Tensor]) -> Tensor:
-    """Join the scales of int8 items, one float32 for each row of each item; without scales each row has 1."""
+    """Join the scales of int8 items, one float32 for each row of each item. Default: 1 for each row."""
     device = items[0].device
     if scales is None:
         return torch.ones(sum(len(item) for item in items), dtype=torch.float32, device=device)
@@ -94,7 +95,7 @@ def scales_of_items(scales: Sequence[Any] | None, items: Sequence[Tensor]) -> Te
 
 
 def scales_of_rows(scales: Any, shape: Sequence[int], name: str) -> Tensor:
-    """Return scales as a float32 tensor of a shape, one for each row of int8 tokens."""
+    """Return scales as a float32 tensor of this shape, one for each row of int8 tokens."""
     tensor = tensor_of(scales, name)
     if tensor.numel() == 0 and 0 in shape:
         return torch.zeros(*shape, dtype=torch.float32, device=tensor.device)

@@ -1,6 +1,7 @@
-"""Ctrl-C while ``colbert-fast`` is being imported: torch takes seconds, and a traceback from inside it tells nothing.
+"""Ends the command ``colbert-fast`` quietly on Ctrl-C while it is being imported.
 
-Nothing happens in other programs, whose Ctrl-C is theirs.
+Importing torch takes seconds, and a traceback from inside torch would tell the user nothing. In every other program
+this module changes nothing.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from types import FrameType
 
 
 def is_command() -> bool:
-    """Whether this process was started as ``colbert-fast`` or ``python -m colbert_fast``."""
+    """Return whether this process was started as ``colbert-fast`` or ``python -m colbert_fast``."""
     program = sys.argv[0] if sys.argv else ""
     name = os.path.basename(program).removesuffix(".exe").removesuffix("-script.py")
-    # Python puts "-m" there until it has found the module, and imports the package to find it.
+    # sys.argv[0] is "-m" until Python has found the module, and Python imports the package to find it.
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if program == "-m" and "-m" in sys.orig_argv else []
     return name == "colbert-fast" or module == ["colbert_fast"]
 
 
 def end_quietly() -> None:
-    """Let Ctrl-C end this process at once, while it has nothing to save; one that ignores Ctrl-C goes on to."""
+    """Let Ctrl-C end this process at once, while it has nothing to save. A process that ignores Ctrl-C goes on."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 

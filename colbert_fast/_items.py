@@ -1,4 +1,4 @@
-"""Which items an index names: numbers that count from the end, lists, integer tensors and masks."""
+"""Finds the items that an index names: a number, which may count from the end, a list, an integer tensor or a mask."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ACCEPTED = (
 
 
 def item_numbers(index: Any, n: int, device: torch.device) -> int | Tensor:
-    """Return the number of one of n items, from 0 to n - 1, or the numbers of some as int64 ``[m]`` on ``device``.
+    """Return the number of one of n items, from 0 to n - 1, or the numbers of several as int64 ``[m]`` on ``device``.
 
     Raises
     ------
     TypeError
         An index of another kind.
     IndexError
-        A number that no item has, or a mask that has not n entries. To know, the device of the index is waited for.
+        A number that no item has, or a mask that has not n entries. Checking this waits for the device of the index.
     """
     if isinstance(index, (list, range)):
         index = _of_list(list(index), n)
@@ -57,7 +57,7 @@ def _of_list(index: list[Any], n: int) -> Tensor:
 
 
 def _as_int(value: Any, name: str) -> int:
-    # torch and numpy take a single bool of theirs for an integer.
+    # torch and numpy accept a single bool of their own as an integer.
     if not isinstance(value, bool) and str(getattr(value, "dtype", "")) not in ("bool", "torch.bool"):
         try:
             return operator.index(value)
@@ -79,9 +79,9 @@ def _checked_number(number: int, n: int) -> int:
 
 def _checked_numbers(index: Tensor, n: int) -> Tensor:
     numbers = index.to(torch.int64)
-    # A number beyond int64 becomes negative: no batch has so many items.
+    # A uint64 number beyond int64 becomes negative here. No batch has so many items, so it is outside.
     outside = (numbers < -n) | (numbers >= n) | (numbers < 0 if index.dtype == torch.uint64 else numbers < -n)
-    # Neither a tensor without values nor one that is only traced can be asked.
+    # A tensor on the meta device has no values, and the values of a traced tensor are not known yet.
     if not (index.is_meta or torch.compiler.is_compiling()) and bool(outside.any()):
         wrong = int(numbers[outside][0])
         _checked_number(wrong % 2**64 if index.dtype == torch.uint64 else wrong, n)

@@ -1,4 +1,4 @@
-"""Layouts in which callers hand in embeddings, as the rows and the items of a batch."""
+"""The layouts in which callers hand in embeddings, each turned into the rows and the items of a batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,59 @@ from torch import Tensor
 
 from colbert_fast._arrays import alike, bool_mask, checked_scales, tensors_and_counts
 from colbert_fast._extension import _C
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._int8 import float_or_int8, int8_items, refuse_scales, scales_of_items, scales_of_rows
-from colbert_fast._observers import plain
 from colbert_fast._spans import Rows, consecutive
+from colbert_fast._torch_modes import unwatched
+
+
+@safe_after_fork
+def checked_rows(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None) -> tuple[Rows, bool]:
+    """Check rows and items of a caller, and copy the offsets. Returns the rows, and whether the lengths differ."""
+    for name, value in (("tokens", tokens), ("starts", starts), ("lengths", lengths)):
+        if not isinstance(value, Tensor):
+            msg = f"{name} must be a tensor; got {type(value).__name__}"
+            raise TypeError(msg)
+    scales = checked_scales(scales, tokens)
+    if tokens.ndim != 2:
+        msg = f"tokens must be [total, dim]; got shape {list(tokens.shape)}"
+        raise ValueError(msg)
+    for name, value in (("starts", starts), ("lengths", lengths)):
+        if value.layout != torch.strided:
+            msg = f"{name} must be a dense tensor; got layout {value.layout}"
+            raise TypeError(msg)
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            msg = f"{name} must be integer; got {value.dtype}"
+            raise TypeError(msg)
+    if starts.ndim != 1 or starts.shape != lengths.shape:
+        msg = f"starts and lengths must be [n] both; got shapes {list(starts.shape)} and {list(lengths.shape)}"
+        raise ValueError(msg)
+    starts, lengths = (
+        t.to(device=tokens.device, dtype=torch.int64, copy=True, memory_format=torch.contiguous_format)
+        for t in (starts, lengths)
+    )
+    shortest, longest = _shortest_and_longest(tokens, starts, lengths)
+    return Rows(tokens, scales, starts, lengths, longest), shortest < longest
+
+
+def _shortest_and_longest(tokens: Tensor, starts: Tensor, lengths: Tensor) -> tuple[int, int]:
+    """Return bounds on the lengths. Raises ValueError if an item is outside of ``tokens``; waits for the device."""
+    total = tokens.shape[0]
+    if len(lengths) == 0:
+        return 0, 0
+    if tokens.is_meta:  # there are no numbers to check
+        return total, total
+    outside = (starts < 0) | (lengths < 0) | (lengths > total) | (starts > total - lengths)
+    if bool(outside.any()):
+        i = int(outside.int().argmax())
+        msg = f"item {i} has start {int(starts[i])} and length {int(lengths[i])}; tokens has {total} rows"
+        raise ValueError(msg)
+    shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
+    return shortest, longest
 
 
 def rows_of_items(items: Sequence[Any], scales: Sequence[Any] | None) -> tuple[Rows, bool]:
-    """Join items, where int8 stays int8. Returns the rows, and whether the lengths of the items differ."""
+    """Join items; int8 items stay int8. Returns the rows, and whether the lengths of the items differ."""
     coded = int8_items(items)
     if coded is None:
         rows, ragged = rows_of_floats(items, "items")
@@ -48,7 +94,7 @@ def _joined(items: Sequence[Tensor], counts: list[int], scales: Tensor | None = 
 
 
 def rows_of_padded(tokens: Any, mask: Any, scales: Any) -> Rows:
-    """Lower what should be ``tokens [n, length, dim]``; with a mask and, if they are int8, scales, or None."""
+    """Lower what should be ``tokens [n, length, dim]``, with a mask or None, and scales or None if int8."""
     tokens = float_or_int8(tokens, "tokens")
     if tokens.ndim != 3:
         msg = f"tokens must be [n, length, dim]; got shape {list(tokens.shape)}"
@@ -63,7 +109,7 @@ def rows_of_padded(tokens: Any, mask: Any, scales: Any) -> Rows:
     else:
         each = scales_of_rows(scales, tokens.shape[:2], "scales").to(tokens.device)
         if keep is not None:
-            each = torch.where(keep, each, 0)  # what stands beside padding does not matter
+            each = torch.where(keep, each, 0)  # the scale of a row of padding may be anything
     rows = uniform_rows(tokens, each) if keep is None else masked_rows(tokens, keep, each)
     return rows if scales is None else rows._replace(scales=checked_scales(rows.scales, rows.tokens))
 
@@ -78,11 +124,11 @@ def uniform_rows(tokens: Tensor, scales: Tensor | None = None) -> Rows:
 def masked_rows(tokens: Tensor, keep: Tensor, scales: Tensor | None = None) -> Rows:
     """Lower ``tokens [n, length, dim]`` with ``keep [n, length]`` bool, int8 with ``scales [n, length]``.
 
-    The kept rows of most masks are one run (padding on the right or on the left), which needs no copy. To know, the
-    mask must be read: on other devices, under torch.compile and without the extension, rows are moved to the front.
+    Most masks keep one run of rows (padding on the right or on the left), and then no row is copied. Only the extension
+    can find the runs, and only in CPU memory outside of torch.compile; elsewhere the kept rows are moved to the front.
     """
     n, length, dim = tokens.shape
-    if _C is not None and plain(tokens, keep):
+    if _C is not None and unwatched(tokens, keep, cuda=False):
         keep = keep.contiguous()
         starts, counts = torch.empty((2, n), dtype=torch.int64, device="cpu").unbind()
         if _C.runs_of_mask(keep, starts, counts):

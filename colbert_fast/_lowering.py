@@ -5,6 +5,7 @@ To add a layout, add a ``from_*`` to PackedTokens and a branch to :func:`lower`.
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -15,26 +16,27 @@ from torch import Tensor
 
 from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensors_and_counts
 from colbert_fast._layouts import masked_rows, rows_of_floats, uniform_rows
-from colbert_fast._observers import has_tangent, plain, unwatched
 from colbert_fast._spans import consecutive
+from colbert_fast._torch_modes import has_tangent, unwatched
 from colbert_fast.packed import PackedTokens, Tokens, longest_first
 
-# Padded batches of up to so many items, whose offsets are kept for the next one of the same shape.
+# The offsets of a padded batch of up to so many items are kept for the next batch of the same shape.
 _FEW_ITEMS = 4096
+_requires_grad = operator.attrgetter("requires_grad")
 
 
 class EqualTokens(PackedTokens):
-    """A padded batch on a GPU. Whoever asks for ``starts`` and ``lengths`` makes them.
+    """A padded batch on a GPU. ``starts`` and ``lengths`` are made when they are first asked for.
 
-    Made by :func:`lower` for the length of one call: a later one could be on another stream, or outside of the CUDA
-    graph in whose memory they were made.
+    :func:`lower` makes it for one call only. A later call could be on another stream, or outside of the CUDA graph in
+    whose memory the starts and lengths were made.
     """
 
     _equal = True
 
     def __init__(self, tokens: Tensor) -> None:
         self._count, self._max_length, _ = tokens.shape
-        self._tokens = tokens.flatten(0, 1)
+        self._tokens = self._like = tokens.flatten(0, 1)
         self._scales = None
         self._order = None
 
@@ -51,16 +53,14 @@ class EqualTokens(PackedTokens):
 
 
 class TokenList(PackedTokens):
-    """A list of matrices in CPU memory that are scored where they lie. Whoever asks for ``tokens`` joins them.
+    """A list of matrices in CPU memory that are scored where they lie. They are joined when ``tokens`` is asked for.
 
-    Made by :func:`lower` for the length of one call.
+    :func:`lower` makes it for one call only.
     """
 
-    items: Sequence[Tensor]
-
     def __init__(self, items: Sequence[Tensor], lengths: Tensor, max_length: int, like: Tensor) -> None:
-        self.items = items
-        self.like = like
+        self._items = items
+        self._like = like
         self._lengths = lengths
         self._max_length = max_length
         self._scales = None
@@ -68,35 +68,23 @@ class TokenList(PackedTokens):
 
     @cached_property
     def _tokens(self) -> Tensor:  # type: ignore[override]
-        return torch.cat([self.like, *self.items])
+        return torch.cat([self._like, *self._items])
 
     @cached_property
     def _starts(self) -> Tensor:  # type: ignore[override]
         return self.lengths.cumsum(0) - self.lengths
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
         if type(index) is slice and (index.step is None or index.step > 0):
-            return TokenList(self.items[index], self.lengths[index].contiguous(), self.max_length, self.like)
-        return self.items[index] if type(index) is int else super().__getitem__(index)
+            return TokenList(self._items[index], self.lengths[index].contiguous(), self.max_length, self._like)
+        return self._items[index] if type(index) is int else super().__getitem__(index)
 
     @property
     def rows(self) -> int:
         return int(self.lengths.sum())
-
-    @property
-    def dim(self) -> int:
-        return self.like.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.like.device
 
 
 def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> tuple[PackedTokens, bool]:
@@ -115,7 +103,7 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
     if isinstance(value, (list, tuple)):
         if mask is not None:
             return _mask_list(value, mask, name), False
-        return (_joined(value, name) if join else _lower_list(value, name)), False
+        return (PackedTokens._of(*rows_of_floats(value, name)) if join else _lower_list(value, name)), False
     if isinstance(value, Tensor) and value.is_nested:
         if mask is not None:
             msg = f"{name}_mask cannot go with a nested tensor, which has no padding"
@@ -136,8 +124,8 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         n, length, _ = tokens.shape
         if tokens.is_cuda and n * length > 0 and unwatched(tokens):
             return EqualTokens(tokens), True
-        # In this order: torch.export leaves n open, and must not decide anything about it.
-        if not plain(tokens) or n > _FEW_ITEMS:
+        # In this order, because torch.export leaves n open and must not compare it with anything.
+        if not unwatched(tokens, cuda=False) or n > _FEW_ITEMS:
             return PackedTokens._of(uniform_rows(tokens)), True
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
     keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
@@ -146,30 +134,26 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
 
 @lru_cache(maxsize=64)
 def _shared_offsets(n: int, length: int) -> tuple[Tensor, Tensor]:
-    """The same on the CPU, made once: 2 of the 15 us of a small call. Not for batches that anybody could write to."""
+    """Return the same tensors for every call on the CPU, where making them takes 2 us. Nobody may write to them."""
     with torch.inference_mode(False):
         return consecutive(n, length, torch.device("cpu"))
 
 
-def _joined(items: Sequence[Any], name: str) -> PackedTokens:
-    return PackedTokens._of(*rows_of_floats(items, name))
-
-
 def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
     """Leave the items where they are, if nothing but a kernel on this CPU will read them."""
-    # A list of our own: the caller's may change in another thread before the kernel reads it.
+    # A copy of the list, because another thread may change the caller's list before the kernel reads it.
     items, counts = tensors_and_counts(tuple(items), name)
     if torch.compiler.is_compiling() or counts is None or not any(counts):
-        return _joined(items, name)
-    if (torch.is_grad_enabled() and any(t.requires_grad for t in items)) or has_tangent(*items):
-        return _joined(items, name)
+        return PackedTokens._of(*rows_of_floats(items, name))
+    if (torch.is_grad_enabled() and any(map(_requires_grad, items))) or has_tangent(*items):
+        return PackedTokens._of(*rows_of_floats(items, name))
     lengths = torch.frombuffer(array("q", counts), dtype=torch.int64)
     return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
 
 
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
-    """Lower a list whose mask is padded to the longest item; what a mask says beyond an item's end is not heard."""
-    packed = _joined(items, name)
+    """Lower a list with a mask that is padded to the longest item; entries beyond the end of an item are ignored."""
+    packed = PackedTokens._of(*rows_of_floats(items, name))
     keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
     real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
     keep = keep & real

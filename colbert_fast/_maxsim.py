@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, aligned
-from colbert_fast._checks import positive_int
+from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._integers import check_range, integer_tensor, positive_int
 from colbert_fast._scoring import (
-    CHUNK_ELEMENTS,
     Pad,
-    as_integers,
-    check_range,
     checked_sides,
     number_of,
     score,
@@ -39,8 +37,8 @@ def maxsim(
 ) -> Tensor:
     """Score every query against every document.
 
-    ``scores[i, j] = sum_s max_t <a[i][s], b[j][t]>`` (ColBERT, Khattab & Zaharia 2020, equation 3). The arguments
-    are those of ``sentence_transformers.util.maxsim``, and so are the answers.
+    ``scores[i, j] = sum_s max_t <a[i][s], b[j][t]>`` (ColBERT, Khattab & Zaharia 2020, equation 3).
+    ``sentence_transformers.util.maxsim`` takes the same arguments and gives the same scores.
 
     Parameters
     ----------
@@ -50,20 +48,20 @@ def maxsim(
         integers become float32.
     b
         Documents, in any of these forms and dtypes, with the dim of ``a``; or int8 :class:`PackedTokens`, made by
-        ``quantize``. The dtype need not be that of ``a``. A list in CPU memory is scored where it lies.
+        ``quantize``. The dtype may differ from the dtype of ``a``. A list in CPU memory is scored where it lies.
     a_mask
         ``[A, length]``, ``[1, length]`` or a list of 1-D masks: true or non-zero where a row is a token.
         Other rows are left out of the sum. Without a mask, rows of zeros of a padded ``a`` are padding.
     b_mask
         The same for documents: other rows are left out of the maximum.
     chunk_elements
-        Bound on the elements of an intermediate, where a backend has any, and of the documents that
-        are moved to ``device`` at a time. Default 2**24.
+        The most elements of an intermediate, where a backend has one, and of the documents that are moved to
+        ``device`` at a time. Default 2**24.
     length_normalize
         Divide by the number of the query's tokens, or by 1 if it has none (MeanMaxSim): scores of unit vectors then
         lie between -1 and 1. Rows of zeros of a padded ``a`` without a mask are no tokens.
     device
-        Where to score; the documents are moved there in pieces. Default: where the documents are.
+        The device to score on. The documents are moved there in pieces. Default: the device of the documents.
     pad
         What rows of zeros are in a padded ``b`` without a mask. ``"skip"``: padding, which never scores, as in
         sentence-transformers. ``"zero"``: tokens, so that a document with such a row scores at least 0 for each query
@@ -91,16 +89,15 @@ def maxsim(
     Notes
     -----
     Products and sums are in float32 at least: within 1e-5 of float64 on the inputs as given, for every dtype and dim.
-    Sides of different dtypes are scored each as given, and get gradients in their own; no copy of the documents is
-    made for it. int8 documents stand for ``scale * token``. Where products cancel, the error is relative to the sum
-    over query tokens of (sum over dimensions of ``|products|`` with the winning document token), as for every float32
-    library. Deterministic: the same inputs give the same bits on any number of threads.
+    Two sides of different dtypes are scored as given: the documents are not copied, and each side gets its gradient
+    in its own dtype. int8 documents stand for ``scale * token``. Where products cancel, the error is relative to the
+    sum over query tokens of (sum over dimensions of ``|products|`` with the winning document token), as for every
+    float32 library. Deterministic: the same inputs give the same bits on any number of threads.
     """
-    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad)
+    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device, move_documents=False)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
-    target = _resolved(device, home)
-    q = q.to(target)
-    if d.device == target:
+    target = q._like.device
+    if d._like.device == target:
         scores = score(q, d, None, skip_zero, chunk_elements, backend)
     else:
         parts = _parts(d, chunk_elements)
@@ -126,8 +123,8 @@ def maxsim_pairwise(
 ) -> Tensor:
     """Score query i against document i: ``scores[i] = sum_s max_t <a[i][s], b[i][t]>``.
 
-    Arguments, errors and precision are those of :func:`maxsim`; ``a`` and ``b`` hold equally many items. The
-    arguments are those of ``sentence_transformers.util.maxsim_pairwise``.
+    Arguments, errors and precision are as in :func:`maxsim`, and ``a`` and ``b`` hold equally many items.
+    ``sentence_transformers.util.maxsim_pairwise`` takes the same arguments.
 
     Returns
     -------
@@ -137,21 +134,19 @@ def maxsim_pairwise(
     Raises
     ------
     ValueError
-        Also if ``a`` and ``b`` do not hold equally many items.
+        As :func:`maxsim`; also if ``a`` and ``b`` do not hold equally many items.
 
     Notes
     -----
     With ``pad="zero"`` this is the score of the padded embeddings that ``models.ColBERT.encode`` returns, as its
     ``scores`` computes it.
     """
-    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad)
+    q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device)
     count = number_of(q)
     if count != number_of(d):
         msg = f"a and b must hold the same number of items to be scored in pairs; got {count} and {number_of(d)}"
         raise ValueError(msg)
-    target = _resolved(device, home)
-    q, d = q.to(target), d.to(target)
-    number = torch.arange(count, device=target)
+    number = torch.arange(count, device=q._like.device)
     pairs = torch.stack([number, number], dim=1)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
     scores = score(q, d, pairs, skip_zero, chunk_elements, backend).to(home)
@@ -181,8 +176,9 @@ def maxsim_pairs(
     b
         Documents, likewise.
     pairs
-        ``[p, 2]`` integers: the number of a query and of a document. In any order; repetition is allowed. Checking
-        those on a GPU waits for it once, except under ``torch.compile``, and so does copying others to it.
+        ``[p, 2]`` integers: the number of a query and the number of a document. In any order; repetition is allowed.
+        If the pairs are on a GPU, checking them waits for the GPU once, except under ``torch.compile``. If they are
+        not, copying them to a GPU waits.
     length_normalize, pad, backend
         As in :func:`maxsim`.
 
@@ -194,12 +190,11 @@ def maxsim_pairs(
     Raises
     ------
     TypeError
-        Also if ``pairs`` is not of integers.
+        As :func:`maxsim`; also if ``pairs`` does not hold integers.
     ValueError
-        Also if ``pairs`` is not ``[p, 2]``, or names a query or document that is not there.
+        As :func:`maxsim`; also if ``pairs`` is not ``[p, 2]``, or names a query or document that is not there.
     """
     q, d, skip_zero, home = checked_sides(a, b, pad=pad)
-    q, d = q.to(home), d.to(home)
     checked = _checked_pairs(pairs, number_of(q), number_of(d)).to(home)
     scores = score(q, d, checked, skip_zero, CHUNK_ELEMENTS, backend)
     if length_normalize:
@@ -208,7 +203,7 @@ def maxsim_pairs(
 
 
 def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
-    """Cut into parts of about ``chunk_elements`` elements, each with the rows of its own items only."""
+    """Cut documents into parts of about ``chunk_elements`` elements. Each part holds only the rows of its items."""
     first, rows = 0, 0
     lengths = d.lengths.tolist()
     for i, length in enumerate([*lengths, 0]):
@@ -219,13 +214,8 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
         first, rows = i, length
 
 
-def _resolved(device: torch.device | str | None, home: torch.device) -> torch.device:
-    """Return the device with its number: ``"cuda"`` is not equal to ``"cuda:0"``."""
-    return home if device is None else torch.empty(0, device=device).device
-
-
 def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
-    tensor = as_integers(pairs, "pairs")
+    tensor = integer_tensor(pairs, "pairs")
     if tensor.numel() == 0 and tensor.ndim <= 2:
         tensor = tensor.reshape(0, 2)
     if tensor.ndim != 2 or tensor.shape[1] != 2:

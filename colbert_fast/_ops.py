@@ -1,42 +1,37 @@
 """torch.ops.colbert_fast.*: what torch.compile, export and the profiler see.
 
-The ops are forward primitives without autograd formulas: :mod:`colbert_fast._scoring` puts an autograd.Function around
-them, and is the public way in. Registered with ``torch.library.Library``, whose dispatch costs a third of the
-``custom_op`` decorator's.
+The ops are primitives without autograd formulas: :mod:`colbert_fast._scoring` puts an autograd.Function around them.
+They are registered with ``torch.library.Library``, because torch dispatches such an op in a third of the time that it
+takes for an op made by the ``custom_op`` decorator.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from colbert_fast._arrays import aligned
 from colbert_fast._backends import select
-from colbert_fast._backends.problem import Backend, Problem, Scored
+from colbert_fast._backends.problem import NUM_ARGUMENTS, Backend, Problem
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._observers import plain, unwatched
+from colbert_fast._torch_modes import unwatched
 from colbert_fast._warnings import warn_caller
-
-if TYPE_CHECKING:
-    from colbert_fast.packed import PackedTokens
 
 _SIDES = (
     "Tensor q_tokens, Tensor q_starts, Tensor q_lengths, "
     "Tensor d_tokens, Tensor? d_scales, Tensor d_starts, Tensor d_lengths, Tensor? pairs, "
     "SymInt max_lq, SymInt max_ld, bool skip_zero_q, bool skip_zero_d, SymInt chunk_elements, "
 )
-# Documents that queries of another dtype meet as they are.
+# By the dtype of queries: the other dtypes of documents that they meet without a conversion.
 _NARROWER = {
     torch.float32: (torch.bfloat16, torch.float16),
     torch.float64: (torch.float32, torch.bfloat16, torch.float16),
 }
-# Of the arguments, those of a Problem.
-_NUM_SIDES = 13
-# Where documents go in an order of their own, as in Problem; of the gradients nothing depends on it.
+# As in Problem. Gradients do not depend on it.
 _ORDER = "*, Tensor? d_order=None"
 _SCHEMAS = {
     "score": f"({_SIDES} str? backend, {_ORDER}) -> Tensor",
@@ -46,72 +41,46 @@ _SCHEMAS = {
 }
 
 
-def _chosen(sides: Sequence[Any], name: str | None, d_order: Tensor | None = None) -> tuple[Problem, Backend]:
-    problem = Problem._make((*sides, (), d_order))
-    q, d, scales = problem.q_tokens, problem.d_tokens, problem.d_scales
-    int8 = d.dtype is torch.int8
-    # The kernels trust these.
-    if d.dtype is not q.dtype and not int8 and d.dtype not in _NARROWER.get(q.dtype, ()):
-        msg = (
-            "d_tokens must have the dtype of q_tokens, a narrower one beside float32 or float64, or be int8; "
-            f"got q_tokens {q.dtype} and d_tokens {d.dtype}"
-        )
-        raise TypeError(msg)
-    if d.shape[1] != q.shape[1]:
-        msg = f"q_tokens and d_tokens need the same dim; got {q.shape[1]} and {d.shape[1]}"
-        raise ValueError(msg)
-    if int8 and scales is None:
-        msg = "int8 d_tokens need d_scales"
-        raise ValueError(msg)
-    return problem, select(d.device, q.dtype, name, int8)
+def _select(problem: Problem, name: str | None) -> Backend:
+    q, d = problem.q_tokens, problem.d_tokens
+    return select(d.device, q.dtype, name, d.dtype is torch.int8)
 
 
-def score_in_place(problem: Problem, name: str | None) -> Tensor | None:
-    """Scores of ``problem.d_items``, or None if the documents must be joined for them."""
-    backend = select("cpu", problem.q_tokens.dtype, name)
-    if not backend.scattered or not plain(problem.q_tokens, problem.d_tokens):
-        return None
-    return _warned(backend.score(problem)).scores
+def score(problem: Problem, name: str | None) -> Tensor:
+    """``torch.ops.colbert_fast.score``, without the dispatcher where nobody would notice.
+
+    The sides must fit: what :func:`_checked` asks of callers of ``torch.ops`` is not asked again here.
+    """
+    if unwatched(problem.q_tokens, problem.d_tokens):
+        return _score(problem, name)
+    problem = problem.explicit()
+    return _SCORE(*problem.arguments(), name, d_order=problem.d_order)  # type: ignore[no-any-return]
 
 
-def score(q: PackedTokens, d: PackedTokens, *rest: Any) -> Tensor:
-    """``torch.ops.colbert_fast.score``, without the dispatcher where nobody would notice."""
-    if unwatched(q.tokens, d.tokens):
-        return _score_directly(q, d, rest) if q._equal or d._equal else _score(*_sides(q, d), *rest, d_order=d._order)
-    return _SCORE(*_sides(q, d), *rest, d_order=d._order)  # type: ignore[no-any-return]
+def _score(problem: Problem, name: str | None) -> Tensor:
+    backend = _select(problem, name)
+    # The starts and lengths of a padded batch on a GPU are not made yet, and the documents of a list are not joined.
+    implicit = problem.q_starts is None or problem.d_starts is None
+    if implicit and not (backend.scattered if problem.d_items else backend.uniform):
+        problem = problem.explicit()
+    scores, _, empty_document = backend.score(problem)
+    if empty_document:
+        _warn_of_empty_document()
+    return scores
 
 
-def _sides(q: PackedTokens, d: PackedTokens) -> tuple[Tensor | None, ...]:
-    return (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
+def _score_argmax(problem: Problem, name: str | None) -> tuple[Tensor, Tensor]:
+    scores, argmax, empty_document = _select(problem, name).score_argmax(problem)
+    assert argmax is not None
+    if empty_document:
+        _warn_of_empty_document()
+    return scores, argmax
 
 
-def _score_directly(q: PackedTokens, d: PackedTokens, rest: Sequence[Any]) -> Tensor:
-    """Without the starts and lengths that a backend can do without: for a padded batch nobody has made them yet."""
-    *numbers, name = rest
-    spans = [(None, None) if side._equal else (side.starts, side.lengths) for side in (q, d)]
-    problem, backend = _chosen((q.tokens, *spans[0], d.tokens, d.scales, *spans[1], *numbers), name, d._order)
-    if not backend.uniform:
-        problem = problem._replace(q_starts=q.starts, q_lengths=q.lengths, d_starts=d.starts, d_lengths=d.lengths)
-    return _warned(backend.score(problem)).scores
-
-
-def _score(*arguments: Any, d_order: Tensor | None = None) -> Tensor:
-    *sides, name = arguments
-    problem, backend = _chosen(sides, name, d_order)
-    return _warned(backend.score(problem)).scores
-
-
-def _score_argmax(*arguments: Any, d_order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    *sides, name = arguments
-    problem, backend = _chosen(sides, name, d_order)
-    scored = _warned(backend.score_argmax(problem))
-    assert scored.argmax is not None
-    return scored.scores, scored.argmax
-
-
-def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *sides, grad_scores, argmax, for_q, for_d, name = arguments
-    problem, backend = _chosen(sides, name)
+def _backward(
+    problem: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool, name: str | None
+) -> tuple[Tensor, Tensor]:
+    backend = _select(problem, name)
     if for_d and problem.d_scales is not None:
         msg = "int8 d_tokens have no gradient: for_d must be False"
         raise ValueError(msg)
@@ -123,18 +92,15 @@ def _in_dtype_of(tokens: Tensor, grad: Tensor | None) -> Tensor:
     return tokens.new_empty(0) if grad is None else grad.to(tokens.dtype)
 
 
-def _warned(scored: Scored) -> Scored:
-    if scored.empty_document:
-        warn_caller(
-            "a document without a token scores -1e9, below every real document; "
-            "a mask without a true entry, or an embedding without rows, makes such a document"
-        )
-    return scored
+def _warn_of_empty_document() -> None:
+    warn_caller(
+        "a document without a token scores -1e9, below every real document; "
+        "a mask without a true entry, or an embedding without rows, makes such a document"
+    )
 
 
-def _check(arguments: Sequence[Any], d_order: Tensor | None) -> None:
+def _check(p: Problem) -> None:
     """Check what the kernels trust and only a caller of ``torch.ops`` can get wrong."""
-    p = Problem(*arguments[:_NUM_SIDES])
     device = p.q_tokens.device
     for side, tokens, starts, lengths, longest in (
         ("q", p.q_tokens, p.q_starts, p.q_lengths, p.max_lq),
@@ -154,16 +120,33 @@ def _check(arguments: Sequence[Any], d_order: Tensor | None) -> None:
         _check_numbers("d_scales", p.d_scales, (p.d_tokens.shape[0],), torch.float32, device)
     if p.pairs is not None:
         _check_numbers("pairs", p.pairs, (p.pairs.shape[0], 2), torch.int64, device)
-    if d_order is not None:
-        _check_numbers("d_order", d_order, (p.d_lengths.numel(),), torch.int32, device)
+    if p.d_order is not None:
+        _check_numbers("d_order", p.d_order, (p.d_lengths.numel(),), torch.int32, device)
     if p.chunk_elements < 1:
         msg = f"chunk_elements must be 1 or more; got {p.chunk_elements}"
         raise ValueError(msg)
 
 
-def _check_aligned(arguments: Sequence[Any]) -> None:
+def _check_types(p: Problem) -> None:
+    """Check the dtypes and the dim of two sides that are matrices."""
+    q, d = p.q_tokens, p.d_tokens
+    int8 = d.dtype is torch.int8
+    if d.dtype is not q.dtype and not int8 and d.dtype not in _NARROWER.get(q.dtype, ()):
+        msg = (
+            "d_tokens must have the dtype of q_tokens, a narrower one beside float32 or float64, or be int8; "
+            f"got q_tokens {q.dtype} and d_tokens {d.dtype}"
+        )
+        raise TypeError(msg)
+    if d.shape[1] != q.shape[1]:
+        msg = f"q_tokens and d_tokens need the same dim; got {q.shape[1]} and {d.shape[1]}"
+        raise ValueError(msg)
+    if int8 and p.d_scales is None:
+        msg = "int8 d_tokens need d_scales"
+        raise ValueError(msg)
+
+
+def _check_aligned(p: Problem) -> None:
     """Check what only tensors with memory can be asked."""
-    p = Problem(*arguments[:_NUM_SIDES])
     for name in ("q_starts", "q_lengths", "d_scales", "d_starts", "d_lengths", "pairs"):
         value = getattr(p, name)
         if value is not None and aligned(value) is not value:
@@ -171,9 +154,7 @@ def _check_aligned(arguments: Sequence[Any]) -> None:
             raise ValueError(msg)
 
 
-def _check_backward(arguments: Sequence[Any]) -> None:
-    p = Problem(*arguments[:_NUM_SIDES])
-    grad_scores, argmax = arguments[_NUM_SIDES : _NUM_SIDES + 2]
+def _check_backward(p: Problem, grad_scores: Tensor, argmax: Tensor) -> None:
     _check_numbers("argmax", argmax, (p.num_pairs, p.max_lq), p.argmax_dtype, p.q_tokens.device)
     if grad_scores.shape != (p.num_pairs,) or grad_scores.device != p.q_tokens.device:
         got = f"shape {list(grad_scores.shape)} on {grad_scores.device}"
@@ -188,27 +169,25 @@ def _check_numbers(name: str, value: Tensor, shape: tuple[int, ...], dtype: torc
         raise ValueError(msg)
 
 
-def _fake_score(*arguments: Any, d_order: Tensor | None = None) -> Tensor:
-    problem = Problem(*arguments[:-1])
+def _fake_score(problem: Problem, _name: str | None) -> Tensor:
     double = problem.q_tokens.dtype == torch.float64
     return problem.d_tokens.new_empty(problem.shape, dtype=torch.float64 if double else torch.float32)
 
 
-def _fake_score_argmax(*arguments: Any, d_order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    problem = Problem(*arguments[:-1])
+def _fake_score_argmax(problem: Problem, name: str | None) -> tuple[Tensor, Tensor]:
     argmax = problem.d_tokens.new_empty((problem.num_pairs, problem.max_lq), dtype=problem.argmax_dtype)
-    return _fake_score(*arguments), argmax
+    return _fake_score(problem, name), argmax
 
 
-def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *sides, _grad_scores, _argmax, for_q, for_d, _name = arguments
-    problem = Problem(*sides)
+def _fake_backward(
+    problem: Problem, _grad_scores: Tensor, _argmax: Tensor, for_q: bool, for_d: bool, _name: str | None
+) -> tuple[Tensor, Tensor]:
     q, d = problem.q_tokens, problem.d_tokens
     return q.new_empty(q.shape if for_q else (0,)), d.new_empty(d.shape if for_d else (0,))
 
 
 class _Registered(NamedTuple):
-    """What this process has registered with torch, which takes ops of one name once."""
+    """What this process has registered with torch: torch accepts the ops of one name only once."""
 
     library: torch.library.Library
     schemas: dict[str, str]
@@ -218,8 +197,8 @@ class _Registered(NamedTuple):
 def _register(run: dict[str, Callable[..., Any]]) -> None:
     """Let the ops call these functions, so that an op runs the code of the newest import of this module.
 
-    Notebooks and reloaders drop a package from ``sys.modules`` and import it anew, while others may hold what they had
-    imported of it.
+    Notebooks and reloaders drop a package from ``sys.modules`` and import it again, while other modules keep what they
+    imported from it before.
     """
     space = vars(torch.ops.colbert_fast)
     registered = space.get("_registered")
@@ -241,18 +220,20 @@ def _call(run: dict[str, Callable[..., Any]], name: str, *arguments: Any, **orde
     return run[name](*arguments, **order)
 
 
-def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``torch.ops`` runs; the package itself calls ``run``, where it can."""
+def _checked(run: Callable[..., Any], *, fake: bool = False) -> Callable[..., Any]:
+    """Return what ``torch.ops`` runs: ``run`` behind the checks of its arguments. A fake has no memory to check."""
 
     @safe_after_fork
     def checked(*arguments: Any, d_order: Tensor | None = None) -> Any:
-        _check(arguments, d_order)
-        if run in (_score, _score_argmax, _backward):
-            _check_aligned(arguments)
+        problem = Problem._make((*arguments[:NUM_ARGUMENTS], (), d_order))
+        others = arguments[NUM_ARGUMENTS:]
+        _check(problem)
+        _check_types(problem)
+        if not fake:
+            _check_aligned(problem)
         if run in (_backward, _fake_backward):
-            _check_backward(arguments)
-            return run(*arguments)
-        return run(*arguments, d_order=d_order)
+            _check_backward(problem, *others[:2])
+        return run(problem, *others)
 
     return checked
 
@@ -262,9 +243,9 @@ _register(
         "score": _checked(_score),
         "score_argmax": _checked(_score_argmax),
         "backward": _checked(_backward),
-        "fake_score": _checked(_fake_score),
-        "fake_score_argmax": _checked(_fake_score_argmax),
-        "fake_backward": _checked(_fake_backward),
+        "fake_score": _checked(_fake_score, fake=True),
+        "fake_score_argmax": _checked(_fake_score_argmax, fake=True),
+        "fake_backward": _checked(_fake_backward, fake=True),
     }
 )
 _SCORE = torch.ops.colbert_fast.score.default

@@ -2,61 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from colbert_fast import _ops
-from colbert_fast._arrays import Mask, tensor_of
-from colbert_fast._backends.problem import Problem
+from colbert_fast._arrays import Mask
+from colbert_fast._backends.problem import NUM_TENSORS, Problem
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._lowering import TokenList, lower
-from colbert_fast._observers import has_tangent
+from colbert_fast._lowering import lower
+from colbert_fast._torch_modes import has_tangent
 from colbert_fast.packed import PackedTokens, Tokens
 
-# Of the largest intermediate of a backend that needs one: 64 MiB in float32.
-CHUNK_ELEMENTS = 2**24
-# A query of one of these may meet documents of any other.
+# Queries of one of these dtypes may meet documents of any other of them.
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# What rows of zeros are in padded documents without a mask: padding, or tokens whose product 0 enters the maximum.
+# What rows of zeros mean in padded documents without a mask: padding, or tokens whose product 0 enters the maximum.
 Pad: TypeAlias = Literal["skip", "zero"]
 PADS = ("skip", "zero")
 
 
 def checked_sides(
-    a: Tokens, b: Tokens, a_mask: Mask | None = None, b_mask: Mask | None = None, pad: str = "skip"
+    a: Tokens,
+    b: Tokens,
+    a_mask: Mask | None = None,
+    b_mask: Mask | None = None,
+    pad: str = "skip",
+    device: torch.device | str | None = None,
+    *,
+    move_documents: bool = True,
 ) -> tuple[PackedTokens, PackedTokens, tuple[bool, bool], torch.device]:
     """Lower both sides and raise unless they fit, and unless ``pad`` is one of PADS.
+
+    Queries are moved to ``device`` (default: ``home``), and so are documents, unless ``move_documents`` is false.
 
     Returns
     -------
     q, d, skip_zero, home
-        Queries; documents; whether rows of zeros are padding in either; the device that the scores belong on.
+        Queries; documents; whether rows of zeros are padding in each of the two; the device for the scores.
     """
     if pad != "skip":
         _check_pad(pad, b_mask)
     q, skip_zero_q = lower(a, a_mask, "a")
     d, skip_zero_d = lower(b, b_mask, "b", join=False)
-    skip_zero_d = skip_zero_d and pad == "skip"
-    home = _home(b, q, d)
-    # A side without a single row has no dim or dtype of its own, and fits any other.
-    # What it is given here is made of its own, so that it has a gradient, though an empty one.
-    if q.rows == 0:
-        q = q.with_tokens(q.tokens.reshape(0, d.dim).to(torch.float32 if d.scales is not None else d.dtype))
-    elif d.rows == 0:
-        d = d.with_tokens(d.tokens.reshape(0, q.dim).to(q.dtype))
-    if q.dim != d.dim:
+    # The fields are read here, not the properties: each property costs a function call.
+    like_q, like_d = q._like, d._like
+    # The scores go to the device of the documents. numpy arrays and lists of numbers have none: then to the queries.
+    placed = isinstance(b, (PackedTokens, Tensor)) or (isinstance(b, (list, tuple)) and b and isinstance(b[0], Tensor))
+    home = like_d.device if placed else like_q.device
+    # A side without a single row has no dim and no dtype of its own, and fits any other side. Its new tokens are made
+    # from its old ones, so that it has a gradient, though an empty one.
+    if like_q.shape[0] == 0:
+        q = q.with_tokens(like_q.reshape(0, d.dim).to(torch.float32 if d._scales is not None else d.dtype))
+        like_q = q._like
+    elif like_d.shape[0] == 0 and not d._items:
+        d = d.with_tokens(like_d.reshape(0, q.dim).to(q.dtype))
+        like_d = d._like
+    if like_q.shape[1] != like_d.shape[1]:
         msg = f"a and b need the same dim; got a [*, {q.dim}] and b [*, {d.dim}]"
         raise ValueError(msg)
-    if q.scales is not None:
+    if q._scales is not None:
         msg = "a must be floating point: only documents can be int8; a.to(dtype=torch.float32) gives what it stands for"
         raise TypeError(msg)
-    if q.dtype != d.dtype and d.scales is None:
+    if like_q.dtype != like_d.dtype and d._scales is None:
         # Queries are few: they take the wider dtype, and documents stay as they are.
-        q = q.with_tokens(q.tokens.to(_wider(q.dtype, d.dtype)))
-    return q, d, (skip_zero_q, skip_zero_d), home
+        q = q.with_tokens(like_q.to(_wider(q.dtype, d.dtype)))
+    target = home if device is None else _numbered(device)
+    if like_q.device != target:
+        q = q.to(target)
+    if move_documents and like_d.device != target:
+        d = d.to(target)
+    return q, d, (skip_zero_q, skip_zero_d and pad == "skip"), home
+
+
+def _numbered(device: torch.device | str) -> torch.device:
+    """Return the device with its number: ``"cuda"`` is not equal to ``"cuda:0"``."""
+    return torch.empty(0, device=device).device
 
 
 def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
@@ -76,7 +97,7 @@ def _check_pad(pad: Any, b_mask: Mask | None) -> None:
 
 
 def number_of(side: PackedTokens) -> int:
-    """Return the number of items: len() makes a constant of one that torch.export leaves open."""
+    """Return the number of items. torch.export may leave that number open, and len() would make it a constant."""
     return side.lengths.shape[0] if torch.compiler.is_compiling() else len(side)
 
 
@@ -84,16 +105,9 @@ def token_counts(q: PackedTokens, skip_zero: bool) -> Tensor:
     """Return the number of tokens of each query, at least 1: ``[A]`` int64."""
     if not skip_zero:
         return q.lengths.clamp(min=1)
-    # Only a padded tensor skips zero rows, and all of its items are equally long.
+    # Only padded tensors skip rows of zeros, and all items of a padded tensor have the same length.
     real = q.tokens.detach().ne(0).any(1).view(number_of(q), q.max_length)
     return real.sum(1).clamp(min=1)
-
-
-def _home(b: Tokens, q: PackedTokens, d: PackedTokens) -> torch.device:
-    """Where the scores go: to the documents, or to the queries if the documents are not on any device."""
-    if isinstance(b, (PackedTokens, Tensor)) or (isinstance(b, (list, tuple)) and b and isinstance(b[0], Tensor)):
-        return d.device
-    return q.device
 
 
 def score(
@@ -104,34 +118,29 @@ def score(
     chunk_elements: int,
     backend: str | None,
 ) -> Tensor:
-    rest = (pairs, q.max_length, d.max_length, *skip_zero, chunk_elements)
-    if has_tangent(q.tokens, d.like if isinstance(d, TokenList) else d.tokens):
+    """Score sides that fit, with a graph of autograd if one is wanted."""
+    problem = Problem.of(q, d, pairs, skip_zero, chunk_elements)
+    if has_tangent(problem.q_tokens, problem.d_tokens):
         msg = "maxsim has no derivatives of forward mode (torch.func.jvp, dual tensors); use backward()"
         raise NotImplementedError(msg)
-    if isinstance(d, TokenList) and not (torch.is_grad_enabled() and q.tokens.requires_grad):
-        sides = (q.tokens, q.starts, q.lengths, d.like, None, d.lengths, d.lengths, *rest)
-        scores = _ops.score_in_place(Problem(*sides, d_items=d.items), backend)
-        if scores is not None:
-            return scores
-    if torch.is_grad_enabled() and (q.tokens.requires_grad or d.tokens.requires_grad):
-        # Hooks of autograd may write to what is saved for it, or free it: not the offsets that calls share.
-        offsets = [t.clone() if t.is_cpu else t for t in (q.starts, q.lengths, d.starts, d.lengths)]
-        others = (*offsets[:2], d.scales, *offsets[2:], *rest, d._order)
-        return _MaxSim.apply(q.tokens, d.tokens, others, backend)  # type: ignore[no-any-return, no-untyped-call]
-    return _ops.score(q, d, *rest, backend)
+    if torch.is_grad_enabled() and (problem.q_tokens.requires_grad or problem.d_tokens.requires_grad):
+        p = problem.explicit()
+        # autograd gives gradients only to tensors that are arguments of their own.
+        return _MaxSim.apply(p.q_tokens, p.d_tokens, p.without_tokens(), backend)  # type: ignore[no-any-return, no-untyped-call]
+    return _ops.score(problem, backend)
 
 
 class _MaxSim(torch.autograd.Function):
     """Scores with a backward pass from the saved argmax: [pairs, query tokens] int32, never the similarities."""
 
     @staticmethod
-    def forward(ctx: Any, q_tokens: Tensor, d_tokens: Tensor, sides: tuple[Any, ...], backend: str | None) -> Tensor:
-        q_starts, q_lengths, d_scales, d_starts, d_lengths, pairs, *rest, d_order = sides
-        tensors = (q_tokens, q_starts, q_lengths, d_tokens, d_scales, d_starts, d_lengths, pairs)
+    def forward(ctx: Any, q_tokens: Tensor, d_tokens: Tensor, others: tuple[Any, ...], backend: str | None) -> Tensor:
+        problem = Problem.with_tokens(q_tokens, d_tokens, others)
+        sides = problem.arguments()
         scores: Tensor
-        scores, argmax = torch.ops.colbert_fast.score_argmax(*tensors, *rest, backend, d_order=d_order)
-        ctx.save_for_backward(*tensors, argmax)
-        ctx.rest = rest
+        scores, argmax = torch.ops.colbert_fast.score_argmax(*sides, backend, d_order=problem.d_order)
+        ctx.save_for_backward(*sides[:NUM_TENSORS], argmax)
+        ctx.numbers = sides[NUM_TENSORS:]
         ctx.backend = backend
         return scores
 
@@ -141,15 +150,16 @@ class _MaxSim(torch.autograd.Function):
         *tensors, argmax = ctx.saved_tensors
         for_q, for_d = ctx.needs_input_grad[:2]
         grads = torch.ops.colbert_fast.backward(
-            *tensors, *ctx.rest, grad_scores.detach().reshape(-1), argmax, for_q, for_d, ctx.backend
+            *tensors, *ctx.numbers, grad_scores.detach().reshape(-1), argmax, for_q, for_d, ctx.backend
         )
         if torch.is_grad_enabled():  # create_graph=True
-            grads = _FirstOrder.apply(*grads, tensors[0], tensors[3])  # type: ignore[no-untyped-call]
+            p = Problem(*tensors, *ctx.numbers)
+            grads = _FirstOrder.apply(*grads, p.q_tokens, p.d_tokens)  # type: ignore[no-untyped-call]
         return grads[0] if for_q else None, grads[1] if for_d else None, None, None
 
 
 class _FirstOrder(torch.autograd.Function):
-    """Gradients that say so when they are differentiated, rather than passing for constants."""
+    """Gradients that raise when they are differentiated: without this they would count as constants."""
 
     @staticmethod
     def forward(ctx: Any, grad_q: Tensor, grad_d: Tensor, q_tokens: Tensor, d_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,24 +169,3 @@ class _FirstOrder(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> None:
         msg = "maxsim has first derivatives only; write the einsum in torch for second ones"
         raise NotImplementedError(msg)
-
-
-def as_integers(value: Tensor | Sequence[Any], name: str) -> Tensor:
-    tensor = tensor_of(value, name)
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
-        msg = f"{name} must be integers; got {tensor.dtype}"
-        raise TypeError(msg)
-    return tensor.to(torch.int64)
-
-
-def check_range(numbers: Tensor, counts: dict[str, int], name: str) -> None:
-    """Raise unless each column of ``numbers [n, columns]`` numbers its things. Waits for their device once."""
-    if len(numbers) == 0:
-        return
-    lows, highs = torch.stack(torch.aminmax(numbers, dim=0)).tolist()
-    for low, high, (what, count) in zip(lows, highs, counts.items(), strict=True):
-        if low < 0 or high >= count:
-            allowed = f"from 0 to {count - 1}" if count else "but there are none"
-            got = f"numbers from {low} to {high}" if low < high else f"the number {low}"
-            msg = f"{name} must number {what} {allowed}; got {got}"
-            raise ValueError(msg)

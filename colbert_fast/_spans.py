@@ -1,4 +1,4 @@
-"""Spans: item i of a batch is the rows from ``starts[i]`` on, ``lengths[i]`` of them. Which rows these are."""
+"""The rows of items: item i of a batch is ``lengths[i]`` rows from ``starts[i]`` on."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class Rows(NamedTuple):
 
 def consecutive(n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the starts and lengths of n items of one length that follow one another."""
-    # Not as a range with a step, which torch.export ties to an n of more than one item.
+    # Not torch.arange with a step: torch.export would then fix n to be more than one item.
     starts = torch.arange(n, device=device) * length
     return starts, torch.full((n,), length, dtype=torch.int64, device=device)
 
 
 def own_rows(batch: Rows) -> Rows:
-    """Leave out rows of no item: view the rows from the first item to the last, or copy each item if that is less.
+    """Leave out rows that belong to no item.
 
-    Asks the device of the batch how many rows there are, and waits for it.
+    Views the rows from the first item to the last one, or copies the items if they have fewer rows than that. Waits
+    for the device of the batch, to know how many rows there are.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def own_rows(batch: Rows) -> Rows:
         An item outside of the rows.
     """
     tokens, scales, starts, lengths, _ = batch
-    # Copies that nobody else writes to between the check and the use.
+    # These are copies, so that nobody writes to them between the check and the use.
     starts, lengths = starts.clone(), lengths.clone()
     if len(lengths) == 0:
         return Rows(tokens[:0], None if scales is None else scales[:0], starts, lengths, 0)
@@ -65,10 +66,10 @@ def own_rows(batch: Rows) -> Rows:
 
 
 def few_rows(batch: Rows) -> Rows:
-    """Leave out rows of no item without asking the device of the batch: each item takes ``max_length`` rows.
+    """Leave out rows that belong to no item, without waiting for the device: each item takes ``max_length`` rows.
 
-    What lies behind the rows of an item belongs to no item. A batch that has no more rows than this is returned as it
-    is.
+    The rows after the end of an item then belong to no item. A batch that has no more rows than this is returned
+    unchanged.
     """
     n, rows = len(batch.lengths), len(batch.tokens)
     if n * batch.max_length >= rows:
@@ -79,7 +80,10 @@ def few_rows(batch: Rows) -> Rows:
 
 
 def check_alike(batches: Mapping[str, Rows]) -> None:
-    """Raise unless the rows of all batches, which have a name each, fit into one matrix. No rows fit any other."""
+    """Raise unless the rows of all batches fit into one matrix. ``batches`` has them by name for the message.
+
+    A batch without rows fits any other in dim and dtype.
+    """
     first, like = next(((name, b) for name, b in batches.items() if len(b.tokens)), next(iter(batches.items())))
     for name, batch in batches.items():
         mine, its = batch.tokens, like.tokens
@@ -95,7 +99,7 @@ def check_alike(batches: Mapping[str, Rows]) -> None:
 
 
 def concatenated(batches: Sequence[Rows]) -> Rows:
-    """Copy batches that are alike, at least one, into one."""
+    """Copy one or more batches that are alike into one batch."""
     like = next((batch for batch in batches if len(batch.tokens)), batches[0])
     dim = like.tokens.shape[1] or max(batch.tokens.shape[1] for batch in batches)
     each = [b.tokens if len(b.tokens) else b.tokens.reshape(0, dim).to(like.tokens.dtype) for b in batches]
@@ -109,7 +113,7 @@ def concatenated(batches: Sequence[Rows]) -> Rows:
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy if its memory holds more than it."""
+    """Return the tensor, or a copy if its memory holds other elements too."""
     if type(tensor) not in (Tensor, torch.nn.Parameter):
         return tensor
     if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
@@ -118,9 +122,9 @@ def alone(tensor: Tensor) -> Tensor:
 
 
 def padded(batch: Rows, length: int) -> tuple[Tensor, Tensor]:
-    """Return the items as ``[n, length, dim]``, with rows of zeros behind each item, and where its rows are.
+    """Return the items as ``[n, length, dim]`` with rows of zeros after each item, and the mask of rows of items.
 
-    int8 rows become what they stand for, in float32. ``length`` is that of the longest item, or more. Does not wait.
+    int8 rows become what they stand for, in float32. No item is longer than ``length``. Does not wait for the device.
     """
     mask = torch.arange(length, device=batch.lengths.device) < batch.lengths.unsqueeze(1)
     if len(batch.tokens) == 0:

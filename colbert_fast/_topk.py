@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colbert_fast._checks import positive_int
+from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._integers import check_range, integer_tensor, positive_int
 from colbert_fast._scoring import (
-    CHUNK_ELEMENTS,
     Pad,
-    as_integers,
-    check_range,
     checked_sides,
     number_of,
     score,
@@ -23,7 +21,7 @@ from colbert_fast._scoring import (
 )
 from colbert_fast.packed import PackedTokens, Tokens
 
-# Columns of the result that are there whether there are documents for them or not, if as many were asked for.
+# The result has so many columns, or k if that is less, even if there are fewer documents.
 _ALWAYS_FILLED = 1024
 
 
@@ -49,11 +47,11 @@ def topk(
     k
         How many, 1 or more: an int, or an integer of numpy or of a tensor.
     candidates
-        The documents to consider: integers ``[A, c]``, or a list with one sequence of document numbers
-        per query, of any lengths. Default: all. With documents on a GPU, a matrix on the same GPU waits for it once,
-        to be checked before a kernel reads what it names; a matrix or a list in CPU memory is checked there and waits
-        for its copy; a list of tensors on a GPU waits for each. Under ``torch.compile`` a matrix is not checked for
-        a GPU. Without candidates nothing waits.
+        The documents to consider: integers ``[A, c]``, or a list with one sequence of document numbers for each
+        query, of any lengths. Default: all documents. If the documents are on a GPU, candidates make the call wait.
+        A matrix on that GPU waits once, because it is checked before a kernel uses it (not under ``torch.compile``).
+        A matrix or a list in CPU memory is checked there, and waits for its copy. A list of tensors on a GPU waits for
+        each tensor.
     length_normalize, pad, backend
         As in :func:`maxsim`.
 
@@ -62,9 +60,9 @@ def topk(
     scores, numbers : torch.Tensor
         Scores ``[A, k]`` and document numbers int64 ``[A, k]``, best first, on the device of the documents. Equal
         scores keep the order of the documents (of the candidates); NaN comes first, as in ``torch.sort``. Where a
-        query has fewer than k documents the score is -inf and the number -1. If k is above
-        1024, there are as many columns as documents (as the longest list of candidates), at least 1024 and never more
-        than k. Not differentiable.
+        query has fewer than k documents, the score is -inf and the number is -1. If k is above 1024, there are as many
+        columns as documents (or as candidates in the longest list), but at least 1024 and never more than k. Not
+        differentiable.
 
     Raises
     ------
@@ -72,8 +70,7 @@ def topk(
         As :func:`maxsim`; and ValueError for a bad ``k`` or candidate.
     """
     k = positive_int(k, "k")
-    q, d, skip_zero, home = checked_sides(a, b, pad=pad)
-    q, d = q.to(home), d.to(home)
+    q, d, skip_zero, _ = checked_sides(a, b, pad=pad)
     with torch.no_grad():
         if candidates is None:
             scores, numbers = _best_of_all(q, d, skip_zero, k, backend)
@@ -87,7 +84,7 @@ def topk(
 def _best_of_all(
     q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Documents are scored in runs, each merged with the best so far; all at once in a program that is exported."""
+    """Score documents in runs, and merge each run with the best so far; an exported program scores all at once."""
     at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
     if _is_exporting() or number_of(d) <= at_once:
         return _best(score(q, d, None, skip_zero, CHUNK_ELEMENTS, backend), None, k)
@@ -108,7 +105,7 @@ def _best_of_candidates(
     candidates: Tensor | Sequence[Any],
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """A query with fewer candidates than another has -inf and -1 in its last columns."""
+    """Score candidates. A query with fewer candidates than another has -inf and -1 in its last columns."""
     nq = number_of(q)
     numbers, rows, place, width = _placed(candidates, nq, number_of(d), d.device)
     scores = score(q, d, torch.stack([rows, numbers], dim=1), skip_zero, CHUNK_ELEMENTS, backend)
@@ -121,10 +118,10 @@ def _best_of_candidates(
 def _best(scores: Tensor, numbers: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """Return the columns of the result: the best of ``scores``, and their ``numbers`` (None: the column is the number).
 
-    Of a small k as many columns as were asked for, whatever there is; of a large one as many as can be filled.
+    A small k gives k columns, whether they can be filled or not; a large k gives as many columns as can be filled.
     """
     width = scores.shape[1]
-    if torch.compiler.is_compiling() or width < k:  # compiled code need not know then whether any is missing
+    if torch.compiler.is_compiling() or width < k:  # with the columns added, compiled code need not compare the two
         room = (0, min(k, _ALWAYS_FILLED))
         scores = torch.nn.functional.pad(scores, room, value=float("-inf"))
         numbers = None if numbers is None else torch.nn.functional.pad(numbers, room, value=-1)
@@ -132,14 +129,14 @@ def _best(scores: Tensor, numbers: Tensor | None, k: int) -> tuple[Tensor, Tenso
     values, order = scores.sort(dim=1, descending=True, stable=True)
     if k <= _ALWAYS_FILLED:
         values, order = values[:, :k], order[:, :k]
-    else:  # not by a slice, which torch.export could not prove to be inside
+    else:  # not a slice: torch.export could not prove that it is inside
         columns = torch.arange(min(k, max(width, _ALWAYS_FILLED)), device=scores.device)
         values, order = values.index_select(1, columns), order.index_select(1, columns)
     return values, order.where(order < width, -1) if numbers is None else numbers.gather(1, order)
 
 
 def _is_exporting() -> bool:
-    # A torch without is_exporting tells an export by that it compiles without dynamo.
+    # Older versions of torch have no is_exporting. In them, compiling without dynamo means exporting.
     asked = getattr(torch.compiler, "is_exporting", None)
     return asked() if asked else torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
@@ -160,23 +157,23 @@ def _rows_of(candidates: Any) -> int:
 def _placed(
     candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None, int]:
-    """Return candidates ``[p]``; their queries ``[p]``; their places ``[p]`` in a matrix; and the width of that.
+    """Return candidates ``[p]``; their queries ``[p]``; their places ``[p]`` in a matrix; and the width of the matrix.
 
-    The matrix has a row for every query; None: all of its places, in order.
-    The device is not asked for a number, except once by the check of candidates that are there.
+    The matrix has a row for every query. If the candidates fill all of its places in order, the places are None.
+    Waits for the device once if the candidates are there, to check them.
     """
     given = _rows_of(candidates)
     if given != nq:
         msg = f"candidates needs one row per query; got {given} rows for {nq} queries"
         raise ValueError(msg)
     if isinstance(candidates, (Tensor, np.ndarray)) and candidates.ndim == 2:
-        numbers = as_integers(candidates, "candidates")
+        numbers = integer_tensor(candidates, "candidates")
         if not torch.compiler.is_compiling():
             check_range(numbers.reshape(-1, 1), {"documents": nd}, "candidates")
         width = numbers.shape[1]
         queries = torch.arange(nq, device=device).unsqueeze(1).expand(nq, width).reshape(-1)
         return numbers.reshape(-1).to(device), queries, None, width
-    rows = [as_integers(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
+    rows = [integer_tensor(row, f"candidates[{i}]") for i, row in enumerate(candidates)]
     for i, row in enumerate(rows):
         if row.ndim != 1:
             msg = f"candidates[{i}] must be a row of document numbers; got shape {list(row.shape)}"

@@ -1,4 +1,4 @@
-"""Warnings that name the line of the user, wherever in the package they come from."""
+"""Warnings that name a line of the user's code, not a line of this package."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from types import FrameType
 
 import torch
 
-# Packages whose frames are not the user's: what calls us, or calls us back, on a user's behalf. By their names, for one
-# file may be reached by several paths.
+# Packages whose code is not the user's: this one, and packages that call it for the user. They are known by name,
+# because one file may be reached by several paths.
 _INSIDE = ("colbert_fast", "torch", "sentence_transformers", "transformers", "tqdm")
-# Code that torch makes is in no module; it is called so, or by a file of torch.
+# Code that torch makes is in no module. Its file is called "<eval_with_key>", or is a file of torch.
 _MADE = ("<eval_with_key>", os.path.dirname(torch.__file__) + os.sep)
 
 
 def warn_caller(message: str) -> None:
-    """Raise a UserWarning at the line, outside this package and torch, from which the call came.
+    """Issue a UserWarning at the line of the user's code that made the call.
 
-    Where there is none, as in a thread whose target is a function of this package, at the line that called it there.
+    A thread whose target is a function of this package has no such line: there the warning is at the line that called
+    the target.
     """
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and _inside(frame):

@@ -1,4 +1,4 @@
-"""PackedTokens, the ragged batch that every kernel sees: how it is built, cut, joined, moved and saved."""
+"""PackedTokens, the ragged batch that every kernel reads: how it is built, cut, joined, moved and saved."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import Mask, checked_scales
-from colbert_fast._checks import not_negative_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._int8 import quantised
+from colbert_fast._integers import not_negative_int
 from colbert_fast._items import item_numbers
-from colbert_fast._layouts import nested_parts, rows_of_items, rows_of_padded
+from colbert_fast._layouts import checked_rows, nested_parts, rows_of_items, rows_of_padded
 from colbert_fast._spans import Rows, alone, check_alike, concatenated, few_rows, own_rows, padded
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
-# Device types whose kernels take items in a given order. The threads of a CPU cut the work themselves.
+# Device types whose kernels take items in a given order. On a CPU the threads share out the work themselves.
 _ORDERED_ON = ("cuda",)
 
 
 class PackedTokens:
     """A ragged batch of token embeddings: item ``i`` is ``tokens[starts[i] : starts[i] + lengths[i]]``.
 
-    Build it once to score it many times. Every row inside an item is a token, rows of zeros included. Items may
-    leave gaps between them and may share rows. The fields are read-only, and ``starts`` and ``lengths`` are copies of
-    what was given. Do not write to their elements either: offsets that do not fit are refused when they are scored.
+    Build it once to score it many times. Every row inside an item is a token, rows of zeros included. There may be
+    rows between two items that belong to none, and items may share rows. The fields are read-only, and ``starts`` and
+    ``lengths`` are copies of the arguments. Do not write to their elements either: offsets that do not fit are refused
+    when they are scored.
 
-    Some items, ``packed[2:9]``, share the rows of all. Saved by pickle or torch, copied, sent to a process, moved,
-    converted or quantised, they take only their own rows along. What is loaded is checked as the arguments below are.
+    Some of the items, ``packed[2:9]``, share the rows of the whole batch. When they are saved by pickle or torch,
+    copied, sent to a process, moved, converted or quantised, they take only their own rows along. What is loaded from
+    a file is checked like the arguments below.
 
     Parameters
     ----------
@@ -54,11 +56,13 @@ class PackedTokens:
         A shape that does not fit, an item outside ``tokens``, or a bad scale. Checking this waits for the device.
     """
 
-    # Whether a kernel need not read where the items are: all of one length, they follow one another.
+    # Whether a kernel can do without starts and lengths: all items have one length, and follow one another.
     _equal = False
-    # Whether this was cut from a larger batch: it has all rows of that batch, and its items may all be shorter than
+    # Whether this was cut from a larger batch. Then it has all rows of that batch, and every item may be shorter than
     # max_length.
     _part = False
+    # Items that are not in one matrix yet, where a backend reads them as they are.
+    _items: Sequence[Tensor] = ()
 
     def __init__(
         self,
@@ -69,58 +73,20 @@ class PackedTokens:
         *,
         _trusted: tuple[int, Tensor | None] | None = None,
     ) -> None:
-        # The lowerings are right by construction, and must not wait for a device: they pass (max_length, order).
+        # The lowerings make offsets that need no check, and must not wait for a device: they pass (max_length, order).
         if _trusted is None:
-            starts, lengths, scales, _trusted = self._checked(tokens, starts, lengths, scales)
-        self._tokens = tokens
+            rows, ragged = checked_rows(tokens, starts, lengths, scales)
+            _, scales, starts, lengths, longest = rows
+            _trusted = (longest, longest_first(lengths) if ragged else None)
+        # Only the dtype, the device and the dim of _like are read. In a subclass it may have no rows.
+        self._tokens = self._like = tokens
         self._starts = starts
         self._lengths = lengths
         self._scales = scales
-        # [n] int32, of items of different lengths on a GPU: their numbers, longest first. Made with the batch on the
-        # same stream, it lives as long, which a CUDA graph relies on. For speed only: any order of all items gives the
-        # same scores, so it may stay as it is if someone writes to the lengths.
+        # [n] int32 for items of different lengths on a GPU, else None: the numbers of the items, longest first. It is
+        # made with the batch, on the same stream, and lives as long as the batch, because a CUDA graph relies on both.
+        # It is for speed only: every order gives the same scores, so it may stay if someone writes to the lengths.
         self._max_length, self._order = _trusted
-
-    @staticmethod
-    @safe_after_fork
-    def _checked(
-        tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, Tensor | None]]:
-        for name, value in (("tokens", tokens), ("starts", starts), ("lengths", lengths)):
-            if not isinstance(value, Tensor):
-                msg = f"{name} must be a tensor; got {type(value).__name__}"
-                raise TypeError(msg)
-        scales = checked_scales(scales, tokens)
-        if tokens.ndim != 2:
-            msg = f"tokens must be [total, dim]; got shape {list(tokens.shape)}"
-            raise ValueError(msg)
-        for name, value in (("starts", starts), ("lengths", lengths)):
-            if value.layout != torch.strided:
-                msg = f"{name} must be a dense tensor; got layout {value.layout}"
-                raise TypeError(msg)
-            if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-                msg = f"{name} must be integer; got {value.dtype}"
-                raise TypeError(msg)
-        if starts.ndim != 1 or starts.shape != lengths.shape:
-            msg = f"starts and lengths must be [n] both; got shapes {list(starts.shape)} and {list(lengths.shape)}"
-            raise ValueError(msg)
-        starts, lengths = (
-            t.to(device=tokens.device, dtype=torch.int64, copy=True, memory_format=torch.contiguous_format)
-            for t in (starts, lengths)
-        )
-        total = tokens.shape[0]
-        if tokens.is_meta:  # there are no numbers to check
-            return starts, lengths, scales, (total if len(lengths) else 0, None)
-        shortest = longest = 0
-        if len(lengths):
-            outside = (starts < 0) | (lengths < 0) | (lengths > total) | (starts > total - lengths)
-            if bool(outside.any()):
-                i = int(outside.int().argmax())
-                msg = f"item {i} has start {int(starts[i])} and length {int(lengths[i])}; tokens has {total} rows"
-                raise ValueError(msg)
-            shortest, longest = (int(bound) for bound in torch.aminmax(lengths))
-        order = longest_first(lengths) if shortest < longest else None
-        return starts, lengths, scales, (longest, order)
 
     @property
     def tokens(self) -> Tensor:
@@ -144,7 +110,7 @@ class PackedTokens:
 
     @property
     def max_length(self) -> int:
-        """No item is longer. Known without asking the device."""
+        """No item is longer. Reading this does not wait for the device."""
         return self._max_length
 
     @staticmethod
@@ -186,8 +152,8 @@ class PackedTokens:
             ``[n, length]`` or ``[1, length]``, true or non-zero where a row is a token, or a list of n 1-D
             masks. None: every row is a token.
         scales
-            ``[n, length]`` float32 tensor or array, with int8 ``tokens`` only: what each row is multiplied by. Those
-            of tokens are finite, 0 or more. Default: 1.
+            ``[n, length]`` float32 tensor or array, with int8 ``tokens`` only: what each row is multiplied by. The
+            scale of a token is finite, 0 or more. Default: 1.
 
         Raises
         ------
@@ -223,12 +189,12 @@ class PackedTokens:
 
     @staticmethod
     def _of(rows: Rows, ragged: bool = False) -> PackedTokens:
-        """Trust rows, whose items may be of different lengths."""
+        """Make a batch of rows without checks. With ``ragged`` the items may have different lengths."""
         order = longest_first(rows.lengths) if ragged else None
         return PackedTokens(rows.tokens, rows.starts, rows.lengths, rows.scales, _trusted=(rows.max_length, order))
 
     def __len__(self) -> int:
-        return self.starts.shape[0]
+        return self._starts.shape[0]
 
     @safe_after_fork
     def __getitem__(self, index: Any) -> Any:
@@ -247,14 +213,14 @@ class PackedTokens:
         TypeError
             An index of another kind.
         IndexError
-            An item that is not there, or a mask that has not one entry for each item. To check a tensor on a GPU
-            waits for it, and so does copying a list or a tensor from the CPU to the GPU of this batch. A slice does
-            not wait.
+            An item that is not there, or a mask that has not one entry for each item. Checking a tensor on a GPU
+            waits for the GPU, and so does copying a list or a tensor from the CPU to the GPU of this batch. A slice
+            does not wait.
         """
         if isinstance(index, slice) and index.step is not None and index.step < 0:
             index = range(*index.indices(len(self)))  # torch has no such slices
         if isinstance(index, slice):
-            # The kernels read one number after the other, and a step leaves some out.
+            # A slice with a step leaves gaps in memory, and the kernels read adjacent numbers.
             return self._cut(self.starts[index].contiguous(), self.lengths[index].contiguous())
         index = item_numbers(index, len(self), self.device)
         if isinstance(index, Tensor):
@@ -264,7 +230,7 @@ class PackedTokens:
         return rows if self.scales is None else rows * self.scales.narrow(0, start, length).unsqueeze(1)
 
     def _cut(self, starts: Tensor, lengths: Tensor) -> PackedTokens:
-        """Some of the items, over the same rows."""
+        """Return some of the items, over the same rows."""
         part = PackedTokens(self.tokens, starts, lengths, self.scales, _trusted=(self.max_length, None))
         part._part = True
         return part
@@ -277,8 +243,8 @@ class PackedTokens:
     def cat(batches: Iterable[PackedTokens]) -> PackedTokens:
         """Join batches: the items of the first batch, then the items of the second batch, and so on.
 
-        The rows are copied, and on the CPU only those of items; gradients flow back to each batch. Does not wait for a
-        device. A batch without rows fits any other.
+        The rows are copied, on the CPU without the rows that belong to no item. Gradients flow back to each batch. Does
+        not wait for a device. A batch without rows fits any other.
 
         Parameters
         ----------
@@ -297,7 +263,7 @@ class PackedTokens:
             if not isinstance(batch, PackedTokens):
                 msg = f"batches must hold PackedTokens; batches[{i}] is {type(batch).__name__}"
                 raise TypeError(msg)
-        # A batch without items has nothing to say of dim, dtype or device either.
+        # A batch without items and rows has no dim, dtype or device that must fit the others.
         some = {f"batches[{i}]": batch for i, batch in enumerate(given) if len(batch) or batch.rows}
         if not some:
             return given[0] if given else PackedTokens.from_list([])
@@ -317,13 +283,13 @@ class PackedTokens:
         Parameters
         ----------
         length
-            Rows of each item in the result. Default: ``max_length``, and of items that were cut from a larger batch
-            the length of the longest.
+            Rows of each item in the result. Default: ``max_length``, or if the items were cut from a larger batch, the
+            length of the longest item.
 
         Returns
         -------
         tokens, mask : torch.Tensor
-            ``[n, length, dim]``, the rows of an item first and rows of zeros behind them; and ``[n, length]`` bool,
+            ``[n, length, dim]``, the rows of an item first and rows of zeros after them; and ``[n, length]`` bool,
             true where a row is a token. int8 tokens become what they stand for, in float32. Gradients flow back.
 
         Raises
@@ -331,8 +297,8 @@ class PackedTokens:
         TypeError
             A ``length`` that is no integer.
         ValueError
-            A ``length`` below that of the longest item. A length below ``max_length``, and the default for items that
-            were cut from a larger batch, wait for the device.
+            A ``length`` below the length of the longest item. A length below ``max_length`` waits for the device, and
+            so does the default if the items were cut from a larger batch.
         """
         if length is None:
             length = self._longest() if self._part else self.max_length
@@ -344,25 +310,25 @@ class PackedTokens:
         return padded(self._rows(), length)
 
     def _longest(self) -> int:
-        """The length of the longest item. Waits for the device, if that has an answer."""
+        """Return the length of the longest item, after waiting for the device; or a bound, if it cannot be known."""
         if not self._askable():
             return self.max_length
         return int(self.lengths.max()) if len(self) else 0
 
     def _askable(self) -> bool:
-        """Whether numbers of this batch can be known: not while torch traces a program, nor without memory."""
+        """Return whether numbers of this batch can be read: not while torch compiles a program, nor without memory."""
         return not (self.device.type == "meta" or torch.compiler.is_compiling())
 
     def _rows(self) -> Rows:
         return Rows(self.tokens, self.scales, self.starts, self.lengths, self.max_length)
 
     def _own(self, *, wait: bool) -> PackedTokens:
-        """Leave out the rows of the batch that this was cut from; else return this. May share rows.
+        """If this was cut from a larger batch, leave out rows of that batch; else return this. May share rows.
 
         Parameters
         ----------
         wait
-            Whether the device may be asked how many rows that leaves. Else some are left over.
+            Whether the call may wait for the device to know how many rows to keep. If not, it keeps some rows too many.
         """
         return self._without_gaps(wait) if self._part else self
 
@@ -398,10 +364,10 @@ class PackedTokens:
     ) -> PackedTokens:
         """Return this batch on another device, in another floating dtype, or both; this undoes :meth:`quantize`.
 
-        Items that were cut from a larger batch take their own rows along, not its others. On another device than the
-        CPU, which would have to be waited for, each of them takes ``max_length`` rows, unless all rows are fewer.
+        Items that were cut from a larger batch take only their own rows along. If neither device is the CPU, knowing
+        these rows would need a wait, so each item takes ``max_length`` rows, unless the whole batch has fewer.
         """
-        if isinstance(device, torch.dtype):  # as a tensor takes it: to(torch.float16)
+        if isinstance(device, torch.dtype):  # like Tensor.to(torch.float16)
             device, dtype = None, device
         device = self.device if device is None else torch.device(device)
         if device == self.device and dtype in (None, self.dtype):
@@ -436,20 +402,21 @@ class PackedTokens:
         Parameters
         ----------
         dtype
-            ``"int8"``; nothing else so far.
+            ``"int8"``, the only one.
 
         Raises
         ------
         ValueError
-            Another ``dtype``; or a token with a NaN or an infinity, which int8 cannot hold (rows that belong to no
-            item may have them). Checking this waits for the device.
+            Another ``dtype``; or a token with a NaN or an infinity, which int8 cannot hold. Rows that belong to no
+            item may have them. Checking this waits for the device.
 
         Notes
         -----
-        Scores are within 1e-5 of float64 on the values that the int8 tokens stand for. These differ from the originals
-        by at most ``scale / 2`` an element: for all-MiniLM-L6-v2 on Cranfield and Medline the score of a query token
-        by 1e-4 in the mean and 1.8e-3 at most, the ranking by a Kendall tau of 0.9989 and 0.9988, and nDCG@10 from
-        0.4004 to 0.4002 and from 0.7922 to 0.7911 (``python -m benchmarks.accuracy``, with the collections' folders).
+        Scores are within 1e-5 of float64 on the values that the int8 tokens stand for. An element of these values
+        differs from the original by at most ``scale / 2``. For all-MiniLM-L6-v2 on Cranfield and Medline, the score of
+        a query token then differs by 1e-4 in the mean and by 1.8e-3 at most; the rankings have a Kendall tau of 0.9989
+        and 0.9988; nDCG@10 goes from 0.4004 to 0.4002 and from 0.7922 to 0.7911 (``python -m benchmarks.accuracy``,
+        with the folders of the collections).
         """
         if dtype != "int8":
             msg = f'dtype must be "int8"; got {dtype!r}'
@@ -462,7 +429,7 @@ class PackedTokens:
 
     @safe_after_fork
     def __copy__(self) -> PackedTokens:
-        """Share the rows; items that were cut from a larger batch may copy theirs, and let go of the others."""
+        """Share the rows. Items that were cut from a larger batch may copy their rows, and do not keep the others."""
         own = self._own(wait=self.device.type == "cpu")
         same = PackedTokens(own.tokens, own.starts, own.lengths, own.scales, _trusted=(own.max_length, own._order))
         same._part = own._part
@@ -471,7 +438,7 @@ class PackedTokens:
     @safe_after_fork
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedTokens:
         if not self.tokens.is_leaf:
-            copy.deepcopy(self.tokens, memo)  # torch refuses, and says so
+            copy.deepcopy(self.tokens, memo)  # raises the error of torch
         own = self._alone()
         fields: list[Any] = []
         for field, mine in zip(own._fields(), self._fields(), strict=True):
@@ -487,20 +454,20 @@ class PackedTokens:
 
     @safe_after_fork
     def __reduce__(self) -> tuple[Any, ...]:
-        # Whoever loads this checks what the file says: no number in it becomes an address unchecked.
+        # Loading calls the constructor, which checks the file: no number in a file becomes an address unchecked.
         return PackedTokens, self._alone()._fields()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a pickle says that was not made by ``__reduce__``."""
+        """Load a pickle that was not made by ``__reduce__``, with the checks of the constructor."""
         PackedTokens.__init__(self, *(state[name] for name in ("_tokens", "_starts", "_lengths", "_scales")))
 
     def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         return self.tokens, self.starts, self.lengths, self.scales
 
     def _alone(self) -> PackedTokens:
-        """Own rows in memory that holds nothing else: torch saves, shares and copies all of a tensor's memory."""
+        """Return a batch whose memory holds its own rows only: torch saves and copies all memory of a tensor."""
         leaf = self.tokens.is_leaf
-        # A leaf of autograd's graph remains one.
+        # If the tokens are a leaf of the graph of autograd, the copied tokens are a leaf too.
         with torch.inference_mode(False), torch.set_grad_enabled(not leaf):
             own = self._own(wait=True)
             tokens, *rest = (None if field is None else alone(field) for field in own._fields())
@@ -513,23 +480,23 @@ class PackedTokens:
 
     @property
     def rows(self) -> int:
-        """Number of rows, those of no item included."""
+        """Number of rows, with the rows that belong to no item."""
         return self.tokens.shape[0]
 
     @property
     def dim(self) -> int:
         """Size of one embedding."""
-        return self.tokens.shape[1]
+        return self._like.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
         """Element type of the embeddings."""
-        return self.tokens.dtype
+        return self._like.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the embeddings are; starts and lengths are there too."""
-        return self.tokens.device
+        return self._like.device
 
     def __repr__(self) -> str:
         rows, dim = self.tokens.shape
@@ -537,9 +504,9 @@ class PackedTokens:
 
 
 def longest_first(lengths: Tensor) -> Tensor | None:
-    """Return the order in which a GPU should take the items, if they are on one; does not wait for it.
+    """Return the order in which a GPU should take the items, or None if they are not on one. Does not wait.
 
-    Its programs start in turn as others end: a long item that starts last is waited for by all.
+    A program on the GPU starts when another one ends. If a long item starts last, it ends long after all others.
     """
     if lengths.device.type not in _ORDERED_ON:
         return None
@@ -547,9 +514,9 @@ def longest_first(lengths: Tensor) -> Tensor | None:
 
 
 def _let_torch_load() -> None:
-    """Let ``torch.load(weights_only=True)`` make such batches: their constructor and ``__setstate__`` check all."""
+    """Let ``torch.load(weights_only=True)`` make PackedTokens: constructor and ``__setstate__`` check everything."""
     known = torch.serialization.get_safe_globals()
-    # One of an earlier import of this module, whose name torch would look up too.
+    # A class of an earlier import of this module, which has the same name for torch.
     stale = [some for some in known if getattr(some, "__module__", None) == __name__]
     if stale:
         torch.serialization.clear_safe_globals()

@@ -1,6 +1,6 @@
-"""The definition of MaxSim, in float64: slow, obvious, and never imported by the package.
+"""The definition of MaxSim, in float64: slow and obvious. Tests and benchmarks compare everything else with it.
 
-Tests and benchmarks compare everything else with it.
+The package never imports this module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run has to have, and a backend on another device."""
+"""The backends that a run requires, and a backend whose tensors are on another device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
 
-# COLBERT_FAST_REQUIRE="cpu:avx2,triton": tests fail where these are lacking. lacking.py has the names.
+# COLBERT_FAST_REQUIRE="cpu:avx2,triton": tests fail on a machine without these. lacking.py has the names.
 REQUIRED = {name for name in os.environ.get("COLBERT_FAST_REQUIRE", "").split(",") if name}
 
 
 def by_way_of(device: str, backend: Backend) -> Backend:
-    """A backend for CPU tensors that moves everything to the device and the results back."""
+    """Return a backend for CPU tensors that moves everything to the device, and the results back."""
 
     def moved(p: Problem) -> Problem:
         return Problem(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in p))

@@ -13,14 +13,14 @@ import colbert_fast as cf
 from colbert_fast import reference
 from colbert_fast._lowering import lower
 
-# Inputs are rounded to their dtype before the float64 reference sees them, so that what remains is the rounding of
-# float32 sums: of blocks of 128 products, at most 130 + log2(blocks) roundings of 2^-24.
+# Inputs are rounded to their dtype before the float64 reference gets them. So the only error is the rounding of float32
+# sums: at most 130 + log2(blocks) roundings of 2^-24, for blocks of 128 products.
 TOLERANCE = 1e-5
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
-# (query lengths, document lengths, dim). Tiles are 12, 6 or 4 document rows; panels 32, 16 or 8 query tokens,
-# the last one 16, 8 or 4 if these are enough.
+# (query lengths, document lengths, dim). Tiles have 12, 6 or 4 document rows. Panels have 32, 16 or 8 query tokens; the
+# last panel has 16, 8 or 4 if that is enough.
 SHAPES = [
     pytest.param([1], [1], 1, id="one-number"),
     pytest.param([32], [300, 180, 12, 24], 128, id="text"),
@@ -73,12 +73,12 @@ def assert_scores(actual: Tensor, queries: Sequence[Tensor], documents: Sequence
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Within TOLERANCE of float64: relative, or of 1, the similarity of equal unit vectors, near zero."""
+    """Assert values within TOLERANCE of float64, relative to the value, or to 1 (equal unit vectors) near zero."""
     torch.testing.assert_close(actual.double(), expected.double(), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
 def assert_within_products(actual: Tensor, queries: Sequence[Tensor], documents: Sequence[Tensor]) -> None:
-    """Within TOLERANCE of float64, relative to what is added up: over query tokens, the |products| of the winner."""
+    """Assert scores within TOLERANCE of float64, relative to the sum over query tokens of the winner's |products|."""
     for i, q in enumerate(queries):
         for j, d in enumerate(documents):
             score, argmax = reference.maxsim_pair(q, d)
@@ -88,7 +88,7 @@ def assert_within_products(actual: Tensor, queries: Sequence[Tensor], documents:
 
 
 def score_argmax(backend: str, a: Any, b: Any, a_mask: Any = None, b_mask: Any = None) -> tuple[Tensor, Tensor]:
-    """Scores ``[nq, nd]`` and the winning document token of each query token ``[nq, nd, lq]``, from any layout."""
+    """Return scores ``[nq, nd]`` and the winning document tokens ``[nq, nd, lq]``, from any layout."""
     (q, skip_zero_q), (d, skip_zero_d) = lower(a, a_mask, "a"), lower(b, b_mask, "b")
     sides = (q.tokens, q.starts, q.lengths, d.tokens, d.scales, d.starts, d.lengths)
     scores, argmax = torch.ops.colbert_fast.score_argmax(

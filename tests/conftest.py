@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Where benchmarks/ is; last, so that the installed colbert_fast is tested and not one that lies beside it.
+# The folder with benchmarks/. It comes last, so that the installed colbert_fast is tested, not the one in this folder.
 sys.path.append(str(Path(__file__).parents[1]))
 
 import pytest
@@ -22,7 +22,7 @@ from colbert_fast._extension import MISSING
 
 collect_ignore = [file for name in LACKING for file in FILES.get(name, [])]
 if not triton_.INTERPRETED:
-    collect_ignore.append("test_triton_kernels.py")  # test_triton.py runs it in a process that interprets
+    collect_ignore.append("test_triton_kernels.py")  # test_triton.py runs it in a process with the interpreter
 
 
 def pytest_report_header() -> str:
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=here(b.name for b in cf.backends()))
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every backend that can run here, by name, and each of COLBERT_FAST_REQUIRE, which fails if it cannot.
+    """The name of every backend that can run here, and every name in COLBERT_FAST_REQUIRE, which fails if it cannot.
 
     The tests make CPU tensors; a backend for another device gets them there and back.
     """
@@ -55,7 +55,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(params=here(b.name for b in cf.backends() if b.name.startswith("cpu:")))
 def native(request: pytest.FixtureRequest) -> str:
-    """The tiers of the C++ extension only."""
+    """The names of the backends of the C++ extension only."""
     return _runnable(request.param)
 
 
@@ -94,7 +94,7 @@ def threads() -> Iterator[Any]:
 
 @pytest.fixture
 def extension() -> str:
-    """The best tier: the pool does not know which one it works for."""
+    """The best tier, for tests of the threads, which are the same for all tiers."""
     if cpu._C is None:
         pytest.skip(MISSING)
     return "cpu"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# These are the module of Python; the others know nothing of it.
+# These files are the Python module; no other file uses Python.
 MODULE = {ROOT / "csrc/host/bindings.cpp", ROOT / "csrc/host/tensors.cpp"}
 SOURCES = [ROOT / "tests/cpp/kernels.cpp", *sorted(set(ROOT.glob("csrc/*/*.cpp")) - MODULE)]
 CXX = shlex.split(os.environ.get("CXX", "c++"))

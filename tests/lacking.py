@@ -1,6 +1,6 @@
-"""What this machine and this environment lack: told once, by test_lacking.py, and the tests of it are left out.
+"""What this machine and this environment lack. test_lacking.py reports it, and tests that need it are left out.
 
-COLBERT_FAST_REQUIRE="cpu:avx2,triton,models" makes tests fail that would be left out for want of one of these.
+COLBERT_FAST_REQUIRE="cpu:avx2,triton,models" makes tests that need one of these fail, instead of leaving them out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from backends import REQUIRED
 
 import colbert_fast as cf
 from colbert_fast._backends import triton_
+from colbert_fast._extension import MISSING
 
 # Packages beside numpy, torch, pytest and hypothesis.
 PACKAGES = {
@@ -25,7 +26,7 @@ PACKAGES = {
     "benchmarks": ["pytest_benchmark", "scipy"],
     "build": ["build", "pybind11", "setuptools"],
 }
-# Files, or folders, that cannot be imported without.
+# Files and folders of tests that cannot be imported without these packages.
 FILES = {
     "models": ["encoders", "test_sentence_transformers.py"],
     "interpreter": ["test_triton.py", "test_triton_code.py"],
@@ -44,6 +45,8 @@ def compiler(architecture: str) -> str | None:
 
 def _lacking() -> dict[str, str]:
     found = {b.name: b.unsupported for b in cf.backends() if b.unsupported is not None}
+    if MISSING:  # then no backend has the name of a tier
+        found.update({name: MISSING for name in REQUIRED if name.startswith("cpu:")})
     for name, packages in PACKAGES.items():
         missing = [package for package in packages if find_spec(package) is None]
         if missing:
@@ -58,17 +61,17 @@ def _lacking() -> dict[str, str]:
     return found
 
 
-# Each with its reason.
+# What is lacking, with the reason.
 LACKING = _lacking()
 
 
 def here(names: Iterable[str]) -> list[str]:
-    """Those that a test can use, or that it must fail without."""
+    """Return the names that a test can use, or must fail without."""
     return [name for name in names if name not in LACKING or name in REQUIRED]
 
 
 def left_out(item: pytest.Item) -> bool:
-    """Whether a test is marked with a thing that is not here: ``@pytest.mark.needs("models")``."""
+    """Return whether a test is marked with something that is not here: ``@pytest.mark.needs("models")``."""
     needed = {name for mark in item.iter_markers("needs") for name in mark.args}
     needed |= {"cuda" for _ in item.iter_markers("cuda")}
     return not needed <= set(here(needed))

@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 
-# A call that all threads share, and the backend to make it with. `tasks` are the threads of the whole process.
+# `score` is a call whose work all threads share, on a backend. `tasks` are the threads of the whole process.
 PRELUDE = r"""
 import os, signal, sys, threading, time
 import torch
 import colbert_fast as cf
 from colbert_fast._backends import cpu
 
-# A shell starts what runs in its background with SIGINT ignored.
+# A shell starts background processes with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 backend = sys.argv[1]
 torch.manual_seed(0)
@@ -30,7 +30,7 @@ def wait_for(child):
     assert status == 0, status
 
 def in_child(expected):
-    # The alarm ends a child that hangs, which would otherwise outlive the test.
+    # The alarm ends a child that hangs: it would outlive the test.
     signal.alarm(3600)
     code = 1
     try:

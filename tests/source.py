@@ -1,4 +1,4 @@
-"""The source tree, from which neither the tests nor what they start import colbert_fast."""
+"""The source tree. Neither the tests nor the processes that they start import colbert_fast from it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import subprocess
 from importlib.metadata import distribution
 from pathlib import Path
 
-# `make test` runs a copy of the tests, below it.
+# `make test` runs a copy of the tests in a folder of the tree.
 SOURCE = next(folder for folder in Path(__file__).resolve().parents if (folder / "setup.py").is_file())
 
 
 def files() -> set[str]:
-    """What git has, or would have after `git add`; or what an sdist, whose maker had git, says that it has."""
+    """Return the files that git has, or would have after `git add`; in an sdist, the files that its list names."""
     command = ["git", "-C", str(SOURCE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, capture_output=True, text=True, check=False) if (SOURCE / ".git").exists() else None
     if done is not None and done.returncode == 0:
@@ -23,7 +23,7 @@ def files() -> set[str]:
 
 
 def package() -> set[str]:
-    """The files of the package."""
+    """Return the files of the package."""
     return {name for name in files() if name.startswith("colbert_fast/") and not name.endswith((".so", ".pyd"))}
 
 

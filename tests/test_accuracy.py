@@ -28,7 +28,7 @@ def test_ndcg() -> None:
 
 
 class Encoder:
-    """Every text is a number: that of its embedding."""
+    """Every text is a number, the number of its embedding."""
 
     def __init__(self) -> None:
         self.items = embeddings([7] * 12, 16)

@@ -1,4 +1,4 @@
-"""The amx tier: its values and its manners over a model of AMX; beside torch, fork and refusals where AMX is real."""
+"""The amx tier: values and behaviour on a model of AMX; with torch, fork and refused permission on real AMX."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def refuse():
 
 
 def test_the_filter_refuses() -> None:
-    """What test_permission_refused relies on can be had here, and the other tiers do not mind."""
+    """The filter of test_permission_refused works here, and the other tiers run under it."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("arch_prctl is of Linux on x86-64")
     run(REFUSE + "refuse()\nimport torch, colbert_fast as cf\ncf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3))")

@@ -1,11 +1,11 @@
-"""Another thread writes to what is scored, or shrinks it: that is refused or scored, and nothing outside is read."""
+"""Another thread writes to a batch or shrinks it in a call: the call raises or scores, and reads nothing outside."""
 
 from __future__ import annotations
 
 import pytest
 from processes import assert_clean, python
 
-# What another thread does to a batch while it is scored, over and over.
+# What another thread does to a batch again and again while it is scored.
 ATTACKS = {
     "writes starts": "P.starts[5] = 10**12; P.starts[5] = 0",
     "writes lengths": "P.lengths[5] = 10**12; P.lengths[5] = 1",
@@ -24,7 +24,7 @@ ATTACKS = {
 ATTACKED = r"""
 import warnings
 
-# What is left of a batch may have documents without tokens.
+# A batch that was shrunk may have documents without tokens.
 warnings.simplefilter("ignore")
 expected = score()
 L = [torch.randn(60, 64) for _ in range(100)]

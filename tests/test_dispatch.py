@@ -105,7 +105,7 @@ def test_a_backend_that_cannot_run_says_why() -> None:
 
 
 def test_a_refusal_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend that the system refuses is passed over, or raises if it was named, and may be granted later."""
+    """A backend that the system refuses is skipped, or raises if it was named. The system may grant it later."""
     answers = ["the kernel said no", "the kernel said no again", None]
     best = runnable("cpu:")[0]
     asking = best._replace(name="cpu:asking", refused=lambda _: answers.pop(0))
@@ -114,9 +114,9 @@ def test_a_refusal_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     _backends._select.cache_clear()
     try:
         assert cf.backends()[0].unsupported is None
-        assert len(answers) == 3  # nothing was asked yet
+        assert len(answers) == 3  # no backend has asked yet
         assert select("cpu", torch.float32, None) is best
-        assert select("cpu", torch.float32, None) is best  # and asked once
+        assert select("cpu", torch.float32, None) is best  # and it has asked once
         assert cf.backends()[0].unsupported == "the kernel said no"
         with pytest.raises(NotImplementedError, match="cpu:asking: the kernel said no again"):
             select("cpu", torch.float32, "cpu:asking")
@@ -134,7 +134,7 @@ class _Properties:
 
 
 def test_a_gpu_that_is_too_old_scores_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside one that is not; each is asked once. Only who names the backend is told."""
+    """Another GPU is new enough. Each GPU is asked once, and only a call that names the backend gets the reason."""
     gpus = [_Properties("NVIDIA A100", 8, 0), _Properties("Tesla T4", 7, 5)]
     asked = []
 
@@ -163,7 +163,7 @@ def test_a_gpu_that_is_too_old_scores_with_torch(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(NotImplementedError, match=f"(?s)'triton' cannot score .* on cuda:1.*triton: {reason}"):
             select(old, torch.float32, "triton")
         assert select(new, torch.float32, "triton").name == "triton"
-        monkeypatch.setattr(torch.version, "hip", "6.0")  # whose numbers mean something else
+        monkeypatch.setattr(torch.version, "hip", "6.0")  # the numbers of HIP mean something else
         assert select(old, torch.bfloat16, None).name == "triton"
     finally:
         _backends._select.cache_clear()

@@ -86,7 +86,7 @@ def test_ieee_arithmetic(
         long = torch.cat([d[:1].expand(before, 2), d])
         queries = [q] + [torch.randn(1, 2) for _ in range(others)]
         scores, argmax = score_argmax(backend, queries, [long])
-        # A denormal is worth its last bits only absolutely.
+        # A denormal has too few bits for a relative tolerance.
         torch.testing.assert_close(scores[0, 0].item(), score, rtol=1e-5, atol=1e-44, equal_nan=True)
         assert argmax[0, 0].item() == (winner + before if winner else 0)
 
@@ -104,7 +104,7 @@ def test_infinite_scores_of_opposite_sign_add_to_nan(backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lq", [1, 9, 17, 70])
 def test_ties_go_to_the_first(backend: str, lq: int, dtype: torch.dtype) -> None:
-    """Copies on either side of the edges of tiles of 4, 6 and 12 rows, for queries of one to three panels."""
+    """Copies lie on both sides of the edges of tiles of 4, 6 and 12 rows; queries have one to three panels."""
     q = torch.randint(-3, 4, (lq, 16)).to(dtype)
     best = 40 * torch.ones(1, 16).to(dtype) * q[:1].sign()
     for first, second in ((0, 1), (3, 4), (5, 6), (11, 12), (0, 36), (7, 30), (23, 24), (35, 36)):
@@ -119,7 +119,7 @@ def test_all_tokens_identical(backend: str, lq: int) -> None:
     q, token = embeddings([lq, 1], 24)
     scores, argmax = score_argmax(backend, [q], [token.expand(50, 24)])
     assert_close(scores, reference.maxsim([q], [token]))
-    if backend != "torch":  # whose products may differ by a bit from row to row
+    if backend != "torch":  # its products may differ by a bit from row to row
         assert (argmax == 0).all()
 
 
@@ -168,7 +168,7 @@ def test_empty_sets(backend: str, nq: int, nd: int, form: str) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_dim_0_in_three_dimensions(backend: str, masked: bool) -> None:
-    """Every row is all zeros then: padding without a mask, a token under one."""
+    """Every row is zeros then: padding without a mask, a token with a mask."""
     a, b = torch.zeros(2, 3, 0), torch.zeros(4, 5, 0)
     if masked:
         assert cf.maxsim(a, b, torch.ones(2, 3), torch.ones(4, 5), backend=backend).tolist() == [[0.0] * 4] * 2
@@ -213,7 +213,7 @@ def test_dims(backend: str, dim: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("power", [-40, -10, 10, 40])
 def test_very_different_norms(backend: str, power: int) -> None:
-    """One huge and one tiny token on each side: the tolerance is of each score's own size."""
+    """Each side has one huge and one tiny token: the tolerance is relative to each score."""
     q, d = (x.abs() for x in embeddings([7, 26], 20))  # no cancellation
     q[3] *= 2.0**power
     d[[5, 20]] *= 2.0**power

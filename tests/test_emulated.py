@@ -25,8 +25,8 @@ import colbert_fast as cf
 NO_X86 = "not an x86-64 processor"
 NO_ARM = "not an AArch64 processor"
 NO_AVX2 = "this CPU has no AVX2, FMA and F16C"
-NO_AVX512 = "this CPU has no AVX-512 (F, BW, DQ, VL)"  # the emulator's own limit, too
-NO_AVX_VNNI = "this CPU has no AVX-VNNI"  # nor has any model of the emulator
+NO_AVX512 = "this CPU has no AVX-512 (F, BW, DQ, VL)"  # the emulator has none either
+NO_AVX_VNNI = "this CPU has no AVX-VNNI"  # no model of the emulator has it
 NOT_SAVED = "the operating system does not save AVX registers"
 NO_AMX = "built without AMX, which takes x86-64, Linux and GCC 11 or Clang 12"
 NO_DOTPROD = "this CPU has no FEAT_DotProd"
@@ -35,7 +35,7 @@ NO_I8MM = "this CPU has no FEAT_I8MM, FEAT_BF16 and FEAT_DotProd"
 AVX512 = ("amx", "avx512_bf16", "avx512_vnni", "avx512")
 AVX2 = ("avx_vnni", "avx2")
 NEON = ("neon_i8mm", "neon_dotprod", "neon")
-EVERY: dict[str, str | None] = dict.fromkeys(cf._backends.cpu._TIERS)
+EVERY: dict[str, str | None] = dict.fromkeys(b.name[4:] for b in cf.backends() if b.name.startswith("cpu:"))
 AARCH64 = {**EVERY, **dict.fromkeys((*AVX512, *AVX2), NO_X86), "amx": NO_AMX}
 X86_64 = {
     **EVERY,
@@ -44,7 +44,7 @@ X86_64 = {
     **dict.fromkeys(NEON, NO_ARM),
 }
 
-# What cpu_features.cpp has to find: (architecture, model) and why each tier cannot run on it.
+# What cpu_features.cpp has to find: by (architecture, model), the reason why each tier cannot run on it.
 MODELS: dict[tuple[str, str], dict[str, str | None]] = {
     ("aarch64", "cortex-a72"): {**AARCH64, "neon_i8mm": NO_I8MM, "neon_dotprod": NO_DOTPROD},
     ("aarch64", "neoverse-n1"): {**AARCH64, "neon_i8mm": NO_I8MM},
@@ -76,7 +76,7 @@ def case(architecture: str, *rest: str) -> Any:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
-    """What the kernels' program prints on a model. All models of an architecture start when the first is asked for."""
+    """Return what the kernels' program prints on a model. The first call of an architecture starts all its models."""
     started: dict[tuple[str, str], Future[str]] = {}
     executor = ThreadPoolExecutor()
 
@@ -118,7 +118,7 @@ _C = module_from_spec(spec)
 spec.loader.exec_module(_C)
 
 class Tensor:
-    # What the extension asks of those of torch, and of their storage.
+    # The methods of tensors, and of their storage, that the extension calls.
     def __init__(self, code, values, *shape):
         self.array, self.shape = array(code, values), shape
     def untyped_storage(self):
@@ -148,7 +148,7 @@ for tier, reason in _C.tiers():
 
 @pytest.mark.parametrize(("architecture", "model"), [case(*key) for key in MODELS if key[0] == machine()])
 def test_extension(architecture: str, model: str) -> None:
-    """The extension that Python loads, built as it is shipped: it has to load where the best tiers cannot run."""
+    """The extension as it is shipped has to load on a processor where the best tiers cannot run."""
     said = output_of(*emulator(architecture, model), sys.executable, "-c", EXTENSION, cf._backends.cpu._C.__file__)
     expected = MODELS[architecture, model]
     assert said.splitlines() == [f"{tier}: {reason or 17.0}" for tier, reason in expected.items()]

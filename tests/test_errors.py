@@ -1,4 +1,4 @@
-"""Every refusal: before any kernel runs, with what is required, what came and which argument."""
+"""Every error is raised before a kernel runs, and says what is required, what was received, and which argument."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_others(call: Callable[[], object], error: type[Exception], message: str
 
 
 def no_memory(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A tensor whose storage was shrunk behind its back."""
+    """Return a tensor whose storage was made too small for it."""
     tensor = torch.ones(shape, dtype=dtype)
     tensor.untyped_storage().resize_(0)
     return tensor
@@ -270,8 +270,8 @@ def one(*values: int) -> torch.Tensor:
     ],
 )
 def test_the_extension_checks_its_bounds_itself(changes: dict[str, Any], message: str) -> None:
-    """Nobody can make a kernel leave its buffers, not even by calling the op with offsets of his own."""
-    # Made here, for torch crashes where a report prints a tensor without memory.
+    """No caller can make a kernel leave its buffers, not even by calling the op with wrong offsets."""
+    # Made in the test: torch crashes if a report of pytest prints a tensor without memory.
     given = {name: value() if callable(value) else value for name, value in changes.items()}
     parts = {"dtype": 0, "tokens": torch.ones(3, 4), "starts": one(0), "lengths": one(1), "scales": None}
     q, d = (tuple(given.get(f"{side}_{name}", value) for name, value in parts.items()) for side in "qd")

@@ -14,7 +14,7 @@ import colbert_fast as cf
 
 A, B, LQ, LD = Dim("A"), Dim("B"), Dim("LQ"), Dim("LD")
 QUERIES, DOCUMENTS, NUMBERS = {0: A, 1: LQ}, {0: B, 1: LD}, {0: Dim("P")}
-# Sizes that a program made for 3 queries of 4 tokens and 5 documents of 6 is run with.
+# The program is made for 3 queries of 4 tokens and 5 documents of 6 tokens, and run with these sizes.
 SIZES = [(3, 4, 5, 6), (1, 9, 1, 2), (7, 1, 3, 1), (2, 3, 5000, 2), (4500, 2, 3, 3)]
 PACKED = cf.PackedTokens.from_list([torch.randn(n, 8) for n in (3, 0, 7)])
 SMALL = PACKED.quantize()
@@ -117,7 +117,7 @@ def test_an_exported_program_takes_every_size(case: Case, strict: bool) -> None:
 
 
 class Projected(torch.nn.Module):
-    """With parameters, so that the scores have a gradient."""
+    """The inputs are parameters here, so that the scores have a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Projected(torch.nn.Module):
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-# torch itself makes an instance of the autograd.Function while it traces one.
+# torch itself makes an instance of an autograd.Function while it traces it.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_module_with_parameters_is_exported(strict: bool) -> None:
     module = Projected()
@@ -150,7 +150,7 @@ def test_compiled_once_for_every_size(case: Case) -> None:
         return graph.forward
 
     function = torch.compile(case.function, backend=count, fullgraph=True, dynamic=True)
-    # No two sizes of one call are equal, which torch would take for a rule; and none is 1, which is a case of its own.
+    # No two sizes of one call are equal, because torch would make a rule of it; none is 1, a special case of torch.
     for sizes in ((5, 9, 13, 6), (2, 4, 7, 5), (12, 7, 17, 2), (4, 5, 5000, 9)):
         inputs = case.inputs(*sizes)
         torch.testing.assert_close(function(*inputs), case.function(*inputs))

@@ -11,13 +11,13 @@ from packaging.version import Version
 from colbert_fast._backends import triton_
 
 ROOT = Path(__file__).parents[1]
-# What only these extras ask for is for developers, but for these two: the floor must have something to test with.
+# Packages that only these extras need are for developers. Two of them count, because the floor is tested with them.
 DEVELOPERS = {"test", "bench", "lint", "docs"}
 TOOLS = {"hypothesis", "pytest"}
 
 
 def claimed() -> dict[str, Version]:
-    """The lower bound of each package that users may get, and of the tools."""
+    """Return the lower bound of each package that users may get, and of the tools."""
     bounds = {}
     for line in importlib.metadata.requires("colbert-fast") or []:
         requirement = Requirement(line)

@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
-# CASES are filled in by the tests. The alarm ends a child that hangs, and says so by its exit status.
+# The tests fill in CASES. The alarm ends a child that hangs, and the exit status says so.
 SCRIPT = r"""
 import copy, os, pickle, signal, sys, threading, warnings
 import numpy as np
@@ -34,7 +34,7 @@ def status_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 def fails(call):
-    # None, or how the child ended that should have got the same as its parent, with as many threads of ours.
+    # Returns None, or how the child ended if its scores or its number of threads were not those of its parent.
     expected = numbers(call())
     child = os.fork()
     if child == 0:
@@ -51,7 +51,7 @@ def fails(call):
 
 failed = {name: status for name, call in CALLS.items() if (status := fails(call))}
 assert not failed, failed
-# Threads of the child have no record of the parent's, but share what torch makes anew.
+# Other threads of the child have no record of the parent's threads, but share the new pool of torch.
 child = os.fork()
 if child == 0:
     signal.alarm(240)
@@ -67,7 +67,7 @@ if child == 0:
         thread.join()
     os._exit(3 - len(done))
 assert status_of(child) == 0
-# Without us torch hangs in such a child: otherwise nothing above says anything.
+# torch alone hangs in such a child. If it did not, the tests above would prove nothing.
 child = os.fork()
 if child == 0:
     signal.alarm(5)
@@ -211,7 +211,7 @@ def test_encoding() -> None:
     assert run(ENCODING, {"TOKENIZERS_PARALLELISM": "false"}) == 5
 
 
-# A handler that raises anywhere in a call leaves nothing half done that would hang the next one.
+# A handler may raise anywhere in a call: the next call must not hang.
 INTERRUPTED = r"""
 CALLS = {}
 q, d = torch.randn(2, 3, 16), torch.randn(2500, 20, 16)
@@ -235,7 +235,7 @@ if child == 0:
     cf.maxsim(q, d, None, holes)
     os._exit(0 if torch.get_num_threads() == 1 and cf.get_num_threads() == 3 else 3)
 assert status_of(child) == 0
-# A handler that forks in the middle of a call: the parent goes on, and the child is told.
+# A handler forks in the middle of a call: the parent goes on, and the child gets an error.
 forked = []
 def fork(number, frame):
     forked.append(os.fork())
@@ -253,7 +253,7 @@ while not forked:
         assert np.array_equal(cf.maxsim(a, b).numpy(), expected.numpy())
         os._exit(0)
     if forked == [0]:
-        os._exit(0)  # it came when the call was over
+        os._exit(0)  # the signal came after the call
 assert np.array_equal(scores.numpy(), expected.numpy())
 assert status_of(forked[0]) == 0
 """

@@ -12,7 +12,7 @@ from torch import Tensor
 import colbert_fast as cf
 from colbert_fast import reference
 
-# A gradient is rounded once to its input's dtype after a sum in float32.
+# A gradient is a float32 sum, rounded once to the dtype of its input.
 GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11 + 1e-5}
 
 
@@ -38,8 +38,8 @@ def zero_if_none(tensor: Tensor) -> Tensor:
 def test_gradients(backend: str, lq: list[int], ld: list[int], dim: int, dtype: torch.dtype) -> None:
     queries = [q.requires_grad_() for q in embeddings(lq, dim, dtype)]
     documents = planted([q.detach() for q in queries], embeddings(ld, dim, dtype))
-    # A token planted twice ties; the first wins in both, but rounding may break ties between near-equal rows
-    # differently, so the planted rows are made distinct.
+    # A token that is planted twice ties, and the first one wins in both. But rounding may decide differently between
+    # nearly equal rows, so the planted rows are made distinct.
     documents = [(d.float() * torch.linspace(1, 1.5, max(1, len(d)))[: len(d), None]).to(dtype) for d in documents]
     documents = [d.requires_grad_() for d in documents]
     weights = torch.randn(len(queries) * len(documents))

@@ -1,4 +1,4 @@
-"""int8 documents with one scale per token: what they stand for, their scores, and their refusals."""
+"""int8 documents with one scale per token: what they stand for, their scores, and their errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ INF, NAN = math.inf, math.nan
 
 
 def values(documents: PackedTokens) -> list[Tensor]:
-    """What int8 documents stand for, exactly: a product of 8 and 24 bits fits float64."""
+    """Return what int8 documents stand for, exactly: a product of 8 and 24 bits fits float64."""
     return list(documents.to(dtype=torch.float64))
 
 
 def made(rows: Sequence[Sequence[int]], scales: Sequence[float], lengths: Sequence[int]) -> PackedTokens:
-    """int8 documents of somebody who quantised by himself."""
+    """Return int8 documents that were not made by quantize."""
     counts = torch.tensor(lengths)
     return PackedTokens(torch.tensor(rows, dtype=torch.int8), counts.cumsum(0) - counts, counts, torch.tensor(scales))
 
@@ -56,7 +56,7 @@ def test_values_are_within_half_a_level(dtype: torch.dtype) -> None:
 
 
 def test_the_smallest_floats() -> None:
-    """A 127th of them is 0 or coarse: no level may leave int8."""
+    """A 127th of such a number is 0 or coarse: no level may leave int8."""
     tiny = torch.tensor([[1e-45, -1e-45], [2e-43, -1e-43], [3e-39, -3e-39], [1e-37, -0.5e-37]])
     small = PackedTokens.from_list([tiny]).quantize()
     assert small.tokens[0].tolist() == [0, 0]
@@ -91,7 +91,7 @@ def test_dims(backend: str, dim: int) -> None:
 
 @pytest.mark.parametrize("ld", [1, 3, 4, 5, 6, 11, 12, 13, 15, 16, 17, 31, 32, 33, 64, 300, 4096])
 def test_the_best_row_is_found_wherever_it_is(backend: str, ld: int) -> None:
-    """Every row is a small one but one, whose level and scale are the largest."""
+    """All rows are small except one, which has the largest level and the largest scale."""
     queries = embeddings([3, 33], 64)
     for row in {0, ld // 2, ld - 2, ld - 1} & set(range(ld)):
         tokens = torch.cat(embeddings([ld], 64)) / 16
@@ -127,7 +127,7 @@ def test_zero_rows_are_tokens(backend: str) -> None:
 
 @pytest.mark.parametrize("lq", [1, 17, 40])
 def test_ties_go_to_the_first(backend: str, lq: int) -> None:
-    """Exact in every arithmetic: small integers and one scale."""
+    """Small integers and one scale are exact in every arithmetic."""
     q = torch.randint(-3, 4, (lq, 16)).float()
     for first, second in ((0, 1), (3, 4), (11, 12), (7, 30), (15, 16), (31, 32), (35, 36)):
         rows = torch.randint(-3, 4, (37, 16))
@@ -241,7 +241,7 @@ def test_documents_carry_no_gradient() -> None:
     assert not cf.maxsim([torch.randn(2, 8)], small).requires_grad
 
 
-# Before 2.6 torch warned whenever pickle brought back a tensor.
+# Before 2.6 torch warned whenever pickle loaded a tensor.
 @pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
 def test_slices_items_and_copies() -> None:
     items = embeddings([3, 0, 7, 2], 6)
@@ -320,7 +320,7 @@ def test_opcheck(backend: str, pairs: Tensor | None) -> None:
         ops.backward(*args, grad, argmax, True, True, backend)
 
 
-# torch itself makes an instance of the autograd.Function while it traces one.
+# torch itself makes an instance of an autograd.Function while it traces it.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compile_forward_and_backward(backend: str) -> None:
     torch._dynamo.reset()

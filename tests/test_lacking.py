@@ -1,4 +1,4 @@
-"""What is not tested here, and why: one skip for each thing, whose tests are left out."""
+"""What is not tested here, and why: one skip for each missing thing. The tests that need it are left out."""
 
 from __future__ import annotations
 

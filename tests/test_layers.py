@@ -14,13 +14,13 @@ ROWS = [
     {"_C"},
     {"_extension", "_interrupts"},
     {
-        *("reference", "_arrays", "_checks", "_forks", "_observers", "_warnings"),
-        *("_backends.problem", "_backends.triton_tiles"),
+        *("reference", "_arrays", "_environment", "_forks", "_torch_modes", "_warnings"),
+        "_backends.triton_tiles",
     },
-    {"_int8", "_items", "_spans"},
+    {"_int8", "_integers", "_items", "_spans"},
     {"_layouts"},
     {"packed"},
-    {"_lowering"},
+    {"_lowering", "_backends.problem"},
     {
         "_backends.torch_",
         "_backends.cpu",

@@ -1,4 +1,4 @@
-"""Lists of documents are scored where they lie: nothing is joined, and no memory but theirs is read."""
+"""Lists of documents are scored where they lie: nothing is joined, and no other memory is read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def joins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def addresses(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Where the documents of each call of a list are, as the extension is told."""
+    """The addresses of the documents of each call of a list, as the extension gets them."""
     calls: list[list[int]] = []
     in_place = cpu._in_place
 
@@ -149,7 +149,7 @@ def test_empty_items(backend: str, nothing: Any) -> None:
 
 
 def test_who_joins_after_all(joins: list[int]) -> None:
-    """Gradients, a backend that wants one matrix, and anybody who looks at the calls."""
+    """Documents are joined for gradients, for a backend that needs one matrix, and where torch watches the calls."""
     queries, documents = torch.randn(1, 3, 8), embeddings([2, 5], 8)
     expected = cf.maxsim(queries, documents)
     assert joins == []
@@ -180,7 +180,7 @@ class Recorded(TorchDispatchMode):
 
 @pytest.mark.parametrize("form", ["list", "packed", "padded"])
 def test_the_op_is_there_for_those_who_look(form: str) -> None:
-    """Small calls pass the dispatcher by, but not where somebody listens to it."""
+    """Calls leave out the dispatcher, but not where something listens to it."""
     queries, documents = torch.randn(2, 3, 8), torch.randn(4, 5, 8)
     b = {"list": list(documents), "packed": cf.PackedTokens.from_padded(documents), "padded": documents}[form]
     expected = cf.maxsim(queries, b)
@@ -194,7 +194,7 @@ def test_the_op_is_there_for_those_who_look(form: str) -> None:
     assert torch.equal(compiled(queries), expected)
 
 
-# Torch runs an op without a rule of its own once for each item, and since 2.15 says so unasked.
+# torch.vmap runs an op without a rule once for each item, and since 2.15 warns of it.
 @pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
 def test_vmap_over_queries() -> None:
     queries, documents = torch.randn(3, 2, 4, 8), embeddings([5, 2], 8)

@@ -14,7 +14,7 @@ LAYOUTS = ["list", "packed", "padded", "padded-left", "padded-holes", "numpy", "
 
 
 def laid_out(layout: str, items: list[torch.Tensor]) -> tuple[object, object]:
-    """The same items in a layout, and its mask or None."""
+    """Return the same items in a layout, and its mask or None."""
     longest = max(len(item) for item in items)
     dim = items[0].shape[1]
     if layout == "list":
@@ -25,13 +25,13 @@ def laid_out(layout: str, items: list[torch.Tensor]) -> tuple[object, object]:
         return [item.numpy() for item in items], None
     if layout == "nested":
         return torch.nested.nested_tensor(items, layout=torch.jagged), None
-    if layout == "gaps":  # out of order, with rows between that belong to nobody and would win
+    if layout == "gaps":  # out of order, with rows between the items that belong to no item and would win
         rows, starts = torch.full((0, dim), 1e4, dtype=items[0].dtype), [0] * len(items)
         for i in reversed(range(len(items))):
             starts[i] = len(rows) + 1
             rows = torch.cat([rows, torch.full((1, dim), 1e4, dtype=rows.dtype), items[i]])
         return cf.PackedTokens(rows, torch.tensor(starts), torch.tensor([len(item) for item in items])), None
-    # Padding that would win, or poison, if it were read.
+    # Padding that would win, or make the score NaN, if it were read.
     padded = torch.full((len(items), longest + 3, dim), float("nan"), dtype=items[0].dtype)
     mask = torch.zeros(len(items), longest + 3, dtype=torch.bool)
     for i, item in enumerate(items):

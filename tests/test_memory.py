@@ -1,4 +1,4 @@
-"""Any memory a caller may bring: strided, unaligned, read-only, mapped, huge. None of it is overrun or written."""
+"""Any memory that a caller may use: strided, unaligned, read-only, mapped, huge. No call overruns or changes it."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def guarded_pages():
 pages = guarded_pages(), guarded_pages()
 
 def placed(side, rows, dim, stride, dtype, at_end):
-    # The last element ends, or the first begins, where the guard page does.
+    # The last element ends where the guard page begins, or the first one begins where it ends.
     elements = (rows - 1) * stride + dim
     offset = DATA - elements * dtype.itemsize if at_end else 0
     flat = torch.frombuffer(pages[side], dtype=dtype, count=elements, offset=offset)
@@ -280,7 +280,7 @@ for dim in (1, 3, 15, 17, 31, 33, 63, 65, 128, 130):
                 near = cf.maxsim(packed(q), packed(d), backend=backend)
                 assert torch.equal(near, cf.maxsim(packed(q), packed(d.clone()), backend=backend))
                 calls += 1
-# As padded tensors, where rows of zeros are looked for whenever a maximum is 0.
+# As padded tensors: there, rows of zeros are searched whenever a maximum is 0.
 for end in (True, False):
     q = placed(0, 9, 24, 24, torch.float32, end).abs_().view(1, 9, 24)
     d = placed(1, 13, 24, 24, torch.float32, end).abs_().neg_().view(1, 13, 24)
@@ -301,7 +301,7 @@ def test_nothing_outside_the_inputs_is_read(native: str) -> None:
 @posix
 @pytest.mark.parametrize("outside", ["buffer[DATA]", "buffer[-1]"])
 def test_guard_pages_end_a_process_that_reads_outside(outside: str) -> None:
-    # The guards are only worth something if they work: the same pages, and one byte too far.
+    # This shows that the guards work: the same pages, and one byte too far.
     setup = GUARDED.partition("pages = ")[0].replace("import torch\nimport colbert_fast as cf\n", "")
     read = (
         f"buffer = ctypes.cast(guarded_pages(), ctypes.POINTER(ctypes.c_char))\nbuffer[0], buffer[DATA - 1]\n{outside}"

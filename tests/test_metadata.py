@@ -1,4 +1,4 @@
-"""What a package index shows of us, and what pip reads."""
+"""What a package index shows of this package, and what pip reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ URLS = dict(line.split(", ") for line in METADATA.get_all("Project-URL") or [])
 
 
 def extra(name: str) -> list[str]:
-    """The requirements of one extra, and with an empty name those of a base install."""
+    """Return the requirements of one extra; an empty name means the base install."""
     found = [line.partition(";") for line in REQUIREMENTS]
     named = re.compile(r"extra == ['\"](.+?)['\"]")
     return [what.strip() for what, _, marker in found if name in (named.findall(marker) or [""])]

@@ -98,7 +98,7 @@ def test_gradients_in_the_dtype_of_each_side(backend: str, pairwise: bool, q: to
     for leaf, exact in zip(leaves, wide, strict=True):
         assert leaf.grad is not None and exact.grad is not None
         assert leaf.grad.dtype == leaf.dtype
-        # Of a narrow gradient its own rounding remains, once.
+        # A narrow gradient has one rounding of its own.
         bound = 1e-5 + torch.finfo(leaf.dtype).eps
         torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=bound, atol=1e-5)
 

@@ -53,7 +53,7 @@ def test_what_a_debug_build_shares_is_baseline(tier: str, tmp_path: Path) -> Non
         assert avx.search(own)
 
 
-# The multiply-adds of a full tile of rows x vectors, which are that many chains.
+# The multiply-adds of a full tile of rows x vectors: each is one chain.
 FULL_TILES = {
     "avx2": {"vfmadd": (6, 2)},
     "avx_vnni": {"vpdpbusd": (6, 2)},

@@ -64,7 +64,7 @@ def keep(n: int, length: int) -> Tensor:
     return torch.arange(length) <= torch.arange(n).unsqueeze(1) + 1
 
 
-# torch itself makes an instance of the autograd.Function while it traces one.
+# torch itself makes an instance of an autograd.Function while it traces it.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compile_forward_and_backward(backend: str, dynamic: bool) -> None:

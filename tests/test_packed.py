@@ -164,7 +164,7 @@ def test_arrays_share_memory() -> None:
 
 @pytest.mark.parametrize("chunk_elements", [1, 20, 50, 10**6])
 def test_parts_for_another_device_hold_every_item_once(chunk_elements: int) -> None:
-    """How documents travel to ``device=`` in pieces: in order, with few rows that belong to nobody."""
+    """Documents move to ``device=`` in pieces: in order, with few rows that belong to no item."""
     packed = PackedTokens.from_list([torch.randn(n, 4) for n in (3, 0, 7, 1, 2, 9)])
     parts = list(_parts(packed, chunk_elements))
     items = [item for part in parts for item in part]
@@ -178,7 +178,7 @@ def test_parts_for_another_device_hold_every_item_once(chunk_elements: int) -> N
 
 @pytest.fixture
 def ordered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches on the CPU get the order that those on a GPU have."""
+    """Batches on the CPU get an order, as batches on a GPU have it."""
     monkeypatch.setattr(packed_module, "_ORDERED_ON", ("cuda", "cpu"))
 
 
@@ -199,7 +199,7 @@ def test_the_order_is_longest_first() -> None:
 
 @pytest.mark.usefixtures("ordered")
 def test_nothing_is_sorted_in_vain() -> None:
-    """Items of one length have no order; nor has what a call lowers, or cuts out, and drops."""
+    """Items of one length have no order, nor has a batch that exists for one call only."""
     same = [torch.randn(3, 4) for _ in range(4)]
     by_list = PackedTokens.from_list(same)
     assert by_list._order is None
@@ -212,7 +212,7 @@ def test_nothing_is_sorted_in_vain() -> None:
 
 
 def test_the_order_is_made_on_the_way_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nowhere else: no kernel of a CPU asks for it."""
+    """Only there: no kernel of a CPU uses an order."""
     monkeypatch.setattr(packed_module, "_ORDERED_ON", ("meta",))
     ragged = PackedTokens.from_list([torch.randn(n, 4) for n in (2, 5)])
     assert ragged._order is None
@@ -251,7 +251,7 @@ def test_any_byte_but_0_keeps_a_row() -> None:
 
 
 def test_batches_of_one_shape_share_nothing() -> None:
-    """A call keeps the offsets of a padded tensor; nobody else gets hold of them."""
+    """A call keeps the offsets of a padded tensor for the next call; no caller gets them."""
     q, d = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     scores = cf.maxsim(q, d)
     packed = PackedTokens.from_padded(d)

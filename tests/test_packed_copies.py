@@ -1,4 +1,4 @@
-"""PackedTokens saved, copied, sent and converted: a part takes its own rows along, and a file is not believed."""
+"""PackedTokens saved, copied, sent and converted: a part takes its own rows along, and a file is checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from colbert_fast import packed as packed_module
 from colbert_fast._lowering import EqualTokens, TokenList
 from colbert_fast._maxsim import _parts
 
-# Before 2.6 torch warned whenever pickle brought back a tensor.
+# Before 2.6 torch warned whenever pickle loaded a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
 
 LENGTHS = [5, 0, 9, 5, 1] * 20
@@ -164,7 +164,7 @@ def test_rows_of_others_do_not_matter() -> None:
 
 
 def test_an_item_of_a_part_that_does_not_fit_is_not_read() -> None:
-    """Somebody wrote to the offsets, which nobody should."""
+    """Somebody wrote to the offsets, which is not allowed."""
     for starts, lengths in ((10**12, 5), (-(10**12), 5), (0, 10**12), (0, -(10**12)), (-3, 5)):
         whole = PackedTokens.from_list(embeddings([5, 5, 5], 4))
         part = whole[[1, 0, 2]]
@@ -267,7 +267,7 @@ def test_the_order_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Forged:
-    """Is pickled as what it is told, and not as what it is."""
+    """Pickles as whatever it is given."""
 
     def __init__(self, *reduced: Any) -> None:
         self.reduced = reduced
@@ -313,7 +313,7 @@ def test_a_hostile_file_is_refused(name: str) -> None:
 
 
 def test_fields_that_a_file_sets_are_checked() -> None:
-    """A pickle may make an object and set its fields without calling anything of ours."""
+    """A pickle may make an object and set its fields without calling a function of this package."""
     good = PackedTokens.from_list([ROWS])
     state = {"_tokens": ROWS, "_starts": torch.tensor([10**12]), "_lengths": torch.tensor([3]), "_scales": None}
     rest = {"_max_length": 3, "_order": None}
@@ -328,7 +328,7 @@ def test_fields_that_a_file_sets_are_checked() -> None:
 
 
 def test_a_new_import_is_what_torch_loads() -> None:
-    """Notebooks import a package anew. In a process of its own: torch's ops call the newest import."""
+    """Notebooks import a package again. Runs in its own process, because the ops of torch call the newest import."""
     code = """
 import io, sys, torch, colbert_fast as before
 file = io.BytesIO()
@@ -394,7 +394,7 @@ def test_documents_travel_in_pieces_with_their_own_rows(part: str) -> None:
 
 
 def test_nothing_is_asked_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many rows as the items may have: how many they have is not known without waiting."""
+    """An item takes as many rows as it may have: the real number is not known without waiting."""
     whole = PackedTokens.from_list(embeddings([3, 70, 5, 1, 9] * 20, 4)).to("meta")
     for part, most in ((whole[3:5], 140), (whole[[1, 1, 2]], 210), (whole[whole.lengths.new_tensor([2])], 70)):
         for made in (part.to(dtype=torch.float16), copy.copy(part)):
@@ -405,7 +405,7 @@ def test_nothing_is_asked_of_another_device(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_items_with_as_many_rows_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What parts on another device become, with values."""
+    """The values of what parts on another device become."""
     monkeypatch.setattr(PackedTokens, "_askable", lambda self: False)
     floats = PackedTokens.from_list(embeddings(LENGTHS, 4))
     for whole in (floats, floats.quantize()):

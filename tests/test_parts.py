@@ -1,4 +1,4 @@
-"""A document is cut among threads where there are fewer documents than threads, and no bit of a score shows it."""
+"""If there are fewer documents than threads, a document is cut into parts, and the scores have the same bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import colbert_fast as cf
 
 
 def same_on_all_threads(threads: Any, backend: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """Scores and argmax on one thread, after comparing them with those on more."""
+    """Return scores and argmax on one thread, after comparing them with those on more threads."""
     threads(1)
     scores, argmax = score_argmax(backend, a, b)
     for n in (2, 3, 8):

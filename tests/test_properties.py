@@ -1,4 +1,4 @@
-"""What holds of MaxSim whatever the numbers: every backend, drawn shapes, maxima planted."""
+"""What is true of MaxSim for all numbers: every backend, random shapes, maxima planted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIMS = st.one_of(st.sampled_from([1, 2, 15, 16, 17, 32, 48, 128]), st.integers(1
 
 
 def assert_same(backend: str, actual: Tensor, expected: Tensor) -> None:
-    """The same bits; from torch, whose products are cut by shape, the same within the tolerance."""
+    """Assert the same bits. Products of torch depend on the shape, so torch is compared within the tolerance."""
     if backend == "torch":
         assert_close(actual, expected)
     else:
@@ -40,7 +40,7 @@ def assert_same(backend: str, actual: Tensor, expected: Tensor) -> None:
 
 
 def pair(seed: int, lq: int, ld: int, dim: int) -> tuple[Tensor, Tensor]:
-    """A query, and a document some of whose tokens are the query's."""
+    """Return a query, and a document that has some tokens of the query."""
     torch.manual_seed(seed)
     q = embeddings([lq], dim)[0]
     return q, planted([q], embeddings([ld], dim))[0]
@@ -155,7 +155,7 @@ def test_every_tier_agrees(seed: int, lq: int, ld: int, dim: int, dtype: torch.d
     for name in runnable():
         scores, argmax = score_argmax(name, list(q.split(1)), [d])
         assert_close(scores, expected)
-        # Rounding may choose between tokens that are equally good, and between no others.
+        # Rounding may only choose between tokens that are equally good.
         winners = d.double()[argmax.view(-1)]
         assert_close((q.double() * winners).sum(1, keepdim=True), expected)
 

@@ -1,4 +1,4 @@
-"""What users can rely on, and what importing costs them."""
+"""What users can rely on, and what an import costs."""
 
 from __future__ import annotations
 
@@ -59,10 +59,6 @@ def test_import_is_light() -> None:
         assert run(f"import sys, colbert_fast.models; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
-def test_the_tiers_named_without_the_extension_are_those_with_it() -> None:
-    assert tuple(name for name, _ in cf._backends.cpu._C.tiers()) == cf._backends.cpu._TIERS
-
-
 def test_no_module_hides_behind_a_name_of_the_package() -> None:
     """What is imported as a module is one: ``import colbert_fast.x as m`` takes the attribute x of the package."""
     package = Path(cf.__file__).parent
@@ -71,7 +67,7 @@ def test_no_module_hides_behind_a_name_of_the_package() -> None:
 
 
 def test_importing_it_anew() -> None:
-    """As notebooks and reloaders do; what was imported before goes on working."""
+    """Notebooks and reloaders do this. What was imported before goes on working."""
     code = """
 import sys, torch, colbert_fast as before
 def forget():
@@ -96,7 +92,7 @@ forget()
 import colbert_fast._ops, importlib
 importlib.reload(colbert_fast._ops)
 assert torch.equal(colbert_fast.maxsim(a, b), expected)
-# As if another version, whose ops have other arguments, had been imported before.
+# As if another version had been imported before, with other arguments of the ops.
 vars(torch.ops.colbert_fast)["_registered"].schemas["score"] = "another"
 forget()
 try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import colbert_fast as cf
 
-# What each tier screens: all dtypes but those that it multiplies as they are, bfloat16, with bits of their own.
+# The dtypes that each tier screens: all except bfloat16 where the tier multiplies it as it is, with its own rounding.
 ALL = (torch.float32, torch.float16, torch.bfloat16)
 SCREENING = {
     "cpu:amx": ALL[:2],
@@ -22,7 +22,7 @@ SCREENING = {
     "cpu:avx512_vnni": ALL,
     "cpu:avx_vnni": ALL,
 }
-# What does not screen, but has the same float32 chains.
+# The tier that does not screen, but has the same float32 chains.
 PLAIN = {"cpu:avx_vnni": "cpu:avx2"}
 CASES = [pytest.param(tier, dtype, id=f"{tier}-{dtype}") for tier in here(SCREENING) for dtype in SCREENING[tier]]
 
@@ -125,7 +125,7 @@ def test_dims(tier: str, dim: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("make", [near_ties, in_order], ids=lambda make: make.__name__)
 @pytest.mark.parametrize(("tier", "dtype"), CASES)
 def test_pages(tier: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    """With so many query tokens chunks are longer."""
+    """Chunks are longer with so many query tokens."""
     runnable(tier)
     (q,) = embeddings([600], 48)
     d = [make(q, rows) for rows in embeddings([1023, 1024, 1025], 48)] + planted([q], embeddings([2100], 48))
@@ -156,7 +156,7 @@ def test_what_rows_may_lose_as_int8(tier: str, dtype: torch.dtype, swapped: bool
 @pytest.mark.parametrize("swapped", [False, True], ids=["winner-last", "winner-first"])
 @pytest.mark.parametrize("tier", here(SCREENING))
 def test_what_queries_may_lose_as_int8(tier: str, swapped: bool) -> None:
-    """The winner has all that a query token loses, and another row nothing of it."""
+    """The winner has all that a query token loses in rounding, and another row has nothing of it."""
     runnable(tier)
     q = torch.full((128,), 3.49)
     q[0] = 127.0
@@ -218,7 +218,7 @@ def test_screening_happens(tier: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("level", [None, 20, -20])
 def test_screening_of_int8_happens(screening: str, level: int | None) -> None:
-    """Also where the numbers of a row have one sign, which tells on their squares."""
+    """Also where all numbers of a row have one sign, which changes the sum of their squares."""
     documents = cf.PackedTokens.from_list(embeddings([500], 128)).quantize("int8")
     if level is not None:
         documents = documents.with_tokens(torch.full_like(documents.tokens, level), documents.scales)

@@ -1,4 +1,4 @@
-"""maxsim and maxsim_pairwise in the place of sentence_transformers.util's: the same arguments, the same answers."""
+"""maxsim and maxsim_pairwise instead of those in sentence_transformers.util: the same arguments, the same scores."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_device_is_a_pure_compute_knob(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_half_precision_accumulates_in_float32(backend: str, dtype: torch.dtype) -> None:
-    """Against float64, not theirs, whose einsum rounds every similarity to the inputs' dtype."""
+    """Compares with float64: the einsum of sentence-transformers rounds every similarity to the dtype of the inputs."""
     queries = embeddings([32, 20], 64, dtype)
     near = torch.randn(20, 64)
     documents = [torch.nn.functional.normalize(near + 0.02 * torch.randn(20, 64), dim=-1).to(dtype) for _ in range(64)]
@@ -304,7 +304,7 @@ def test_empty_set_returns_empty_scores(backend: str) -> None:
 def gradients(
     function: Callable[..., Tensor], queries: Any, documents: Any, weight: Tensor, **options: Any
 ) -> list[Tensor]:
-    """Of the weighted sum of the scores, to every tensor in queries and documents."""
+    """Return the gradients of the weighted sum of the scores to every tensor in queries and documents."""
     sides = []
     for side in (queries, documents):
         leaves = [item.clone().requires_grad_() for item in (side if isinstance(side, list) else [side])]
@@ -348,12 +348,12 @@ def test_empty_document_score_survives_the_losses_that_consume_it(backend: str) 
     assert (negative.grad == 0).all()
 
 
-# torch.compile instantiates every autograd.Function that it traces, and then warns of it.
+# torch.compile makes an instance of every autograd.Function that it traces, and then warns of it.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("grad", [False, True], ids=["no-grad", "grad"])
 @pytest.mark.parametrize("masks", ["none", "both", "list"])
 @pytest.mark.parametrize("name", ["maxsim", "maxsim_pairwise"])
-@pytest.mark.parametrize("backend", ["cpu", "torch"])  # what is traced differs in nothing but the name of the tier
+@pytest.mark.parametrize("backend", ["cpu", "torch"])  # the traced programs differ only in the name of the tier
 def test_takes_no_data_dependent_branch(backend: str, name: str, masks: str, grad: bool) -> None:
     torch._dynamo.reset()
     a, b = torch.randn(3, 4, DIM), torch.randn(3, 6, DIM)

@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals are handled in the middle of a call, and leave the next call nothing to trip over."""
+"""Ctrl-C and other signals are handled in the middle of a call, and the next call works."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ for _ in range(3):
 
 
 # A signal is sent once the extension has been called. The work grows until the signal is handled before the work is
-# done. The handler knows that by the frame it gets, which is that of the Python function that called the extension.
+# done. The handler knows that by its frame: it is the frame of the Python function that called the extension.
 DURING = r"""
 import torch
 
@@ -54,7 +54,7 @@ kind, raises = sys.argv[2], sys.argv[3] == "raises"
 unfinished = []
 
 def handler(number, frame):
-    # Neither the call that it interrupts nor its own is disturbed by the other.
+    # The interrupted call and the call of the handler do not disturb each other.
     assert torch.equal(score(), few)
     while frame is not None and frame.f_code not in (cpu._score.__code__, cpu._backward.__code__):
         frame = frame.f_back

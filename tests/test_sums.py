@@ -19,7 +19,7 @@ from colbert_fast._backends import torch_
 BLOCK = 128
 DIMS = [1, BLOCK, 129, 256, 257, 768, 2049, 33000]
 KINDS = [*DTYPES, torch.int8]
-# Multiply-adds are fused here, and nothing is multiplied in another way, but for bfloat16.
+# In these tiers all products are fused multiply-adds, except those of bfloat16.
 FUSED = [b.name for b in cf.backends() if b.name.startswith("cpu:") and b.name != "cpu:portable" and not b.unsupported]
 
 
@@ -155,7 +155,7 @@ def test_equal_rows_of_other_documents_and_near_ties_are_left_alone() -> None:
 @pytest.mark.parametrize("dim", [128, 129, 1000, 4096])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_similarities_of_a_chunk_are_bounded(dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that wait to be added count, too."""
+    """Similarities that wait to be added count, too."""
     largest = 0
     product = torch_._product
 

@@ -1,4 +1,4 @@
-"""Threads: any number of them gives the same bits, and fork and exit find nothing in their way."""
+"""Any number of threads gives the same bits, and threads disturb neither fork nor exit."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ loader = torch.utils.data.DataLoader(
 assert torch.equal(torch.cat(list(loader)), expected)
 """
     assert_clean(python(script, extension, "3"))
-    # Without a number of our own a worker has torch's, which DataLoader sets to 1.
+    # If no number was set for this package, a worker takes that of torch, which DataLoader sets to 1.
     script = "del os.environ['COLBERT_FAST_NUM_THREADS']\n" + script
     assert_clean(python(script, extension, "1"))
 
@@ -239,14 +239,14 @@ def test_exit_with_a_live_pool(extension: str, where: str) -> None:
         "thread": "score()\nthreading.Thread(target=score).start()",
         "daemon": "started = threading.Thread(target=score, daemon=True)\nstarted.start()\nstarted.join()",
         "sys-exit-in-thread": "threading.Thread(target=lambda: sys.exit(score().isnan().any())).start()",
-        # This child leaves through the interpreter's own exit.
+        # This child ends by the exit of the interpreter.
         "after-fork": "score()\nchild = os.fork()\nscore()\nif child:\n    wait_for(child)",
     }[where]
     assert_clean(python(script, extension))
 
 
 def test_exit_while_a_daemon_thread_scores(extension: str) -> None:
-    # Straight to the extension: a thread that is inside torch when the interpreter ends is torch's affair.
+    # Calls the extension directly: how torch behaves in a thread when the interpreter ends is not tested here.
     script = r"""
 q, d = torch.randn(400, 64), torch.randn(20000, 64)
 start, lengths = torch.tensor([0]), torch.tensor([len(q), len(d)])

@@ -44,7 +44,7 @@ def test_fewer_documents_than_k(backend: str) -> None:
     assert sorted(numbers[0, :3].tolist()) == [0, 1, 2]
 
 
-ENOUGH = 1024  # columns that a k beyond it always gets
+ENOUGH = 1024  # a larger k always gets so many columns
 
 
 @pytest.mark.parametrize("k", [np.int64(2), np.array(2, dtype=np.uint8), torch.tensor(2, dtype=torch.int32)])

@@ -1,4 +1,4 @@
-"""What torch can be told about tensors that are not there, or not yet: it changes no score and breaks no call."""
+"""Modes, transforms and tensors without values change no score and break no call."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_default_device_does_not_matter(call: Callable[[], Any]) -> None:
 
 
 RUN_HERE = [b.name for b in cf.backends() if b.unsupported is None and b.device in (None, "cpu")]
-# torch compiles its own formulas of forward mode by torch.jit, and warns of that in one category or another.
+# torch compiles its own formulas of forward mode with torch.jit, and warns of that; the category varies.
 IGNORE_JIT = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:Warning")
 
 
@@ -119,7 +119,7 @@ def test_nobody_gets_hold_of_the_shared_offsets() -> None:
     def freed(saved: Tensor) -> Tensor:
         copy = saved.clone()
         if not saved.is_floating_point():
-            saved.detach().numpy().fill(0)  # past torch's own watch over hooks
+            saved.detach().numpy().fill(0)  # torch does not notice this write
         return copy
 
     with torch.autograd.graph.saved_tensors_hooks(freed, lambda copy: copy):

@@ -1,4 +1,4 @@
-"""Nothing waits for a GPU, but for the checks that say so.
+"""Nothing waits for a GPU, except the checks that are documented to wait.
 
 A meta tensor has no values: whoever asks it for one gets an error. What a GPU would have to be waited for is so found
 without one; and by CUDA itself, where there is a device.
@@ -63,7 +63,7 @@ CALLS: dict[str, Callable[[Tensor, cf.PackedTokens, Tensor], Any]] = {
     "backward": lambda q, d, numbers: train(cf.maxsim, q, d),
     "backward pairwise": lambda q, d, numbers: train(cf.maxsim_pairwise, q, d),
 }
-# These check numbers that the GPU has, and wait for that once.
+# These calls check numbers that are on the GPU, and wait for that once.
 CHECKED: dict[str, Callable[[Tensor, cf.PackedTokens, Tensor], Any]] = {
     "pairs": lambda q, d, numbers: cf.maxsim_pairs(q, d, numbers[:, :2]),
     "backward pairs": lambda q, d, numbers: train(cf.maxsim_pairs, q, d, numbers[:, :2]),
@@ -99,7 +99,7 @@ def test_no_value_of_the_device_is_asked_for(name: str, checks: list[Tensor]) ->
 
 
 def test_what_asks_is_seen() -> None:
-    """What the other tests rely on."""
+    """The other tests rely on this."""
     given = inputs("meta")
     for call in CHECKED.values():
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
@@ -139,8 +139,7 @@ def test_the_triton_backend_asks_for_no_value(lq: int, with_pairs: bool, planned
     q = cf.PackedTokens.from_padded(torch.randn(2, lq, 16, dtype=DTYPE, device="meta"))
     d = ragged("meta")
     pairs = torch.zeros(7, 2, dtype=torch.int64, device="meta") if with_pairs else None
-    sides = (q.tokens, q.starts, q.lengths, d.tokens, None, d.starts, d.lengths, pairs, lq, 70, True, True, 2**24)
-    p = Problem(*sides, d_order=d._order)
+    p = Problem.of(q, d, pairs, (True, True))
     with NoCopies():
         triton_.score(p)
         scores, argmax, empty = triton_.score_argmax(p)
@@ -152,7 +151,7 @@ def test_the_triton_backend_asks_for_no_value(lq: int, with_pairs: bool, planned
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", [*CALLS, *CHECKED])
 def test_cuda_sees_no_wait(name: str) -> None:
-    """CUDA is asked to raise when a call waits for the device; a check is one that does."""
+    """CUDA raises here when a call waits for the device. The calls with a check do wait."""
     given = inputs("cuda")
     call = {**CALLS, **CHECKED}[name]
     call(*given)  # Triton compiles, and loads what it compiled

@@ -1,4 +1,4 @@
-"""The warning of a document without a token names the line of whoever asked for the score, by whatever way."""
+"""The warning of a document without a token names the line that asked for the score, by every way to ask for it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def in_a_pool(call: Callable[[], Any]) -> None:
         pool.submit(call).result()
 
 
-# Each on one line, which is the user's.
+# Each call is on one line, the line of the user.
 CALLS: dict[str, Callable[[], Any]] = {
     "maxsim": lambda: cf.maxsim(Q, D),
     "maxsim, gradient": lambda: cf.maxsim(LEAF, D),
@@ -93,7 +93,7 @@ def test_inside_a_module_it_is_the_line_of_forward() -> None:
 
 @pytest.mark.parametrize("fullgraph", [False, True])
 @pytest.mark.parametrize("q", [Q, LEAF], ids=["scores", "gradient"])
-# torch itself makes an instance of the autograd.Function while it traces one.
+# torch itself makes an instance of an autograd.Function while it traces it.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_code_is_not_the_user(q: torch.Tensor, fullgraph: bool) -> None:
     torch._dynamo.reset()

@@ -17,7 +17,7 @@ INF, NAN = math.inf, math.nan
 
 
 def without_zero_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition for 3-D tensors without a mask: scores, and argmax in the numbering with the zero rows."""
+    """Return scores and argmax by the definition for 3-D tensors without a mask; rows of zeros count in the argmax."""
     scores = torch.empty(len(a), len(b), dtype=torch.float64)
     argmax = torch.full((len(a), len(b), a.shape[1]), -1)
     for i, q in enumerate(a):
@@ -131,7 +131,7 @@ PAIRS = torch.tensor([[0, 1], [2, 0], [1, 1]])
 
 
 def every_score(a: Any, b: Any, **options: Any) -> dict[str, Tensor]:
-    """What each function gives for these: all pairs, ``PAIRS``, and the best of all and of some."""
+    """Return the scores of each function: all pairs, ``PAIRS``, the best of all and the best of some."""
     n = min(len(a), len(b))
     return {
         "maxsim": cf.maxsim(a, b, **options),
@@ -144,7 +144,7 @@ def every_score(a: Any, b: Any, **options: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_zero_rows_as_tokens(backend: str, dtype: torch.dtype) -> None:
-    """With pad="zero" a row of zeros of the documents is what it is in a list, where a query's adds 0."""
+    """With pad="zero" a row of zeros of a document counts as in a list; a row of zeros of a query adds 0 anyway."""
     a, b = -torch.rand(3, 4, 5).to(dtype) - 0.1, torch.rand(2, 9, 5).to(dtype) + 0.1
     a[0, 1:], b[1, 2], b[1, 6:] = 0, 0, 0
     a[2, 3] = -a[2, 3]
@@ -217,7 +217,7 @@ def test_pad_is_one_of_two() -> None:
 
 @pytest.mark.parametrize("form", ["list", "packed", "nested", "mask"])
 def test_a_zero_row_that_is_a_token(backend: str, form: str) -> None:
-    """Only a padded tensor without a mask has padding to be guessed."""
+    """Only in a padded tensor without a mask is padding guessed."""
     a, b = torch.stack([-torch.ones(3, 4), -torch.ones(3, 4)]), torch.rand(2, 15, 4) + 0.1
     a[0, 1], b[0, 13] = 0.0, 0.0
     a.requires_grad_(), b.requires_grad_()

@@ -8,19 +8,19 @@ import torch
 
 from colbert_fast._backends import cpu, torch_, triton_
 from colbert_fast._backends.problem import Backend
-from colbert_fast._checks import environment
+from colbert_fast._environment import environment_variable
 from colbert_fast._extension import MISSING
 from colbert_fast._warnings import warn_caller
 
 _ON_THIS_MACHINE = (*cpu.BACKENDS, torch_.BACKEND)
-# In Triton's interpreter the kernels take CPU tensors, and are the slowest that do.
+# In Triton's interpreter the Triton kernels take CPU tensors, and come last, because they are the slowest to do so.
 BACKENDS: tuple[Backend, ...] = (
     (*_ON_THIS_MACHINE, triton_.BACKEND) if triton_.INTERPRETED else (triton_.BACKEND, *_ON_THIS_MACHINE)
 )
 
-# Backends that asked for what they need, and what they were last told.
+# By the name of a backend that asked for what it needs: why it was refused when it last asked.
 _refusals: dict[str, str] = {}
-# Whether this process was told that its CPU tensors are scored without the extension.
+# Whether this process has been warned that its CPU tensors are scored without the extension.
 _told_of_torch = False
 
 
@@ -29,8 +29,8 @@ def backends() -> list[Backend]:
 
     Each has a ``name``, and in ``unsupported`` None or the reason why it cannot run on this machine. A call takes
     the first one that runs here and accepts its device and dtype, unless ``backend=`` or the environment variable
-    COLBERT_FAST_BACKEND names one. One that needs the system's permission, as cpu:amx does, or a device that is new
-    enough, as triton does, asks when it is first chosen: ``unsupported`` tells of a refusal from then on.
+    COLBERT_FAST_BACKEND names one. A backend that needs the system's permission, as cpu:amx does, or a device that is
+    new enough, as triton does, asks when it is first chosen. After a refusal ``unsupported`` holds its reason.
     """
     return [b._replace(unsupported=_refusals[b.name]) if b.name in _refusals else b for b in BACKENDS]
 
@@ -41,22 +41,22 @@ def select(device: torch.device | str, dtype: torch.dtype, name: str | None, int
     Parameters
     ----------
     device
-        Where they are; one of several GPUs may be older than another.
+        Where the tensors are, with the number of a GPU: one GPU may be older than another.
     dtype
-        Of the query tokens.
+        Element type of the query tokens.
     name
-        A backend's name, or the part before its colon; None: COLBERT_FAST_BACKEND, else any.
+        The name of a backend, or the part before its colon; None: what COLBERT_FAST_BACKEND says, else any.
     int8
-        Whether the document tokens are int8; else they have the dtype of the queries, or a narrower one.
+        Whether the document tokens are int8. If not, they have the dtype of the queries, or a narrower one.
 
     Raises
     ------
     ValueError
         No backend has this name.
     NotImplementedError
-        None of that name can do it; the message gives the reason of each.
+        No backend of this name can score such tensors; the message gives the reason of each.
     """
-    override = None if name else environment("COLBERT_FAST_BACKEND")
+    override = None if name else environment_variable("COLBERT_FAST_BACKEND")
     if not override:
         return _select(device, dtype, name or None, int8)
     try:
@@ -86,17 +86,26 @@ def _select(device: torch.device | str, dtype: torch.dtype, name: str | None, in
 
 
 def named(name: str | None) -> list[Backend]:
-    """The backends of this name, or of this part before the colon, best first; None: all. ValueError if none has it."""
-    found = [b for b in BACKENDS if name in (None, b.name, b.name.partition(":")[0])]
+    """Return the backends of this name, or of this part before the colon, best first; None: all of them.
+
+    Without the extension, every name that begins with ``"cpu:"`` means the one backend that says why it is missing.
+
+    Raises
+    ------
+    ValueError
+        No backend has this name.
+    """
+    wanted = "cpu" if MISSING and name and name.startswith("cpu:") else name
+    found = [b for b in BACKENDS if wanted in (None, b.name, b.name.partition(":")[0])]
     if not found:
-        known = ", ".join(b.name for b in BACKENDS)
-        msg = f"no backend is called {name!r}; there are cpu, {known}"
+        known = ", ".join(dict.fromkeys(["cpu", *(b.name for b in BACKENDS)]))
+        msg = f"no backend is called {name!r}; there are {known}"
         raise ValueError(msg)
     return found
 
 
 def _tell_of_torch(device: torch.device, dtype: torch.dtype) -> None:
-    """Warn once if torch scores only because the extension is missing: all is right then, but slow."""
+    """Warn once if torch scores only because the extension is missing: the scores are right then, but slow."""
     global _told_of_torch
     if _told_of_torch or MISSING is None or device.type != "cpu" or dtype not in cpu.BACKENDS[0].dtypes:
         return
@@ -105,7 +114,7 @@ def _tell_of_torch(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def why_not(backend: Backend, device: torch.device, dtype: torch.dtype, int8: bool = False) -> str | None:
-    """The reason why a backend cannot score tensors of this device and dtype, or None."""
+    """Return the reason why a backend cannot score tensors of this device and dtype, or None."""
     if backend.unsupported is not None:
         return backend.unsupported
     if backend.device not in (None, device.type):

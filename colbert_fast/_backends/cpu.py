@@ -13,19 +13,17 @@ from torch import Tensor
 
 from colbert_fast._arrays import aligned
 from colbert_fast._backends.problem import Backend, Problem, Scored
-from colbert_fast._checks import environment, positive_int
+from colbert_fast._environment import environment_variable
 from colbert_fast._extension import _C, MISSING
 from colbert_fast._forks import torch_threads
+from colbert_fast._integers import positive_int
 
 if _C is not None:
-    # Signals are handled on one thread: on others nobody need ask for them.
+    # Python handles signals on its main thread only: the extension does not ask for them on the others.
     _C.set_main_thread(threading.main_thread().ident or 0)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _C.set_main_thread(threading.get_ident()))
 
-# The tiers of csrc/host/tiers.cpp, for an installation without the extension to name.
-_X86_64 = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2")
-_TIERS = (*_X86_64, "neon_i8mm", "neon_dotprod", "neon", "portable")
 # The numbers of DType in csrc/maxsim.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
@@ -49,7 +47,7 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Threads that CPU scoring uses: set_num_threads, else COLBERT_FAST_NUM_THREADS, else torch.get_num_threads().
 
-    A variable that is empty or blank says nothing.
+    A variable that is empty or blank counts as not set.
 
     Raises
     ------
@@ -58,7 +56,7 @@ def get_num_threads() -> int:
     """
     if _num_threads is not None:
         return _num_threads
-    text = environment("COLBERT_FAST_NUM_THREADS")
+    text = environment_variable("COLBERT_FAST_NUM_THREADS")
     if text is None:
         return torch_threads()
     try:
@@ -91,21 +89,19 @@ def measure_flops(tier: str, dtype: str, threads: int, seconds: float) -> float:
     return _C.measure_flops(tier, dtype, threads, seconds)
 
 
-def _readable(tokens: Tensor) -> Tensor:
-    """Return tokens as the kernels read them: adjacent elements in a row, aligned, plain; a copy only if need be."""
+def _side(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> tuple[Any, ...]:
+    """Return a side as the kernels read it: adjacent elements in a row, aligned, plain; a copy only if need be."""
     if tokens.is_neg():
         tokens = tokens.resolve_neg()
     if tokens.stride(1) != 1 and tokens.shape[1] > 1:
         tokens = tokens.contiguous()
-    return tokens.clone() if tokens.data_ptr() % tokens.element_size() else tokens
-
-
-def _side(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> tuple[Any, ...]:
+    if tokens.data_ptr() % tokens.element_size():
+        tokens = tokens.clone()
     return _DTYPES[tokens.dtype], tokens, starts, lengths, scales
 
 
 def _in_place(p: Problem) -> tuple[Any, ...]:
-    """The documents of a list."""
+    """Return the documents of a list as the kernels read them."""
     items = tuple(p.d_items)
     if any(map(Tensor.is_neg, items)):
         items = tuple(map(Tensor.resolve_neg, items))
@@ -113,22 +109,23 @@ def _in_place(p: Problem) -> tuple[Any, ...]:
 
 
 def _readable_item(item: Tensor) -> Tensor:
-    """Return the item, or a copy if its memory is not aligned, not in order, or not there, as of a torch ZeroTensor."""
+    """Return the item, or a copy if its memory is not aligned, not in order, or not there (a torch ZeroTensor)."""
     return aligned(item + torch.zeros_like(item) if item._is_zerotensor() else item).contiguous()
 
 
 def _score(tier: str, argmax: bool, p: Problem) -> Scored:
     scores = torch.empty(p.shape, dtype=torch.float32, device="cpu")
     winners = torch.empty((p.num_pairs, p.max_lq), dtype=torch.int32, device="cpu") if argmax else None
-    q = _side(_readable(p.q_tokens), p.q_starts, p.q_lengths)
-    d = _in_place(p) if p.d_items else _side(_readable(p.d_tokens), p.d_starts, p.d_lengths, p.d_scales)
+    q = _side(p.q_tokens, p.q_starts, p.q_lengths)
+    d = _in_place(p) if p.d_items else _side(p.d_tokens, p.d_starts, p.d_lengths, p.d_scales)
     rest = (p.pairs, p.max_lq, p.skip_zero_q, p.skip_zero_d, get_num_threads(), scores, winners)
     try:
         empty_document = _C.score(tier, q, d, *rest)
     except ValueError:
         if not p.d_items:
             raise
-        # Hardly any item has to be copied, and to ask each one takes as long as to score it: only now is it asked.
+        # Few lists have an item that must be copied, and asking an item takes as long as scoring it. So the items are
+        # asked only after the extension has refused one.
         dtype, items, dim = d
         readable = tuple(map(_readable_item, items))
         if all(map(operator.is_, readable, items)):
@@ -140,23 +137,22 @@ def _score(tier: str, argmax: bool, p: Problem) -> Scored:
 def _backward(
     tier: str, p: Problem, grad_scores: Tensor, argmax: Tensor, for_q: bool, for_d: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    q, d = _readable(p.q_tokens), _readable(p.d_tokens)
-    sides = _side(q, p.q_starts, p.q_lengths), _side(d, p.d_starts, p.d_lengths, p.d_scales)
+    sides = _side(p.q_tokens, p.q_starts, p.q_lengths), _side(p.d_tokens, p.d_starts, p.d_lengths, p.d_scales)
     grad_scores = aligned(grad_scores.to(torch.float32).contiguous())
     argmax = aligned(argmax.contiguous())
     grads: list[Tensor | None] = [None, None]
     for side, wanted in enumerate((for_q, for_d)):
         if not wanted:
             continue
-        grad = torch.zeros((q, d)[side].shape, dtype=torch.float32, device="cpu")
+        grad = torch.zeros((p.q_tokens, p.d_tokens)[side].shape, dtype=torch.float32, device="cpu")
         _C.backward(tier, *sides, p.pairs, p.max_lq, get_num_threads(), side == 0, grad_scores, argmax, grad)
         grads[side] = grad
     return grads[0], grads[1]
 
 
-def _backend(tier: str, unsupported: str | None) -> Backend:
+def _backend(name: str, tier: str, unsupported: str | None) -> Backend:
     return Backend(
-        name=f"cpu:{tier}",
+        name=name,
         unsupported=unsupported,
         device="cpu",
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
@@ -169,6 +165,9 @@ def _backend(tier: str, unsupported: str | None) -> Backend:
     )
 
 
-BACKENDS = tuple(
-    _backend(tier, reason) for tier, reason in (_C.tiers() if _C is not None else [(t, MISSING) for t in _TIERS])
+# The extension knows its tiers. Without the extension one backend stands for all of them, and says why none can run.
+BACKENDS: tuple[Backend, ...] = (
+    (_backend("cpu", "", MISSING),)
+    if _C is None
+    else tuple(_backend(f"cpu:{tier}", tier, reason) for tier, reason in _C.tiers())
 )

@@ -1,8 +1,8 @@
-"""MaxSim in plain torch: runs wherever torch runs, in bounded memory. The check on every other backend.
+"""MaxSim in plain torch: runs wherever torch runs, in bounded memory. Tests compare every other backend with it.
 
-Whoever multiplies matrices for torch may add products in any order. Of numbers of float32 it is given BLOCK dimensions
-at a time: whatever the order, a product passes at most 128 roundings, 7.6e-6 of the sum of |products|. The blocks are
-added in pairs, as the C++ tiers do, which is a rounding for each doubling.
+The library that multiplies matrices for torch may add products in any order. So float32 matrices are multiplied BLOCK
+dimensions at a time: in every order, a product passes at most 128 roundings, 7.6e-6 of the sum of |products|. The sums
+of blocks are added in pairs, as in the C++ tiers, which costs one rounding for each doubling of their number.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def score_argmax(p: Problem) -> Scored:
 
 
 def _check_bounds(p: Problem) -> None:
-    """Refuse items and pairs that are not there: torch would count negative ones from the end.
+    """Refuse items and pairs that are not there: torch would count negative numbers from the end.
 
-    On a CPU, where it costs little; nobody waits for another device, whose kernels check what they index.
+    Only on a CPU, where the check costs little. On another device it would wait, and the kernels of torch check indices
+    there themselves.
     """
     if p.d_tokens.device.type != "cpu":
         return
@@ -56,7 +57,7 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
     _check_bounds(p)
     device = p.d_tokens.device
     compute = _compute_dtype(p)
-    # Maxima are added in double, as by the C++ tiers, but on MPS, which has none.
+    # Maxima are added in float64, as in the C++ tiers, except on MPS, which has no float64.
     wide = compute if device.type == "mps" else torch.float64
     scores = torch.full((p.num_pairs,), EMPTY_DOCUMENT_SCORE, dtype=compute, device=device)
     winners = torch.full((p.num_pairs, p.max_lq), -1, dtype=p.argmax_dtype, device=device) if argmax else None
@@ -105,7 +106,7 @@ def backward(
         else:
             query = numbers.div(p.shape[1], rounding_mode="floor")
             document = numbers.remainder(p.shape[1])
-        # A winner that is not a token of its document, or a query token that is none, says nothing.
+        # There is no gradient for a winner that is not a token of its document, or for a row that is no query token.
         real = (winner >= 0) & (winner < p.d_lengths[document].unsqueeze(1))
         real &= torch.arange(winner.shape[1], device=device) < p.q_lengths[query].unsqueeze(1)
         pair, token = real.nonzero(as_tuple=True)
@@ -130,9 +131,9 @@ def _compute_dtype(p: Problem) -> torch.dtype:
 def _chunks(p: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Cut the work so that a chunk's similarities and padded copies stay within ``chunk_elements``.
 
-    Of similarities there are as many as wait to be added.
-    Yields pair numbers, query numbers, document numbers: ``[nq, nd], [nq], [nd]``, or with pairs ``[p]`` thrice.
-    Documents of like length go together, so that little of a chunk is padding.
+    :func:`_waiting` says how many matrices of similarities exist at a time. Yields pair numbers, query numbers and
+    document numbers: ``[nq, nd], [nq], [nd]``, or ``[p]`` each with pairs. Documents of similar length go together, so
+    that little of a chunk is padding.
     """
     device = p.d_tokens.device
     dim = p.q_tokens.shape[1]
@@ -154,7 +155,7 @@ def _chunks(p: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _split(widths: list[int], per_token: int, per_item: int, budget: int) -> Iterator[slice]:
-    """Ranges of ascending ``widths`` whose padded cost is within ``budget``; an item alone may exceed it."""
+    """Yield ranges of ascending ``widths`` whose padded cost is within ``budget``; a single item may exceed it."""
     start = 0
     for end, width in enumerate(widths):
         if end > start and (end + 1 - start) * (width * per_token + per_item) > budget:
@@ -165,11 +166,10 @@ def _split(widths: list[int], per_token: int, per_item: int, budget: int) -> Ite
 
 
 def _pad(tokens: Tensor, starts: Tensor, lengths: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Lay items out as ``[n, width, dim]``, with a mask ``[n, width]`` of what is a token; the rest is arbitrary.
+    """Lay items out as ``[n, width, dim]``, with a mask ``[n, width]`` of the rows that are tokens.
 
-    A copy, unless the items are equally long and follow one another, as those of a padded tensor do.
-
-    The width is that of the longest item, but at least ``least``: there is no maximum over nothing.
+    Other rows hold anything. Copies, unless the items are equally long and follow one another, as in a padded tensor.
+    The width is the length of the longest item, but at least ``least``: there is no maximum over nothing.
     """
     width = max(least, int(lengths.max()))
     position = torch.arange(width, device=tokens.device)
@@ -182,7 +182,7 @@ def _pad(tokens: Tensor, starts: Tensor, lengths: Tensor, least: int) -> tuple[T
 
 
 def _pad_documents(p: Problem, documents: Tensor, compute: torch.dtype) -> tuple[Tensor, Tensor]:
-    """:func:`_pad` of some documents, in the dtype of the arithmetic."""
+    """Return :func:`_pad` of some documents, in the dtype of the arithmetic."""
     starts, lengths = p.d_starts[documents], p.d_lengths[documents]
     d, mask = _pad(p.d_tokens, starts, lengths, 1)
     d = d.to(compute)
@@ -192,8 +192,8 @@ def _pad_documents(p: Problem, documents: Tensor, compute: torch.dtype) -> tuple
 
 
 def _similarity(q: Tensor, d: Tensor, *, paired: bool) -> Tensor:
-    """Dot products ``[nq, nd, lq, ld]``, or with pairs ``[p, lq, ld]``."""
-    # The products are those of float32, or float64, inside torch.autocast too.
+    """Return the dot products ``[nq, nd, lq, ld]``, or with pairs ``[p, lq, ld]``."""
+    # torch.autocast would multiply in half precision.
     device = q.device.type
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         if paired:
@@ -203,11 +203,12 @@ def _similarity(q: Tensor, d: Tensor, *, paired: bool) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``, over all dimensions at once or in blocks whose sums are added in pairs."""
+    """Return ``a @ b``, over all dimensions at once or in blocks whose sums are added in pairs."""
     dim = a.shape[-1]
     if dim <= BLOCK or a.dtype == torch.float64:
         return a @ b
-    waiting: list[Tensor] = []  # for each bit of the number of blocks that is 1, the sum of as many blocks
+    # For each bit that is 1 in the number of blocks so far: the sum of as many blocks as that bit stands for.
+    waiting: list[Tensor] = []
     for block, first in enumerate(range(0, dim, BLOCK)):
         total = a[..., first : first + BLOCK] @ b[..., first : first + BLOCK, :]
         while waiting and (block & 1 or first + BLOCK >= dim):
@@ -218,28 +219,28 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _waiting(dim: int, compute: torch.dtype) -> int:
-    """The most similarities that there are at a time."""
+    """Return how many matrices of similarities :func:`_product` has at a time, at most."""
     return 1 if compute == torch.float64 else 1 + (max(0, dim - 1) // BLOCK).bit_length()
 
 
 def _maxima(similarity: Tensor, d_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over document tokens and its first position; NaN wins. Overwrites what is masked."""
+    """Return the maximum over document tokens and its first position; NaN wins. Overwrites masked similarities."""
     best, where = similarity.masked_fill_(~d_mask.unsqueeze(-2), float("-inf")).max(-1)
-    # Where all similarities are -inf they tie with what is masked.
+    # If all similarities are -inf, masked positions are as good as real ones, and max may return one of them.
     first = d_mask.int().argmax(-1, keepdim=True)
     return best, torch.where(best == float("-inf"), first, where)
 
 
 def _first_of_equals(q: Tensor, d: Tensor, similarity: Tensor, best: Tensor, where: Tensor) -> Tensor:
-    """Give what a row wins to the first row of its document that is equal to it.
+    """If the winning row has equals in its document, let the first of the equal rows win.
 
-    Their products should be the same, but a product of matrices may add up the last rows in another order. Only rows
-    that come so close to a maximum are looked at.
+    The products of equal rows should be equal, but a product of matrices may add up the last rows in another order.
+    Only rows whose similarity is close to the maximum are compared.
     """
-    # More than twice what a sum of products may be off by: 1e-5, or dim / 2 units of float64.
+    # More than twice the error of a sum of products: 1e-5, or dim / 2 units of float64.
     error = 2.0**-15 if q.dtype == torch.float32 else torch.finfo(q.dtype).eps * (q.shape[-1] + 8)
     if q.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" and q.dtype == torch.float32:
-        error = 2.0**-8  # where products may be of numbers of 8 or 11 bits
+        error = 2.0**-8  # CUDA may round factors to 8 or 11 bits
     norms = torch.linalg.vector_norm(q, dim=-1)
     longest = torch.linalg.vector_norm(d, dim=-1).amax(-1)
     slack = error * (norms * longest.unsqueeze(1) if similarity.ndim == 3 else norms.unsqueeze(1) * longest[:, None])
@@ -249,7 +250,7 @@ def _first_of_equals(q: Tensor, d: Tensor, similarity: Tensor, best: Tensor, whe
         return where
     rows = close.logical_and_(tied).any(-2)
     document, row = (rows if rows.ndim == 2 else rows.any(0)).nonzero(as_tuple=True)
-    # Adding 0 makes one of two zeros.
+    # Adding 0 turns -0 into +0: the two are equal, but their bits are not.
     values = d[document, row] + 0.0
     integers = values.view(torch.int64 if q.dtype == torch.float64 else torch.int32)
     order = _by_content(integers, document)
@@ -264,23 +265,26 @@ def _first_of_equals(q: Tensor, d: Tensor, similarity: Tensor, best: Tensor, whe
 
 
 def _by_content(integers: Tensor, document: Tensor) -> Tensor:
-    """An order of rows that puts the equal ones of a document together, and those in the order in which they come."""
+    """Return an order that puts equal rows of a document next to each other, and keeps their order among themselves."""
     mixed = integers ^ (integers >> 16)
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(2**31, (integers.shape[1],), generator=generator, dtype=integers.dtype)
-    # Sums of integers do not depend on their order, and wrap.
+    # A sum of integers wraps around, and does not depend on the order of its terms.
     order = (mixed * factors.to(integers.device)).sum(-1).argsort(stable=True)
     return order[document[order].argsort(stable=True)]
 
 
 def _zero_rows_may_win(best: Tensor, q_mask: Tensor) -> bool:
-    """A zero row scores 0, or NaN against an infinite query: unless a maximum is one of these, none won."""
+    """Return whether a row of zeros may have won.
+
+    A row of zeros scores 0, or NaN against an infinite query: if no maximum is 0 or NaN, no row of zeros has won.
+    """
     suspect = ((best == 0) | best.isnan()) & q_mask
     return bool(suspect.any()) or not bool(q_mask.any())
 
 
 def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
-    """``total[rows] += values``, always in the same order: index_add_ on CUDA adds atomically, index_put_ sorts."""
+    """Compute ``total[rows] += values`` in one fixed order. On CUDA index_add_ has none, but index_put_ sorts."""
     if total.device.type == "cuda":
         total.index_put_((rows,), values, accumulate=True)
     else:

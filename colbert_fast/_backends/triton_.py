@@ -18,7 +18,7 @@ from torch import Tensor
 from colbert_fast._backends import triton_tiles
 from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Problem, Scored
 from colbert_fast._backends.triton_tiles import Config
-from colbert_fast._checks import release
+from colbert_fast._environment import release
 
 # Triton's own switch, which it reads when the kernels are imported: they then run in Python, on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

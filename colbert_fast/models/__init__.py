@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from colbert_fast._checks import release
+from colbert_fast._environment import release
 
 if TYPE_CHECKING:
     from colbert_fast.models.colbert import ColBERT

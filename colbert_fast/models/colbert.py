@@ -12,8 +12,8 @@ from sentence_transformers import MultiVectorEncoder
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._integers import positive_int
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.arguments import remembers_given

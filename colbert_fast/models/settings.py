@@ -6,7 +6,7 @@ from typing import Any
 
 from sentence_transformers import MultiVectorEncoder
 
-from colbert_fast._checks import positive_int
+from colbert_fast._integers import positive_int
 
 # What metadata.json holds and the constructor of ColBERT takes.
 SETTINGS = (

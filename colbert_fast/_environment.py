@@ -1,0 +1,20 @@
+"""What surrounds the package: environment variables, and the releases of other packages."""
+
+from __future__ import annotations
+
+import os
+
+
+def environment_variable(name: str) -> str | None:
+    """Return the value of an environment variable, or None if it is not set or blank."""
+    return (os.environ.get(name) or "").strip() or None
+
+
+def release(version: str) -> list[int]:
+    """Return the numbers that a version begins with: [6, 2] for 6.2.0rc1."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return numbers
