@@ -22,13 +22,7 @@ from transformers import MODEL_MAPPING, AutoConfig
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.damage import read_tensors
-from colbert_fast.models.files import Files, cache_folder
-from colbert_fast.models.projection import Projection, read_projection
-from colbert_fast.models.quiet import Report, quiet_loading
-from colbert_fast.models.request import Request, with_dtype
-from colbert_fast.models.settings import SETTINGS, check_settings_of
-from colbert_fast.models.soundness import (
+from colbert_fast.models.checkpoint_checks import (
     check_files,
     check_lengths,
     check_missing,
@@ -40,6 +34,12 @@ from colbert_fast.models.soundness import (
     warn_of_fresh,
     warn_of_missing,
 )
+from colbert_fast.models.file_checks import read_tensors
+from colbert_fast.models.files import Files, cache_folder
+from colbert_fast.models.load_report import Report, quiet_loading
+from colbert_fast.models.load_request import Request, with_dtype
+from colbert_fast.models.projection import Projection, read_projection
+from colbert_fast.models.settings import SETTINGS, check_settings_of
 from colbert_fast.models.staging import reading
 
 _KEYWORDS = tuple(

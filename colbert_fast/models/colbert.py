@@ -16,9 +16,9 @@ from colbert_fast._checks import positive_int
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast.models import checkpoint, saving
-from colbert_fast.models.arguments import remembers_given
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.encoding import embed, inference, sees_padding
+from colbert_fast.models.given_arguments import remembers_given
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
 from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, warn_of_cuts

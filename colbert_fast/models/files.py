@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from colbert_fast.models.damage import check_regular, check_subfolder, read_json
+from colbert_fast.models.file_checks import check_regular, check_subfolder, read_json
 from colbert_fast.models.staging import recover
 
 # The files that decide which kind of checkpoint a repository is. A cached snapshot that is known to lack one of them

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from colbert_fast.models.contents import Replaced, carry, may_go, publish, retire, sync, sync_folders, walk
+from colbert_fast.models.folder_contents import Replaced, carry, may_go, publish, retire, sync, sync_folders, walk
 from colbert_fast.models.staging import (
     MARK,
     Stage,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from colbert_fast.models.damage import read_tensors
+from colbert_fast.models.file_checks import read_tensors
 
 
 class Projection(NamedTuple):

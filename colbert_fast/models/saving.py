@@ -20,8 +20,8 @@ from torch import nn
 
 from colbert_fast.models import folders, staging, tokens
 from colbert_fast.models.checkpoint import projection
-from colbert_fast.models.contents import Replaced
-from colbert_fast.models.quiet import quiet_loading
+from colbert_fast.models.folder_contents import Replaced
+from colbert_fast.models.load_report import quiet_loading
 from colbert_fast.models.settings import check_settings
 
 FORMATS = ("neural-cherche", "sentence-transformers")

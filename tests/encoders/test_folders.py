@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from kills import NOTES, add_notes, contents, finish, in_child, kill_at_step, start
 
-from colbert_fast.models import contents as contents_module
-from colbert_fast.models import folders, staging
+from colbert_fast.models import folder_contents, folders, staging
 from colbert_fast.models.saving import checkpoint_files
 
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "vocab.txt": b"stale"}
@@ -227,7 +226,7 @@ class TestUsersFiles:
         assert_new(tmp_path / "parent" / "new")
 
     def test_what_goes_meanwhile(self, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        walk = contents_module.walk
+        walk = folder_contents.walk
 
         def removing(folder: str, inside: str = "") -> Any:
             for path, entry in walk(folder, inside):
@@ -237,7 +236,7 @@ class TestUsersFiles:
                     shutil.rmtree(entry.path)
                 yield path, entry
 
-        monkeypatch.setattr(contents_module, "walk", removing)
+        monkeypatch.setattr(folder_contents, "walk", removing)
         replace(old)
         assert {name for name in contents(old) if name in NOTES} == {"README.md"}
 

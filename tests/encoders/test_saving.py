@@ -23,7 +23,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense
 from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, write_json
 
-from colbert_fast.models import ColBERT, contents, staging
+from colbert_fast.models import ColBERT, folder_contents, staging
 
 
 def scores_of(encoder: ColBERT) -> torch.Tensor:
@@ -394,7 +394,7 @@ def test_an_interrupt_while_the_old_folder_goes_locks_nobody_out(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(contents, "_in_writable_folder", interrupted)
+        patched.setattr(folder_contents, "_in_writable_folder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             encoder.save_pretrained(tmp_path / "folder")
     # In a thread that ends with the process, should it wait for ever.

@@ -15,10 +15,10 @@ from sentence_transformers.base.modules import Dense
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.damage import check_folder, check_layers, name_damage
+from colbert_fast.models.file_checks import check_folder, check_layers, name_damage
 from colbert_fast.models.files import Files
-from colbert_fast.models.quiet import Report
-from colbert_fast.models.request import Request
+from colbert_fast.models.load_report import Report
+from colbert_fast.models.load_request import Request
 
 # Of weights that are looked at for NaN; quantised ones are not.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
