@@ -206,13 +206,14 @@ class TestWhereArgumentsWin:
     @pytest.mark.parametrize("kind", ["pylate", "stanford", "multi_vector", "bge_m3"])
     @pytest.mark.parametrize("size", [SIZE + 1, None])
     def test_another_size_of_the_projection(self, size: int | None, folder: Path) -> None:
-        with pytest.raises(ValueError, match=f"embedding_size must be what .*, {SIZE}; got {size}"):
+        with pytest.raises(ValueError, match=f"embedding_size must be {SIZE}, as in .*; got {size}"):
             ColBERT(folder, size, device="cpu")
         assert ColBERT(folder, SIZE, device="cpu").embedding_size == SIZE
 
     @pytest.mark.parametrize("name", ["max_length_query", "max_length_document"])
     def test_a_length_beyond_the_positions(self, name: str, folder: Path) -> None:
-        with pytest.raises(ValueError, match=f"{name} must be at most 64, the positions of the transformer; got 65"):
+        message = f"{name} must be at most 64, the number of positions of the transformer; got 65"
+        with pytest.raises(ValueError, match=message):
             load(folder, **{name: 65})
         assert getattr(load(folder, **{name: 64}), name) == 64
 

@@ -218,7 +218,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("linear.pt", {"weight": torch.zeros(SIZE, HIDDEN + 1)}, r"must fit the transformer.*got \[16, 33\]"),
+            ("linear.pt", {"weight": torch.zeros(SIZE, HIDDEN + 1)}, r"fit the transformer.*got weight \[16, 33\]"),
             ("linear.pt", {"weight": torch.zeros(SIZE)}, "must hold"),
             ("linear.pt", {"bias": torch.zeros(SIZE)}, r"must hold.*got \['bias'\]"),
             ("linear.pt", [1, 2], "must hold.*got list"),
