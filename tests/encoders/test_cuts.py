@@ -1,4 +1,4 @@
-"""Texts that are longer than the encoder takes: what is cut, what is said of it, and what is refused."""
+"""Texts that are longer than the encoder takes: which are cut, what the warning says, and which are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModel, RobertaConfig, XLNetConfig
 
 from colbert_fast.models import ColBERT
 
-# "[D] " is three tokens, [CLS] and [SEP] are two.
+# "[D] " is three tokens. [CLS] and [SEP] are two more.
 LONG = ["paris " * 30, "paris " * 15, "paris " * 16, "berlin"]
 
 
@@ -55,7 +55,7 @@ def test_scores_warns_once_for_both_sides(encoder: ColBERT) -> None:
 def test_what_is_advised_can_be_done(encoder: ColBERT) -> None:
     (message,) = said(lambda: encoder.encode_documents(["a " * 100], max_length=30))
     assert message.endswith("cut to 30 tokens: the longest has 105. To keep more, raise max_length.")
-    for length in (64, 350):  # as many as there are positions, and more
+    for length in (64, 350):  # as many tokens as there are positions, and more
         encoder.max_length_document = length
         (message,) = said(lambda: encoder.encode_documents(["a " * 100]))
         assert message.endswith("were cut to 64 tokens, all that the transformer holds: the longest has 105.")

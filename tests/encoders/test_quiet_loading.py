@@ -1,4 +1,4 @@
-"""Loading prints nothing, keeps what is global, and works in threads and forked children."""
+"""A load prints nothing, leaves global settings as they were, and works in threads and in forked children."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_is_global_stays(
 
 
 def test_threads(request: pytest.FixtureRequest) -> None:
-    """Several kinds at once, in several dtypes, each as it is alone."""
+    """Several kinds of checkpoint, in several dtypes, are loaded at once. Each gives the same scores as alone."""
     folders = {kind: request.getfixturevalue(kind) for kind in KINDS}
     expected = {kind: load(folder, kind).scores(QUERIES, DOCUMENTS, tqdm_bar=False) for kind, folder in folders.items()}
     initialisers = (torch.nn.init.normal_, torch.nn.init.xavier_uniform_, torch.get_default_dtype())
