@@ -98,6 +98,7 @@ def score_argmax(p: Problem) -> Scored:
 
 
 def _score(p: Problem, *, argmax: bool) -> Scored:
+    """Launch score_kernel. If a query is longer than a tile, add up the scores of its parts."""
     q, d = _readable(p.q_tokens), _readable(p.d_tokens)
     device = d.device
     nq, nd = p.nq, p.nd
@@ -175,6 +176,7 @@ def backward(
 
 
 def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Tensor:
+    """Launch grad_kernel for the queries (for_q) or for the documents, and return the gradient of their token rows."""
     if for_q:
         own, starts, lengths = p.q_tokens, p.q_starts, p.q_lengths
         other, other_starts = _readable(p.d_tokens), p.d_starts
@@ -345,6 +347,7 @@ def _gpu(index: int) -> _Gpu:
 
 
 def _kind(q_dtype: torch.dtype, d_dtype: torch.dtype) -> str:
+    """Return the kind of dtypes, as in the keys of triton_tuning.json."""
     if q_dtype == torch.float32:
         return "float"
     return "int8" if d_dtype == torch.int8 else "half"

@@ -320,8 +320,9 @@ def _finish(
 ):
     """After the last tile of a document, return the maximum of each query token and its place in the document.
 
-    Also returns whether the document must be done again, with masks. With SKIP_ZERO_D it must if a maximum is 0 or NaN,
-    and if `nothing_real`, that is if no query token is real: then no maximum shows whether all rows are zeros.
+    Also returns whether the document must be done again, with masks. With ARGMAX it must if a place is not certain.
+    With SKIP_ZERO_D it must if a maximum is 0 or NaN, and if `nothing_real`, that is if no query token is real: then no
+    maximum shows whether all rows are zeros.
     """
     where = 0
     again = 0

@@ -10,8 +10,8 @@ Which file does what:
   finds a file in a folder or on the hub; `projection` reads a linear layer; `settings` checks lengths, prefixes and
   padding; `load_report` keeps transformers quiet and catches its report on the weights.
 - Refuse what is damaged: `file_checks` looks at single files, `checkpoint_checks` at files and weights together.
-- Embed: `texts` checks and pairs texts; `tokens` tokenizes them and cuts them into batches; `encoding` passes the
-  batches through the transformer; `capacity` says how many tokens a transformer takes.
+- Embed: `texts` checks and pairs texts; `tokens` tokenizes texts and makes batches; `embedding` passes the batches
+  through the encoder; `capacity` says how many tokens a transformer can take.
 - Save: `saving` writes a checkpoint; `folders` puts a new folder in the place of an old one in one step;
   `folder_contents` links and removes what a folder holds; `staging` names and locks the hidden folders.
 """

@@ -61,7 +61,7 @@ class Checkpoint:
     # neural-cherche scores the pad rows of a document as zero rows. The other kinds of checkpoint never score padding.
     scores_padding: bool = True
     fresh_projection: bool = False
-    # The arguments that the user gave and that are not used, because the files say something else; in words.
+    # In words: the arguments that the user gave but that are not used, because the files have other values.
     overruled: list[str] = field(default_factory=list)
 
 
@@ -175,6 +175,7 @@ def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
 
 
 def _is_late_interaction(files: Files) -> bool:
+    """Return whether the files describe a late-interaction encoder that `MultiVectorEncoder` can load."""
     config = files.read_json("config_sentence_transformers.json")
     # The first two formats of PyLate write the prefixes into this file, and no model_type.
     if config.get("model_type") in ("MultiVectorEncoder", "ColBERT") or "query_prefix" in config:
@@ -311,6 +312,7 @@ def _length_limit(encoder: MultiVectorEncoder) -> int | None:
 
 
 def _load_transformer(request: Request, query_length: int | None, document_length: int | None) -> Transformer:
+    """Load the transformer alone, from the checkpoint's folder or from its first module's folder."""
     files, kwargs = request.files, request.options()
     access: dict[str, Any] = {
         name: kwargs[name] for name in ("token", "revision", "local_files_only", "trust_remote_code") if name in kwargs
@@ -346,6 +348,7 @@ def _load_transformer(request: Request, query_length: int | None, document_lengt
 
 
 def _has_optional_pooler(source: str, config_kwargs: dict[str, Any]) -> bool:
+    """Return whether the model can be made without its pooler, which late interaction does not use."""
     config = AutoConfig.from_pretrained(source, **config_kwargs)
     model_class: Any = MODEL_MAPPING.get(type(config), None)
     return isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters

@@ -26,8 +26,8 @@ from colbert_fast.models.load_request import Request
 
 # The dtypes of the weights that are checked for NaN. Quantised weights are not checked.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# The classes whose modules MultiVectorEncoder reads. The first name is what sentence-transformers meant before it had
-# several classes; the last one is PyLate's.
+# The classes whose modules MultiVectorEncoder reads. Old versions of sentence-transformers only have the first class.
+# The last class is PyLate's.
 _MODEL_TYPES = ("SentenceTransformer", "MultiVectorEncoder", "ColBERT")
 # The number of a layer, or a run of such numbers, as in "layer.1." and "layer.{1, 2}.".
 _NUMBERS = re.compile(r"(?<=\.)(\d+|\{[^}]*\})(?=\.)")

@@ -17,7 +17,7 @@ from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.encoding import embed, inference, sees_padding
+from colbert_fast.models.embedding import embed, inference, sees_padding
 from colbert_fast.models.given_arguments import remembers_given
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
@@ -507,9 +507,11 @@ class ColBERT(nn.Module):
         return maxsim_pairs(q, d, window.pairs, length_normalize=normalize)
 
     def _has_pad_row(self, encoding: Encoding) -> bool:
+        """Return whether a text that is shorter than the maximum length ends in a zero row, which scores 0."""
         return self._scores_padding and not encoding.query_mode and encoding.padding == "max_length"
 
     def _encoding(self, query_mode: bool, options: dict[str, Any]) -> Encoding:
+        """Return how a call turns texts into rows: the encoder's settings, and the checked options of the call."""
         if not isinstance(query_mode, bool):
             msg = f"query_mode must be True (queries) or False (documents); got {query_mode!r}"
             raise TypeError(msg)
@@ -539,6 +541,7 @@ class ColBERT(nn.Module):
         return self._within_capacity(encoding)
 
     def _within_capacity(self, encoding: Encoding) -> Encoding:
+        """Lower the maximum length to the transformer's positions. Raise ValueError if the call asked for more."""
         capacity = positions(self.encoder)
         if capacity is None or encoding.max_length < capacity:
             return encoding
@@ -564,6 +567,7 @@ def _check_last_n(last_n: Any) -> None:
 
 
 def _freeze_layers(model: nn.Module, last_n: int) -> None:
+    """Freeze all parameters of the transformer except those in its last n layers."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         msg = f"freeze_layers_except_last_n needs a transformer with a list of layers; got {type(model).__name__}"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import DOCUMENTS, HIDDEN, QUERIES, SIZE, close
 
-from colbert_fast.models import ColBERT, colbert, encoding, tokens
+from colbert_fast.models import ColBERT, colbert, embedding, tokens
 
 
 @pytest.fixture
@@ -61,11 +61,11 @@ class TestEmbeddings:
     ) -> None:
         expected = encoder.encode(DOCUMENTS * 3, query_mode=False)["embeddings"]
         monkeypatch.setattr(tokens, "_CHUNK_TEXTS", chunk)
-        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", most)
+        monkeypatch.setattr(embedding, "_CPU_BATCH_TOKENS", most)
         close(encoder.encode(DOCUMENTS * 3, query_mode=False)["embeddings"], expected)
 
     def test_a_batch_keeps_its_token_budget(self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", 40)
+        monkeypatch.setattr(embedding, "_CPU_BATCH_TOKENS", 40)
         shapes: list[tuple[int, ...]] = []
         encoder.model.embeddings.register_forward_pre_hook(
             lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True

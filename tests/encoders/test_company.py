@@ -25,7 +25,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from colbert_fast.models import ColBERT, encoding
+from colbert_fast.models import ColBERT, embedding
 
 TEXTS = ["berlin", "the capital of france is paris", "bananas " * 12, "", "in berlin, paris", "a b c d e f g h"]
 SIZES: dict[str, int] = {"vocab_size": len(tokenizer()), "pad_token_id": 0}
@@ -84,7 +84,7 @@ def test_texts_together_are_as_alone(make: Callable[..., ColBERT], kind: str, pa
 def test_only_encoders_that_see_padding_take_texts_of_one_length(make: Callable[..., ColBERT], kind: str) -> None:
     encoder = make(kind)
     as_documents = encoder._encoding(False, {})
-    assert encoding.sees_padding(encoder.encoder, as_documents) == (kind in SEE_PADDING)
+    assert embedding.sees_padding(encoder.encoder, as_documents) == (kind in SEE_PADDING)
     passes: list[int] = []
     encoder.encoder.register_forward_pre_hook(lambda module, args: passes.append(len(args[0]["input_ids"])))
     encoder.encode_documents([*TEXTS, TEXTS[1], TEXTS[4]])

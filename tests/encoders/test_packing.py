@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Module
 from tiny import DOCUMENTS, QUERIES, close
 
 import colbert_fast as cf
-from colbert_fast.models import ColBERT, encoding
+from colbert_fast.models import ColBERT, embedding
 
 TEXTS = ["paris " * (n * 7 % 13) for n in range(40)]
 
@@ -40,7 +40,7 @@ class TestOrder:
             close(rows, encoder.encode_documents([text])[0])
 
     def test_the_longest_texts_come_first(self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", 60)
+        monkeypatch.setattr(embedding, "_CPU_BATCH_TOKENS", 60)
         shapes = lengths_of_passes(encoder)
         encoder.encode_documents(TEXTS)
         widths = [width for _, width in shapes]
@@ -64,7 +64,7 @@ class TestOrder:
 
         whole = encoder.encode_documents(TEXTS)
         encoder.encoder.append(EverySecond())
-        monkeypatch.setattr(encoding, "_MOVED_ROWS", 7)
+        monkeypatch.setattr(embedding, "_MOVED_ROWS", 7)
         packed = encoder.encode_documents(TEXTS)
         for rows, every in zip(packed, whole, strict=True):
             real = every[every.any(1)]
