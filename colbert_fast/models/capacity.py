@@ -45,6 +45,7 @@ def positions(encoder: MultiVectorEncoder) -> int | None:
 
 
 def _limit(model: Any) -> int | None:
+    """Return the limit of one transformer. It is remembered until the configuration of the model changes."""
     config = model.config
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
@@ -60,6 +61,7 @@ def _limit(model: Any) -> int | None:
 
 
 def _held(model: nn.Module, declared: int | None) -> int | None:
+    """Return how many tokens the tables of positions and the configuration allow, or None if there is no limit."""
     tables = list(_tables(model))
     if declared is None:
         return min((_rows(table) for table in tables if table is not None), default=None)

@@ -39,6 +39,7 @@ _WIDTH_MATTERS = {"big_bird", "mra", "nystromformer", "reformer", "yoso"}
 _NOISE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _NOISE_OF_HALF = 0.1
 
+# Held while modules change between training mode and eval mode. A fork waits for it, so that no child finds it locked.
 _modes = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_modes.acquire, after_in_parent=_modes.release, after_in_child=_modes.release)
@@ -132,6 +133,7 @@ def embed(
 
 
 def _trim() -> None:
+    """Give the memory that glibc keeps back to the system."""
     if _malloc_trim is not None:
         _malloc_trim(0)
 
@@ -225,6 +227,7 @@ def _choose_attention(encoder: MultiVectorEncoder, width: int) -> None:
 
 
 def _no_tokens(encoder: MultiVectorEncoder, n: int) -> tuple[Tensor, Tensor]:
+    """Return what `_pass` returns for n texts without any token."""
     tokens = torch.zeros(n, 0, encoder.get_embedding_dimension() or 0, dtype=encoder.dtype, device=encoder.device)
     return tokens, torch.zeros(n, 0, dtype=torch.bool, device=encoder.device)
 

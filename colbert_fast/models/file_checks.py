@@ -151,6 +151,7 @@ def read_json(path: str, kind: type = dict) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of the pairs of a JSON object. Raise ValueError if a name comes more than once."""
     content = dict(pairs)
     if len(content) < len(pairs):
         counts = Counter(name for name, _ in pairs)
@@ -194,6 +195,7 @@ def name_damage(folder: str, failure: Exception) -> None:
 
 
 def _check_weights(path: str, is_quantised: bool) -> None:
+    """Raise ValueError for a damaged file of weights, or for weights that are no floating-point numbers."""
     if path.endswith(".index.json"):
         _check_shards(path, is_quantised)
         return
@@ -221,6 +223,7 @@ def _check_weights(path: str, is_quantised: bool) -> None:
 
 
 def _check_shards(path: str, is_quantised: bool) -> None:
+    """Check every file of weights that the index `path` names."""
     parts = read_json(path).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         msg = f'{path} must hold "weight_map", an object that names the file of each weight; got {parts!r:.200}'

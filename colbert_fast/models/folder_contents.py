@@ -103,6 +103,7 @@ def may_go(entry: os.DirEntry[str], there: str) -> bool:
 
 
 def _check_same_kind(path: str, entry: os.DirEntry[str], same: bool) -> None:
+    """Raise FileExistsError if a file stands where a folder must be, or a folder where a file must be."""
     if not same:
         kinds = ("folder", "file") if entry.is_dir(follow_symlinks=False) else ("file", "folder")
         msg = f"path must not hold a {kinds[0]} {path!r}, where a {kinds[1]} of the checkpoint goes; got {entry.path!r}"
@@ -130,6 +131,7 @@ def _copy_all_permissions(old: str, new: str, made: list[str]) -> None:
 
 
 def _link(entry: os.DirEntry[str], there: str) -> None:
+    """Link a file to the path `there`. If the system refuses the link, copy the file."""
     if entry.is_symlink():
         os.symlink(os.readlink(entry.path), there)
         return
@@ -168,6 +170,7 @@ def retire(old: str, new: str, belongs: Replaced, written: frozenset[str]) -> No
 
 
 def _in_writable_folder(remove: Callable[..., None], path: str, *to: str) -> None:
+    """Remove or move a file. If its folder forbids this, make the folder writable and try again."""
     try:
         remove(path, *to)
     except PermissionError:
@@ -176,6 +179,7 @@ def _in_writable_folder(remove: Callable[..., None], path: str, *to: str) -> Non
 
 
 def _is_same(entry: os.DirEntry[str], there: str) -> bool:
+    """Return whether the path `there` is the same file as the entry, or an equal link."""
     try:
         if entry.is_symlink():
             return os.readlink(entry.path) == os.readlink(there)

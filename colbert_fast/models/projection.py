@@ -48,6 +48,7 @@ def read_projection(path: str) -> Projection:
 
 
 def _numbers(path: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in float32 or float64. Raise ValueError if its numbers cannot be weights."""
     problem = _problem(tensor)
     if problem is None:
         # torch.isfinite does not accept every narrow dtype, so the numbers are converted first.
@@ -61,6 +62,7 @@ def _numbers(path: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _problem(tensor: Any) -> str | None:
+    """Return what makes a tensor unusable as weights, without a look at its numbers, or None."""
     if tensor.layout is not torch.strided:
         return f"a sparse tensor ({tensor.layout})"
     if tensor.device.type != "cpu":

@@ -188,6 +188,7 @@ def _snapshot(encoder: MultiVectorEncoder) -> MultiVectorEncoder:
 
 
 def _shallow(module: Any) -> Any:
+    """Return a copy of a module whose dict of submodules can be changed without changing the module."""
     copied = copy.copy(module)
     copied.__dict__["_modules"] = copy.copy(module._modules)
     return copied

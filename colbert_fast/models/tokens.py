@@ -223,6 +223,7 @@ def warn_of_cuts(*sides: tuple[Encoding, Tokenized]) -> None:
 
 
 def _check_room(encoder: MultiVectorEncoder, encoding: Encoding) -> None:
+    """Raise ValueError if the maximum length has no room for the special tokens."""
     count = getattr(encoder.tokenizer, "num_special_tokens_to_add", None)
     special = count() if count is not None and encoding.add_special_tokens else 0
     if encoding.truncation and encoding.max_length < special:
@@ -234,6 +235,7 @@ def _check_room(encoder: MultiVectorEncoder, encoding: Encoding) -> None:
 
 
 def _check_capacity(encoder: MultiVectorEncoder, lengths: Tensor, encoding: Encoding, name: str) -> None:
+    """Raise ValueError for a text that is longer than the transformer can take. The message names the text."""
     capacity = positions(encoder)
     if capacity is None or not len(lengths) or int(lengths.max()) <= capacity:
         return
