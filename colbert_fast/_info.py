@@ -1,4 +1,4 @@
-"""What ``colbert-fast info`` tells, as JSON and as text."""
+"""What ``colbert-fast info`` prints: facts about this installation, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ _NO_EXTENSION = "the C++ extension is missing"
 
 
 def facts() -> dict[str, Any]:
-    """Return what JSON holds.
+    """Return the facts, ready to be printed as JSON.
 
     Returns
     -------
     dict
-        ``version``, ``folder``: of this package. ``packages``: the versions of others, null for one that is not
-        installed. ``python``, ``platform``, ``cpu``: words. ``extension``: ``file`` of the C++ extension, or null and
-        in ``missing`` why. ``threads``: ``number`` of the CPU backends, and what the ``variable``
-        COLBERT_FAST_NUM_THREADS says, or null. ``override``: the ``variable`` COLBERT_FAST_BACKEND, or null, and the
-        ``backend`` that it chooses. A variable that is blank is as if it were not set. ``problems``: what is wrong
-        with either variable; empty where all is well. ``backends``, best first: ``name``; ``unsupported``, null or the
-        reason why it cannot run here; ``device``, null for any; ``dtypes``; ``int8`` whether it takes int8 documents.
+        - ``version``, ``folder``: version and folder of this package.
+        - ``packages``: the version of each other package, or null if the package is not installed.
+        - ``python``, ``platform``, ``cpu``: text.
+        - ``extension``: the ``file`` of the C++ extension, or null; ``missing``, why there is no extension, or null.
+        - ``threads``: the ``number`` of threads of the CPU backends, or null if the variable is wrong; the value of the
+          ``variable`` COLBERT_FAST_NUM_THREADS, or null.
+        - ``override``: the value of the ``variable`` COLBERT_FAST_BACKEND, or null; the ``backend`` that it chooses, or
+          null. A blank variable counts as not set.
+        - ``problems``: what is wrong with the two variables. Empty if nothing is wrong.
+        - ``backends``, best first: ``name``; ``unsupported``, the reason why the backend cannot run here, or null;
+          ``device``, or null for any device; ``dtypes``; ``int8``, whether the backend takes int8 documents.
     """
     problems: list[str] = []
     threads = _threads(problems)
@@ -62,7 +66,7 @@ def facts() -> dict[str, Any]:
 
 
 def as_text(told: dict[str, Any]) -> list[str]:
-    """The lines for people to read."""
+    """Return the facts as lines of text."""
     lines = [f"colbert-fast {told['version']}"]
 
     def fact(name: str, value: str) -> None:
@@ -109,7 +113,10 @@ def _threads(problems: list[str]) -> dict[str, Any]:
 
 
 def _override(problems: list[str]) -> dict[str, Any]:
-    """Which backend the variable makes all calls take, on its own device."""
+    """Return the value of COLBERT_FAST_BACKEND, and the backend that it makes all calls use.
+
+    A backend counts as chosen if it can run on its own device.
+    """
     variable = environment_variable("COLBERT_FAST_BACKEND")
     override: dict[str, Any] = {"variable": variable, "backend": None}
     if variable is None:

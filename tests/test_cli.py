@@ -1,4 +1,4 @@
-"""colbert-fast info, demo and bench."""
+"""The commands colbert-fast info, demo and bench."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_info_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def told(capsys: pytest.CaptureFixture[str], status: int) -> tuple[dict[str, Any], str]:
-    """What info says, as JSON and as text, with the same exit status."""
+    """Return what info prints, as JSON and as text. Both have the same exit status."""
     assert cli.main(["info", "--json"]) == status
     facts = json.loads(capsys.readouterr().out)
     assert cli.main(["info"]) == status
@@ -194,7 +194,7 @@ def test_module_and_script_are_the_same() -> None:
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs file descriptors and signals of POSIX")
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-# What argparse prints, and what we do; kept in a buffer until the end, or not.
+# Commands whose text argparse prints, and one whose text we print; with and without a buffer.
 writers = pytest.mark.parametrize(("arguments", "unbuffered"), [(["info"], ""), (["--help"], ""), (["--version"], "1")])
 
 
@@ -225,7 +225,7 @@ def test_full_disk(arguments: list[str], unbuffered: str) -> None:
 
 @full_disk
 def test_full_disk_for_errors() -> None:
-    """The status tells what no line can."""
+    """No line can be printed, so only the exit status tells of the error."""
     with open("/dev/full", "w") as full:
         assert subprocess.run([*MODULE, "bogus"], stderr=full, check=False).returncode == 2
         assert subprocess.run([*MODULE, "demo", "--backend", "bogus"], stderr=full, check=False).returncode == 1
@@ -264,7 +264,7 @@ def test_closed_stderr() -> None:
     ],
 )
 def test_terminal_that_lacks_a_letter(variables: dict[str, str], shown: str) -> None:
-    """What a terminal cannot show is spelled out; the question is read as UTF-8 all the same."""
+    """A letter that the terminal cannot show is printed as an escape. The question is read as UTF-8 in any case."""
     command = [*MODULE, "demo", "caf\xe9 \u201ctides\u201d".encode(), "--top", "1"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **variables}, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -274,7 +274,7 @@ def test_terminal_that_lacks_a_letter(variables: dict[str, str], shown: str) -> 
 
 @pytest.fixture
 def ctrl_c_is_heard() -> Iterator[None]:
-    """What a shell starts in the background inherits that Ctrl-C is ignored, and hands it on."""
+    """A process that a shell starts in the background ignores Ctrl-C, and its children do too. Undo this here."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -284,7 +284,7 @@ def ctrl_c_is_heard() -> Iterator[None]:
 @pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize("started", ["module", "colbert-fast", "other.py"])
 def test_ctrl_c_during_the_import(started: str, tmp_path: Path) -> None:
-    """The command ends without a word; another program that imports the package gets its KeyboardInterrupt."""
+    """The command ends without a message. Another program that imports the package gets its KeyboardInterrupt."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport absent\n")
     script = tmp_path / started
     script.write_text("import sys\nfrom colbert_fast.cli import main\nsys.exit(main())\n")

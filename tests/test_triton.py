@@ -1,4 +1,4 @@
-"""The Triton backend: the contract's tests in Triton's interpreter, its planning, and CUDA where there is a GPU."""
+"""The Triton backend: the tests of all backends in Triton's interpreter, the plans, and CUDA if there is a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from colbert_fast._backends.triton_tiles import Config
 TESTS = Path(__file__).parent
 WORKS = ["short", "wide", "short_argmax", "wide_argmax", "grad_q"]
 
-# A file, and of its tests those that say something of kernels beyond what the others say.
+# Test files, and an expression that selects the tests of the file that check something new about the kernels.
 INTERPRETED = {
     "test_triton_kernels.py": "",
     "test_edges.py": "",
@@ -41,10 +41,10 @@ INTERPRETED = {
 @pytest.mark.skipif(triton_.INTERPRETED, reason="this is the interpreter")
 @pytest.mark.parametrize("file", INTERPRETED)
 def test_the_contract_in_the_interpreter(file: str) -> None:
-    """Triton reads TRITON_INTERPRET when kernels are defined, so a process is one or the other."""
+    """Triton reads TRITON_INTERPRET when kernels are defined. So the interpreter needs a process of its own."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "COLBERT_FAST_REQUIRE": "triton"}
     chosen = "triton" + (f" and ({INTERPRETED[file]})" if INTERPRETED[file] else "")
-    # numpy, on which the interpreter runs, warns of the infinities and NaNs that some tests are about.
+    # The interpreter uses numpy, and numpy warns of the infinities and NaNs in some tests.
     options = ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "-k", chosen]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(TESTS / file)],
@@ -94,7 +94,7 @@ def test_dims_are_cut_into_powers_of_two(dim: int, most: int) -> None:
         assert k2 == 0 and dim > most
     elif dim > 16:
         assert k1 + k2 < 2 * dim
-    if dim in (48, 96, 320, 384, 768, 1024, 2560):  # nothing is lost in the dims that models have
+    if dim in (48, 96, 320, 384, 768, 1024, 2560):  # for the dims that models have, no dimension of a tile is unused
         assert k1 + k2 == dim or (dim > k1 + k2 and dim % k1 == 0)
 
 
@@ -111,7 +111,7 @@ def test_tiles_fit_into_shared_memory(dim: int, q_bytes: int, shared: int) -> No
 
 
 def test_a_program_takes_so_many_documents_that_the_gpu_stays_full() -> None:
-    """Of 264 programs at once, 16 tiles and 128 documents make 256 with eight documents each."""
+    """The GPU runs 264 programs at once. 16 tiles and 128 documents make 256 programs of eight documents each."""
     assert triton_tiles.documents_in_turn(16, 264, 16, 128) == 8
     assert triton_tiles.documents_in_turn(16, 264, 4, 1000) == 16
     assert triton_tiles.documents_in_turn(16, 264, 4, 32) == 1
@@ -119,7 +119,7 @@ def test_a_program_takes_so_many_documents_that_the_gpu_stays_full() -> None:
 
 
 def test_a_processor_has_four_warps_at_work() -> None:
-    """Nine programs of one warp each at dim 128; at dim 768 there is room for one."""
+    """At dim 128 there is room for nine programs of one warp; at dim 768 for one program, which gets four warps."""
     few = Config(32, 16, 1, 4, resident=9)
     assert triton_tiles.fit(few, 128, 2, 2, 232448)[0] == few
     for dim, warps, resident in ((384, 2, 3), (768, 4, 1), (2560, 1, 9)):
@@ -140,7 +140,7 @@ def test_the_table_is_whole() -> None:
                     assert size & (size - 1) == 0
                 assert config.block_q >= (8 if work == "grad_q" else 16) and config.block_d >= 16
                 assert config.stages >= 1 and config.resident >= 1
-                if work == "wide_argmax" and not config.swap:  # _reduce tells at most 128 columns apart
+                if work == "wide_argmax" and not config.swap:  # _reduce can distinguish at most 128 columns
                     assert config.block_d <= 128
                 assert 1 <= config.run <= 31  # the kernel keeps a bit for each document in an int32
 
@@ -163,7 +163,7 @@ def test_the_tuner_rewrites_the_lines_of_its_gpu(tmp_path: Path, monkeypatch: py
 
     def seconds(_: tune_triton.Workload, config: Config) -> float | None:
         if config.warps == 8:
-            return None  # wrong, or does not fit
+            return None  # as for a configuration that gives wrong scores or does not fit
         return 1.0 if (config.block_d, config.stages) == (64, 3) else 2.0
 
     tune_triton.tune("sm_90", path, "somewhere, someday", seconds)
@@ -221,7 +221,7 @@ def test_every_work_has_a_workload_and_candidates() -> None:
 
 
 def test_a_backend_of_another_device_is_tested_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the contract's tests do with this backend where there is a GPU, tried with a device that is always there."""
+    """Tests move data to the device of a backend and back. Here this is tried with a device that always exists."""
     there = by_way_of("cpu", torch_.BACKEND)
     monkeypatch.setattr(_backends, "BACKENDS", (there._replace(name="elsewhere"),))
     q, d = torch.randn(2, 3, 4, requires_grad=True), torch.randn(3, 5, 4)
@@ -256,7 +256,7 @@ def test_scores_and_gradients_on_cuda(dim: int, lq: list[int], dtype: torch.dtyp
 
 @pytest.mark.cuda
 def test_capture_in_a_cuda_graph() -> None:
-    """Which fails if anything waits for the device. There are documents enough to be taken longest first."""
+    """The capture fails if a call waits for the device. There are enough documents to be scored longest first."""
     q = torch.randn(3, 32, 128, device="cuda", dtype=torch.bfloat16)
     count = 2 * torch.cuda.get_device_properties("cuda").multi_processor_count
     lengths = torch.randint(1, 300, (count,)).tolist()

@@ -1,4 +1,4 @@
-"""What Triton compiles our kernels to for GPUs that need not be here, and how they are launched."""
+"""The machine code that Triton makes of our kernels, for GPUs that need not be here, and how kernels are launched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def own_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The plans of this file are made for a GPU whose number is its architecture."""
+    """In this file the number of a GPU is its architecture: plans for GPU 90 are for sm_90."""
     monkeypatch.setattr(triton_, "_gpu", lambda arch: triton_._Gpu(f"sm_{arch}", SHARED[arch], 132))
     yield
     triton_._score_plan.cache_clear()
@@ -98,9 +98,10 @@ JUMP = re.compile(r"(@!?U?P\w+)?\s*BRA\S*\s.*`\((\.L_x_\d+)\)")
 
 
 def loops(code: Any) -> list[Counter[str]]:
-    """Instructions of each loop of the machine code that multiplies matrices, the innermost first.
+    """Return the instructions of each loop of the machine code that multiplies matrices, the innermost loop first.
 
-    Without those that a jump inside of the loop may pass over: what is done for a short document, or after a last tile.
+    Instructions that a jump inside the loop may skip are left out. They are for a short document, or come after the
+    last tile.
     """
     if not (TOOLS / "nvdisasm").exists():
         pytest.skip("this Triton brings no disassembler")
@@ -132,7 +133,7 @@ def always(lines: list[str], labels: dict[str, int], begin: int, end: int) -> It
 
 
 def main_loop(code: Any) -> Counter[str]:
-    """The loop over tiles without masks: of the innermost the one that reads ahead, by asynchronous copies."""
+    """Return the loop over tiles without masks: the innermost loop that reads ahead with asynchronous copies."""
     return next(loop for loop in loops(code) if loop["LDGSTS"])
 
 
@@ -140,23 +141,24 @@ def main_loop(code: Any) -> Counter[str]:
 @pytest.mark.parametrize(("nq", "lq"), [(1, 32), (2, 32), (128, 32), (1, 1024)], ids=str)
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 def test_main_loop_on_hopper(dtype: torch.dtype, nq: int, lq: int, argmax: bool) -> None:
-    """Nothing spilled, nothing passed between threads, and no element selected, unless its number is wanted.
+    """The main loop spills no register, passes nothing between threads, and selects no element (but for an argmax).
 
-    Tiles of many query tokens use the products of warp groups, tiles of few query tokens those of single warps.
+    Tiles of many query tokens use the matrix products of warp groups. Tiles of few query tokens use the matrix products
+    of single warps.
     """
     loop = main_loop(score_code(90, dtype, dtype, nq, lq, argmax=argmax))
     wide = nq * lq > 64
     assert bool(loop["HGMMA"]) == wide and bool(loop["HMMA"]) != wide
     assert not loop["LDL"] and not loop["STL"] and not loop["SHFL"]
     if dtype == BF16 and not argmax:
-        assert loop["FSEL"] == 0 and loop["SEL"] <= 12  # which stage is next
+        assert loop["FSEL"] == 0 and loop["SEL"] <= 12  # SEL chooses the next stage
         assert loop["FMNMX"] >= 16 and sum(loop.values()) < 16 * loop["HGMMA"] + 6 * loop["HMMA"]
 
 
 @pytest.mark.parametrize(("nq", "lq"), [(1, 32), (128, 32)], ids=str)
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 def test_int8_documents_on_hopper(dtype: torch.dtype, nq: int, lq: int) -> None:
-    """Read as bytes: a quarter of the copies of float32 rows."""
+    """The main loop for int8 documents spills no register."""
     loop = main_loop(score_code(90, dtype, I8, nq, lq))
     assert bool(loop["HGMMA"]) == (nq > 1) and not loop["LDL"] and not loop["STL"]
     assert loop["FMNMX"] and (dtype == F32 or loop["FSEL"] == 0)
@@ -165,7 +167,7 @@ def test_int8_documents_on_hopper(dtype: torch.dtype, nq: int, lq: int) -> None:
 @pytest.mark.parametrize("half", [BF16, torch.float16], ids=str)
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_float32_queries_of_documents_in_half(arch: int, half: torch.dtype) -> None:
-    """Documents are read in half, and nothing is rounded: the products are those of float32."""
+    """Documents are read in half precision, and the products are products of float32. So nothing is rounded."""
     for nq, dim in ((1, 128), (128, 128), (128, 384)):
         code = score_code(arch, F32, half, nq, 32, dim=dim, argmax=dim > 128).asm["ptx"]
         assert re.search(r"mma\S*tf32", code) and not re.search(r"mma\S*\.(bf16|f16)\.(bf16|f16)", code)
@@ -179,11 +181,11 @@ def test_dims_on_hopper(dim: int, nq: int) -> None:
     code = score_code(90, BF16, BF16, nq, 32, dim=dim)
     loop = main_loop(code)
     assert bool(loop["HGMMA"]) == (nq > 1) and not loop["LDL"] and not loop["STL"]
-    if dim <= 384:  # as many products as the dimensions need, 16 at a time, and not more
+    if dim <= 384:  # no more products than the dimensions need; a product takes 16 dimensions
         plan = triton_._score_plan(90, BF16, BF16, dim, dim, dim, nq, 32, False, False, False, False, "highest")
-        if nq > 1:  # 64 rows by 4 warps
+        if nq > 1:  # four warps multiply 64 rows
             assert loop["HGMMA"] == dim // 16 * plan.constants["BLOCK_Q"] // (16 * code.metadata.num_warps)
-        else:  # 16 rows and 8 columns by one
+        else:  # one warp multiplies 16 rows and 8 columns
             products = plan.constants["BLOCK_D"] // 16 * plan.constants["BLOCK_Q"] // 8
             assert loop["HMMA"] == dim // 16 * products // code.metadata.num_warps
         assert loop["FSEL"] == 0
@@ -197,7 +199,7 @@ def test_zero_rows_cost_the_main_loop_nothing() -> None:
 
 
 def test_an_order_costs_the_main_loop_next_to_nothing() -> None:
-    """One number to read for each document, outside of the loop."""
+    """The order is one more number to read for each document, outside of the loop over tiles."""
     for nq in (1, 128):
         plain, ordered = (score_code(90, BF16, BF16, nq, 32, ordered=ordered) for ordered in (False, True))
         loops_ = [main_loop(code) for code in (plain, ordered)]
@@ -210,7 +212,7 @@ def test_an_order_costs_the_main_loop_next_to_nothing() -> None:
 
 
 def test_float32_obeys_the_precision_setting() -> None:
-    """Three products of parts at "highest", one where the user allows TF32."""
+    """At "highest" there are three products of parts. If the user allows TF32, there is one product."""
     for nq, name in ((1, r"mma\.sync\S*\.tf32\S*\.tf32"), (128, r"wgmma\.mma_async\S*\.tf32")):
         highest, high = (score_code(90, F32, F32, nq, 32, precision=p).asm["ptx"] for p in ("highest", "high"))
         assert len(re.findall(name, highest)) == 3 * len(re.findall(name, high)) > 0
@@ -243,7 +245,7 @@ def test_other_generations(arch: int, instruction: str) -> None:
 @pytest.mark.parametrize(("ranked", "argmax"), [("*i32", "*i16"), ("*i64", "*i32")])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_ranking_passes_nothing_through_shared_memory(arch: int, ranked: str, argmax: str, pairs: bool) -> None:
-    """One warp sorts: nobody is waited for."""
+    """One warp sorts a chunk, so it waits for no other warp and needs no shared memory."""
     types = {"d_starts": "*i64", "argmax": argmax, "ranked": ranked}
     types |= dict.fromkeys(["pairs", "order"], "*i64") if pairs else {}
     types |= dict.fromkeys(["num_pairs", "nq", "nd", "max_lq", "token_bits"], "i32")
@@ -252,7 +254,7 @@ def test_ranking_passes_nothing_through_shared_memory(arch: int, ranked: str, ar
 
 
 class _Driver:
-    """Just enough of a driver for Triton to compile for a Hopper GPU and hand the launch over to us."""
+    """The part of a driver that Triton needs to compile for a Hopper GPU. It records the launches."""
 
     def __init__(self) -> None:
         self.launches: list[tuple[Any, ...]] = []
@@ -287,7 +289,7 @@ class _Driver:
 
 @pytest.mark.parametrize("argmax", [False, True], ids=["score", "argmax"])
 def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call goes through Triton; the others past its look-up, with the same arguments in the same order."""
+    """Only the first call goes through Triton's look-up. Later calls pass the same arguments in the same order."""
     driver = _Driver()
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
@@ -303,12 +305,12 @@ def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch:
     for _ in range(3):
         run(p)
     assert driver.loaded == 1
-    # Another alignment is other code: the first row is not at a multiple of 16 bytes.
+    # Another alignment needs other code: here the first row does not begin at a multiple of 16 bytes.
     run(p._replace(d_tokens=torch.randn(400 * 128 + 1).bfloat16()[1:].view(400, 128)))
     assert driver.loaded == 2
     run(p._replace(q_tokens=torch.randn(96 * 128 + 1).bfloat16()[1:].view(96, 128)))
     assert driver.loaded == 3
-    # So is an order.
+    # An order needs other code, too.
     for _ in range(2):
         run(p._replace(d_order=torch.tensor([2, 0, 1], dtype=torch.int32)))
     assert driver.loaded == 4
@@ -325,5 +327,5 @@ def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch:
                 assert a is b or (a == b if not isinstance(a, torch.Tensor) else torch.equal(a, b))
 
 
-# Positions of what the profiler's hooks are given, which a direct launch leaves out.
+# The positions of the arguments for the profiler's hooks. A direct launch passes None there.
 _HOOKS = range(6, 9)

@@ -1,4 +1,4 @@
-"""What only the Triton kernels can get wrong: tiles, pieces, the second look, the saved argmax. In the interpreter."""
+"""Mistakes that only the Triton kernels can make: tiles, pieces, the second loop, the argmax. In the interpreter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = Config(block_q=32, block_d=16, warps=1, stages=2)
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Replace the table by one configuration."""
+    """Return a function that replaces the tuning table by one configuration."""
 
     def use(config: Config, processors: int = 1) -> None:
         monkeypatch.setattr(triton_tiles, "config_for", lambda *_: config)
@@ -49,7 +49,7 @@ def problem(queries: list[Tensor], documents: list[Tensor], **changes: Any) -> P
 
 
 def test_pieces_are_summed_in_chains(tiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The products of 4096 equal dimensions, in 256 pieces, lose 4e-6 of their sum in one chain."""
+    """4096 equal dimensions in 256 pieces: if all products were one chain, the sum would have an error of 4e-6."""
     monkeypatch.setattr(triton_tiles, "k_split", lambda dim, most: (16, 0))
     tiles(SMALL)
     d = [value.expand(1, 4096) for value in torch.rand(8) * 3 + 0.1]
@@ -75,7 +75,9 @@ def assert_winners(p: Problem, queries: list[Tensor], documents: list[Tensor]) -
 @pytest.mark.parametrize("swap", [False, True], ids=["", "swap"])
 @pytest.mark.parametrize("run", [1, 4])
 def test_a_maximum_at_every_place_of_a_tile(tiles: Any, lq: list[int], swap: bool, run: int) -> None:
-    """Tiles of 16: one short, one exact, overlapping by 1, 15, 14, 0. The winner is alone in its place."""
+    """Tiles have 16 rows. One document is shorter, one is as long; in the others the last two tiles overlap, by 15, 1,
+    15 and 14 rows. Each document has one winner, and every place is tried.
+    """
     tiles(SMALL._replace(swap=swap, run=run))
     queries = embeddings(lq, 20)
     documents = []
@@ -117,7 +119,7 @@ def test_dims_in_pieces(tiles: Any, dim: int, piece: int, lq: list[int]) -> None
     queries = embeddings(lq, dim)
     documents = planted(queries, embeddings([37, 16, 3], dim))
     assert_scores(triton_.score(problem(queries, documents)).scores, queries, documents)
-    zeros = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True)  # looks for rows of zeros in pieces, too
+    zeros = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True)  # rows of zeros are found in pieces, too
     a = -torch.stack(queries).abs()
     zeros.abs_()
     assert_scores(cf.maxsim(a, zeros, backend="triton"), list(a), [d.abs() for d in documents])
@@ -139,12 +141,12 @@ def test_equal_lengths_need_not_be_read(tiles: Any, lengths: tuple[int, int]) ->
 
 @pytest.mark.parametrize("lq", [2, 100], ids=["short", "long"])
 def test_the_place_of_the_maximum_is_not_that_of_the_document_before(tiles: Any, lq: int) -> None:
-    """Nothing is greater than -inf, so that a document of it must begin anew."""
+    """No product is greater than -inf. So for a document of -inf the places must be reset and not only replaced."""
     tiles(SMALL._replace(run=4))
     queries = [torch.ones(lq, 4)]
     first = torch.rand(60, 4)
     first[55] = 2.0
-    # A program has every twelfth document.
+    # A program scores every twelfth document.
     documents = [first] * 18 + [torch.full((50, 4), float("-inf"))] * 9 + [torch.full((9, 4), float("-inf"))] * 9
     argmax = triton_.score_argmax(problem(queries, documents)).argmax
     assert argmax is not None
@@ -158,13 +160,13 @@ def test_the_place_of_the_maximum_is_not_that_of_the_document_before(tiles: Any,
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("lq", [2, 100], ids=["short", "long"])
 def test_the_first_of_the_greatest_however_near(tiles: Any, lq: int, values: list[float]) -> None:
-    """Numbers that differ in their last bit, or by less than any normal number."""
+    """The numbers differ in their last bit, or by less than any normal number."""
     tiles(SMALL)
     for places in ([0, 1, 2], [3, 18, 36], [37, 17, 1], [15, 16, 31]):
         d = torch.full((40, 1), -math.inf)
         d[places] = torch.tensor(values)[:, None]
         argmax = triton_.score_argmax(problem([torch.ones(lq, 1)], [d])).argmax
-        # torch's argmax takes the first NaN, as the contract does.
+        # The first NaN wins.
         expected = d[:, 0].argmax() if not d.isnan().any() else d[:, 0].isnan().int().argmax()
         assert argmax is not None and (argmax == expected).all(), (places, argmax[0, :3], expected)
 
@@ -186,7 +188,7 @@ def test_documents_in_turn(tiles: Any, processors: int) -> None:
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
-    """The orders that forward kernels were given."""
+    """A list to which each launch of the score kernel adds the order that it was given."""
     orders: list[Tensor | None] = []
     launch = triton_._launch
 
@@ -199,13 +201,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     return orders
 
 
-ORDER = 8  # among the tensors of the forward kernel
+ORDER = 8  # the index of the order among the tensors of the score kernel
 
 
 @pytest.mark.parametrize("order", ["longest", "shortest", "any"])
 @pytest.mark.parametrize("lq", [[5], [9, 3, 0, 12, 7, 1, 12], [40]], ids=["short", "packed", "long"])
 def test_the_order_makes_no_bit_of_difference(tiles: Any, launched: Any, lq: list[int], order: str) -> None:
-    """Eleven documents; the packed queries take them four in turn, and the last program three."""
+    """Eleven documents. With packed queries a program scores four of them, and the last program three."""
     tiles(SMALL._replace(run=4))
     queries = embeddings(lq, 16)
     documents = planted(queries, embeddings([1, 40, 3, 16, 0, 0, 17, 64, 5, 33, 8], 16))
@@ -224,7 +226,9 @@ def test_the_order_makes_no_bit_of_difference(tiles: Any, launched: Any, lq: lis
 
 @pytest.mark.parametrize("processors", [1, 5, 6, 7, 10**6])
 def test_the_order_is_left_where_it_cannot_matter(tiles: Any, launched: Any, processors: int) -> None:
-    """Six programs: on six processors all start at once, on none of 256 to a processor is the last one noticed."""
+    """Six programs on six processors all start at once. With more than 256 programs for each processor, the time of the
+    last program does not matter.
+    """
     tiles(SMALL, processors)
     p = problem(embeddings([5], 16), embeddings([3, 40, 7, 1, 9, 16], 16))
     p = p._replace(d_order=p.d_lengths.argsort(descending=True).to(torch.int32))
@@ -250,7 +254,9 @@ def test_pairs_are_taken_as_they_come(tiles: Any, launched: Any) -> None:
 
 
 def test_prebuilt_documents_are_taken_longest_first(tiles: Any, launched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From PackedTokens to the kernel, with and without gradients; and still right when the lengths are written to."""
+    """The order goes from PackedTokens to the kernel, with and without gradients. Scores are right even if the user
+    then changes the lengths in place.
+    """
     tiles(SMALL)
     monkeypatch.setattr(packed, "_ORDERED_ON", ("cpu",))
     queries, documents = embeddings([5, 7], 16), embeddings([3, 40, 7, 0, 16], 16)
@@ -284,7 +290,7 @@ def test_empty_documents_in_parts_of_a_long_query(tiles: Any) -> None:
 @pytest.mark.parametrize("lq", [[32], [17] * 9], ids=["short", "packed"])
 @pytest.mark.parametrize("dim", [16, 100, 128])
 def test_int8_documents(dim: int, lq: list[int], dtype: torch.dtype) -> None:
-    """Within the contract of float64 on the dequantised rows; some rows have a scale of another sign, or zero."""
+    """Scores equal float64 scores of the dequantised rows. Some rows have a negative scale or a scale of zero."""
     queries = embeddings(lq, dim, dtype)
     lengths = [70, 1, 64, 130, 12]
     rows = torch.randint(-128, 128, (sum(lengths), dim), dtype=torch.int8)
@@ -309,7 +315,7 @@ def test_int8_documents(dim: int, lq: list[int], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("tensor", ["pairs", "all"])
 def test_gradients_from_an_int16_argmax(tiles: Any, tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA tensors get. Rows are shared by documents, tiles begin inside items, and some rows are nobody's."""
+    """CUDA tensors get this argmax. Documents share rows, tiles begin inside items, and some rows have no item."""
     tiles(SMALL._replace(block_q=16))
     pairs = torch.tensor([[2, 0], [0, 3], [1, 1], [2, 0], [0, 0], [1, 2]]) if tensor == "pairs" else None
     q, rows = cf.PackedTokens.from_list(embeddings([20, 5, 33], 12)), torch.randn(70, 12)
@@ -333,7 +339,7 @@ def test_gradients_from_an_int16_argmax(tiles: Any, tensor: str, monkeypatch: py
 def test_gradients_of_documents_from_several_chunks(
     tiles: Any, lq: list[int], pairs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks of 16 query tokens: of several documents' pairs, and of a part of one. Documents that share rows."""
+    """A chunk of 16 query tokens holds pairs of several documents, or a part of one pair. Documents share rows."""
     monkeypatch.setattr(triton_, "LOG_CHUNK", 4)
     tiles(SMALL)
     queries = embeddings(lq, 8)
@@ -342,7 +348,7 @@ def test_gradients_of_documents_from_several_chunks(
     p = p._replace(d_starts=starts, d_lengths=lengths, max_ld=30)
     numbers = None
     if pairs:
-        numbers = torch.randint(0, 60, (40, 2)) % torch.tensor([len(lq), 3])  # the last document is in none
+        numbers = torch.randint(0, 60, (40, 2)) % torch.tensor([len(lq), 3])  # the last two documents are in no pair
         p = p._replace(pairs=numbers)
     argmax = triton_.score_argmax(p).argmax
     assert argmax is not None
@@ -360,7 +366,7 @@ def test_gradients_of_documents_from_several_chunks(
 
 @pytest.mark.parametrize("lq", [3, 40], ids=["short", "long"])
 def test_rows_that_lie_far_apart(tiles: Any, lq: int, tmp_path: Path) -> None:
-    """Fifteen strides of a tile are more than 2^31 elements, of a file that is almost all hole."""
+    """From the first to the last row of a tile there are 15 strides, more than 2^31 elements. The file is sparse."""
     tiles(SMALL)
     stride = 2**28
     storage = torch.from_file(str(tmp_path / "rows"), shared=True, size=16 * stride + 8, dtype=torch.float16)
@@ -374,7 +380,7 @@ def test_rows_that_lie_far_apart(tiles: Any, lq: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
 def test_an_infinite_token_has_a_gradient_only_where_it_won(poison: float) -> None:
-    """In a product with ones and zeros, 0 * inf would reach every row."""
+    """In a product of matrices, 0 * inf = NaN would reach every row."""
     q, d = embeddings([6, 9], 8), embeddings([20, 5], 8)
     d = [x.abs() for x in d]
     q[0][2] = poison
@@ -392,7 +398,7 @@ def test_an_infinite_token_has_a_gradient_only_where_it_won(poison: float) -> No
 
 
 def test_rows_beyond_two_to_the_31_elements(tmp_path: Path) -> None:
-    """A product of a row number with the size of a row in 32 bits would be negative, or another row."""
+    """In 32 bits, the number of a row times the size of a row would be negative, or lead to another row."""
     dim, first = 64, 2**31 // 64 + 7
     file = np.memmap(tmp_path / "sparse", dtype=np.float16, mode="w+", shape=(first + 40, dim))
     rows = torch.from_numpy(file)

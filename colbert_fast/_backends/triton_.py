@@ -1,6 +1,10 @@
-"""Our Triton kernels as a backend: what fits which work, and the launches. Triton is imported on first use.
+"""The Triton backend: it makes a plan for the shapes and dtypes of a call, and launches the kernels.
 
-The host knows shapes and never asks the device for anything: no call waits, and all can be captured in a CUDA graph.
+`colbert_fast._backends` lists `BACKEND`, at the end of this file. The kernels are in `triton_kernels` (scores) and
+`triton_gradients`; `triton_tiles` chooses the sizes of their tiles. Triton is imported on first use.
+
+The host knows the shapes and never asks the device for a value. So no call waits for the device, and every call can be
+captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,36 +24,38 @@ from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE, Backend, Proble
 from colbert_fast._backends.triton_tiles import Config
 from colbert_fast._environment import release
 
-# Triton's own switch, which it reads when the kernels are imported: they then run in Python, on CPU tensors.
+# Triton's own switch. Triton reads it when the kernels are imported. If it is 1, the kernels run in Python on CPU
+# tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# The first release whose interpreter multiplies float64: no test can check the kernels with an older one.
-# pyproject.toml says the same.
+# The first release whose interpreter multiplies float64. With an older release no test could check the kernels.
+# pyproject.toml has the same number.
 OLDEST = "3.5"
-# Query tokens that one program of rank_kernel sorts, as a power of two; a position in them takes as many bits of a key.
+# One program of rank_kernel sorts a chunk of 2 ** LOG_CHUNK query tokens. The place of a query token in its chunk takes
+# LOG_CHUNK bits of a key.
 LOG_CHUNK = 10
 
 
 class _Gpu(NamedTuple):
     arch: str  # "sm_90", or "rocm"
-    shared: int  # bytes that one program may use
-    processors: int
+    shared: int  # bytes of shared memory that one program may use
+    processors: int  # number of multiprocessors
 
 
 class _Plan(NamedTuple):
     """Everything about a launch on one device that does not depend on the number of documents."""
 
     constants: dict[str, Any]  # constexpr arguments, in the kernel's order
-    values: tuple[Any, ...]  # the values of the constants alone
-    options: dict[str, Any]  # of the compiler
-    compiled: dict[Any, Any]  # kernels by what else their code depends on
-    blocks: int = 1  # tiles of one query, if longer than a tile
-    per_tile: int = 1  # whole queries in a tile
-    run: int = 1  # this and the next as in Config
-    resident: int = 1
+    values: tuple[Any, ...]  # the values of `constants`, without their names
+    options: dict[str, Any]  # options of the compiler
+    compiled: dict[Any, Any]  # compiled kernels, by the `key` of `_launch`
+    blocks: int = 1  # number of tiles of one query; more than 1 if the query is longer than a tile
+    per_tile: int = 1  # number of whole queries in a tile
+    run: int = 1  # as in Config
+    resident: int = 1  # as in Config
 
 
 def _missing() -> str | None:
-    """Say why no Triton is here that can run these kernels."""
+    """Return why there is no Triton that can run these kernels, or None if there is one."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; `pip install 'colbert-fast[triton]'` on Linux"
     try:
@@ -64,14 +70,17 @@ def _missing() -> str | None:
 def _unsupported() -> str | None:
     if (reason := _missing()) is not None:
         return reason
-    # Counting devices does not initialise CUDA, after which a process could not fork.
+    # Counting devices does not initialise CUDA. After CUDA is initialised, a process can no longer fork.
     if not INTERPRETED and torch.cuda.device_count() == 0:
         return "there is no CUDA device"
     return None
 
 
 def _refused(device: torch.device) -> str | None:
-    """Say why the kernels cannot run on this device. Who has tensors there has initialised CUDA."""
+    """Return why the kernels cannot run on this device, or None if they can.
+
+    This initialises CUDA. The caller has tensors on the device, so CUDA is initialised already.
+    """
     if INTERPRETED or torch.version.hip:
         return None
     properties: Any = torch.cuda.get_device_properties(device)
@@ -89,6 +98,7 @@ def score_argmax(p: Problem) -> Scored:
 
 
 def _score(p: Problem, *, argmax: bool) -> Scored:
+    """Launch score_kernel. If a query is longer than a tile, add up the scores of its parts."""
     q, d = _readable(p.q_tokens), _readable(p.d_tokens)
     device = d.device
     nq, nd = p.nq, p.nd
@@ -143,11 +153,14 @@ def _score(p: Problem, *, argmax: bool) -> Scored:
 
 
 def _order_matters(programs: int, index: int) -> bool:
-    """Whether the programs that start last are much of the time, and others have ended before they start.
+    """Return whether the order in which documents are scored can save much time.
 
-    Up to one for each processor, all start at once. In any order a processor is idle at the end for the longest program
-    at most, about 4 times the mean for passages: of 256 programs for each processor, 10 of them at once, for
-    4 * 10 / 256 = 16 % at worst, and for less where memory is what is waited for. Each document then costs a load more.
+    With at most one program for each processor, all programs start at once, so the order changes nothing.
+
+    With many programs the order changes little. In any order, a processor is idle at the end for at most the time of
+    the longest program, which for passages is about 4 times the mean time of a program. A processor that has 256
+    programs and runs 10 of them at once works for 256 / 10 mean times. So it is idle for at most 4 * 10 / 256 = 16 % of
+    the time, and for less if the programs wait for memory. The order itself costs one more load for each document.
     """
     processors = _gpu(index).processors
     return processors < programs <= 256 * processors
@@ -163,6 +176,7 @@ def backward(
 
 
 def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Tensor:
+    """Launch grad_kernel for the queries (for_q) or for the documents, and return the gradient of their token rows."""
     if for_q:
         own, starts, lengths = p.q_tokens, p.q_starts, p.q_lengths
         other, other_starts = _readable(p.d_tokens), p.d_starts
@@ -212,7 +226,7 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
         (own.shape[0], len(starts), len(other_starts), len(p.d_starts), p.max_lq, token_bits),
         plan,
         (
-            grad.dtype,  # of documents it may differ from the dtype of the queries
+            grad.dtype,  # the gradient of documents may have another dtype than the queries
             argmax.dtype,
             None if ranked is None else ranked.dtype,
             other.data_ptr() % 16 == 0,
@@ -225,10 +239,10 @@ def _grad(p: Problem, grad_scores: Tensor, argmax: Tensor, *, for_q: bool) -> Te
 def _ranked(p: Problem, argmax: Tensor, order: Tensor | None, log_chunk: int, token_bits: int) -> Tensor:
     """Sort the query tokens of every chunk of pairs by the document row that won them.
 
-    Returns ``[chunks * 2**log_chunk]``, int32 or int64: the keys that rank_kernel writes.
+    Returns the keys that rank_kernel writes, ``[chunks * 2**log_chunk]``, int32 or int64.
     """
     chunks = -(-p.num_pairs // (1 << (log_chunk - token_bits))) * -(-p.max_lq // (1 << log_chunk))
-    # The last tile may go beyond the rows there are, by less than 1024, and compares keys with its own end.
+    # grad_kernel compares keys with the end of its tile. The last tile ends less than 1024 rows after the last row.
     dtype = torch.int32 if (p.d_tokens.shape[0] + 1024) << log_chunk < 2**31 else torch.int64
     ranked = torch.empty(chunks << log_chunk, dtype=dtype, device=argmax.device)
     _launch(
@@ -243,8 +257,9 @@ def _ranked(p: Problem, argmax: Tensor, order: Tensor | None, log_chunk: int, to
 
 
 def _readable(tokens: Tensor) -> Tensor:
-    """Return tokens with adjacent elements in a row; a copy only if need be."""
-    if INTERPRETED and tokens.dtype == torch.bfloat16:  # which it does not multiply, and cuts where a GPU rounds
+    """Return the tokens such that the elements of a row lie side by side. Copy them only if this is needed."""
+    # The interpreter cannot multiply bfloat16, and truncates to bfloat16 where a GPU rounds.
+    if INTERPRETED and tokens.dtype == torch.bfloat16:
         tokens = tokens.float()
     if tokens.is_neg():
         tokens = tokens.resolve_neg()
@@ -259,15 +274,16 @@ def _launch(
     plan: _Plan,
     key: tuple[torch.dtype | bool | None, ...],
 ) -> None:
-    """Launch a kernel on the tensors' device, past Triton's own look-up of the compiled code once it is known.
+    """Launch a kernel on the device of the tensors. From the second launch on, skip Triton's look-up of the code.
 
-    That look-up goes through every argument of every call. Here the plan and ``key`` say what the code depends on: the
-    dtypes that the plan does not know, whether each of two matrices of token rows is aligned, and which tensors are
-    None.
+    Triton's look-up goes through all arguments at every call. Here the plan and ``key`` together hold everything that
+    the compiled code depends on. ``key`` holds the dtypes that the plan does not know, whether each of the two matrices
+    of token rows is aligned to 16 bytes, and which tensors are None.
     """
     if programs >= 2**31:
         msg = (
-            f"one call may launch {2**31 - 1} Triton programs; this one needs {programs}: score fewer documents a call"
+            f"one call may launch at most {2**31 - 1} Triton programs; this call needs {programs}: "
+            "score fewer documents in one call"
         )
         raise NotImplementedError(msg)
     if INTERPRETED:
@@ -292,7 +308,7 @@ def _launch(
 
 @functools.cache
 def _direct_launches() -> bool:
-    """Whether this Triton's compiled kernels are run with the arguments that ``_launch`` gives."""
+    """Return whether the compiled kernels of this Triton take the arguments that ``_launch`` gives them."""
     import triton
 
     return (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
@@ -331,13 +347,18 @@ def _gpu(index: int) -> _Gpu:
 
 
 def _kind(q_dtype: torch.dtype, d_dtype: torch.dtype) -> str:
+    """Return the kind of dtypes, as in the keys of triton_tuning.json."""
     if q_dtype == torch.float32:
         return "float"
     return "int8" if d_dtype == torch.int8 else "half"
 
 
 def _precision(dtype: torch.dtype, precision: str) -> str:
-    """Return how float32 is multiplied: in three passes of 11 bits each, about 2^-22, or in one if the user allows."""
+    """Return how float32 is multiplied.
+
+    "tf32x3" adds three products of parts of 11 bits each, with an error of about 2^-22. "tf32" is one product of the
+    first parts; it is used only if the user allows it.
+    """
     if dtype != torch.float32:
         return "ieee"
     return "tf32x3" if precision == "highest" else "tf32"
@@ -417,7 +438,7 @@ def _grad_plan(
     gpu = _gpu(index)
     if for_q:
         config = triton_tiles.config_for(gpu.arch, _kind(q_dtype, other_dtype), "grad_q")
-    else:  # float16 cannot hold a weight, and is multiplied as float32
+    else:  # a weight may not fit into float16, so float16 is multiplied as float32
         wide = torch.float32 if q_dtype == torch.float16 else q_dtype
         config = triton_tiles.config_for(gpu.arch, _kind(wide, other_dtype), "grad_d")
     constants = {
@@ -428,7 +449,7 @@ def _grad_plan(
         "BLOCK_K": min(triton_tiles.power_of_two(dim, 16), config.piece),
         "ITEMS": 1024,
         "LOG_CHUNK": LOG_CHUNK,
-        # The pipeliner of Triton 3.9 cannot place loads that depend on one another across iterations.
+        # Triton 3.9 cannot pipeline loads that depend on one another across iterations.
         "STAGES": 1 if pairs and for_q else config.stages,
         "FOR_Q": for_q,
         "PAIRS": pairs,

@@ -1,9 +1,14 @@
-"""The Triton kernels of the gradients. Launched by :mod:`colbert_fast._backends.triton_`.
+"""The Triton kernels of the gradients: `rank_kernel` sorts query tokens, `grad_kernel` adds up the gradients.
 
-Nothing here is for one vendor: tiles, warps and stages come from the caller, loads go through pointers.
+:mod:`colbert_fast._backends.triton_` launches them: `grad_kernel` alone for queries, first `rank_kernel` for documents.
+Nothing here depends on the vendor of the GPU: the caller gives the sizes of tiles and the numbers of warps and stages,
+and all loads go through pointers.
+
+A document row wins a query token if the maximum of the token is at this row.
 """
 
-# An annotation here is Triton's, not Python's. A decision of the compiler is a statement, one of the GPU tl.where.
+# Annotations in this file are Triton's, not Python's. An `if` on a constexpr is decided by the compiler and must stay a
+# statement. A choice that the GPU makes for each element is a tl.where.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # ruff: noqa: SIM108
 
@@ -14,7 +19,8 @@ import triton.language as tl
 
 _NOWHERE = tl.constexpr(2**31 - 1)
 
-# The arguments of either kernel whose value and alignment the code does not depend on: all but the rows of numbers.
+# The arguments of the two kernels whose values and alignment do not change the compiled code: all arguments except the
+# rows of the other side and of the gradient.
 _ANY_VALUE = [
     *("own_starts", "own_lengths", "other_starts", "other_scales", "pairs", "order", "bounds", "grad_scores", "argmax"),
     *("d_starts", "ranked", "num_pairs", "num_rows", "num_items", "num_others", "nq", "nd", "max_lq", "token_bits"),
@@ -23,7 +29,7 @@ _ANY_VALUE = [
 
 @triton.jit
 def _pair_and_token(chunk, place, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
-    """The pair that a place of a chunk belongs to, counted from the first pair of the chunk, and its query token.
+    """Return the pair and the query token of a place in a chunk. Pairs are counted from the first pair of the chunk.
 
     Each pair has 2 ** token_bits places in a chunk. A query with more tokens than a chunk has places takes several
     chunks.
@@ -34,15 +40,16 @@ def _pair_and_token(chunk, place, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
 
 @triton.jit
 def _first_pair(chunk, max_lq, token_bits, LOG_CHUNK: tl.constexpr):
-    """Number of the first pair of a chunk, int64."""
+    """Return the number of the first pair of a chunk, int64."""
     parts = tl.cdiv(max_lq, 1 << LOG_CHUNK).to(tl.int64)
     return chunk // parts << (LOG_CHUNK - token_bits)
 
 
 # Sorts the query tokens of a chunk by the document row that won them, for grad_kernel.
 #
-# Pairs are numbered by document, and then by query; `order` sorts given `pairs` so. For each token a program writes a
-# key, row << LOG_CHUNK | place in the chunk. Places without a token, and tokens that have won nothing, come last.
+# Pairs are numbered by document, and pairs of one document by query. If the caller gave `pairs`, `order` sorts them in
+# this way. For each token a program writes a key: row << LOG_CHUNK | place in the chunk. Places without a token, and
+# tokens that no row won, come last.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def rank_kernel(
     d_starts,
@@ -67,7 +74,7 @@ def rank_kernel(
     if PAIRS:
         pair = tl.load(order + first + number)
         item = tl.load(pairs + 2 * pair + 1)
-    else:  # Only scalars are divided as int64.
+    else:  # Only the division of scalars is in int64; the division of each element is in int32.
         query = (first % nq).to(tl.int32) + number
         item = first // nq + query // nq
         pair = (query % nq).to(tl.int64) * nd + item
@@ -78,19 +85,22 @@ def rank_kernel(
     tl.store(ranked + (chunk.to(tl.int64) << LOG_CHUNK) + place, tl.sort(key))
 
 
-# Gradient of one tile of token rows, of queries (FOR_Q) or of documents, in their own dtype.
+# Computes the gradient of one tile of token rows, of queries (FOR_Q) or of documents, in the dtype of these rows.
 #
-# A program owns BLOCK_R rows and BLOCK_K dimensions of the result and writes all of them, so nothing is added by two
-# programs and the order of the additions is fixed: items that hold a row by number, then their pairs by number, then
-# tokens. Items may share rows and may lie in any order, so the items of a tile are looked for, ITEMS at a time. Where
-# there are `pairs`, item i is in the pairs order[bounds[i] : bounds[i + 1]].
+# A program owns BLOCK_R rows and BLOCK_K dimensions of the result, and writes all of them. So no two programs add to
+# the same number, and the order of the additions is fixed: by the number of the item that holds the row, then by the
+# number of the pair, then by token. Items may share rows and may lie in any order. So a program searches all items,
+# ITEMS at a time, for items that have rows in its tile. With `pairs`, item i is in the pairs
+# order[bounds[i] : bounds[i + 1]].
 #
-# A query token's gradient gathers the winning document rows. A document token's adds up the query tokens that it won,
-# which follow one another in each chunk of `ranked`. They are taken BLOCK_T at a time: with one column per query token,
-# its weight in the row that won it, [BLOCK_R, BLOCK_T] times the query [BLOCK_T, BLOCK_K] is their sum. No atomics; and
-# the products are about BLOCK_R for each query token, however long the documents.
-# 0 * inf is NaN, which would reach rows that won nothing: a tile that is not finite in the end is done again one query
-# token at a time.
+# The gradient of a query token gathers the document rows that won the token. The gradient of a document row adds up the
+# query tokens that the row won. In each chunk of `ranked` these query tokens follow one another. They are taken BLOCK_T
+# at a time: a matrix of weights [BLOCK_R, BLOCK_T] has one column for each query token, with the token's weight in the
+# row that won it and 0 elsewhere. This matrix times the query tokens [BLOCK_T, BLOCK_K] is the sum. There are no
+# atomics. For each query token and dimension there are about BLOCK_R products, however long the documents are.
+#
+# 0 * inf is NaN, which would reach rows that won nothing. So a tile that is not finite at the end is computed again,
+# one query token at a time.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def grad_kernel(
     own_starts,
@@ -151,7 +161,7 @@ def grad_kernel(
 @triton.jit
 def _add_weighted(weights, x, total, PRECISION: tl.constexpr):
     """Add weights [rows, tokens] times x [tokens, dimensions] to total."""
-    if x.dtype == tl.bfloat16:  # in two parts of 8 bits each: twice as many as the gradient keeps
+    if x.dtype == tl.bfloat16:  # a weight is cut into two parts of 8 bits, together twice the bits of the gradient
         high = weights.to(tl.bfloat16)
         low = (weights - high.to(tl.float32)).to(tl.bfloat16)
         return tl.dot(high, x, tl.dot(low, x, total))
@@ -177,7 +187,11 @@ def _grad_step(
     FOR_Q: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """Of one partner of an item: the weight, where its tokens start, and which tokens have won."""
+    """Load what one step needs: the weight of a pair, the first row of the item's partner, and the winning row.
+
+    The partner is the other side of the pair. With FOR_Q there is a winning row for each row of the tile, otherwise for
+    one query token of the partner.
+    """
     i = begin + step // per_pair
     if PAIRS:
         pair = tl.load(order + i)
@@ -259,7 +273,7 @@ def _grad_tile(
                 if TOKEN_BY_TOKEN:
                     steps = (end - begin) * per_pair
                 if steps > 0:
-                    # What the next step needs is on its way while this one gathers.
+                    # Load what the next step needs while this step gathers.
                     next_weight, next_start, next_winner = _grad_step(
                         other_starts, pairs, order, grad_scores, argmax, begin, item, 0, per_pair,
                         token, mine, nd, max_lq, FOR_Q, PAIRS,
@@ -284,7 +298,7 @@ def _grad_tile(
                             x = tl.load(pointers, mask=used, other=0.0).to(tl.float32)
                             total += tl.where(won[:, None], (weight * x)[None, :], 0.0)
             else:
-                if not PAIRS:  # numbered by document here
+                if not PAIRS:  # `ranked` numbers all pairs by document
                     begin = item.to(tl.int64) * num_others
                     end = begin + num_others
                 places = tl.arange(0, 1 << LOG_CHUNK)
@@ -295,7 +309,7 @@ def _grad_tile(
                 parts = tl.cdiv(max_lq, 1 << LOG_CHUNK)
                 first_chunk = (begin >> pair_bits) * parts
                 last_chunk = ((end - 1) >> pair_bits) * parts + parts - 1
-                # What the next chunk needs is on its way while this one is added. A document may be in no pair.
+                # Load the keys of the next chunk while this chunk is added. A document may be in no pair.
                 pairless = begin == end
                 known_keys = tl.where(pairless, 0, 1 << LOG_CHUNK)
                 next_keys = tl.load(ranked + first_chunk * (1 << LOG_CHUNK) + places, mask=places < known_keys)
@@ -304,14 +318,14 @@ def _grad_tile(
                     before = (_first_pair(chunk, max_lq, token_bits, LOG_CHUNK) - begin).to(tl.int32)
                     keys = next_keys
                     next_keys = tl.load(ranked + tl.minimum(chunk + 1, last_chunk) * (1 << LOG_CHUNK) + places)
-                    # Where the rows of this tile begin, and end: two counts in one.
+                    # Where the keys of this tile's rows begin and end in the chunk: two counts in one number.
                     counts = tl.sum((keys < low).to(tl.int32) + ((keys < high).to(tl.int32) << 16), axis=0)
                     for step in tl.range(counts & 0xFFFF, counts >> 16, BLOCK_T, num_stages=STAGES):
                         there = step + slots < counts >> 16
                         key = tl.load(in_chunk + step + slots, mask=there, other=0)
                         place = (key & ((1 << LOG_CHUNK) - 1)).to(tl.int32)
                         number, t = _pair_and_token(chunk, place, max_lq, token_bits, LOG_CHUNK)
-                        # Counted from the first pair of this item. Pairs of other items may share the chunk.
+                        # From here on counted from the first pair of this item. Other items may share the chunk.
                         number += before
                         there &= (number >= 0) & (number < end - begin)
                         number = tl.where(there, number, 0)

@@ -1,9 +1,11 @@
-"""The Triton kernel that scores PackedTokens. Launched by :mod:`colbert_fast._backends.triton_`.
+"""The Triton kernel that scores PackedTokens: `score_kernel`, at the end, and the functions that it calls.
 
-Nothing here is for one vendor: tiles, warps and stages come from the caller, loads go through pointers.
+:mod:`colbert_fast._backends.triton_` launches it. Nothing here depends on the vendor of the GPU: the caller gives the
+sizes of tiles and the numbers of warps and stages, and all loads go through pointers.
 """
 
-# An annotation here is Triton's, not Python's. A decision of the compiler is a statement, one of the GPU tl.where.
+# Annotations in this file are Triton's, not Python's. An `if` on a constexpr is decided by the compiler and must stay a
+# statement. A choice that the GPU makes for each element is a tl.where.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # ruff: noqa: SIM108
 
@@ -14,10 +16,11 @@ import triton.language as tl
 
 EMPTY_DOCUMENT_SCORE = tl.constexpr(-1e9)
 _NOWHERE = tl.constexpr(2**31 - 1)
-# Dimensions whose products are one chain of sums, where they are read in pieces. The error of a chain grows with it.
+# When dimensions are read in pieces, the products of this number of dimensions are added in one chain. The rounding
+# error of a chain grows with its length.
 _CHAIN = tl.constexpr(1024)
 
-# The arguments whose value and alignment the code does not depend on: all but the token rows.
+# The arguments whose values and alignment do not change the compiled code: all arguments except the token rows.
 _ANY_VALUE = [
     *("q_starts", "q_lengths", "d_starts", "d_lengths", "d_scales", "pairs", "order", "scores", "argmax"),
     *("nq", "nd", "num_pairs", "max_lq", "max_ld", "tiles", "shares", "d_rows"),
@@ -31,8 +34,8 @@ def _nan_or_greater(a, b):
 
 @triton.jit
 def _max(x, AXIS: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Maximum along an axis; NaN wins, as in torch and unlike in tl.max."""
-    if INTERPRETED:  # which calls Python for each element of a reduction that it does not know
+    """Return the maximum along an axis. NaN wins, as in torch and unlike in tl.max."""
+    if INTERPRETED:  # for a reduction of ours, the interpreter would call Python for each element
         is_nan = x != x
         largest = tl.max(tl.where(is_nan, float("-inf"), x), axis=AXIS)
         return tl.where(tl.max(is_nan.to(tl.int32), axis=AXIS) == 1, float("nan"), largest)
@@ -47,7 +50,7 @@ def _any(x):
 
 @triton.jit
 def _load(pointers, row_mask, k, DIM: tl.constexpr, MASK_K: tl.constexpr, MASK_ROWS: tl.constexpr):
-    """Rows times dimensions; 0 where there is nothing. No mask is computed that is not needed."""
+    """Load a tile [rows, dimensions], with 0 where a mask is False. A mask that is not needed is not computed."""
     if MASK_ROWS:
         if MASK_K:
             return tl.load(pointers, mask=row_mask[:, None] & (k < DIM)[None, :], other=0.0)
@@ -62,14 +65,14 @@ def _load(pointers, row_mask, k, DIM: tl.constexpr, MASK_K: tl.constexpr, MASK_R
 
 @triton.jit
 def _dot(q, d, s, SWAP: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Add q [BLOCK_Q, K] times d [BLOCK_D, K] to s: [BLOCK_Q, BLOCK_D], with SWAP [BLOCK_D, BLOCK_Q]."""
-    if INTERPRETED:  # whose last bit depends on the place in a tile
+    """Add q [BLOCK_Q, K] times d [BLOCK_D, K] to s, which is [BLOCK_Q, BLOCK_D], or with SWAP [BLOCK_D, BLOCK_Q]."""
+    if INTERPRETED:  # in float32, the last bit of the interpreter's product would depend on the place in the tile
         q = q.to(tl.float64)
         if SWAP:
             return s + tl.dot(d.to(tl.float64), tl.trans(q)).to(tl.float32)
         else:
             return s + tl.dot(q, tl.trans(d.to(tl.float64))).to(tl.float32)
-    d = d.to(q.dtype)  # int8 is exact in every type of a query, and so are documents narrower than their queries
+    d = d.to(q.dtype)  # exact: every dtype of queries holds every int8, and every number of a narrower dtype
     if SWAP:
         return tl.dot(d, tl.trans(q), s, input_precision=PRECISION)
     else:
@@ -78,7 +81,7 @@ def _dot(q, d, s, SWAP: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.c
 
 @triton.jit
 def _has_nonzero(tokens, mask, DIM: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Whether each row, given by a pointer to its first element, is more than zeros. NaN is."""
+    """Return for each row whether an element is not 0 (NaN is not 0). `tokens` points to the rows' first elements."""
     k = tl.arange(0, BLOCK_K)
     found = mask & (mask != mask)
     for first in range(0, DIM, BLOCK_K):
@@ -108,10 +111,10 @@ def _similarity(
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Dot products of one tile, and the products with the documents' scales.
+    """Compute the dot products of one tile. With SCALED, multiply them by the documents' scales.
 
-    DIM <= K1 + K2: the query's tiles are q1 and q2, already loaded. Else both sides are read K1 dimensions at a time,
-    and the sums of _CHAIN dimensions are added.
+    If DIM <= K1 + K2, q1 and q2 are the query's tiles, which are loaded already. Otherwise both sides are read K1
+    dimensions at a time: each chain adds the products of _CHAIN dimensions, and the sums of the chains are added.
     """
     if SWAP:
         s = tl.zeros([BLOCK_D, BLOCK_Q], tl.float32)
@@ -168,9 +171,10 @@ def _store(
     PAIRS: tl.constexpr,
     ARGMAX: tl.constexpr,
 ):
-    """Add the maxima of each query up, and store what one document is scored.
+    """Add up the maxima of each query, and store the scores of one document.
 
-    In float64, so that a score depends on the tile in its last bit at most once in 2^29.
+    The sum is in float64. So the sizes of the tiles can change a score only in its last bit, and in at most one of 2^29
+    scores.
     """
     block = tile * 0
     if QUERIES == 1:
@@ -199,7 +203,7 @@ def _store(
 
 @triton.jit
 def _document(pairs, order, number, PAIRS: tl.constexpr):
-    """The document that is scored as such and such a number."""
+    """Return the document with this number: the document of a pair, the entry of `order`, or the number itself."""
     if PAIRS:
         return tl.load(pairs + 2 * number + 1)
     elif order is not None:
@@ -231,10 +235,11 @@ def _tile(
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Similarities with BLOCK_D tokens of a document, from `row` on, and where in it the tile begins.
+    """Compute the similarities with BLOCK_D tokens of a document, from `row` on.
 
-    The last tile of a document begins earlier, so that it ends with the document. The only tile of a short document
-    also has tokens of its neighbours, which are left out.
+    Also returns where the tile begins, counted from the first row of the document. The last tile of a document begins
+    before `row`, so that it ends with the document. A document that is shorter than a tile has one tile, which also
+    covers rows of neighbouring documents. The similarities with these rows are set to -inf.
     """
     columns = tl.arange(0, BLOCK_D)
     first = tl.minimum(start + tl.maximum(tl.minimum(row, length - BLOCK_D), 0), d_rows - BLOCK_D)
@@ -254,7 +259,7 @@ def _tile(
 
 @triton.jit
 def _nothing_yet(BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, SWAP: tl.constexpr):
-    """The maxima before the first tile, and in which tile of the document they are."""
+    """Return the maxima before the first tile, and the places in the document at which they are."""
     if SWAP:
         return tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32), tl.zeros([BLOCK_D, BLOCK_Q], tl.int32)
     else:
@@ -274,10 +279,10 @@ def _reduce(
     ARGMAX: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Take a tile into the maxima: element by element with SWAP, else four of each query token.
+    """Update the maxima with a tile: with SWAP one maximum for each element, else four maxima for each query token.
 
-    On NVIDIA's matrix units four threads share a row of products: each has two of every eight. With a maximum for each
-    of them, nothing is passed between threads before the document ends.
+    NVIDIA's matrix instructions give each row of products to four threads: each thread has two of every eight products.
+    Each of the four threads has a maximum of its own, so threads exchange nothing before the document ends.
     """
     if SWAP:
         if ARGMAX:
@@ -287,10 +292,11 @@ def _reduce(
         s = tl.reshape(s, [BLOCK_Q, BLOCK_D // 8, 4, 2])
         largest = _max(_max(s, 3, INTERPRETED), 1, INTERPRETED)
         if ARGMAX:
-            # The first column that has the maximum. A product that is less than the maximum by d adds d * 2^127 to the
-            # number of its column. For d of 2^-120 or more, the sum is greater than any number of a column; _finish
-            # looks again for maxima that are so small that d may be less. It is a multiplication and an addition, and
-            # no comparison, because the units that compare are busy with the maxima.
+            # Find the first column that has the maximum. If a product is less than the maximum by d, then d * 2^127 is
+            # added to the number of its column. For d >= 2^-120, the sum is greater than the number of any column, so
+            # the least sum is the number of the first column that has the maximum. If a maximum is so small that d may
+            # be less than 2^-120, _finish asks for the document to be done again. This way takes a multiplication and
+            # an addition but no comparison, because the hardware that compares is busy with the maxima.
             tl.static_assert(BLOCK_D <= 128)
             numbers = tl.reshape(columns.to(tl.float32), [1, BLOCK_D // 8, 4, 2])
             numbers = tl.fma(s - largest[:, None, :, None], -(2.0**127), numbers)
@@ -312,9 +318,11 @@ def _finish(
     SKIP_ZERO_D: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """After the last tile of a document: the maximum of each query token, and whether it must be looked for again.
+    """After the last tile of a document, return the maximum of each query token and its place in the document.
 
-    It must if `nothing_real`, that is if no query token is real: their maxima do not show whether all rows are zeros.
+    Also returns whether the document must be done again, with masks. With ARGMAX it must if a place is not certain.
+    With SKIP_ZERO_D it must if a maximum is 0 or NaN, and if `nothing_real`, that is if no query token is real: then no
+    maximum shows whether all rows are zeros.
     """
     where = 0
     again = 0
@@ -327,7 +335,7 @@ def _finish(
         best = _max(top, 1, INTERPRETED)
         if ARGMAX:
             where = tl.min(tl.where(top == best[:, None], at, _NOWHERE), axis=1)
-            # What differs from a number of 2^-96 or more does so by 2^-120 or more.
+            # Two different float32 numbers differ by 2^-120 or more, if one of them is 2^-96 or more.
             unsure = (tl.abs(best) < 2.0**-96) | (tl.abs(best) == float("inf")) | (best != best)
             again |= _any(real & unsure).to(tl.int32)
     if SKIP_ZERO_D:
@@ -337,7 +345,7 @@ def _finish(
 
 @triton.jit
 def _start(starts, item, longest):
-    """The first row of an item, int64. Without starts, all have the greatest length and follow one another."""
+    """Return the first row of an item, int64. If `starts` is None, items of length `longest` follow one another."""
     if starts is None:
         return item.to(tl.int64) * longest
     else:
@@ -346,34 +354,41 @@ def _start(starts, item, longest):
 
 @triton.jit
 def _length(lengths, item, longest):
-    """The number of rows of an item, int32."""
+    """Return the number of rows of an item, int32. If `lengths` is None, every item has the length `longest`."""
     if lengths is None:
         return (item * 0).to(tl.int32) + longest
     else:
         return tl.load(lengths + item).to(tl.int32)
 
 
-# Scores of one tile of query tokens against one document after another.
+# Scores one tile of query tokens against one document after another.
 #
-# Tile map. BLOCK_Q rows are query tokens, BLOCK_D rows document tokens. A query owns max(1, max_lq) rows, so a tile
-# is BLOCK_Q // max_lq whole queries, or for a longer query a part of one. Programs are numbered documents first: all
-# tiles that meet a document run together and read it from memory once. Of `shares` programs that have the same
-# queries each takes every `shares`-th document, 31 at most; with `order`, in that order, which is by length: so all
-# have about as many tokens, and the longest first. With `pairs` a program has one pair. Where a document is, is asked
-# for one document ahead: a processor holds several programs, so that the last tile of one is multiplied while others
-# read.
+# Tile map. BLOCK_Q rows of a tile are query tokens, BLOCK_D rows are document tokens. A query takes max(1, max_lq)
+# rows. So a tile holds BLOCK_Q // max_lq whole queries, or a part of a query that is longer than a tile. Programs with
+# neighbouring numbers have the same documents and different tiles. They run together, so a document is read from memory
+# once. `shares` programs have the same queries. Each of them scores every `shares`-th document, 31 documents at most.
+# With `order`, documents are counted in this order, which is by length. So all programs have about the same number of
+# tokens, and the longest documents come first. With `pairs` a program has one pair. A program loads the start and the
+# length of a document while it scores the document before. A processor runs several programs, so that the last tile of
+# one program is multiplied while the others read.
 #
-# With SWAP the rows of the products are document tokens and the columns query tokens. That is for few query tokens: the
-# matrix units take 8 columns at least, but 16 rows, or 64 where a group of warps multiplies. The maxima are then kept
-# element by element, and rows are compared once, after the last tile. Without SWAP each tile is reduced at once to four
-# maxima for each query token, one for each thread that holds a part of the row.
+# With SWAP the rows of the products are document tokens and the columns are query tokens. SWAP is for few query tokens:
+# a matrix instruction takes at least 8 columns, but at least 16 rows, or 64 rows where a group of warps multiplies.
+# With SWAP there is one maximum for each element of a tile, and the rows are compared once, after the last tile.
+# Without SWAP each tile is reduced at once to four maxima for each query token, one for each thread that holds a part
+# of the row.
 #
-# No masks in the loop, but for documents shorter than a tile. The last tile begins at length - BLOCK_D and overlaps
-# the one before: max(x, x) = x, and the first of equal tokens wins because a later tile must be greater and among
-# those that are kept the lowest number is taken. A tile of a short document reads rows of its neighbours, which are
-# left out. What the loop cannot do is done over by another with masks: rows of zeros that are padding, if a maximum
-# is 0 or NaN, for elsewhere such a row has not won; the place of a NaN, which equals nothing, and of a maximum that
-# _finish says is too small or too large to tell; and everything where there are not enough rows for one tile.
+# The loop over tiles uses no masks, except for documents that are shorter than a tile. The last tile begins at row
+# length - BLOCK_D, so it overlaps the tile before. The overlap changes no maximum: max(x, x) = x. The first of equal
+# tokens wins, because a later tile wins only with a greater product, and among the maxima that are kept the one with
+# the lowest place is taken. The tile of a short document also reads rows of its neighbours, which are left out.
+#
+# A second loop, with masks, does some documents again:
+# - With SKIP_ZERO_D, rows of zeros are padding and must be left out. Only if a maximum is 0 or NaN can such a row have
+#   won.
+# - With ARGMAX, the first loop cannot find the place of a NaN, which is equal to nothing, or of a maximum that is too
+#   small or too large, as _finish says.
+# - If all documents together have fewer rows than one tile, the second loop does everything.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def score_kernel(
     q_tokens,
@@ -421,7 +436,7 @@ def score_kernel(
     width = tl.maximum(max_lq, 1)
     blocks = tl.cdiv(width, BLOCK_Q)
     rows = tl.arange(0, BLOCK_Q)
-    if QUERIES == 1:  # or a part of one
+    if QUERIES == 1:  # the tile holds one query or a part of one
         slot = rows
         token = tile % blocks * BLOCK_Q + rows
         if PAIRS:
@@ -441,7 +456,7 @@ def score_kernel(
         own = 1
     else:
         own = tl.cdiv(nd - share, shares).to(tl.int32)
-    # Asked for before the queries are waited for.
+    # These loads begin before the program waits for the queries.
     document = _document(pairs, order, share, PAIRS)
     start = _start(d_starts, document, max_ld)
     length = _length(d_lengths, document, max_ld)
@@ -467,13 +482,13 @@ def score_kernel(
     if SKIP_ZERO_D:
         nothing_real = 1 - _any(real).to(tl.int32)
 
-    redo = 0  # a bit for each document that is done over, of at most 31
+    redo = 0  # a bit for each document that must be done again; a program has at most 31 documents
     columns = tl.arange(0, BLOCK_D)
     if d_rows < BLOCK_D:
         redo = -1
     else:
         for place in range(0, own):
-            # Of the next document, while this one is scored.
+            # Load the start and the length of the next document while this document is scored.
             following = _document(pairs, order, share + tl.minimum(place + 1, own - 1) * shares, PAIRS)
             next_start = _start(d_starts, following, max_ld)
             next_length = _length(d_lengths, following, max_ld)
@@ -496,7 +511,7 @@ def score_kernel(
             document, start, length = following, next_start, next_length
 
     if redo != 0:
-        tl.debug_barrier()  # what was stored is stored again, by other threads
+        tl.debug_barrier()  # other threads will store to the same places again
         for place in range(0, own):
             if (redo >> place) & 1:
                 document = _document(pairs, order, share + place * shares, PAIRS)

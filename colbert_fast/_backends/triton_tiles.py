@@ -1,4 +1,8 @@
-"""Which tiles the Triton kernels work with: a table of what was measured, and what of it fits a dimension and a GPU."""
+"""The sizes of the Triton kernels' tiles: a table of measured configurations, and how one is fitted to a GPU.
+
+`triton_` calls `config_for`, `fit` and `documents_in_turn` when it makes a plan. The table is triton_tuning.json, which
+benchmarks/tune_triton.py writes. This file needs no Triton.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +12,39 @@ from pathlib import Path
 from typing import NamedTuple
 
 TUNING = Path(__file__).with_name("triton_tuning.json")
-# How long a program takes to begin and to end, compared with scoring one document. About right for an H100.
+# The time that a program takes to begin and to end, as a multiple of the time that it takes to score one document. This
+# is an estimate for an H100.
 _BEGINNING = 0.3
 
 
 class Config(NamedTuple):
-    """How a kernel's work is cut for one kind of GPU and of work; a line of triton_tuning.json."""
+    """How a kernel's work is cut, for one kind of GPU and one kind of work: a line of triton_tuning.json."""
 
-    block_q: int  # query tokens of a tile, at most
-    block_d: int  # document tokens of a tile
-    warps: int
-    stages: int  # tiles on their way from memory
-    swap: bool = False  # rows of the products are document tokens, as they always are for few query tokens
-    run: int = 1  # documents that a program takes in turn, at most; up to 31
-    registers: int | None = None  # of a thread, at most
-    piece: int = 512  # dimensions multiplied at once, at most
-    resident: int = 2  # programs that a processor holds at once
+    block_q: int  # largest number of query tokens of a tile
+    block_d: int  # number of document tokens of a tile
+    warps: int  # number of warps of a program
+    stages: int  # number of tiles that are being loaded or multiplied at the same time
+    swap: bool = False  # whether the rows of the products are document tokens; with few query tokens they always are
+    run: int = 1  # largest number of documents that a program scores one after another; at most 31
+    registers: int | None = None  # largest number of registers of a thread; None: the compiler decides
+    piece: int = 512  # largest number of dimensions that are multiplied at once
+    resident: int = 2  # number of programs that a processor runs at once
 
 
 @functools.cache
 def table() -> dict[str, Config]:
-    """Read the tuning table: "arch/kind/work" to a configuration."""
+    """Read the tuning table: a configuration for each "arch/kind/work"."""
     rows = json.loads(TUNING.read_text(encoding="utf-8"))["configs"]
     return {key: Config(**row) for key, row in rows.items()}
 
 
 def config_for(arch: str, kind: str, work: str) -> Config:
-    """Return the line of the package's table for a kind of dtypes and of work."""
+    """Return the configuration in the package's table for an architecture, a kind of dtypes and a kind of work."""
     return config_in(table(), arch, kind, work)
 
 
 def config_in(lines: dict[str, Config], arch: str, kind: str, work: str) -> Config:
-    """Return the line of this architecture, or of the newest older one that has any."""
+    """Return the configuration of this architecture, or else of the newest older architecture that has one."""
     known = sorted({key.partition("/")[0] for key in lines if key.startswith("sm_")}, key=_arch_number)
     for name in [arch, *(a for a in reversed(known) if arch != "rocm" and _arch_number(a) <= _arch_number(arch))]:
         found = lines.get(f"{name}/{kind}/{work}")
@@ -54,20 +59,21 @@ def _arch_number(arch: str) -> int:
 
 @functools.lru_cache(4096)
 def documents_in_turn(most: int, at_once: int, tiles: int, nd: int) -> int:
-    """Return how many documents a program takes in turn, for the least time of all.
+    """Return how many documents each program should score one after another, so that the call takes the least time.
 
-    With few documents in turn queries are loaded often; with many, the last programs to start leave the GPU half empty.
+    With few documents for each program, the query tokens are loaded often. With many, there are few programs, and at
+    the end a part of the GPU has no program to run.
 
     Parameters
     ----------
     most
-        Documents.
+        Largest number of documents for each program.
     at_once
-        Programs that the GPU runs at once.
+        Number of programs that the GPU runs at once.
     tiles
-        Of query tokens; a program has one.
+        Number of tiles of query tokens. Each program has one tile.
     nd
-        Documents there are.
+        Number of all documents.
     """
 
     def time(run: int) -> float:
@@ -81,9 +87,10 @@ def power_of_two(n: int, least: int) -> int:
 
 
 def k_split(dim: int, most: int) -> tuple[int, int]:
-    """Cut dimensions into two powers of two of at most ``most``: 96 = 64 + 32, 384 = 256 + 128.
+    """Cut ``dim`` dimensions into two powers of two, each at most ``most``: 96 = 64 + 32, 384 = 256 + 128.
 
-    Where two are not enough, the kernel repeats the first.
+    The second power is 0 if the first is enough, and also if two are not enough. In the latter case the kernel reads
+    the dimensions in pieces of the first power.
     """
     if dim <= 16:
         return 16, 0
@@ -98,14 +105,15 @@ def k_split(dim: int, most: int) -> tuple[int, int]:
 
 
 def fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tuple[Config, int, int]:
-    """Make the tiles fit into shared memory: fewer stages, smaller tiles, at last pieces of the dimensions.
+    """Make the tiles fit into shared memory: with fewer stages, then smaller tiles, and at last pieces of dimensions.
 
-    Where a processor then has room for few programs, these get more warps, so that at least four warps are at work.
+    If a processor then has room for few programs, each program gets more warps, so that at least four warps run.
 
-    Returns the configuration and the dimensions K1 and K2 of a tile; in pieces if they are fewer than ``dim``.
+    Returns the configuration and the numbers of dimensions K1 and K2 of a tile. If K1 + K2 is less than ``dim``, the
+    kernel reads the dimensions in pieces of K1.
     """
-    room = shared - 4096  # for reductions and index loads
-    wanted = config._replace(block_q=min(config.block_q, 128))  # of more, a thread cannot hold the sums of two chains
+    room = shared - 4096  # the rest is for reductions and for loads of indices
+    wanted = config._replace(block_q=min(config.block_q, 128))  # with more, a thread cannot hold the sums of two chains
     k1, k2 = k_split(dim, config.piece)
     while dim <= k1 + k2 and tile_bytes(config, k1 + k2, q_bytes, d_bytes) > room:
         if config.stages > 2:
@@ -128,7 +136,7 @@ def fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tu
         size = _piece_bytes(config, k1, q_bytes)
     else:
         size = tile_bytes(config, k1 + k2, q_bytes, d_bytes)
-        if k1 + k2 > 128:  # one such program fills a processor, and may have its registers
+        if k1 + k2 > 128:  # one such program fills a processor, so it may use all registers
             config = config._replace(registers=None)
     resident = max(1, min(config.resident, shared // size))
     while config.resident > resident and resident * config.warps < 4:
@@ -137,14 +145,15 @@ def fit(config: Config, dim: int, q_bytes: int, d_bytes: int, shared: int) -> tu
 
 
 def tile_bytes(config: Config, k: int, q_bytes: int, d_bytes: int) -> int:
-    """Bound the shared memory of a program, as compiled.
+    """Return an upper bound of the bytes of shared memory that a compiled program uses.
 
-    float32 queries are kept in two parts, and documents of fewer bytes also as what they are converted to.
+    float32 queries are kept in two parts. Documents with fewer bytes per element than the queries are kept twice: as
+    they are, and converted to the dtype of the queries.
     """
     q = config.block_q * k * q_bytes * (2 if q_bytes == 4 else 1)
     return q + config.block_d * k * (config.stages * d_bytes + (q_bytes if d_bytes < q_bytes else 0))
 
 
 def _piece_bytes(config: Config, k: int, q_bytes: int) -> int:
-    """Bound the shared memory of a program that reads the dimensions of both sides in pieces."""
+    """Return the same bound for a program that reads the dimensions of both sides in pieces of ``k``."""
     return config.stages * (config.block_q + config.block_d) * k * q_bytes

@@ -1,7 +1,19 @@
-"""Late-interaction encoders, which need the extra ``models``: ``pip install 'colbert-fast[models]'``.
+"""The late-interaction encoder `ColBERT`. It needs the extra `models`: `pip install 'colbert-fast[models]'`.
 
-The names are imported on first use: transformers takes seconds to import, and scoring embeddings does not
-need it. What is missing, or too old, is told at once.
+Importing this package checks at once that the libraries of the extra are installed and new enough. `ColBERT` itself is
+imported on first use, because transformers takes seconds to import and scoring embeddings does not need it.
+
+Which file does what:
+
+- The class that users see: `colbert`; `given_arguments` notes which arguments a caller gave.
+- Load: `checkpoint` chooses the kind of checkpoint and loads it; `load_request` holds what the user asked for; `files`
+  finds a file in a folder or on the hub; `projection` reads a linear layer; `settings` checks lengths, prefixes and
+  padding; `load_report` keeps transformers quiet and catches its report on the weights.
+- Refuse what is damaged: `file_checks` looks at single files, `checkpoint_checks` at files and weights together.
+- Embed: `texts` checks and pairs texts; `tokens` tokenizes texts and makes batches; `embedding` passes the batches
+  through the encoder; `capacity` says how many tokens a transformer can take.
+- Save: `saving` writes a checkpoint; `folders` puts a new folder in the place of an old one in one step;
+  `folder_contents` links and removes what a folder holds; `staging` names and locks the hidden folders.
 """
 
 from __future__ import annotations
@@ -17,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ColBERT"]
 
-# What the extra `models` of pyproject.toml asks for: package, and the first release that will do.
+# The packages that the extra `models` of pyproject.toml asks for, each with the oldest release that works.
 _NEEDED = {"huggingface-hub": "1.3", "sentence-transformers": "6", "tqdm": "4.64", "transformers": "5.1"}
 
 
@@ -35,7 +47,7 @@ def __dir__() -> list[str]:
 
 
 def _check_needed() -> None:
-    """Raise ImportError unless everything is there. Imports none of it."""
+    """Raise ImportError unless every needed package is installed and new enough. Imports none of them."""
     problems = []
     for package, first in _NEEDED.items():
         if importlib.util.find_spec(package.replace("-", "_")) is None:
@@ -43,7 +55,7 @@ def _check_needed() -> None:
             continue
         try:
             version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # importable without being installed: its owner knows
+        except importlib.metadata.PackageNotFoundError:  # importable but not installed: its version cannot be known
             continue
         if release(version) < release(first):
             problems.append(f"{package}>={first} ({version} is installed)")

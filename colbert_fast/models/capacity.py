@@ -1,4 +1,4 @@
-"""How many tokens of one text a transformer can take."""
+"""How many tokens of one text a transformer can take, which its positions limit."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Transformer
 from torch import nn
 
-# Names under which transformers' models keep their table of absolute positions.
+# The names that models of transformers use for their table of absolute positions.
 _TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe", "pos_emb", "positions_embed")
-# Parts of a model that see no text have tables of their own.
+# The parts of a model that see no text have tables of their own. A part is one of these if its path has such a word.
 _NOT_TEXT = ("vision", "visual", "image", "audio", "pixel", "entity", "query")
 
-# What each model declared, and what it holds.
+# For each model: the number of positions that its configuration declares, and the number of tokens that it can take.
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[int | None, int | None]] = weakref.WeakKeyDictionary()
 
 
 def positions(encoder: MultiVectorEncoder) -> int | None:
-    """Tokens, special tokens included, that the transformer of an encoder can take in one text.
+    """Return how many tokens the transformer of an encoder can take in one text, special tokens included.
 
-    The configuration tells how many rows the table of positions has. Models of RoBERTa's kind, whose table has a
-    padding row, count from behind it and therefore hold fewer: 512 of 514. A model with rotary positions has no
-    table; its limit is what its configuration declares, the length that it was trained for.
+    The configuration says how many rows the table of positions has. In models like RoBERTa the table has a padding
+    row, and positions are counted from the row after it, so fewer tokens fit: 512 with 514 rows. A model with rotary
+    positions has no table. Its limit is what its configuration declares, the length that it was trained for.
 
     Returns
     -------
     int or None
-        None where the model has no limit: relative positions, as in T5, XLNet or DeBERTa. The limit of the
-        tokenizer, `model_max_length`, is not looked at.
+        None if the model has no limit, because its positions are relative, as in T5, XLNet or DeBERTa. The limit of
+        the tokenizer, `model_max_length`, plays no part here.
     """
-    # Not every module: there are hundreds, and every call asks. A Router holds its transformers further down.
+    # Every call of the encoder comes here, so only the direct children are looked at and not the hundreds of modules
+    # inside a Transformer. A Router is not a Transformer but has transformers inside.
     parts = [
         part
         for child in encoder.children()
@@ -44,6 +45,7 @@ def positions(encoder: MultiVectorEncoder) -> int | None:
 
 
 def _limit(model: Any) -> int | None:
+    """Return the limit of one transformer. It is remembered until the configuration of the model changes."""
     config = model.config
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
@@ -59,18 +61,19 @@ def _limit(model: Any) -> int | None:
 
 
 def _held(model: nn.Module, declared: int | None) -> int | None:
+    """Return how many tokens the tables of positions and the configuration allow, or None if there is no limit."""
     tables = list(_tables(model))
     if declared is None:
         return min((_rows(table) for table in tables if table is not None), default=None)
-    if tables and all(table is None for table in tables):  # a model that can do without, as DeBERTa
+    if tables and all(table is None for table in tables):  # a model that works without a table, as DeBERTa does
         return None
-    # A table that is smaller than what the configuration declares counts something else, such as patches.
+    # A table with fewer rows than the configuration declares is for something else, such as the patches of an image.
     counted = [table for table in tables if table is not None and table.weight.shape[0] >= declared]
     return min([declared, *map(_rows, counted)])
 
 
 def _tables(model: nn.Module) -> Iterator[Any]:
-    """Tables of absolute positions of tokens; None for one that the model declares and leaves out."""
+    """Yield the tables of absolute positions of tokens, and None for a table that the model declares but leaves out."""
     for path, module in model.named_modules():
         if any(word in path.lower() for word in _NOT_TEXT):
             continue
@@ -85,8 +88,8 @@ def _tables(model: nn.Module) -> Iterator[Any]:
 
 
 def _rows(table: Any) -> int:
-    """Rows of a table that stand for positions."""
+    """Return how many rows of a table stand for positions."""
     rows: int = table.weight.shape[0]
     padding = getattr(table, "padding_idx", None)
-    # BART's kind has rows in front of the first position without a padding row.
+    # In models like BART the first position comes after `offset` other rows, and there is no padding row.
     return rows - (padding + 1 if isinstance(padding, int) else getattr(table, "offset", 0))

@@ -1,7 +1,8 @@
-"""Checkpoints of late-interaction encoders: which kind a folder holds, and loading it.
+"""Find out which kind of checkpoint a folder or a repository holds, and load it.
 
-A neural-cherche checkpoint is a transformer, `linear.pt` and `metadata.json`; it is read here.
-Those of sentence-transformers, PyLate and Stanford ColBERT are left to `MultiVectorEncoder`.
+A neural-cherche checkpoint is a transformer, `linear.pt` and `metadata.json`. This file reads it, and it also reads
+BGE-M3 and plain transformers. `MultiVectorEncoder` loads the late-interaction checkpoints of sentence-transformers,
+PyLate and Stanford ColBERT.
 """
 
 from __future__ import annotations
@@ -22,13 +23,7 @@ from transformers import MODEL_MAPPING, AutoConfig
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.damage import read_tensors
-from colbert_fast.models.files import Files, cache_folder
-from colbert_fast.models.projection import Projection, read_projection
-from colbert_fast.models.quiet import Report, quiet_loading
-from colbert_fast.models.request import Request, with_dtype
-from colbert_fast.models.settings import SETTINGS, check_settings_of
-from colbert_fast.models.soundness import (
+from colbert_fast.models.checkpoint_checks import (
     check_files,
     check_lengths,
     check_missing,
@@ -40,6 +35,12 @@ from colbert_fast.models.soundness import (
     warn_of_fresh,
     warn_of_missing,
 )
+from colbert_fast.models.file_checks import read_tensors
+from colbert_fast.models.files import Files, cache_folder
+from colbert_fast.models.load_report import Report, quiet_loading
+from colbert_fast.models.load_request import Request, with_dtype
+from colbert_fast.models.projection import Projection, read_projection
+from colbert_fast.models.settings import SETTINGS, check_settings_of
 from colbert_fast.models.staging import reading
 
 _KEYWORDS = tuple(
@@ -51,16 +52,16 @@ _KEYWORDS = tuple(
 
 @dataclass
 class Checkpoint:
-    """A loaded encoder with the settings its files, or else the constructor, give."""
+    """A loaded encoder, with settings from its files or, where the files have none, from the constructor."""
 
     encoder: MultiVectorEncoder
     settings: dict[str, Any]
     folder: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    # neural-cherche scores the pad rows of a document as zero rows; the other kinds never score padding.
+    # neural-cherche scores the pad rows of a document as zero rows. The other kinds of checkpoint never score padding.
     scores_padding: bool = True
     fresh_projection: bool = False
-    # Arguments that the user gave and the files overrule.
+    # In words: the arguments that the user gave but that are not used, because the files have other values.
     overruled: list[str] = field(default_factory=list)
 
 
@@ -72,38 +73,39 @@ def load(
     given: Collection[str],
     kwargs: dict[str, Any],
 ) -> Checkpoint:
-    """Load any checkpoint ColBERT knows.
+    """Load any kind of checkpoint that ColBERT knows.
 
     Parameters
     ----------
     source
-        Local folder, or name of a repository on the Hugging Face hub. A folder never touches the network.
+        Local folder, or name of a repository on the Hugging Face hub. A local folder is loaded without the network.
     embedding_size
-        Dimension of the projection where the checkpoint has none; None for no projection.
+        Dimension of a fresh projection, for a checkpoint that has no projection. None: no projection.
     device
-        Where the encoder goes.
+        Device of the encoder.
     settings
         The constructor's values of `SETTINGS`.
     given
-        Names of arguments that the user gave. A neural-cherche checkpoint's own values win, with a warning for what
-        was given; with the other kinds, what was given wins.
+        Names of the arguments that the user gave. With a neural-cherche checkpoint the values in the files win, and a
+        warning names each given argument that is not used. With the other kinds of checkpoint the given argument wins.
     kwargs
         Keyword arguments of `MultiVectorEncoder`.
 
     Raises
     ------
     FileNotFoundError
-        No such folder, a file that it needs, or a hub that does not answer and nothing in its cache.
+        The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
+        not hold the checkpoint.
     TypeError
         A keyword argument that `MultiVectorEncoder` does not have.
     ValueError
-        A damaged file, which the message names; a projection that does not fit the transformer; an argument that the
-        checkpoint cannot obey.
+        A damaged file, which the message names; a projection that does not fit the transformer; or an argument that
+        the checkpoint cannot obey.
     """
     if unknown := sorted(set(kwargs) - set(_KEYWORDS)):
         msg = (
-            f"unknown keyword arguments {unknown}; besides its own, ColBERT takes {sorted(_KEYWORDS)}. Those of the "
-            'transformer go into model_kwargs, as in model_kwargs={"dtype": torch.bfloat16}'
+            f"unknown keyword arguments {unknown}; besides its own arguments ColBERT takes {sorted(_KEYWORDS)}. "
+            'Arguments of the transformer go into model_kwargs, as in model_kwargs={"dtype": torch.bfloat16}'
         )
         raise TypeError(msg)
     with_dtype(kwargs.get("model_kwargs"))
@@ -125,7 +127,7 @@ def _load(
     linear = files.find("linear.pt")
     metadata = files.read_json("metadata.json")
     if linear is None and "max_length_query" not in metadata:
-        metadata = {}  # of another program
+        metadata = {}  # another program wrote this metadata.json
     is_ours = linear is not None or bool(metadata)
     is_late_interaction = not is_ours and _is_late_interaction(files)
     bge = None if is_ours or is_late_interaction else files.find("colbert_linear.pt")
@@ -144,14 +146,14 @@ def _load(
         warn_of_fresh(os.fspath(source), embedding_size, report)
     if loaded.overruled:
         warn_caller(
-            f"{files.source!r} is a neural-cherche checkpoint, whose files win over arguments. "
+            f"{files.source!r} is a neural-cherche checkpoint, so its files win over arguments. "
             f"Not used: {'; '.join(loaded.overruled)}."
         )
     return loaded
 
 
 def checked_device(device: Any) -> torch.device:
-    """The device, or RuntimeError if torch cannot use it here; ValueError for one that has no memory."""
+    """Return the device. Raise RuntimeError if torch cannot use it here, and ValueError if it has no memory."""
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -165,7 +167,7 @@ def checked_device(device: Any) -> torch.device:
 
 
 def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
-    """The token-level linear layer of an encoder, or None where it has none."""
+    """Return the linear layer that an encoder applies to each token, or None if the encoder has no such layer."""
     for module in encoder:
         if isinstance(module, Dense):
             return module.linear
@@ -173,8 +175,9 @@ def projection(encoder: MultiVectorEncoder) -> nn.Linear | None:
 
 
 def _is_late_interaction(files: Files) -> bool:
+    """Return whether the files describe a late-interaction encoder that `MultiVectorEncoder` can load."""
     config = files.read_json("config_sentence_transformers.json")
-    # PyLate before its third format wrote its prefixes there, and no model_type.
+    # The first two formats of PyLate write the prefixes into this file, and no model_type.
     if config.get("model_type") in ("MultiVectorEncoder", "ColBERT") or "query_prefix" in config:
         return True
     for module in files.modules():
@@ -192,7 +195,7 @@ def _is_late_interaction(files: Files) -> bool:
 
 
 def _delegate(request: Request, report: Report) -> Checkpoint:
-    """Load a checkpoint of `MultiVectorEncoder`, or one that it converts; what the user gave wins over its files."""
+    """Let `MultiVectorEncoder` load a checkpoint that it knows. Arguments that the user gave win over the files."""
     files, settings, given = request.files, request.settings, request.given
     check_modules(request)
     encoder = MultiVectorEncoder(files.source, device=request.device, **request.options())
@@ -205,7 +208,10 @@ def _delegate(request: Request, report: Report) -> Checkpoint:
     check_numbers(files, encoder)
     size = encoder.get_embedding_dimension()
     if "embedding_size" in given and request.embedding_size != size:
-        msg = f"embedding_size must be what {files.source!r} has, {size}; got {request.embedding_size}: leave it out"
+        msg = (
+            f"embedding_size must be {size}, as in {files.source!r}; got {request.embedding_size}: "
+            "leave the argument out"
+        )
         raise ValueError(msg)
     expansion = getattr(transformer, "query_expansion", None)
     limit = _length_limit(encoder)
@@ -233,7 +239,7 @@ def _delegate(request: Request, report: Report) -> Checkpoint:
 
 
 def _add_bias(files: Files, encoder: MultiVectorEncoder) -> None:
-    """Give a Stanford ColBERT's projection the bias that lies beside it and that `MultiVectorEncoder` leaves out."""
+    """Add the bias to the projection of a Stanford ColBERT. `MultiVectorEncoder` reads the weight but not the bias."""
     for module in encoder:
         if isinstance(module, Dense) and not module.bias:
             path = files.find("model.safetensors") or files.find("pytorch_model.bin")
@@ -250,14 +256,15 @@ def _add_bias(files: Files, encoder: MultiVectorEncoder) -> None:
 
 
 def _load_bge(request: Request, projection: Projection, path: str) -> Checkpoint:
-    """Load a dense checkpoint with colbert_linear.pt, as FlagEmbedding scores BGE-M3.
+    """Load a dense checkpoint that has colbert_linear.pt, and use it as FlagEmbedding uses BGE-M3.
 
-    The states of all tokens but [CLS] are projected and normalised. Texts get no prefix and are as long as the model
-    takes them. FlagEmbedding divides the score by the number of query tokens; ours is the sum.
+    The states of all tokens except [CLS] are projected and normalised. Texts get no prefix and are cut only at the
+    length that the model can take. FlagEmbedding divides the score by the number of query tokens; here the score is
+    the sum.
     """
     size = projection.weight.shape[0]
     if "embedding_size" in request.given and request.embedding_size != size:
-        msg = f"embedding_size must be what {path} has, {size}; got {request.embedding_size}: leave it out"
+        msg = f"embedding_size must be {size}, as in {path}; got {request.embedding_size}: leave the argument out"
         raise ValueError(msg)
     transformer = _load_transformer(request, None, None)
     own: dict[str, Any] = {"query_prefix": "", "document_prefix": "", "padding": "longest"}
@@ -277,7 +284,7 @@ def _load_bge(request: Request, projection: Projection, path: str) -> Checkpoint
 
 
 def _load_transformer_with(request: Request, linear: str | None, metadata: dict[str, Any]) -> Checkpoint:
-    """Load a transformer with the projection and the settings that neural-cherche put beside it, or fresh ones."""
+    """Load a transformer with neural-cherche's projection and settings. What the files lack is made fresh."""
     files, size = request.files, request.embedding_size
     settings = {name: metadata.get(name, value) for name, value in request.settings.items()}
     check_settings_of(files.find("metadata.json") or files.source, settings)
@@ -298,30 +305,32 @@ def _load_transformer_with(request: Request, linear: str | None, metadata: dict[
 
 
 def _length_limit(encoder: MultiVectorEncoder) -> int | None:
-    """Tokens that a text may have: what the tokenizer and the transformer's positions allow."""
-    # A tokenizer without a limit reports an astronomic one.
+    """Return how many tokens a text may have: the lower of the tokenizer's limit and the transformer's positions."""
+    # A tokenizer without a limit reports a number such as 10**30.
     limits = [length for length in (encoder.max_seq_length, positions(encoder)) if length and length < 2**20]
     return min(limits, default=None)
 
 
 def _load_transformer(request: Request, query_length: int | None, document_length: int | None) -> Transformer:
+    """Load the transformer alone, from the checkpoint's folder or from its first module's folder."""
     files, kwargs = request.files, request.options()
     access: dict[str, Any] = {
         name: kwargs[name] for name in ("token", "revision", "local_files_only", "trust_remote_code") if name in kwargs
     }
-    # Without it transformers asks on the terminal whether to run the code of a checkpoint, and waits.
+    # Without this argument transformers asks on the terminal whether to run the code of a checkpoint, and waits for an
+    # answer.
     access.setdefault("trust_remote_code", False)
     if (cache := cache_folder(kwargs)) is not None:
         access["cache_dir"] = cache
     source = files.source
-    # Dense sentence-transformers of the first years keep their transformer in a subfolder.
+    # The oldest dense checkpoints of sentence-transformers keep the transformer in a subfolder.
     modules = files.modules()
     subfolder = modules[0]["path"] if modules else ""
     if subfolder and files.is_local:
         source = os.path.join(source, subfolder)
     elif subfolder:
         access["subfolder"] = subfolder
-    # neural-cherche saves output_hidden_states=True; keeping every layer's states would only cost memory.
+    # neural-cherche saves output_hidden_states=True. Nothing here needs the states of every layer, which cost memory.
     config_kwargs = {"output_hidden_states": False, **access, **(kwargs.get("config_kwargs") or {})}
     model_kwargs = {**access, **(kwargs.get("model_kwargs") or {})}
     if kwargs.get("backend", "torch") == "torch" and _has_optional_pooler(source, config_kwargs):
@@ -339,6 +348,7 @@ def _load_transformer(request: Request, query_length: int | None, document_lengt
 
 
 def _has_optional_pooler(source: str, config_kwargs: dict[str, Any]) -> bool:
+    """Return whether the model can be made without its pooler, which late interaction does not use."""
     config = AutoConfig.from_pretrained(source, **config_kwargs)
     model_class: Any = MODEL_MAPPING.get(type(config), None)
     return isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters
@@ -351,16 +361,16 @@ def _compose(
     mask: MultiVectorMask,
     settings: dict[str, Any],
 ) -> MultiVectorEncoder:
-    """Put modules together; `placed` is the projection and the file that it comes from."""
+    """Put the modules of an encoder together. `placed` holds the projection and the path of its file."""
     modules: list[nn.Module] = [transformer]
     if placed is not None:
         (weight, bias), path = placed
         hidden = transformer.get_embedding_dimension()
         if weight.shape[1] != hidden:
-            msg = f"{path} must fit the transformer, weight [*, {hidden}]; got {list(weight.shape)}"
+            msg = f"{path} must fit the transformer, with weight [*, {hidden}]; got weight {list(weight.shape)}"
             raise ValueError(msg)
         if not bool(weight.any()):
-            msg = f"{path} must hold a projection that is not all zeros, with which all tokens are alike"
+            msg = f"{path} must hold a projection that is not all zeros: zeros make all tokens alike"
             raise ValueError(msg)
         dense = Dense(
             hidden,
@@ -382,7 +392,7 @@ def _compose(
 
 
 def _unify_dtype(encoder: MultiVectorEncoder) -> None:
-    """Give the modules behind the transformer its dtype."""
+    """Convert the modules that follow the transformer to the dtype of the transformer."""
     dtype = getattr(getattr(encoder[0], "model", None), "dtype", None)
     if isinstance(dtype, torch.dtype):
         for module in list(encoder)[1:]:

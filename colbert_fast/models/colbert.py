@@ -1,4 +1,4 @@
-"""The ColBERT encoder: texts in, one embedding per token out, and late-interaction scores between texts."""
+"""The encoder `ColBERT`: it turns texts into one embedding per token, and scores documents for queries."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import positive_int
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast.models import checkpoint, saving
-from colbert_fast.models.arguments import remembers_given
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.encoding import embed, inference, sees_padding
+from colbert_fast.models.embedding import embed, inference, sees_padding
+from colbert_fast.models.given_arguments import remembers_given
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
 from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, warn_of_cuts
 from colbert_fast.packed import PackedTokens
 
 _Side: TypeAlias = tuple[Encoding, Tokenized]
-# Bytes of the embeddings that `scores` holds at once: 256 MiB.
+# The number of bytes of embeddings that `scores` holds at once: 256 MiB.
 _HELD_BYTES = 2**28
 
 
@@ -36,65 +36,69 @@ class ColBERT(nn.Module):
     `MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>`
     (Khattab and Zaharia, 2020).
 
-    `model_name_or_path` holds a neural-cherche checkpoint; or one of `MultiVectorEncoder`
-    (sentence-transformers), PyLate or Stanford ColBERT, whose own prompts, lengths, query expansion and
-    skiplist are then kept; or BGE-M3; or any transformer, which gets a fresh projection and a warning that it
-    needs training. A new encoder is in eval mode, with weights in float32 whatever the files hold.
+    It loads these checkpoints:
+
+    - neural-cherche;
+    - `MultiVectorEncoder` (sentence-transformers), PyLate and Stanford ColBERT, each with its own prompts, lengths,
+      query expansion and skiplist;
+    - BGE-M3. Its `colbert_linear.pt` is used as FlagEmbedding uses it: the first token, [CLS], has no embedding, there
+      are no prefixes unless you give some, and texts may be as long as the model can take. FlagEmbedding divides its
+      score by the number of the query's embeddings; here the score is the sum;
+    - any transformer without a projection. It gets a fresh projection, and a warning says that it needs training.
+
+    A new encoder is in eval mode. Its weights are float32, whatever dtype the files hold.
 
     Arguments and files may disagree. With a neural-cherche checkpoint the files win, and a warning names the
-    arguments that are not used. With the other kinds your argument wins, but for `embedding_size`, where another
-    size than that of the projection is refused. An argument that you leave out is what the files say, or else the
-    default. A `MultiVectorEncoder` without lengths takes texts as long as its model does.
-
-    BGE-M3's `colbert_linear.pt` is used as FlagEmbedding uses it: no embedding for the first token, [CLS], no
-    prefixes unless they are given, texts as long as the model takes them. FlagEmbedding divides its score by the
-    number of the query's embeddings; here the score is the sum.
+    arguments that are not used. With the other kinds of checkpoint your argument wins, except `embedding_size`: a size
+    that differs from the size of the projection is an error. An argument that you leave out has the value in the
+    files, or else the default. A `MultiVectorEncoder` without lengths takes texts as long as its model can take.
 
     Parameters
     ----------
     model_name_or_path
-        A folder, which never touches the network, or a repository of the Hugging Face hub. Where the hub cannot
-        be asked, or must not be (`local_files_only=True`, HF_HUB_OFFLINE), the snapshot in its cache is read.
+        A folder, which is loaded without the network, or a repository of the Hugging Face hub. If the hub cannot be
+        asked, or must not be asked (`local_files_only=True`, HF_HUB_OFFLINE), the snapshot in its cache is loaded.
     embedding_size
-        Dimension of a fresh projection, for a checkpoint without one; None for no projection: the transformer's own
-        states, L2-normalised.
+        Dimension of a fresh projection, for a checkpoint that has no projection. None: no projection; the embeddings
+        are the transformer's own states, L2-normalised.
     device
-        Where the encoder runs; None takes CUDA, then MPS, then the CPU.
+        Device of the encoder. None: CUDA if there is one, else MPS, else the CPU.
     max_length_query, max_length_document
-        Longest query and document in tokens, prefix and special tokens included. Where query expansion fills
-        every query up to a fixed length, `max_length_query` is this length.
+        Largest number of tokens of a query and of a document, prefix and special tokens included. If query expansion
+        fills every query up to a fixed length, `max_length_query` is this length.
     query_prefix, document_prefix
-        Plain text put before every query and document.
+        Plain text that is put before every query and before every document.
     padding
-        "max_length" pads what `forward` returns to the maximum length; True or "longest" to the longest text.
-        No pad token passes through the transformer either way. With "max_length", neural-cherche checkpoints and
-        plain transformers score a document that is shorter than the maximum at least 0 for each query token, as
+        "max_length": `forward` pads its result to the maximum length. True or "longest": it pads to the longest text.
+        In both cases no pad token passes through the transformer. With "max_length", neural-cherche checkpoints and
+        plain transformers give a document that is shorter than the maximum length at least 0 for each query token, as
         neural-cherche does. Otherwise, and with the other kinds of checkpoint, padding never scores.
     truncation
-        Cut longer texts to the maximum length.
+        Whether texts that are longer than the maximum length are cut.
     add_special_tokens
-        Let the tokenizer add its own, such as [CLS] and [SEP].
+        Whether the tokenizer adds its special tokens, such as [CLS] and [SEP].
     freeze_layers_except_last_n
-        Train only the last n layers of the transformer, and the projection.
+        Train only the projection and the last n layers of the transformer. None: train everything.
     **kwargs
-        Keyword arguments of `MultiVectorEncoder`, such as `model_kwargs={"dtype": torch.bfloat16}`, which gives
-        all weights another dtype ("auto": that of the files), or `revision`.
+        Keyword arguments of `MultiVectorEncoder`, such as `revision` or `model_kwargs={"dtype": torch.bfloat16}`, which
+        gives all weights another dtype ("auto": the dtype of the files).
 
     Attributes
     ----------
     encoder
         The `MultiVectorEncoder` that computes the embeddings.
     model_folder
-        Folder that the files came from.
+        The folder that the files were loaded from.
     query_pad_token, original_pad_token, n_mask_tokens
-        The tokenizer's mask token and pad token, and a number that nothing uses, as in neural-cherche.
+        As in neural-cherche: the tokenizer's mask token, its pad token, and a number that nothing uses.
 
     Raises
     ------
     FileNotFoundError
-        No such folder, a file that it needs and lacks, or a hub that does not answer and nothing in its cache.
+        The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
+        not hold the checkpoint.
     TypeError, ValueError
-        An argument that no encoder can have or that this checkpoint cannot obey, such as a length beyond the
+        An argument that no encoder can have or that this checkpoint cannot obey, such as a length above the
         transformer's positions; or a damaged file, which the message names. A file is never run as code.
 
     Examples
@@ -110,7 +114,7 @@ class ColBERT(nn.Module):
     truncation: bool
     add_special_tokens: bool
 
-    # Names of the arguments that the constructor was given.
+    # The names of the arguments that the caller gave to the constructor.
     _given: frozenset[str]
 
     @safe_after_fork
@@ -145,7 +149,7 @@ class ColBERT(nn.Module):
             embedding_size = positive_int(embedding_size, "embedding_size")
         if freeze_layers_except_last_n is not None:
             _check_last_n(freeze_layers_except_last_n)
-        # neural-cherche's base class takes it, keeps it, and its ColBERT does nothing with it.
+        # neural-cherche's base class has this argument and stores it. neural-cherche's ColBERT does not use it.
         self.n_mask_tokens = positive_int(kwargs.pop("n_mask_tokens", 5), "n_mask_tokens")
         loaded = checkpoint.load(
             model_name_or_path, embedding_size, device or _best_device(), settings, self._given, kwargs
@@ -163,14 +167,14 @@ class ColBERT(nn.Module):
         self.eval()
         self._encoding(True, {})
         as_document = self._encoding(False, {})
-        # Asked here, so that no hook of the user sees the text that it takes. An encoder that cannot embed it says so
-        # when it is used.
+        # This test passes a short text through the encoder. It runs here, so that no hook of the user sees that text.
+        # If it raises an error, the same error comes again when the encoder is used.
         with suppress(Exception):
             sees_padding(self.encoder, as_document)
 
     @property
     def max_length_query(self) -> int:
-        """Longest query in tokens. Where query expansion fills every query up, it fills up to this length."""
+        """Largest number of tokens of a query. If query expansion fills every query up, it fills up to this length."""
         return self._max_length_query
 
     @max_length_query.setter
@@ -192,12 +196,12 @@ class ColBERT(nn.Module):
 
     @property
     def linear(self) -> nn.Linear | None:
-        """The projection [embedding_size, hidden_size], or None where there is none."""
+        """The projection, with weight [embedding_size, hidden_size], or None if the encoder has no projection."""
         return checkpoint.projection(self.encoder)
 
     @property
     def device(self) -> str:
-        """Where the encoder is now."""
+        """The device on which the encoder is now."""
         return str(self.encoder.device)
 
     @property
@@ -209,28 +213,28 @@ class ColBERT(nn.Module):
 
     @safe_after_fork
     def forward(self, texts: Iterable[str], query_mode: bool = True, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Embed texts, with gradients where autograd records.
+        """Embed texts. Gradients flow if autograd records.
 
         Parameters
         ----------
         texts
-            n texts. A bare str is refused: neural-cherche read it as a list of characters.
+            n texts. A str that is not in a list is refused; neural-cherche treated it as a list of characters.
         query_mode
-            Embed as queries, or else as documents.
+            True: embed as queries. False: embed as documents.
         **kwargs
-            For this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
+            Other values for this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
 
         Returns
         -------
         dict
-            "embeddings": [n, length, embedding_size] in the encoder's dtype, on its device. `length` is the
-            maximum length, or that of the longest text where `padding` is not "max_length". The rows of a
-            text come first, zero rows after them.
+            "embeddings": [n, length, embedding_size] in the encoder's dtype, on the encoder's device. `length` is the
+            maximum length if `padding` is "max_length", or else the length of the longest text. The rows of a text
+            come first, and zero rows after them.
 
         Raises
         ------
         TypeError, ValueError
-            Something else than a list of str, or an option that does not exist.
+            The texts are not a list of str, or an option does not exist.
         """
         encoding = self._encoding(query_mode, kwargs)
         tokenized = tokenize(self.encoder, as_texts("texts", texts), encoding, "texts")
@@ -250,12 +254,12 @@ class ColBERT(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Embed texts as `forward` does, without gradients and without dropout.
 
-        `truncation` and `add_special_tokens` left at None are the encoder's own: neural-cherche 1.4.3
-        declares other defaults, and ignores both arguments.
+        If `truncation` or `add_special_tokens` is None, the encoder's own value is used. (neural-cherche 1.4.3
+        declares other defaults, but ignores both arguments.)
 
-        Where `scores` counts the zero rows behind a document, as described at `padding`,
-        `colbert_fast.maxsim_pairwise(q, d, pad="zero")` of these embeddings gives the same scores. Without `pad` the
-        zero rows are left out.
+        `scores` may count the zero rows after a document; see the parameter `padding` of the class.
+        `colbert_fast.maxsim_pairwise(q, d, pad="zero")` of these embeddings then gives the same scores. Without `pad`
+        the zero rows are left out.
         """
         options = {"truncation": truncation, "add_special_tokens": add_special_tokens}
         kwargs |= {name: value for name, value in options.items() if value is not None}
@@ -283,46 +287,47 @@ class ColBERT(nn.Module):
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> PackedTokens:
-        """Embed texts without gradients and without dropout, each at its own length, as `scores` compares them.
+        """Embed texts without gradients and without dropout, each text at its own length, as `scores` needs them.
 
-        All texts are checked and tokenized before the first passes through the transformer. The longest come first:
-        memory that does not suffice is missed at once. The result is allocated once, in the order of the texts.
+        All texts are checked and tokenized before the first text passes through the transformer. The longest texts
+        pass first: if the memory is too small, the error comes at once. The result is allocated once, and its items
+        have the order of the texts.
 
         Parameters
         ----------
         texts
             n texts.
         query_mode
-            Embed as queries, or else as documents.
+            True: embed as queries. False: embed as documents.
         batch_size
-            Texts of one pass through the transformer at most. None: as many as a fixed number of tokens allows. The
-            embeddings do not depend on it.
+            Largest number of texts of one pass through the transformer. None: a fixed number of tokens is the only
+            limit. The embeddings do not depend on this number.
         tqdm_bar
-            Show a progress bar over the texts.
+            Whether to show a progress bar over the texts.
         show_progress_bar
-            The name that sentence-transformers has for `tqdm_bar`.
+            Another name for `tqdm_bar`, as in sentence-transformers.
         device
-            Move the encoder there first. None: the encoder stays where it is.
+            The device to which the encoder moves first. None: the encoder stays where it is.
         **kwargs
-            For this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
+            Other values for this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
 
         Returns
         -------
         PackedTokens
-            n items on the encoder's device. A document that neural-cherche would pad to the maximum length ends in
-            one zero row, whose similarity with any query token is 0: MaxSim over these rows is neural-cherche's
-            score.
+            n items of [length, embedding_size] in the encoder's dtype, on the encoder's device. If neural-cherche
+            would pad a document to the maximum length, the document ends in one zero row here. The similarity of this
+            row with any query token is 0, so MaxSim over the rows is neural-cherche's score.
 
         Raises
         ------
         TypeError, ValueError
-            Something else than a list of str, a text that is not Unicode, an option that does not exist, or a text
-            too long for the transformer that is not to be cut. The message names the text.
+            The texts are not a list of str; a text is not Unicode; an option does not exist; or a text must not be cut
+            and is too long for the transformer. The message names the text.
 
         Warns
         -----
         UserWarning
-            Once, with the number of texts that were cut and the length of the longest.
+            Once per call, with the number of texts that were cut and the length of the longest text.
         """
         encoding = self._encoding(query_mode, kwargs)
         listed = as_texts("texts", texts)
@@ -333,7 +338,7 @@ class ColBERT(nn.Module):
         tokenized = tokenize(self.encoder, listed, encoding, "texts")
         warn_of_cuts((encoding, tokenized))
         shown = tqdm_bar if show_progress_bar is None else show_progress_bar
-        bar = tqdm(total=len(listed), desc=f"Encoding {encoding.side}", unit="text", disable=not shown)
+        bar = tqdm(total=len(listed), desc=f"Encoding {encoding.plural}", unit="text", disable=not shown)
         with inference(self), bar:
             return embed(
                 self.encoder,
@@ -355,22 +360,24 @@ class ColBERT(nn.Module):
         length_normalize: bool = False,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """MaxSim of queries with documents, pair by pair.
+        """Compute the MaxSim of queries with documents, pair by pair.
 
-        Gradients flow in training mode only, where autograd records.
+        Gradients flow if the encoder is in training mode and autograd records.
 
         Parameters
         ----------
         queries, documents
-            Two lists of n texts, or one text against n.
+            Two lists of n texts, or a list of one text and a list of n texts.
         batch_size
-            Kept for compatibility: it changes neither results nor memory. Texts pass through the transformer
-            in batches of similar length and a fixed number of tokens; at most 256 MiB of embeddings are held at once.
+            Kept for compatibility. It changes neither the scores nor the memory: texts of similar length pass through
+            the transformer together, in batches of a fixed number of tokens, and at most 256 MiB of embeddings are
+            held at once.
         tqdm_bar
-            Show a progress bar over the texts that pass through the transformer. Equal texts pass once, unless the
-            distinct texts of both sides are too many to be held.
+            Whether to show a progress bar over the texts that pass through the transformer. Equal texts pass once,
+            unless the embeddings of both sides are too large to be held at once.
         length_normalize
-            Divide by the number of the query's tokens: embeddings are unit vectors, so that scores lie in [-1, 1].
+            Divide each score by the number of the query's tokens. Embeddings are unit vectors, so these scores lie in
+            [-1, 1].
         **kwargs
             As for `forward`.
 
@@ -382,12 +389,12 @@ class ColBERT(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            Something else than lists of str, or lists that do not pair up.
+            The texts are not lists of str, or the two lists do not pair up.
 
         Warns
         -----
         UserWarning
-            Once, with the number of texts that were cut and the length of the longest.
+            Once per call, with the number of texts that were cut and the length of the longest text.
         """
         positive_int(batch_size, "batch_size")
         as_query, as_document = self._encoding(True, kwargs), self._encoding(False, kwargs)
@@ -412,42 +419,46 @@ class ColBERT(nn.Module):
 
     @safe_after_fork
     def save_pretrained(self, path: str | os.PathLike[str], format: str = "neural-cherche") -> ColBERT:
-        """Write a checkpoint folder and return the encoder, which stays as it is.
+        """Write a checkpoint folder, and return the encoder. The encoder does not change.
 
-        At every moment the folder holds the old checkpoint or the new one, whole: when the process is killed, when
-        the disk is full, and while others save to the same path. Files of a checkpoint that are not written anew go,
-        of whatever kind that checkpoint was; every other file stays. The new folder takes the name of the old one in
-        one step where the system can do this: Linux and macOS on their usual file systems. Elsewhere the old folder is
-        set aside for a moment, and put back by the next load or save after a kill.
+        At every moment the folder holds the whole old checkpoint or the whole new one: when the process is killed,
+        when the disk is full, and while other processes save to the same path. Old files of a checkpoint of any kind
+        are removed if the save does not write them anew. Every other file stays. The new folder takes the name of the
+        old folder in one step if the system can do this, as Linux and macOS can on their usual file systems. Elsewhere
+        the old folder is set aside for a moment. If the process is killed in this moment, the next load or save puts
+        the old folder back.
 
-        A process that works inside the old folder must change to it again (`cd`). A save waits until no
-        `ColBERT(path)` reads the folder; other loaders, which open several files, may find one missing or meet both
-        checkpoints.
+        A process whose working folder is the old folder must change to the folder again (`cd`). A save waits until no
+        `ColBERT(path)` reads the folder. Other libraries open several files one after another, so during a save they
+        may miss a file or read files of both checkpoints.
 
         Parameters
         ----------
         path
-            Folder, made where it does not exist, or a link to one. A folder that cannot be moved, as a mount point or
-            a folder inside one that cannot be written, is filled file by file, and must hold no checkpoint yet.
+            A folder, which is made if it does not exist, or a link to a folder. A folder that cannot be moved, such as
+            a mount point or a folder whose parent cannot be written, is filled file by file. It must not hold a
+            checkpoint yet.
         format
-            "neural-cherche": transformer, tokenizer, `linear.pt`, `metadata.json`, which neural-cherche 1.4.3
-            and this package load. For an encoder without projection `linear.pt` is the identity, with which
-            neural-cherche gives the same scores, and `"embedding_size": null` tells this package. A projection's
-            bias is written to `linear.pt` too: this package loads it, neural-cherche refuses such a file.
-            "sentence-transformers": what `MultiVectorEncoder(path)` loads, with prompts and lengths. That
-            format has no word for neural-cherche's pad rows: loaded from it, no document is scored with one, and a
-            score can be lower.
+            "neural-cherche": transformer, tokenizer, `linear.pt` and `metadata.json`. neural-cherche 1.4.3 and this
+            package load it. For an encoder without projection `linear.pt` is the identity, so that neural-cherche
+            gives the same scores, and `"embedding_size": null` in `metadata.json` tells this package that there is no
+            projection. The bias of a projection is written to `linear.pt` too: this package loads it, but
+            neural-cherche refuses such a file.
+            "sentence-transformers": a folder that `MultiVectorEncoder(path)` loads, with prompts and lengths. This
+            format cannot express neural-cherche's pad rows. After a load from it no document is scored with a pad row,
+            so a score can be lower.
 
         Raises
         ------
         TypeError, ValueError
-            Unknown format; settings that no encoder can have; "neural-cherche" for an encoder with query expansion, a
-            skiplist or other modules; or "sentence-transformers" where `truncation` or `add_special_tokens` is off.
+            The format is unknown; a setting has a value that no encoder can have; the format is "neural-cherche" and
+            the encoder has query expansion, a skiplist or other modules; or the format is "sentence-transformers" and
+            `truncation` or `add_special_tokens` is False.
         FileExistsError
-            `path` is a file; or holds `linear.pt` where "sentence-transformers" is asked for; or holds a checkpoint
-            and cannot be moved. "neural-cherche" over a checkpoint of another kind replaces that checkpoint.
+            `path` is a file; it holds `linear.pt` and the format is "sentence-transformers"; or it holds a checkpoint
+            and cannot be moved. (With the format "neural-cherche", a checkpoint of another kind is replaced.)
         OSError
-            What the system says, such as a full disk. The folder is as it was.
+            An error of the system, such as a full disk. The folder stays as it was.
         """
         settings = {name: getattr(self, name) for name in SETTINGS}
         saving.save(self.encoder, path, format, settings, self._metadata)
@@ -456,10 +467,10 @@ class ColBERT(nn.Module):
     def state_dict(  # type: ignore[override]
         self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """Parameters under neural-cherche's names: `model.<base>.*`, `linear.weight`.
+        """Return the parameters under neural-cherche's names: `model.<base>.*` and `linear.weight`.
 
-        `<base>` is transformers' name of the base model, such as `bert`. neural-cherche's
-        masked-language-model head, `model.cls.*` for BERT, is not there; `load_state_dict` ignores it.
+        `<base>` is the name that transformers gives to the base model, such as `bert`. neural-cherche's
+        masked-language-model head (`model.cls.*` for BERT) is left out, and `load_state_dict` ignores it.
         """
         options: dict[str, Any] = {"destination": destination, "prefix": prefix, "keep_vars": keep_vars}
         state: dict[str, Any] = super().state_dict(**options)
@@ -477,7 +488,7 @@ class ColBERT(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _key_names(self, prefix: str) -> list[tuple[str, str]]:
-        """Beginnings of our keys, and of neural-cherche's."""
+        """Return pairs of prefixes of keys: our prefix, and neural-cherche's prefix for the same parameters."""
         base = getattr(self.model, "base_model_prefix", "")
         names = [("encoder.0.model.", f"model.{base}." if base else "model.")]
         for name, module in self.encoder.named_children():
@@ -488,7 +499,7 @@ class ColBERT(nn.Module):
     def _scores_of(
         self, window: Window, sides: tuple[_Side, _Side], normalize: bool, done: Callable[[int], object]
     ) -> torch.Tensor:
-        """Scores of the pairs of one window, whose embeddings are released on return."""
+        """Score the pairs of one window. The embeddings of the window are released on return."""
         q, d = (
             embed(self.encoder, tokenized, encoding, texts=texts, pad_row=self._has_pad_row(encoding), done=done)
             for (encoding, tokenized), texts in zip(sides, (window.queries, window.documents), strict=True)
@@ -496,11 +507,13 @@ class ColBERT(nn.Module):
         return maxsim_pairs(q, d, window.pairs, length_normalize=normalize)
 
     def _has_pad_row(self, encoding: Encoding) -> bool:
+        """Return whether a text that is shorter than the maximum length ends in a zero row, which scores 0."""
         return self._scores_padding and not encoding.query_mode and encoding.padding == "max_length"
 
     def _encoding(self, query_mode: bool, options: dict[str, Any]) -> Encoding:
+        """Return how a call turns texts into rows: the encoder's settings, and the checked options of the call."""
         if not isinstance(query_mode, bool):
-            msg = f"query_mode must be True, for queries, or False, for documents; got {query_mode!r}"
+            msg = f"query_mode must be True (queries) or False (documents); got {query_mode!r}"
             raise TypeError(msg)
         encoding = Encoding(
             query_mode,
@@ -511,9 +524,9 @@ class ColBERT(nn.Module):
             self.max_length_query if query_mode else self.max_length_document,
         )
         if not isinstance(encoding.prefix, str):
-            msg = f"{encoding.task}_prefix must be a str; got {encoding.prefix!r}"
+            msg = f"{encoding.side}_prefix must be a str; got {encoding.prefix!r}"
             raise TypeError(msg)
-        check_unicode(f"{encoding.task}_prefix", encoding.prefix)
+        check_unicode(f"{encoding.side}_prefix", encoding.prefix)
         valid = ("truncation", "add_special_tokens", "padding", "max_length")
         if unknown := sorted(set(options) - set(valid)):
             msg = f"unknown options {unknown}; valid ones are {list(valid)}"
@@ -528,11 +541,15 @@ class ColBERT(nn.Module):
         return self._within_capacity(encoding)
 
     def _within_capacity(self, encoding: Encoding) -> Encoding:
+        """Lower the maximum length to the transformer's positions. Raise ValueError if the call asked for more."""
         capacity = positions(self.encoder)
         if capacity is None or encoding.max_length < capacity:
             return encoding
         if encoding.of_call and encoding.max_length > capacity:
-            msg = f"max_length must be at most {capacity}, the transformer's positions; got {encoding.max_length}"
+            msg = (
+                f"max_length must be at most {capacity}, the number of the transformer's positions; "
+                f"got {encoding.max_length}"
+            )
             raise ValueError(msg)
         return encoding._replace(max_length=capacity, at_capacity=True)
 
@@ -550,6 +567,7 @@ def _check_last_n(last_n: Any) -> None:
 
 
 def _freeze_layers(model: nn.Module, last_n: int) -> None:
+    """Freeze all parameters of the transformer except those in its last n layers."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         msg = f"freeze_layers_except_last_n needs a transformer with a list of layers; got {type(model).__name__}"

@@ -1,4 +1,4 @@
-"""The files of a checkpoint, in a folder or on the Hugging Face hub."""
+"""Find the files of a checkpoint, in a folder or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from colbert_fast.models.damage import check_regular, check_subfolder, read_json
+from colbert_fast.models.file_checks import check_regular, check_subfolder, read_json
 from colbert_fast.models.staging import recover
 
-# The files that decide which kind of checkpoint a repository is. A cached snapshot that is known to lack one of them
-# is not loaded as another kind.
+# The files that decide which kind of checkpoint a repository holds. If the cached snapshot is known to lack one of
+# these files although the repository has it, the snapshot is refused and not loaded as another kind.
 _DECISIVE = (
     *("linear.pt", "metadata.json", "colbert_linear.pt"),
     *("config.json", "modules.json", "config_sentence_transformers.json"),
@@ -27,7 +27,7 @@ _DECISIVE = (
 
 
 def cache_folder(kwargs: dict[str, Any]) -> str | os.PathLike[str] | None:
-    """Where repositories are cached: as sentence-transformers has it, an argument, or else an environment variable."""
+    """Return the folder of cached repositories: an argument, or else the variable that sentence-transformers reads."""
     folder: str | os.PathLike[str] | None = kwargs.get("cache_folder")
     return os.getenv("SENTENCE_TRANSFORMERS_HOME") if folder is None else folder
 
@@ -35,8 +35,8 @@ def cache_folder(kwargs: dict[str, Any]) -> str | os.PathLike[str] | None:
 class Files:
     """The files of a checkpoint, in a folder or on the hub.
 
-    A repository whose hub cannot be asked is read from its snapshot in the cache, as a folder: what the snapshot
-    lacks, the checkpoint lacks.
+    If the hub cannot be asked, the snapshot of the repository in the cache is read like a folder. A file that the
+    snapshot lacks then counts as a file that the checkpoint lacks.
     """
 
     def __init__(self, source: Any, kwargs: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Files:
             self._turn_to_snapshot("its files")
 
     def find(self, name: str) -> str | None:
-        """Path of a file, downloaded if need be, or None where the checkpoint does not have it."""
+        """Return the path of a file, after a download if needed, or None if the checkpoint does not have the file."""
         if self.is_local:
             path = os.path.join(self.source, name)
             return path if check_regular(path) else None
@@ -75,7 +75,7 @@ class Files:
         return self._found[name]
 
     def _ask(self, name: str) -> str | None:
-        """Path of a file of a repository, or None where the hub says that it is not there."""
+        """Return the path of a file of a repository, or None if the hub says that the file is not there."""
         if self._offline:
             msg = f"{self.source!r} is no folder, and the Hugging Face hub could not be asked for its {name}"
             raise FileNotFoundError(msg)
@@ -91,19 +91,22 @@ class Files:
         except EntryNotFoundError:
             return None
         except RevisionNotFoundError as error:
-            msg = f"revision must be one of the repository {self.source!r}; got {self._cache['revision']!r}"
+            msg = f"revision must be a revision of the repository {self.source!r}; got {self._cache['revision']!r}"
             raise FileNotFoundError(msg) from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             msg = f"model_name_or_path must be a folder or a repository of the hub; got {self.source!r}"
             raise FileNotFoundError(msg) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Content of a JSON object file; empty where the checkpoint does not have it."""
+        """Return the object that a JSON file holds, or an empty one if the checkpoint does not have the file."""
         path = self.find(name)
         return {} if path is None else read_json(path)
 
     def modules(self) -> list[dict[str, Any]]:
-        """Entries of modules.json, each with a "type" and a "path" inside the checkpoint; empty without the file."""
+        """Return the entries of modules.json, or an empty list if the checkpoint does not have this file.
+
+        Each entry has a "type", and a "path" that stays inside the checkpoint.
+        """
         path = self.find("modules.json")
         if path is None:
             return []
@@ -120,12 +123,12 @@ class Files:
 
     @property
     def folder(self) -> str:
-        """Where the files lie: the folder itself, or the snapshot in the cache."""
+        """The folder that holds the files: the local folder itself, or the snapshot in the cache."""
         path = None if self.is_local else self.find("config.json") or self.find("modules.json")
         return self.source if path is None else str(Path(path).parent)
 
     def _turn_to_snapshot(self, wanted: str) -> bool:
-        """Read from the snapshot in the cache from now on, if there is one."""
+        """Read all files from the snapshot in the cache from now on. Returns False if there is no snapshot."""
         try:
             folder = snapshot_download(
                 self.source, **self._cache, local_files_only=True, allow_patterns=list(_DECISIVE)
@@ -137,7 +140,7 @@ class Files:
                 )
                 raise FileNotFoundError(msg) from error
             return False
-        except HFValidationError:  # find will say so
+        except HFValidationError:  # not a name of a repository; `find` raises the error for it
             return False
         self.source, self.is_local = str(folder), True
         return True

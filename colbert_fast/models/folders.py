@@ -1,8 +1,8 @@
-"""Replace the files of a folder in one step: whoever looks finds the old ones or the new ones, never a mixture.
+"""Replace the files of a folder in one step: other processes see the old files or the new files, never a mixture.
 
-The new files are written to a hidden folder beside the old one, which the two then exchange names with. What is in
-the old folder and is not replaced, such as the notes of its owner, comes along as hard links. A process that is killed
-leaves a hidden folder behind; the next call for the same path removes it.
+The new files are written to a hidden folder beside the old folder. Then the two folders exchange their names. Files of
+the old folder that are not replaced, such as notes of the user, are linked into the new folder with hard links. A
+process that is killed leaves a hidden folder behind; the next call for the same path removes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from colbert_fast.models.contents import Replaced, carry, may_go, publish, retire, sync, sync_folders, walk
+from colbert_fast.models.folder_contents import Replaced, carry, may_go, publish, retire, sync, sync_folders, walk
 from colbert_fast.models.staging import (
     MARK,
     Stage,
@@ -28,11 +28,12 @@ from colbert_fast.models.staging import (
     remove_tree,
 )
 
-# The parent folder cannot be written, or the folder cannot be moved: a mount point, somebody else's folder.
+# The errors for a folder that cannot be moved: its parent cannot be written, it is a mount point, or somebody else owns
+# it.
 _IMMOVABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
-# The system, or the file system, does not exchange folders.
+# The errors of a system, or of a file system, that cannot exchange the names of two folders.
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
-# Nothing loads a checkpoint without these. Where files are moved one by one they come last.
+# No library loads a checkpoint without these files. Where files are moved one by one, these files are moved last.
 _LAST = ("adapter_config.json", "modules.json", "config.json")
 
 
@@ -41,24 +42,27 @@ def replace(
     write: Callable[[str], None],
     replaced: Callable[[str, frozenset[str]], Replaced],
 ) -> None:
-    """Replace the files of a folder by those that `write` makes.
+    """Replace the files of a folder by the files that `write` makes.
 
     Parameters
     ----------
     path
-        The folder, made where it does not exist. Of a link to a folder, the folder is replaced and the link stays.
+        The folder. It is made if it does not exist. If `path` is a link to a folder, this folder is replaced and the
+        link stays.
     write
-        Called with an empty folder to write to; an error it raises leaves everything as it was.
+        Called with an empty folder, into which it writes the new files. If it raises an error, everything stays as it
+        was.
     replaced
-        Called with the old folder and the paths of the new files; says which old files are replaced.
+        Called with the old folder and the paths of the new files. Returns a function that says which paths of the old
+        folder belong to what is replaced.
 
     Raises
     ------
     FileExistsError
-        `path` is something else than a folder; or it holds a checkpoint and cannot be moved, as a mount point; or it
-        has a folder where a file must be written, or a file in place of a folder.
+        `path` is not a folder; or it holds a checkpoint and cannot be moved, as a mount point cannot; or it has a
+        folder where a file must be written, or a file where a folder must be made.
     OSError
-        What the system says, such as a full disk.
+        An error of the system, such as a full disk.
     """
     target = _resolved(path)
     parent = os.path.dirname(target)
@@ -85,14 +89,14 @@ def replace(
 def _replace_by(
     stage: Stage, target: str, write: Callable[[str], None], replaced: Callable[[str, frozenset[str]], Replaced]
 ) -> OSError | None:
-    """Write to `stage` and exchange it with `target`. Returns the error of a target that cannot be moved."""
+    """Write to `stage` and exchange it with `target`. If `target` cannot be moved, return the error, else None."""
     written: frozenset[str] = frozenset()
     here = _working_folder(target)
     parent = os.path.dirname(target)
     with contextlib.ExitStack() as stack:
         try:
             if not _can_exchange(stage.path):
-                # The target is missing for a moment: nobody else may take it for a new one.
+                # The target will be missing for a moment. With this lock, no other process makes a new folder there.
                 stack.enter_context(alone(parent))
                 put_back(target)
             if os.path.isdir(target):
@@ -103,7 +107,7 @@ def _replace_by(
                 carry(target, stage.path, replaced(target, written), written)
             sync_folders(stage.path)
             try:
-                with alone(target):  # Loads of ours read it to the end first.
+                with alone(target):  # waits until every `reading` of the old folder has ended
                     _install(stage.path, target)
             except OSError as error:
                 if error.errno not in _IMMOVABLE or not os.path.isdir(target):
@@ -111,9 +115,10 @@ def _replace_by(
                 return error
             sync(parent)
         finally:
-            # An interrupt may come at any line, also at those below: a lock that stayed would lock the target.
+            # An interrupt may come at any line, also below. The lock must always be released: the lock stays with its
+            # folder, which may be the target by now.
             try:
-                # What lies there says whether the exchange took place.
+                # If the new files are still at this path, the exchange did not take place.
                 if stage.is_here():
                     remove_tree(stage.path)
                 else:
@@ -122,7 +127,7 @@ def _replace_by(
                         with contextlib.suppress(OSError):
                             os.chdir(here)
                     if os.path.isdir(stage.path):
-                        # Asked again, for another process may have been quicker to put its own there.
+                        # `replaced` is called again, because another process may have put its own folder there first.
                         retire(stage.path, target, replaced(stage.path, written), written)
             finally:
                 stage.release()
@@ -130,7 +135,10 @@ def _replace_by(
 
 
 def _mounted(parent: str, target: str) -> OSError | None:
-    """The error of a folder where another disk is mounted: a folder beside it lies on a disk that cannot replace it."""
+    """Return an error if `target` is the mount point of another disk, else None.
+
+    A folder beside a mount point lies on another disk, so the two cannot exchange their names.
+    """
     try:
         same = os.stat(target).st_dev == os.stat(parent).st_dev
     except FileNotFoundError:
@@ -139,7 +147,7 @@ def _mounted(parent: str, target: str) -> OSError | None:
 
 
 def _can_exchange(folder: str) -> bool:
-    """Whether two folders inside this one can be exchanged."""
+    """Return whether the system can exchange the names of two folders inside `folder`."""
     one, other = (os.path.join(folder, f"{MARK}{name}") for name in ("one", "other"))
     os.mkdir(one)
     os.mkdir(other)
@@ -150,7 +158,7 @@ def _can_exchange(folder: str) -> bool:
 
 
 def _resolved(path: str | os.PathLike[str]) -> str:
-    """The folder itself behind links, with its parents made, or FileExistsError for what is no folder."""
+    """Return the path with links followed, and make the parent folders. Raise FileExistsError if it is no folder."""
     name = os.fspath(path)
     if not isinstance(name, str):
         msg = f"path must be a str or a path of str; got {path!r}"
@@ -166,10 +174,10 @@ def _resolved(path: str | os.PathLike[str]) -> str:
 
 
 def _install(stage: str, target: str) -> None:
-    """Put `stage` in place of `target`. What was there is then at the path of `stage`."""
+    """Put the folder `stage` in the place of `target`. An old folder is then at the path of `stage`."""
     while True:
         try:
-            os.rename(stage, target)  # nothing there, or an empty folder
+            os.rename(stage, target)  # works if `target` does not exist or is an empty folder
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -179,15 +187,16 @@ def _install(stage: str, target: str) -> None:
             code = _set_aside(stage, target)
         if code == 0:
             return
-        # Another process took the target away, or was quicker to put its own there: once more.
+        # Another process removed the target, or put its own folder there, in the meantime: try again.
         if code not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
             raise OSError(code, os.strerror(code), target)
 
 
 def _exchange(one: str, other: str) -> int:
-    """Exchange the names of two folders in one step; returns 0, or the error's number.
+    """Exchange the names of two folders in one step. Return 0, or the number of the error.
 
-    Python has no function for it, nor has any package that this one needs. Where torch runs, glibc has it.
+    Python has no function for this, and the packages that we need have none either. Every glibc that torch supports
+    has one.
     """
     try:
         if sys.platform == "linux":
@@ -207,7 +216,7 @@ def _exchange(one: str, other: str) -> int:
 
 
 def _set_aside(stage: str, target: str) -> int:
-    """Do in several steps what `_exchange` does in one; `recover` mends what a kill between them leaves."""
+    """Do in several renames what `_exchange` does in one step. After a kill between two renames, `recover` helps."""
     aside = hidden_name(os.path.dirname(target), target, "replaced")
     try:
         os.rename(target, aside)
@@ -216,7 +225,7 @@ def _set_aside(stage: str, target: str) -> int:
         except BaseException:
             os.rename(aside, target)
             raise
-        # Another process may have removed it already.
+        # Another process may have removed the old folder already.
         with contextlib.suppress(FileNotFoundError):
             os.rename(aside, stage)
     except OSError as error:
@@ -225,7 +234,7 @@ def _set_aside(stage: str, target: str) -> int:
 
 
 def _working_folder(target: str) -> str | None:
-    """The path of the process's working folder where it is `target` or lies in it, or else None."""
+    """Return the path of the process's working folder if it is `target` or lies inside `target`, else None."""
     try:
         here = os.path.realpath(os.getcwd())
     except OSError:
@@ -239,10 +248,13 @@ def _fill(
     replaced: Callable[[str, frozenset[str]], Replaced],
     obstacle: OSError,
 ) -> None:
-    """Write to a folder that cannot be exchanged, which must hold no checkpoint: file by file, configuration last."""
+    """Fill a folder that cannot be exchanged. The files are moved one by one, the configuration last.
+
+    Raises FileExistsError if the folder holds a checkpoint.
+    """
     if held := [name for name in _LAST if os.path.lexists(os.path.join(target, name))]:
         msg = (
-            f"path must not hold a checkpoint ({held[0]}) where the folder cannot be replaced in one step "
+            f"path must not hold a checkpoint ({held[0]}) if the folder cannot be replaced in one step "
             f"({obstacle.strerror}); got {target!r}: save to a folder inside it, or empty it first"
         )
         raise FileExistsError(msg) from obstacle
@@ -252,7 +264,7 @@ def _fill(
         write(stage.path)
         written = publish(stage.path)
         belongs = replaced(target, written)
-        # Of an earlier save that was killed here, say.
+        # Remove files of a checkpoint, which an earlier save may have left here when it was killed.
         for path, entry in list(walk(target)):
             if not entry.is_dir(follow_symlinks=False) and belongs(path) and may_go(entry, f"{stage.path}/{path}"):
                 os.unlink(entry.path)

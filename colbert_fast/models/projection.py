@@ -1,4 +1,7 @@
-"""The projection of token states that lies beside a transformer, in linear.pt or colbert_linear.pt."""
+"""Read the projection that lies beside a transformer, in linear.pt or colbert_linear.pt.
+
+A projection is a linear layer that maps each token state of the transformer to an embedding.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-from colbert_fast.models.damage import read_tensors
+from colbert_fast.models.file_checks import read_tensors
 
 
 class Projection(NamedTuple):
-    """A linear layer: weight [embedding_size, hidden_size], and bias [embedding_size] or None; float32 or float64."""
+    """A linear layer on the CPU, in float32 or float64.
+
+    `weight` is [embedding_size, hidden_size]. `bias` is [embedding_size] or None.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
 
 
 def read_projection(path: str) -> Projection:
-    """Read what torch.save wrote of a linear layer.
+    """Read a linear layer from a file that torch.save wrote.
 
     Raises
     ------
     ValueError
-        A file that is damaged, holds anything else, or numbers that are no weights.
+        The file is damaged, holds something else than a linear layer, or its numbers cannot be weights.
     """
     content = read_tensors(path)
     weight = content.get("weight") if isinstance(content, dict) else None
@@ -31,7 +37,7 @@ def read_projection(path: str) -> Projection:
         msg = f'{path} must hold {{"weight": [embedding_size, hidden_size]}}; got {got}'
         raise ValueError(msg)
     if unread := sorted(str(key) for key in content if key not in ("weight", "bias")):
-        msg = f'{path} must hold "weight" and perhaps "bias"; it also holds {unread}, which nothing here reads'
+        msg = f'{path} must hold "weight", perhaps "bias", and nothing else; it also holds {unread}'
         raise ValueError(msg)
     bias = content.get("bias")
     if bias is not None and (not isinstance(bias, torch.Tensor) or bias.shape != weight.shape[:1]):
@@ -42,9 +48,10 @@ def read_projection(path: str) -> Projection:
 
 
 def _numbers(path: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in float32 or float64. Raise ValueError if its numbers cannot be weights."""
     problem = _problem(tensor)
     if problem is None:
-        # Not every narrow type knows isfinite.
+        # torch.isfinite does not accept every narrow dtype, so the numbers are converted first.
         tensor = tensor.detach().to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous()
         if not bool(torch.isfinite(tensor).all()):
             problem = "NaN or infinite numbers"
@@ -55,6 +62,7 @@ def _numbers(path: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _problem(tensor: Any) -> str | None:
+    """Return what makes a tensor unusable as weights, without a look at its numbers, or None."""
     if tensor.layout is not torch.strided:
         return f"a sparse tensor ({tensor.layout})"
     if tensor.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""Saving an encoder as a checkpoint, and which files of a folder belong to a checkpoint."""
+"""Save an encoder as a checkpoint, and tell which files of a folder belong to a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from torch import nn
 
 from colbert_fast.models import folders, staging, tokens
 from colbert_fast.models.checkpoint import projection
-from colbert_fast.models.contents import Replaced
-from colbert_fast.models.quiet import quiet_loading
+from colbert_fast.models.folder_contents import Replaced
+from colbert_fast.models.load_report import quiet_loading
 from colbert_fast.models.settings import check_settings
 
 FORMATS = ("neural-cherche", "sentence-transformers")
 
-# Names of the files that some library reads when it loads a checkpoint, of whatever kind. Where one of them was not
-# written anew it must go: older weights, another tokenizer or another list of modules would be read instead of the new
-# files or beside them. Every other name is the user's: README.md, the state of a training, folders of other
-# checkpoints, a repository of git, scripts.
+# The names of all files that some library reads when it loads a checkpoint of any kind. If a save does not write such a
+# file anew, the old file must be removed: otherwise a load would read old weights, another tokenizer or another list of
+# modules together with the new files, or in their place. Every other file is the user's: README.md, the state of a
+# training, folders of other checkpoints, a git repository, scripts.
 _CHECKPOINT_FILES = (
-    # Weights, whole, in shards and in variants such as model.fp16.safetensors; adapters, which name a base model.
+    # Weights in one file, in shards, and in variants such as model.fp16.safetensors; adapters, which name a base model.
     *("model.safetensors", "model.*.safetensors", "model-*-of-*.safetensors", "model.safetensors.index*.json"),
     *("pytorch_model.bin", "pytorch_model.*.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index*.json"),
     *("tf_model*.h5", "tf_model.h5.index.json", "flax_model*.msgpack", "flax_model.msgpack.index.json"),
     *("model.ckpt.*", "rust_model.ot", "model*.onnx", "model*.onnx_data", "openvino_model*.xml", "openvino_model*.bin"),
     *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "ort_config.json"),
     *("consolidated*.safetensors", "consolidated*.pth"),
-    # Projections: neural-cherche's, BGE-M3's; the settings of Stanford's ColBERT.
+    # Projections of neural-cherche and of BGE-M3; the settings of a Stanford ColBERT.
     *("linear.pt", "colbert_linear.pt", "sparse_linear.pt", "artifact.metadata"),
-    # Configurations: transformers', sentence-transformers'.
+    # Configurations of transformers and of sentence-transformers.
     *("config.json", "generation_config.json", "quantize_config.json"),
     *("modules.json", "config_sentence_transformers.json", "sentence_*config.json", "router_config.json"),
     # Tokenizers and processors.
@@ -50,7 +50,7 @@ _CHECKPOINT_FILES = (
     *("chat_template.json", "chat_template.jinja"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
 )
-# Folders, besides the modules, in which sentence-transformers looks for weights.
+# The folders in which sentence-transformers looks for weights, besides the folders of the modules.
 _EXPORTS = ("onnx", "openvino")
 _ALWAYS_SAVED_BY_SENTENCE_TRANSFORMERS = {"truncation": True, "add_special_tokens": True}
 
@@ -62,16 +62,17 @@ def save(
     settings: dict[str, Any],
     metadata: dict[str, Any],
 ) -> None:
-    """Write a checkpoint folder in one of `FORMATS`, leaving the encoder as it is; see `ColBERT.save_pretrained`.
+    """Write a checkpoint folder in one of `FORMATS`. The encoder does not change. See `ColBERT.save_pretrained`.
 
     Raises
     ------
     TypeError, ValueError
-        Unknown format, settings that no encoder can have, or an encoder that the format cannot express.
+        An unknown format, settings that no encoder can have, or an encoder that the format cannot express.
     FileExistsError
-        `path` is a file, holds a checkpoint whose files would be read instead of those written, or cannot be replaced.
+        `path` is a file; or it holds a neural-cherche checkpoint, which a load would read instead of the new files; or
+        the folder holds a checkpoint and cannot be replaced in one step.
     OSError
-        What the system says, such as a full disk. The folder is then as it was.
+        An error of the system, such as a full disk. The folder stays as it was.
     """
     if format not in FORMATS:
         msg = f"format must be one of {list(FORMATS)}; got {format!r}"
@@ -86,14 +87,14 @@ def save(
     staging.recover(path)
     if format == "sentence-transformers" and os.path.lexists(Path(path) / "linear.pt"):
         msg = (
-            f"path must not hold a neural-cherche checkpoint, whose linear.pt would win; got {os.fspath(path)!r}: "
-            "save to another folder, or remove that checkpoint first"
+            "path must not hold a neural-cherche checkpoint, because its linear.pt would win; "
+            f"got {os.fspath(path)!r}: save to another folder, or remove that checkpoint first"
         )
         raise FileExistsError(msg)
 
     def write(folder: str) -> None:
         saved = _snapshot(encoder)
-        with quiet_loading():  # transformers shows a bar as it saves, too
+        with quiet_loading():  # transformers shows a progress bar when it saves, too
             if format == "neural-cherche":
                 _write_neural_cherche(saved, Path(folder), settings, metadata)
             else:
@@ -102,7 +103,7 @@ def save(
     try:
         folders.replace(path, write, checkpoint_files)
     except Exception as error:
-        # safetensors and tokenizers have errors of their own for a full disk.
+        # safetensors and tokenizers raise errors of their own for a full disk. Turn such an error into an OSError.
         code = re.search(r"\(os error (\d+)\)", str(error))
         if code is None or isinstance(error, OSError):
             raise
@@ -110,19 +111,21 @@ def save(
 
 
 def checkpoint_files(folder: str, written: frozenset[str]) -> Replaced:
-    """Return what says whether a path in a folder is a checkpoint's file, or a module's folder, rather than the user's.
+    """Return a function that says whether a path in `folder` belongs to a checkpoint, and not to the user.
+
+    A path belongs to a checkpoint if it is a file that a load reads or the folder of a module.
 
     Parameters
     ----------
     folder
-        The folder, whose modules.json names the folders of its modules.
+        The folder. Its modules.json names the folders of its modules.
     written
-        The paths of a new checkpoint's files, relative to the folder; their folders are modules too.
+        The paths of a new checkpoint's files, relative to the folder. The folders of these files are modules too.
     """
     modules = _module_folders(folder)
     modules |= {posixpath.dirname(path) for path in written}
     modules |= {*_EXPORTS, "additional_chat_templates"}
-    # A common name: neural-cherche's file has this key.
+    # Other programs write a metadata.json, too. The file of a neural-cherche checkpoint has this key.
     own_metadata = "max_length_query" in _read_object(os.path.join(folder, "metadata.json"), dict)
 
     def belongs(path: str) -> bool:
@@ -131,7 +134,7 @@ def checkpoint_files(folder: str, written: frozenset[str]) -> Replaced:
             return True
         if inside == "additional_chat_templates":
             return name.endswith(".jinja")
-        # The modules of a Router have their folders in its own.
+        # The folders of a Router's modules lie inside the folder of the Router.
         in_module = not inside or any(inside == module or inside.startswith(f"{module}/") for module in modules)
         return in_module and any(fnmatch.fnmatchcase(name, pattern) for pattern in _CHECKPOINT_FILES)
 
@@ -139,7 +142,7 @@ def checkpoint_files(folder: str, written: frozenset[str]) -> Replaced:
 
 
 def _module_folders(folder: str) -> set[str]:
-    """Folders that modules.json names. One that would leave the folder does not count."""
+    """Return the paths of the folders that modules.json names. A path that leads out of `folder` is left out."""
     paths = set()
     for module in _read_object(os.path.join(folder, "modules.json"), list):
         path = module.get("path") if isinstance(module, dict) else None
@@ -151,7 +154,7 @@ def _module_folders(folder: str) -> set[str]:
 
 
 def _read_object(path: str, kind: type) -> Any:
-    """Content of a JSON file; empty where the file is not there or holds something else."""
+    """Return the content of a JSON file, or an empty `kind` if the file does not exist or holds something else."""
     try:
         content = json.loads(Path(path).read_bytes()) if os.path.isfile(path) else None
     except (OSError, ValueError, RecursionError):
@@ -160,7 +163,7 @@ def _read_object(path: str, kind: type) -> Any:
 
 
 def _snapshot(encoder: MultiVectorEncoder) -> MultiVectorEncoder:
-    """A copy that shares the weights and can be changed: transformers writes to the configuration as it saves."""
+    """Return a copy of the encoder with the same weights. A save may change the configuration of the copy."""
     saved: MultiVectorEncoder = _shallow(encoder)
     name, first = next(iter(saved._modules.items()))
     if isinstance(first, Transformer):
@@ -172,7 +175,8 @@ def _snapshot(encoder: MultiVectorEncoder) -> MultiVectorEncoder:
                 if part in vars(model):
                     setattr(model, part, copy.deepcopy(getattr(model, part)))
             transformer.model = model
-        # What a fast tokenizer was told by the last call would go into its file, while another thread tells it more.
+        # A fast tokenizer keeps the options of the last call, and would write them into its file. Another thread may
+        # set other options at the same time, so the lock is held while the tokenizer is copied.
         with tokens.tokenizing:
             transformer.processor = copy.deepcopy(transformer.processor)
         backend = getattr(transformer.tokenizer, "backend_tokenizer", None)
@@ -184,6 +188,7 @@ def _snapshot(encoder: MultiVectorEncoder) -> MultiVectorEncoder:
 
 
 def _shallow(module: Any) -> Any:
+    """Return a copy of a module whose dict of submodules can be changed without changing the module."""
     copied = copy.copy(module)
     copied.__dict__["_modules"] = copy.copy(module._modules)
     return copied
@@ -196,16 +201,17 @@ def _write_neural_cherche(
     transformer: Any = encoder[0]
     linear = projection(encoder)
     if linear is None:
-        # The identity gives neural-cherche the raw states; the metadata tell this package to leave it out.
+        # With the identity as projection, neural-cherche gives the transformer's own states. The metadata tell this
+        # package that there is no projection.
         state = {"weight": torch.eye(transformer.get_embedding_dimension(), dtype=torch.float32)}
         metadata["embedding_size"] = None
     else:
-        # Copies, for torch writes all of the memory that a tensor is a part of.
+        # Copies, because torch.save writes the whole memory block in which a tensor lies.
         state = {name: value.detach().cpu().clone() for name, value in linear.state_dict().items()}
         metadata.pop("embedding_size", None)
     transformer.model.save_pretrained(folder)
     encoder.tokenizer.save_pretrained(folder)
-    # Through memory, so that a full disk is an OSError.
+    # torch.save writes to memory first, so that a full disk raises an OSError and not an error of torch.
     content = io.BytesIO()
     torch.save(state, content)
     (folder / "linear.pt").write_bytes(content.getbuffer())
@@ -219,21 +225,21 @@ def _write_sentence_transformers(encoder: MultiVectorEncoder, folder: str, setti
     transformer.document_length = settings["max_length_document"]
     prompts = {"query": settings["query_prefix"], "document": settings["document_prefix"]}
     encoder.prompts = {**encoder.prompts, **prompts}
-    # A model card looks the base model up on the hub.
+    # No model card, because making one asks the hub about the base model.
     encoder.save_pretrained(folder, create_model_card=False)
 
 
 def _check_projection(encoder: MultiVectorEncoder) -> None:
-    """Raise ValueError unless the projection fits the transformer, as a load requires."""
+    """Raise ValueError if the projection does not fit the transformer. A load would refuse the checkpoint."""
     linear, transformer = projection(encoder), encoder[0]
     hidden = cast(Any, transformer).get_embedding_dimension()
     if linear is not None and (linear.weight.dim() != 2 or linear.weight.shape[1] != hidden):
-        msg = f"linear must fit the transformer, weight [*, {hidden}]; got {list(linear.weight.shape)}"
+        msg = f"linear must fit the transformer, with weight [*, {hidden}]; got weight {list(linear.weight.shape)}"
         raise ValueError(msg)
 
 
 def _beyond(encoder: MultiVectorEncoder, format: str, settings: dict[str, Any]) -> str | None:
-    """What of the encoder the format cannot express, or None."""
+    """Return what the format cannot express about the encoder, in words, or None if it can express everything."""
     if format == "neural-cherche":
         return _beyond_neural_cherche(encoder)
     for name, value in _ALWAYS_SAVED_BY_SENTENCE_TRANSFORMERS.items():

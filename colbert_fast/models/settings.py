@@ -1,4 +1,4 @@
-"""What a text is turned into tokens with: the settings of an encoder, and which values they can have."""
+"""The settings with which an encoder turns a text into tokens, and checks of their values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sentence_transformers import MultiVectorEncoder
 
 from colbert_fast._integers import positive_int
 
-# What metadata.json holds and the constructor of ColBERT takes.
+# The settings that metadata.json holds. The constructor of ColBERT takes arguments with the same names.
 SETTINGS = (
     "max_length_query",
     "max_length_document",
@@ -19,12 +19,12 @@ SETTINGS = (
     "add_special_tokens",
 )
 
-# No text has as many tokens.
+# No text has so many tokens.
 _MAX_LENGTH = 2**31
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError for a setting no encoder can have; make the lengths Python's own integers."""
+    """Raise ValueError or TypeError for a setting that no encoder can have. Turn the two lengths into Python ints."""
     for name in ("max_length_query", "max_length_document"):
         settings[name] = positive_int(settings[name], name)
         if settings[name] >= _MAX_LENGTH:
@@ -42,14 +42,14 @@ def check_settings(settings: dict[str, Any]) -> None:
 
 
 def check_padding(value: Any) -> None:
-    """Raise ValueError unless `value` is a way of padding."""
+    """Raise ValueError if `value` is not a known way of padding."""
     if value is not True and not (isinstance(value, str) and value in ("max_length", "longest")):
         msg = f'padding must be "max_length", "longest" or True; got {value!r}'
         raise ValueError(msg)
 
 
 def set_query_length(encoder: MultiVectorEncoder, length: int) -> None:
-    """Make query expansion, where an encoder has it, obey a new maximum length of queries."""
+    """Set a new maximum length of queries. It matters only for an encoder with query expansion."""
     transformer: Any = encoder[0]
     expansion = getattr(transformer, "query_expansion", None)
     if expansion is None:
@@ -60,17 +60,17 @@ def set_query_length(encoder: MultiVectorEncoder, length: int) -> None:
 
 
 def expanded_to(expansion: dict[str, Any], length: int) -> dict[str, Any]:
-    """How sentence-transformers should expand queries of at most `length` tokens.
+    """Return how sentence-transformers should expand queries of at most `length` tokens.
 
-    Expansion of the strategy "fixed" gives every query this length. Expansion of the strategy "min" has a length of
-    its own, up to which a shorter query is filled; it must not be above `length`.
+    The strategy "fixed" fills every query up to `length`. The strategy "min" fills a shorter query up to a length of
+    its own, which must not be above `length`.
     """
     fixed = expansion["strategy"] == "fixed"
     return {**expansion, "length": length if fixed else min(length, expansion["length"])}
 
 
 def check_settings_of(path: str, settings: dict[str, Any]) -> None:
-    """check_settings for what a file says."""
+    """Check settings that were read from the file `path`, and name this file in the error."""
     try:
         check_settings(settings)
     except (TypeError, ValueError) as error:

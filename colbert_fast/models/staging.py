@@ -1,4 +1,8 @@
-"""Hidden folders in which the files of another folder are made ready: their names, their locks, what kills leave."""
+"""The hidden folders in which new files are prepared: their names, their locks, and what a killed process leaves.
+
+There are two kinds. A "saving" folder holds the new files while they are written. A "replaced" folder is the old folder
+that was set aside, on a system that cannot exchange two folders in one step.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,17 @@ from collections.abc import Iterator
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing says there whether a hidden folder is in use, and what a kill left stays.
+except ImportError:  # Windows has no such locks: nothing says whether a hidden folder is in use, so leftovers stay.
     fcntl = None  # type: ignore[assignment]
 
 MARK = ".colbert_fast-"
 
 
 def recover(folder: str | os.PathLike[str]) -> None:
-    """Put back a folder that a killed process had set aside; nothing where the folder is there.
+    """Put back a folder that a killed process had set aside. If the folder exists, do nothing.
 
-    Only where two folders cannot be exchanged in one step is the old one set aside before the new one comes. A process
-    that does this now is waited for.
+    The old folder is set aside only on a system that cannot exchange two folders in one step. If another process is
+    doing this now, wait for it.
     """
     target = os.path.realpath(folder)
     parent = os.path.dirname(target)
@@ -31,7 +35,7 @@ def recover(folder: str | os.PathLike[str]) -> None:
 
 
 def put_back(target: str) -> None:
-    """As `recover`, for who is alone already."""
+    """Do what `recover` does, for a caller that holds the lock of `alone` already."""
     if not os.path.lexists(target):
         for aside in hidden(os.path.dirname(target), target, "replaced"):
             with contextlib.suppress(OSError):
@@ -41,7 +45,10 @@ def put_back(target: str) -> None:
 
 @contextlib.contextmanager
 def alone(parent: str) -> Iterator[None]:
-    """Wait until no other process or thread is here with this folder, as far as the file system has locks."""
+    """Hold the exclusive lock of a folder: at most one process or thread is in this context.
+
+    Waits for the lock. Without effect on a file system that has no locks.
+    """
     descriptor = None
     try:
         if fcntl is not None:
@@ -55,7 +62,10 @@ def alone(parent: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Let no save of ours replace a folder while its files are read, as far as the file system has locks."""
+    """Hold a shared lock of a folder, so that no save replaces the folder while its files are read.
+
+    Without effect on a file system that has no locks.
+    """
     descriptor = None
     try:
         while fcntl is not None:
@@ -64,7 +74,7 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
                     break
-            except (OSError, TypeError, ValueError):  # no folder, which the load will say; or no locks
+            except (OSError, TypeError, ValueError):  # no locks; or no folder, for which the load raises the error
                 break
             _unlock(descriptor)
             descriptor = None
@@ -74,17 +84,18 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class Stage:
-    """A hidden folder in `parent`, locked while it is in use, in which the files for `target` are written."""
+    """A hidden folder in `parent` into which the new files for `target` are written. It is locked while it is used."""
 
     def __init__(self, parent: str, target: str) -> None:
         while True:
             self.path = hidden_name(parent, target, "saving")
-            # What umask gives; or closed until it has the permissions of the folder that it replaces.
+            # A new folder gets the permissions that the umask allows. A folder that replaces another one is closed to
+            # others until it has the permissions of the old folder.
             os.mkdir(self.path, 0o700 if os.path.isdir(target) else 0o777)
             try:
                 self._lock = _lock(self.path)
             except (BlockingIOError, FileNotFoundError):
-                # Another process took it for a leftover before it was locked, and removes it.
+                # Before the folder was locked, another process thought that it was a leftover, and removes it.
                 continue
             except BaseException:
                 os.rmdir(self.path)
@@ -95,25 +106,25 @@ class Stage:
                     break
 
     def is_here(self) -> bool:
-        """Whether the new files are still at `path`; after the exchange the old ones are there, or nothing."""
+        """Return whether the new files are still at `path`. After the exchange the old files are there, or nothing."""
         try:
             return os.path.samestat(self._status, os.stat(self.path))
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
-        """Unlock the folder, wherever it is now."""
+        """Unlock the folder, which may have another name by now."""
         lock, self._lock = self._lock, None
         _unlock(lock)
 
 
 def hidden_name(parent: str, target: str, kind: str) -> str:
-    """A new path in `parent` for a hidden folder: being written, or old and set aside."""
+    """Return a new path in `parent` for a hidden folder for `target`, of the kind "saving" or "replaced"."""
     return os.path.join(parent, f"{_prefix(target, kind)}{secrets.token_hex(6)}")
 
 
 def hidden(parent: str, target: str, kind: str) -> list[str]:
-    """The hidden folders of a kind that `parent` has for `target`."""
+    """Return the paths of the hidden folders in `parent` for `target`, of the kind "saving" or "replaced"."""
     prefix = _prefix(target, kind)
     try:
         return [os.path.join(parent, name) for name in os.listdir(parent) if name.startswith(prefix)]
@@ -122,15 +133,16 @@ def hidden(parent: str, target: str, kind: str) -> list[str]:
 
 
 def _prefix(target: str, kind: str) -> str:
-    # A digest, for the name of the target may be as long as a name can be.
+    # A digest of the target's name and not the name itself, which may be as long as the file system allows.
     digest = hashlib.sha256(os.fsencode(os.path.basename(target))).hexdigest()
     return f"{MARK}{kind}-{digest[:12]}-"
 
 
 def _lock(folder: str) -> int | None:
-    """Lock a folder and return the descriptor that holds the lock, or None where folders cannot be locked.
+    """Lock a folder and return the descriptor that holds the lock, or None if folders cannot be locked here.
 
-    Raises BlockingIOError where another process or thread holds it. The system takes the lock from a killed process.
+    Raises BlockingIOError if another process or thread holds the lock. When a process is killed, the system releases
+    its locks.
     """
     if fcntl is None:
         return None
@@ -150,13 +162,13 @@ def _lock(folder: str) -> int | None:
 
 def _unlock(descriptor: int | None) -> None:
     if descriptor is not None:
-        # A child forked meanwhile has the descriptor too, which would keep the lock.
+        # A child that was forked in the meantime has the descriptor too. Without LOCK_UN the child would keep the lock.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 def remove_leftovers(parent: str, target: str) -> None:
-    """Remove what killed processes left for `target`; what is locked is in use."""
+    """Remove the hidden folders that killed processes left for `target`. A locked folder is in use and stays."""
     if hidden(parent, target, "replaced"):
         with alone(parent):
             if os.path.isdir(target):
@@ -171,11 +183,11 @@ def remove_leftovers(parent: str, target: str) -> None:
 
 
 def remove_tree(folder: str) -> None:
-    """Remove a hidden folder with all there is in it, as far as this process may."""
+    """Remove a hidden folder and everything in it, as far as the permissions of this process allow."""
     for parent, names, _ in os.walk(folder):
         for name in names:
             inner = os.path.join(parent, name)
-            # A folder of the user that may not be written has come along with its permissions.
+            # A folder of the user keeps its permissions in the hidden folder. They may forbid to remove files from it.
             if not os.path.islink(inner):
                 with contextlib.suppress(OSError):
                     os.chmod(inner, 0o700)
@@ -183,7 +195,7 @@ def remove_tree(folder: str) -> None:
 
 
 def copy_permissions(old: str, new: str) -> None:
-    """Give a new folder the owner and the permissions of an old one, as far as this process may."""
+    """Give a new folder the owner, permissions and times of an old one, as far as this process is allowed to."""
     status = os.stat(old)
     if hasattr(os, "chown"):
         with contextlib.suppress(OSError):

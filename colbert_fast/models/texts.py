@@ -1,4 +1,4 @@
-"""The texts that callers hand in: checking them, and pairing queries with documents."""
+"""The texts that callers give: check them, pair queries with documents, and split the pairs into windows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 class Window(NamedTuple):
-    """Pairs that are scored together, and the texts that must be embedded for them."""
+    """p pairs that are scored together, and the texts that must be embedded to score them. All tensors are int64."""
 
-    queries: Tensor  # numbers of the distinct queries, int64
-    documents: Tensor  # numbers of the distinct documents, int64
-    pairs: Tensor  # int64 [p, 2]: each pair as places in `queries` and in `documents`
-    places: Tensor  # int64 [p]: where the score of each pair belongs in the result
+    queries: Tensor  # numbers of the distinct queries
+    documents: Tensor  # numbers of the distinct documents
+    pairs: Tensor  # [p, 2]: each pair as an index into `queries` and an index into `documents`
+    places: Tensor  # [p]: the index in the result at which the score of each pair belongs
 
 
 def as_texts(name: str, texts: Iterable[str]) -> list[str]:
-    """The argument `name` as a list of str; TypeError or ValueError unless each is a text that can be tokenized."""
+    """Return the argument `name` as a list of str. Raise TypeError or ValueError for what cannot be tokenized."""
     if isinstance(texts, (str, bytes)):
         msg = f"{name} must be a list of str; got one {type(texts).__name__}: put it in a list"
         raise TypeError(msg)
@@ -37,7 +37,7 @@ def as_texts(name: str, texts: Iterable[str]) -> list[str]:
 
 
 def check_unicode(name: str, text: str) -> None:
-    """Raise ValueError if a text holds half of a surrogate pair, which no tokenizer takes."""
+    """Raise ValueError if a text holds half of a surrogate pair, which no tokenizer accepts."""
     if text.isascii():
         return
     try:
@@ -45,18 +45,23 @@ def check_unicode(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         msg = (
             f"{name} must be Unicode text; it has the lone surrogate {text[error.start]!r} at character "
-            f'{error.start}: text.encode("utf-8", "replace").decode() gives a text without it'
+            f'{error.start}: text.encode("utf-8", "replace").decode() replaces it'
         )
         raise ValueError(msg) from None
 
 
 def pair_up(queries: list[str], documents: list[str]) -> tuple[list[str], list[str], Tensor]:
-    """Pair two lists of one length, or one text with each of a list; else ValueError.
+    """Pair two lists of the same length item by item, or one text with every text of the other list.
 
     Returns
     -------
     queries, documents, pairs
-        The distinct texts of each side, and the pairs as numbers of these, int64 [p, 2].
+        The distinct texts of each side, and the pairs, int64 [p, 2]: an index into `queries` and one into `documents`.
+
+    Raises
+    ------
+    ValueError
+        The two lists have different lengths, and neither has length 1.
     """
     if len(queries) != len(documents) and 1 not in (len(queries), len(documents)):
         msg = (
@@ -76,24 +81,27 @@ def pair_up(queries: list[str], documents: list[str]) -> tuple[list[str], list[s
 
 
 def windows(pairs: Tensor, query_sizes: Tensor, document_sizes: Tensor, held: int) -> Iterator[Window]:
-    """Split pairs so that the embeddings of each part take about `held` bytes, or one text of each side.
+    """Split pairs into windows, so that the embeddings of one window take about `held` bytes.
 
-    The side that takes fewer bytes in all is kept, in blocks of at most half of `held`; the texts of the other side
-    pass by it, and each is embedded once for each block that it meets: in most cases, once.
+    A window has at least one text of each side, even if these texts alone take more bytes.
+
+    One side is kept: the side whose embeddings take fewer bytes in all. It is cut into blocks of at most half of `held`
+    bytes. The texts of the other side pass by each block, so a text of the other side is embedded once for each block
+    with which it has a pair. In most cases there is one block, so each text is embedded once.
 
     Parameters
     ----------
     pairs
-        int64 [p, 2]: numbers of a query and of a document.
+        int64 [p, 2]: the number of a query and the number of a document.
     query_sizes, document_sizes
-        int64: bytes of the embeddings of each.
+        int64: the number of bytes that the embeddings of each query, or of each document, take.
     held
-        Bytes.
+        Number of bytes of one window.
     """
     sizes = (query_sizes, document_sizes)
     kept = 0 if int(query_sizes.sum()) <= int(document_sizes.sum()) else 1
     block = _blocks(sizes[kept], held // 2)[pairs[:, kept]]
-    # Within a block the pairs go by the texts that pass, and in their order.
+    # Sort the pairs by block, and within a block by the number of the text that passes.
     order = torch.argsort(pairs[:, 1 - kept], stable=True)
     order = order[torch.argsort(block[order], stable=True)]
     passing, block = pairs[order, 1 - kept], block[order]
@@ -108,12 +116,12 @@ def windows(pairs: Tensor, query_sizes: Tensor, document_sizes: Tensor, held: in
 
 
 def _blocks(sizes: Tensor, most: int) -> Tensor:
-    """Number the blocks into which things of these sizes are cut, in order, each of about `most` bytes."""
+    """Cut items of these sizes, in their order, into blocks of about `most` bytes. Return the block of each item."""
     return (sizes.cumsum(0) - sizes) // max(1, most)
 
 
 def _runs(*keys: Tensor) -> Iterator[tuple[int, int]]:
-    """Where runs of equal keys start and end."""
+    """Yield the start and the end of each run of positions at which all keys stay equal."""
     n = len(keys[0])
     new = torch.zeros(n, dtype=torch.bool)
     for key in keys:

@@ -1,4 +1,4 @@
-"""From texts to the tokens that pass through the transformer: how many, which are cut off, and in which batches."""
+"""Turn texts into the tokens that pass through the transformer: tokenize, cut long texts, and make batches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.settings import expanded_to
 
-# Texts that are tokenized together.
+# The number of texts that are tokenized together.
 _CHUNK_TEXTS = 1024
 
-# A fast tokenizer keeps the length at which it cuts, and how it pads, between being told and being used: another
-# thread that tells it something else meanwhile has texts of both cut at its length. One lock for all encoders, which
-# may share a tokenizer; it is held for a small part of the time that the transformer then takes. A fork waits for it:
-# tokenizers have locks of their own, which would be locked for ever in the child.
+# A fast tokenizer stores the length at which it cuts, and how it pads, before it uses them. If another thread stored
+# other values in between, the texts of both threads would be cut at the same length. Encoders may share a tokenizer, so
+# there is one lock for all encoders. It is held for a short time, compared with the time of the transformer. A fork
+# waits for the lock, because a tokenizer also has locks of its own, which would stay locked for ever in the child.
 tokenizing = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -40,47 +40,50 @@ class Encoding(NamedTuple):
     truncation: bool
     add_special_tokens: bool
     padding: bool | str
-    # Tokens of a text, prefix and special tokens included: never more than the transformer holds.
+    # Tokens of a text, prefix and special tokens included. Never more than the transformer can take.
     max_length: int
-    # Whether `max_length` is all that the transformer holds.
+    # Whether `max_length` is as many tokens as the transformer can take.
     at_capacity: bool = False
-    # Whether `max_length` was said in this call.
+    # Whether the caller gave `max_length` as an argument of this call.
     of_call: bool = False
 
     @property
-    def task(self) -> str:
-        """The name sentence-transformers has for the side of the text."""
+    def side(self) -> str:
+        """The side of the texts, "query" or "document". sentence-transformers calls this word a task."""
         return "query" if self.query_mode else "document"
 
     @property
     def setting(self) -> str:
-        """Where the maximum length was said."""
-        return "max_length" if self.of_call else f"max_length_{self.task}"
+        """The name of the argument or setting that the maximum length comes from."""
+        return "max_length" if self.of_call else f"max_length_{self.side}"
 
     @property
-    def side(self) -> str:
-        """What messages call texts of this side."""
+    def plural(self) -> str:
+        """The plural of `side`, for messages."""
         return "queries" if self.query_mode else "documents"
 
 
 class Tokenized(NamedTuple):
     """Tokens of n texts, without padding.
 
-    Text i has the entries ``starts[i]`` to ``starts[i] + lengths[i]`` of every column.
+    The tokens of text i are ``column[starts[i] : starts[i] + lengths[i]]`` in every column.
     """
 
     columns: dict[str, Tensor]  # what the transformer reads, such as input_ids: [total], integers as int32
-    dtypes: dict[str, torch.dtype]  # what the tokenizer made
-    padding: dict[str, int]  # what stands where a batch has no token
-    others: dict[str, Any]  # what is not one number a token, such as the modality
+    dtypes: dict[str, torch.dtype]  # the dtype that the tokenizer gave to each column
+    padding: dict[str, int]  # the value of each column for padding in a batch
+    others: dict[str, Any]  # what the tokenizer returns besides one number per token, such as the modality
     starts: Tensor  # [n] int64
-    lengths: Tensor  # [n] int64: tokens that pass through the transformer
-    rows: Tensor  # [n] int64: embeddings of each text, or more where a module that we do not know drops some
-    cut: int  # texts that were cut off
-    longest: int  # tokens of the longest of these before it was cut
+    lengths: Tensor  # [n] int64: number of tokens that pass through the transformer
+    rows: Tensor  # [n] int64: number of embeddings; an upper bound if an unknown module drops some of them
+    cut: int  # number of texts that were cut
+    longest: int  # number of tokens of the longest text that was cut, before the cut
 
     def batch(self, texts: Tensor, width: int) -> dict[str, Any]:
-        """Features of some texts for the transformer, [len(texts), width], padded on the right."""
+        """Return the features [len(texts), width] of some texts for the transformer, padded on the right.
+
+        `texts` holds the int64 numbers of the texts.
+        """
         offset = torch.arange(width)
         real = offset < self.lengths[texts].unsqueeze(1)
         place = (self.starts[texts].unsqueeze(1) + offset)[real]
@@ -93,26 +96,26 @@ class Tokenized(NamedTuple):
 
 
 def tokenize(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding, name: str) -> Tokenized:
-    """Tokenize texts, each cut at the maximum length, all of them before any passes through the transformer.
+    """Tokenize all texts, and cut each text at the maximum length.
 
     Parameters
     ----------
     encoder
-        The modules that the texts will go through.
+        The modules that the texts will pass through.
     texts, encoding
         n texts, and how they become rows.
     name
-        The argument that the texts came in, for messages.
+        The name of the argument that holds the texts, for messages.
 
     Raises
     ------
     ValueError
-        A maximum length without room for the special tokens; or a text longer than the transformer holds, which is
-        not to be cut.
+        The maximum length has no room for the special tokens; or a text must not be cut (``truncation=False``) and is
+        longer than the transformer can take.
     """
     _check_room(encoder, encoding)
     _check_expanded(encoder, texts, encoding, name)
-    # Texts of similar size share a chunk, so that little of it is padding.
+    # Texts of similar size share a chunk, so that a chunk has little padding.
     by_size = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     columns: dict[str, list[Tensor]] = {}
     dtypes: dict[str, torch.dtype] = {}
@@ -165,23 +168,27 @@ def tokenize(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding, 
 def batches(
     tokenized: Tokenized, texts: Tensor, max_tokens: int, max_texts: int | None, equal_lengths: bool
 ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Cut texts into batches of similar length, longest first, so that what a batch may lack memory for comes first.
+    """Sort texts into batches of similar length.
+
+    The longest texts come first. If the memory is too small, the error comes at once and not after hours.
 
     Parameters
     ----------
+    tokenized
+        The tokens of all texts.
     texts
-        int64: which of the tokenized texts.
+        int64: numbers of the tokenized texts that are wanted.
     max_tokens
-        Tokens, padding included, of one batch; one text may have more.
+        Largest number of tokens of one batch, padding included. A text that has more tokens is a batch of its own.
     max_texts
-        Texts of one batch, or None.
+        Largest number of texts of one batch. None: no limit.
     equal_lengths
-        Whether a batch may only hold texts of one length.
+        Whether all texts of a batch must have the same length.
 
     Yields
     ------
     places, features
-        Where the texts of the batch stand in `texts`, and what passes through the transformer.
+        The positions of the batch's texts in `texts`, int64, and the features that pass through the transformer.
     """
     lengths = tokenized.lengths[texts]
     order = lengths.argsort(descending=True, stable=True)
@@ -189,7 +196,7 @@ def batches(
     first = 0
     while first < len(sizes):
         width = sizes[first]
-        # Texts without any token stay among themselves: no transformer takes them.
+        # Texts without any token get a batch of their own, because no transformer accepts them.
         most = max(1, max_tokens // width) if width else len(sizes)
         last = min(len(sizes), first + min(most, max_texts or most))
         if width and not sizes[last - 1]:
@@ -202,12 +209,12 @@ def batches(
 
 
 def warn_of_cuts(*sides: tuple[Encoding, Tokenized]) -> None:
-    """Say once how many texts of a call were cut, how long the longest was, and what to do."""
+    """Warn once how many texts of a call were cut, how long the longest text was, and what the caller can do."""
     cuts = [(encoding, tokenized) for encoding, tokenized in sides if tokenized.cut]
     if not cuts:
         return
     said = [
-        f"{tokenized.cut} of {len(tokenized.lengths)} {encoding.side} were cut to {encoding.max_length} tokens"
+        f"{tokenized.cut} of {len(tokenized.lengths)} {encoding.plural} were cut to {encoding.max_length} tokens"
         f"{', all that the transformer holds' if encoding.at_capacity else ''}: the longest has {tokenized.longest}"
         for encoding, tokenized in cuts
     ]
@@ -216,43 +223,48 @@ def warn_of_cuts(*sides: tuple[Encoding, Tokenized]) -> None:
 
 
 def _check_room(encoder: MultiVectorEncoder, encoding: Encoding) -> None:
+    """Raise ValueError if the maximum length has no room for the special tokens."""
     count = getattr(encoder.tokenizer, "num_special_tokens_to_add", None)
     special = count() if count is not None and encoding.add_special_tokens else 0
     if encoding.truncation and encoding.max_length < special:
         msg = (
-            f"max_length of {encoding.side} must be at least {special}, the special tokens that the tokenizer adds; "
-            f"got {encoding.max_length}"
+            f"max_length of {encoding.plural} must be at least {special}, the number of special tokens that the "
+            f"tokenizer adds; got {encoding.max_length}"
         )
         raise ValueError(msg)
 
 
 def _check_capacity(encoder: MultiVectorEncoder, lengths: Tensor, encoding: Encoding, name: str) -> None:
+    """Raise ValueError for a text that is longer than the transformer can take. The message names the text."""
     capacity = positions(encoder)
     if capacity is None or not len(lengths) or int(lengths.max()) <= capacity:
         return
     index = int((lengths > capacity).int().argmax())
     msg = (
-        f"a {encoding.task} must have at most {capacity} tokens, the transformer's positions; got "
-        f"{int(lengths[index])} for {name}[{index}]: pass truncation=True to cut it at max_length_{encoding.task}"
+        f"a {encoding.side} must have at most {capacity} tokens, the number of the transformer's positions; got "
+        f"{int(lengths[index])} for {name}[{index}]: pass truncation=True to cut it at max_length_{encoding.side}"
     )
     raise ValueError(msg)
 
 
 def _check_expanded(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding, name: str) -> None:
-    """Queries that are expanded to one length cannot be longer."""
+    """Raise ValueError for a query that is longer than the length to which the encoder expands every query.
+
+    Only with ``truncation=False`` can a query be longer.
+    """
     if encoding.truncation or not encoding.query_mode or _expansion(encoder).get("strategy") != "fixed":
         return
     for index, length in enumerate(_uncut_lengths(encoder, texts, encoding)):
         if length > encoding.max_length:
             msg = (
-                f"a query must have at most {encoding.max_length} tokens, the length to which this model expands all; "
-                f"got {length} for {name}[{index}]: pass truncation=True, or a larger max_length"
+                f"a query must have at most {encoding.max_length} tokens, the length to which this model expands every "
+                f"query; got {length} for {name}[{index}]: pass truncation=True, or a larger max_length"
             )
             raise ValueError(msg)
 
 
 def _uncut_lengths(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding) -> list[int]:
-    """How many tokens each text has, prefix and special tokens included, before anything is cut off."""
+    """Return the number of tokens of each text before any cut, prefix and special tokens included."""
     tokenizer: Any = encoder.tokenizer
     with tokenizing:
         found = tokenizer(
@@ -266,13 +278,14 @@ def _uncut_lengths(encoder: MultiVectorEncoder, texts: list[str], encoding: Enco
 
 
 def _expansion(encoder: MultiVectorEncoder) -> dict[str, Any]:
-    """How sentence-transformers expands queries; empty where it does not."""
+    """Return how sentence-transformers expands queries, or an empty dict if it does not expand them."""
     return getattr(encoder[0], "query_expansion", None) or {}
 
 
 def _features(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding) -> dict[str, Any]:
-    """What sentence-transformers makes of texts: tensors [len(texts), longest] and other things."""
-    # A causal tokenizer pads on the left, where absolute positions would then count the padding.
+    """Let sentence-transformers tokenize texts. Return tensors [len(texts), longest] and other values, by name."""
+    # Padding goes to the right. With padding on the left, which the tokenizer of a causal model prefers, absolute
+    # positions would count the padding.
     options: dict[str, Any] = {"padding_side": "right", "return_attention_mask": True, "verbose": False}
     max_length: int | None = encoding.max_length
     if not encoding.truncation:
@@ -280,13 +293,13 @@ def _features(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding)
         max_length = None
     if not encoding.add_special_tokens:
         options["add_special_tokens"] = False
-    with tokenizing, _told(encoder[0], encoding):
+    with tokenizing, _set_for_call(encoder[0], encoding):
         if encoding.query_mode and _expansion(encoder).get("strategy") == "fixed":
             max_length = None
         features: dict[str, Any] = encoder.preprocess(
             texts,
             prompt=encoding.prefix,
-            task=encoding.task,
+            task=encoding.side,
             max_length=max_length,
             processing_kwargs={"text": options},
         )
@@ -294,15 +307,15 @@ def _features(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding)
 
 
 @contextmanager
-def _told(transformer: Any, encoding: Encoding) -> Iterator[None]:
-    """Let sentence-transformers expand queries to the length of this call, and pad; as before when done."""
+def _set_for_call(transformer: Any, encoding: Encoding) -> Iterator[None]:
+    """Set a transformer so that it expands queries to the length of this call, and pads. Undo this at the end."""
     flat = getattr(transformer, "can_flatten_inputs", False)
     tokenizer: Any = getattr(transformer, "tokenizer", None)
-    # Causal models often have no token for padding. Any will do, for nothing of it is kept.
+    # Causal models often have no token for padding. Any token will do, because the padding is not kept.
     lacks_pad = tokenizer is not None and getattr(tokenizer, "pad_token", "") is None
     expansion = getattr(transformer, "query_expansion", None) if encoding.query_mode else None
     try:
-        if flat:  # Batches are cut here, and have hardly any padding.
+        if flat:  # Flat inputs save padding. The batches of this file have little padding anyway.
             transformer.can_flatten_inputs = False
         if lacks_pad:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
@@ -321,14 +334,20 @@ def _told(transformer: Any, encoding: Encoding) -> Iterator[None]:
 
 
 def _used(features: dict[str, Any]) -> Tensor:
-    """Which entries are no padding, bool [n, longest]: query expansion may leave its own out of the attention mask."""
+    """Return which entries are tokens and not padding, bool [n, longest].
+
+    Tokens of query expansion count as tokens, even if the attention mask leaves them out.
+    """
     used: Tensor = features["attention_mask"].bool()
     expanded = features.get("query_expansion_positions")
     return used if expanded is None else used | expanded.bool()
 
 
 def _full(features: dict[str, Any], encoding: Encoding) -> list[int]:
-    """The texts that may have been cut: their own tokens fill the maximum length."""
+    """Return the numbers of the texts that may have been cut, because their own tokens fill the maximum length.
+
+    Tokens of query expansion are not a text's own tokens.
+    """
     used = _used(features)
     expanded = features.get("query_expansion_positions")
     own = used if expanded is None else used & ~expanded.bool()
@@ -337,11 +356,14 @@ def _full(features: dict[str, Any], encoding: Encoding) -> list[int]:
 
 
 def _scored(encoder: MultiVectorEncoder, features: dict[str, Any], used: Tensor, encoding: Encoding) -> Tensor:
-    """Which tokens will have an embedding, bool [n, longest], as far as that is known before the transformer ran."""
+    """Return which tokens will have an embedding, bool [n, longest], before the transformer has run.
+
+    If the encoder has a module that is unknown here, the result is `used`: all tokens.
+    """
     scored = used
     for module in encoder:
         if type(module) is MultiVectorMask:
-            scored = module(dict(features), task=encoding.task)["attention_mask"]
+            scored = module(dict(features), task=encoding.side)["attention_mask"]
         elif type(module) not in (Transformer, Dense, Normalize):
             return used
     return scored

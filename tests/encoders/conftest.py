@@ -1,4 +1,4 @@
-"""Checkpoints for the encoder's tests: tiny random ones of every kind, and the real one neural-cherche saved."""
+"""Checkpoints for the tests of the encoder: tiny random ones of every kind, and one that neural-cherche has saved."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertModel, PreTrained
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests' texts are longer than their encoders take; test_cuts.py has what is said of it."""
+    """Ignore the warning that texts were cut: the texts are longer than the encoders take. test_cuts.py tests it."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore:.* were cut to :UserWarning"))
@@ -47,7 +47,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_neural_cherche(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write a neural-cherche checkpoint as 1.4.3 does, masked-language-model head included."""
+    """Write a checkpoint as neural-cherche 1.4.3 does, with the masked-language-model head."""
 
     def make(
         size: int = SIZE, metadata: dict[str, Any] | None = None, kind: type[PreTrainedConfig] = BertConfig
@@ -72,7 +72,7 @@ def neural_cherche(make_neural_cherche: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def pylate(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PyLate folder: query expansion, a skiplist, prefixes in the vocabulary's place of unused tokens."""
+    """A PyLate folder with query expansion, a skiplist, and prefixes that are unused tokens of the vocabulary."""
     folder = tmp_path_factory.mktemp("pylate") / "model"
     shutil.copytree(plain, folder)
     types = ["sentence_transformers.models.Transformer", "pylate.models.Dense.Dense"]
@@ -121,7 +121,7 @@ def stanford(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def multi_vector(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A MultiVectorEncoder folder without lengths, with prompts of its own."""
+    """A MultiVectorEncoder folder with prompts and without maximum lengths."""
     folder = tmp_path_factory.mktemp("multi_vector")
     torch.manual_seed(3)
     modules = [
@@ -137,7 +137,7 @@ def multi_vector(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dense(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dense sentence-transformer of the first years, with its transformer in a subfolder."""
+    """A dense sentence-transformer in the oldest layout, with the transformer in a subfolder."""
     folder = tmp_path_factory.mktemp("dense")
     shutil.copytree(plain, folder / "0_Transformer")
     kinds = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
@@ -150,7 +150,7 @@ def dense(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bge_m3(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder laid out as BGE-M3's: a dense sentence-transformer with colbert_linear.pt and sparse_linear.pt."""
+    """A folder with the layout of BGE-M3: a dense sentence-transformer with colbert_linear.pt and sparse_linear.pt."""
     folder = tmp_path_factory.mktemp("bge") / "m3"
     shutil.copytree(plain, folder)
     kinds = ["Transformer", "Pooling", "Normalize"]
@@ -180,7 +180,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm_checkpoint(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint that neural-cherche 1.4.3 saved from those weights."""
+    """The checkpoint that neural-cherche 1.4.3 saved from the weights of all-MiniLM-L6-v2."""
     folder = tmp_path_factory.mktemp("minilm")
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (folder / name).symlink_to(minilm / name)

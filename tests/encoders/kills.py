@@ -1,4 +1,4 @@
-"""Saves that are killed: one process imports torch once, and forks a child for each save."""
+"""Kill a process while it saves a checkpoint: one process imports torch once, and forks a child for each save."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from transformers.utils import logging
 
 from colbert_fast.models import ColBERT, folders, staging
 
-# What the user keeps beside a checkpoint.
+# Files that a user keeps in the folder of a checkpoint.
 NOTES = {"notes.txt": b"mine", "README.md": b"mine too", "checkpoint-500/model.safetensors": b"of a training"}
-# Python reports these to audit hooks before it does them.
-STEPS = ("open", "os.", "shutil.", "ctypes.dlsym")
+# Prefixes of audit events. Python reports such an event to audit hooks before it does the operation.
+EVENTS = ("open", "os.", "shutil.", "ctypes.dlsym")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Path and bytes of every file in a folder."""
+    """Return the path and the bytes of every file in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -38,9 +38,9 @@ def add_notes(folder: Path) -> None:
 
 
 def start(work: Callable[[], object]) -> int:
-    """Run `work` in a forked child; returns its process id."""
+    """Run `work` in a forked child, and return the child's process id."""
     with warnings.catch_warnings():
-        # Since Python 3.12 a fork beside other threads warns.
+        # Since Python 3.12 a fork of a process with several threads warns.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -56,7 +56,7 @@ def start(work: Callable[[], object]) -> int:
 
 
 def finish(child: int) -> int:
-    """Wait for a child; returns its exit status, -9 for one that was killed."""
+    """Wait for a child, and return its exit status: -9 if it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -65,13 +65,13 @@ def in_child(work: Callable[[], object]) -> int:
     return finish(start(work))
 
 
-def kill_at_step(number: int) -> None:
-    """Kill this process before the step of this number."""
+def kill_at_event(number: int) -> None:
+    """Kill this process at the audit event with this number, before the operation is done."""
     left = number
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal left
-        if event.startswith(STEPS):
+        if event.startswith(EVENTS):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -80,7 +80,7 @@ def kill_at_step(number: int) -> None:
 
 
 class Saves:
-    """Two encoders, their checkpoints, and a folder in which one is saved over the other."""
+    """Two encoders, their checkpoints, and a folder in which one checkpoint is saved over the other."""
 
     def __init__(self, first: str, second: str, work: str) -> None:
         self.encoders = [ColBERT(path, device="cpu") for path in (first, second)]
@@ -101,7 +101,7 @@ class Saves:
         shutil.copytree(self.work / "0", self.folder)
 
     def which(self) -> int:
-        """0 where the folder holds the first checkpoint, 1 for the second, with the user's files beside either."""
+        """Return 0 if the folder holds the first checkpoint and the user's files, 1 if the second and these files."""
         found = contents(self.folder)
         assert found in self.pristine, {
             name: [found.get(name) == old.get(name) for old in self.pristine] for name in found
@@ -118,7 +118,8 @@ class Saves:
         assert os.listdir(self.folder.parent) == [self.folder.name]
 
     def on_a_full_disk(self) -> None:
-        # The largest file that fits: fewer bytes than any file has, up to fewer than the weights have.
+        # Limits for the size of a file: 0 bytes, for which every file is too large, and more, up to one byte less than
+        # the largest file needs.
         sizes = sorted({len(content) for content in self.pristine[1].values()})
         limits = [0, *(size - 1 for size in sizes if size > max(map(len, NOTES.values())))]
         for limit in limits:
@@ -143,7 +144,7 @@ class Saves:
 
         generator = random.Random(0)
         found: list[int] = []
-        # However fast the machine is, some kills come before the first save is done, and some after it.
+        # On a fast or a slow machine: go on until one kill came before the first save was done, and one after it.
         while len(found) < times or len(set(found)) < 2:
             child = start(save)
             time.sleep(generator.uniform(0, 4 * self.seconds))
@@ -158,7 +159,7 @@ class Saves:
 
 
 def main(first: str, second: str, work: str, *modes: str) -> None:
-    # tqdm has a lock that all processes share, and a killed child would hold it for ever.
+    # tqdm has a lock that all processes share. A killed child would hold it for ever.
     logging.disable_progress_bar()
     saves = Saves(first, second, work)
     exchange = folders._exchange

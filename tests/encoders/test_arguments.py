@@ -1,4 +1,4 @@
-"""What the user says is heard, or refused aloud."""
+"""Every argument that the user gives is used, or refused with a message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import ModernBertConfig, ModernBertModel
 
 from colbert_fast.models import ColBERT
 
-# What a folder of each kind says; None where it says nothing.
+# The settings in a folder of each kind; None for a setting that the folder does not have.
 SAID: dict[str, dict[str, Any]] = {
     "pylate": {
         "max_length_query": 14,
@@ -59,7 +59,7 @@ LONG = "berlin capital of france " * 12
 
 
 def load(folder: Path, **given: Any) -> ColBERT:
-    """Without a projection where the folder has none: an encoder without warnings."""
+    """Load the folder without warnings: if it has no projection, ask for none."""
     bare = {"embedding_size": None} if folder.name.startswith("plain") else {}
     return ColBERT(folder, device="cpu", **bare, **given)
 
@@ -206,13 +206,14 @@ class TestWhereArgumentsWin:
     @pytest.mark.parametrize("kind", ["pylate", "stanford", "multi_vector", "bge_m3"])
     @pytest.mark.parametrize("size", [SIZE + 1, None])
     def test_another_size_of_the_projection(self, size: int | None, folder: Path) -> None:
-        with pytest.raises(ValueError, match=f"embedding_size must be what .*, {SIZE}; got {size}"):
+        with pytest.raises(ValueError, match=f"embedding_size must be {SIZE}, as in .*; got {size}"):
             ColBERT(folder, size, device="cpu")
         assert ColBERT(folder, SIZE, device="cpu").embedding_size == SIZE
 
     @pytest.mark.parametrize("name", ["max_length_query", "max_length_document"])
     def test_a_length_beyond_the_positions(self, name: str, folder: Path) -> None:
-        with pytest.raises(ValueError, match=f"{name} must be at most 64, the positions of the transformer; got 65"):
+        message = f"{name} must be at most 64, the number of positions of the transformer; got 65"
+        with pytest.raises(ValueError, match=message):
             load(folder, **{name: 65})
         assert getattr(load(folder, **{name: 64}), name) == 64
 
@@ -284,7 +285,7 @@ class TestWhereFilesWin:
         (tmp_path / "metadata.json").unlink()
         with pytest.raises(ValueError, match="max_length_document must be at most 64"):
             ColBERT(tmp_path, device="cpu", max_length_document=350)
-        # A default is not what the user asked for.
+        # The user did not ask for 350: it is the default, so it may be above the transformer's positions.
         assert ColBERT(tmp_path, device="cpu").max_length_document == 350
 
     def test_lengths_of_the_files_may_be_beyond_the_positions(self, make_neural_cherche: Callable[..., Path]) -> None:

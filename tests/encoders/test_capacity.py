@@ -1,4 +1,4 @@
-"""How many tokens a transformer can take, from the transformer itself."""
+"""The number of tokens that a transformer can take is found from the transformer itself."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_last_position_that_the_model_can_take(
 
 
 @pytest.mark.parametrize(("kind", "options"), WITHOUT_LIMIT)
-# transformers 5.1 scripts parts of DeBERTa.
+# transformers 5.1 uses torch.jit.script for parts of DeBERTa.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_relative_positions_have_no_limit(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     encoder = encoder_of(kind, options, tmp_path)

@@ -1,4 +1,4 @@
-"""The kinds of checkpoint models.ColBERT loads and writes."""
+"""The kinds of checkpoint that models.ColBERT loads and writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def raising(error: Exception) -> Callable[..., str]:
 
 @pytest.fixture
 def multi_vector(plain: Path, tmp_path: Path) -> Path:
-    """A MultiVectorEncoder folder that cuts its texts short, with prompts of its own."""
+    """A MultiVectorEncoder folder with prompts and with short maximum lengths."""
     torch.manual_seed(3)
     modules = [
         Transformer(str(plain), model_kwargs={"add_pooling_layer": False}, query_length=9, document_length=11),
@@ -48,7 +48,7 @@ def multi_vector(plain: Path, tmp_path: Path) -> Path:
 
 
 def same_as_sentence_transformers(folder: Path, *, width: tuple[int, int]) -> ColBERT:
-    """Rows, scores and shapes are those of MultiVectorEncoder."""
+    """The rows, scores and shapes equal those that MultiVectorEncoder computes."""
     ours, theirs = ColBERT(folder, device="cpu"), MultiVectorEncoder(str(folder), device="cpu")
     q, d = theirs.encode_query(QUERIES), theirs.encode_document(DOCUMENTS)
     for mine, expected in ((ours.encode_queries(QUERIES), q), (ours.encode_documents(DOCUMENTS), d)):
@@ -85,7 +85,7 @@ class TestDelegated:
 
     def test_pylate(self, pylate: Path) -> None:
         ours = same_as_sentence_transformers(pylate, width=(14, 18))
-        # Every query is expanded with [MASK] to the full length; a document loses its punctuation.
+        # Every query is filled with [MASK] up to the maximum length. Punctuation of documents has no embedding.
         assert ours.encode_queries(QUERIES).lengths.tolist() == [14] * 4
         dot = ours.encode_documents(["berlin.", "berlin"]).lengths
         assert dot[0] == dot[1]
@@ -142,7 +142,7 @@ class TestFresh:
         assert "embedding_size=None" in str(caught[0].message)
         assert encoder.embedding_size == 24
         assert encoder.linear is not None
-        # Xavier's bound, where torch.nn.Linear starts within 1 / sqrt(hidden size).
+        # The bound of Xavier's initialisation. torch.nn.Linear itself would start within 1 / sqrt(hidden size).
         bound = (6 / (HIDDEN + 24)) ** 0.5
         assert bound * 0.9 < encoder.linear.weight.abs().max() <= bound
         assert encoder(["berlin"])["embeddings"].shape == (1, 32, 24)
@@ -218,7 +218,11 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("linear.pt", {"weight": torch.zeros(SIZE, HIDDEN + 1)}, r"must fit the transformer.*got \[16, 33\]"),
+            (
+                "linear.pt",
+                {"weight": torch.zeros(SIZE, HIDDEN + 1)},
+                r"must fit the transformer.*got weight \[16, 33\]",
+            ),
             ("linear.pt", {"weight": torch.zeros(SIZE)}, "must hold"),
             ("linear.pt", {"bias": torch.zeros(SIZE)}, r"must hold.*got \['bias'\]"),
             ("linear.pt", [1, 2], "must hold.*got list"),

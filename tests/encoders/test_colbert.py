@@ -1,4 +1,4 @@
-"""models.ColBERT as an encoder and as a torch module."""
+"""models.ColBERT is an encoder and a torch module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import DOCUMENTS, HIDDEN, QUERIES, SIZE, close
 
-from colbert_fast.models import ColBERT, colbert, encoding, tokens
+from colbert_fast.models import ColBERT, colbert, embedding, tokens
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def scores_of(encoder: ColBERT, queries: Any = QUERIES, documents: Any = DOCUMEN
 
 
 def count_texts(encoder: ColBERT) -> list[int]:
-    """The number of texts in each pass through the transformer, from now on."""
+    """Return a list to which each pass through the transformer from now on adds its number of texts."""
     passes: list[int] = []
     encoder.model.embeddings.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -61,11 +61,11 @@ class TestEmbeddings:
     ) -> None:
         expected = encoder.encode(DOCUMENTS * 3, query_mode=False)["embeddings"]
         monkeypatch.setattr(tokens, "_CHUNK_TEXTS", chunk)
-        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", most)
+        monkeypatch.setattr(embedding, "_CPU_BATCH_TOKENS", most)
         close(encoder.encode(DOCUMENTS * 3, query_mode=False)["embeddings"], expected)
 
     def test_a_batch_keeps_its_token_budget(self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", 40)
+        monkeypatch.setattr(embedding, "_CPU_BATCH_TOKENS", 40)
         shapes: list[tuple[int, ...]] = []
         encoder.model.embeddings.register_forward_pre_hook(
             lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
@@ -78,7 +78,7 @@ class TestEmbeddings:
         assert encoder(QUERIES)["embeddings"].requires_grad
         encoded = encoder.encode(QUERIES)["embeddings"]
         assert not encoded.requires_grad
-        # Autograd refuses inference tensors.
+        # Autograd would refuse an inference tensor.
         assert not encoded.is_inference()
 
     def test_encode_is_forward(self, encoder: ColBERT) -> None:
@@ -219,7 +219,7 @@ class TestTraining:
 
 
 class TestModule:
-    # Before 2.6 torch warned whenever pickle brought back a tensor.
+    # Before 2.6 torch warns when pickle loads a tensor.
     @pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
     @pytest.mark.parametrize("clone", [copy.deepcopy, lambda encoder: pickle.loads(pickle.dumps(encoder))])
     def test_copies_score_alike_and_apart(self, encoder: ColBERT, clone: Callable[[ColBERT], ColBERT]) -> None:
@@ -252,7 +252,7 @@ class TestModule:
         assert torch.equal(scores_of(twin), scores_of(encoder))
 
     def test_a_state_dict_of_neural_cherche_loads(self, encoder: ColBERT, neural_cherche: Path) -> None:
-        """Its transformer is a masked-language model, whose head no encoder needs."""
+        """neural-cherche's transformer is a masked-language model. An encoder does not need the head of this model."""
         from transformers import BertForMaskedLM
 
         theirs = torch.nn.Module()

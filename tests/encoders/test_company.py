@@ -1,4 +1,4 @@
-"""An embedding is that of its text alone, whatever texts stand beside it in a batch."""
+"""The embedding of a text does not depend on the other texts of the batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from colbert_fast.models import ColBERT, encoding
+from colbert_fast.models import ColBERT, embedding
 
 TEXTS = ["berlin", "the capital of france is paris", "bananas " * 12, "", "in berlin, paris", "a b c d e f g h"]
 SIZES: dict[str, int] = {"vocab_size": len(tokenizer()), "pad_token_id": 0}
@@ -73,7 +73,7 @@ def test_texts_together_are_as_alone(make: Callable[..., ColBERT], kind: str, pa
     together = encoder.encode_documents(TEXTS)
     for text, rows in zip(TEXTS, together, strict=True):
         close(rows, encoder.encode_documents([text])[0])
-        # The transformer itself, which is given no padding at all.
+        # Compare with the transformer itself, without any padding.
         inputs = encoder.tokenizer([encoder.document_prefix + text], return_tensors="pt", return_token_type_ids=False)
         states = encoder.model(input_ids=inputs["input_ids"][:, :30]).last_hidden_state
         real = min(len(rows), states.shape[1])
@@ -84,7 +84,7 @@ def test_texts_together_are_as_alone(make: Callable[..., ColBERT], kind: str, pa
 def test_only_encoders_that_see_padding_take_texts_of_one_length(make: Callable[..., ColBERT], kind: str) -> None:
     encoder = make(kind)
     as_documents = encoder._encoding(False, {})
-    assert encoding.sees_padding(encoder.encoder, as_documents) == (kind in SEE_PADDING)
+    assert embedding.sees_padding(encoder.encoder, as_documents) == (kind in SEE_PADDING)
     passes: list[int] = []
     encoder.encoder.register_forward_pre_hook(lambda module, args: passes.append(len(args[0]["input_ids"])))
     encoder.encode_documents([*TEXTS, TEXTS[1], TEXTS[4]])
@@ -101,7 +101,7 @@ def test_training_uses_batches_of_one_length_too(make: Callable[..., ColBERT]) -
 
 
 def test_big_bird_attends_as_to_the_text_alone(tmp_path: Path) -> None:
-    """Its first short text changes it to full attention for good."""
+    """BigBird itself changes to full attention at its first short text, and never changes back."""
     torch.manual_seed(0)
     shape = {**SHAPE, "max_position_embeddings": 256, "block_size": 4, "num_random_blocks": 1}
     AutoModel.from_config(BigBirdConfig(**shape)).save_pretrained(tmp_path)

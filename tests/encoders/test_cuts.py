@@ -1,4 +1,4 @@
-"""Texts that are longer than the encoder takes: what is cut, what is said of it, and what is refused."""
+"""Texts that are longer than the encoder takes: which are cut, what the warning says, and which are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModel, RobertaConfig, XLNetConfig
 
 from colbert_fast.models import ColBERT
 
-# "[D] " is three tokens, [CLS] and [SEP] are two.
+# "[D] " is three tokens. [CLS] and [SEP] are two more.
 LONG = ["paris " * 30, "paris " * 15, "paris " * 16, "berlin"]
 
 
@@ -55,7 +55,7 @@ def test_scores_warns_once_for_both_sides(encoder: ColBERT) -> None:
 def test_what_is_advised_can_be_done(encoder: ColBERT) -> None:
     (message,) = said(lambda: encoder.encode_documents(["a " * 100], max_length=30))
     assert message.endswith("cut to 30 tokens: the longest has 105. To keep more, raise max_length.")
-    for length in (64, 350):  # as many as there are positions, and more
+    for length in (64, 350):  # as many tokens as there are positions, and more
         encoder.max_length_document = length
         (message,) = said(lambda: encoder.encode_documents(["a " * 100]))
         assert message.endswith("were cut to 64 tokens, all that the transformer holds: the longest has 105.")
@@ -136,13 +136,14 @@ def test_a_prefix_must_be_unicode(side: str, neural_cherche: Path, plain: Path) 
 @pytest.mark.parametrize("mode", ["document", 1, None])
 def test_the_side_is_a_bool(encoder: ColBERT, mode: Any) -> None:
     for call in (encoder, encoder.encode, encoder.encode_packed):
-        with pytest.raises(TypeError, match="query_mode must be True, for queries, or False, for documents; got"):
+        with pytest.raises(TypeError, match=r"query_mode must be True \(queries\) or False \(documents\); got"):
             call(["berlin"], query_mode=mode)
 
 
 class TestLength:
     def test_special_tokens_must_fit(self, encoder: ColBERT) -> None:
-        with pytest.raises(ValueError, match=r"max_length of queries must be at least 2, the special tokens .* got 1"):
+        expected = r"max_length of queries must be at least 2, the number of special tokens .* got 1"
+        with pytest.raises(ValueError, match=expected):
             encoder.encode_queries(["berlin"], max_length=1)
         assert said(lambda: encoder.encode_queries(["berlin"], max_length=2))
         with warnings.catch_warnings():
@@ -151,7 +152,8 @@ class TestLength:
         assert lengths.tolist() == [1, 1]
 
     def test_a_call_may_not_ask_for_more_than_the_positions(self, encoder: ColBERT) -> None:
-        with pytest.raises(ValueError, match="max_length must be at most 64, the transformer's positions; got 65"):
+        expected = "max_length must be at most 64, the number of the transformer's positions; got 65"
+        with pytest.raises(ValueError, match=expected):
             encoder.encode_documents(["berlin"], max_length=65)
         assert len(encoder.encode_documents(["a " * 59], max_length=64)[0]) == 64
 

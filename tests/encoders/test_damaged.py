@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: an error that names the file and what is wrong with it."""
+"""Damaged and hostile checkpoints raise an error that names the file and says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def copy(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path
 
 
 def refused(folder: Path, name: str, *, kind: type[Exception] = ValueError, match: str = "") -> None:
-    """Refused, with an error that names the file, before anything of it is run."""
+    """Check that the folder is refused with an error that names the file, and that no code of the file has run."""
     with pytest.raises(kind) as caught:
         ColBERT(folder, device="cpu")
     message = str(caught.value)
@@ -301,7 +301,7 @@ def test_a_transformer_that_was_made_without_layers(neural_cherche: Path) -> Non
 @pytest.mark.parametrize("model_type", ["CrossEncoder", "SparseEncoder", "", ["x"], None, 3])
 @pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
 def test_modules_of_another_class(kind: str, model_type: object, copy: Callable[[str], Path]) -> None:
-    """MultiVectorEncoder would make a random projection, and drop the prompts."""
+    """MultiVectorEncoder itself would make a random projection and drop the prompts."""
     folder = copy(kind)
     path = folder / "config_sentence_transformers.json"
     write_json(path, {**json.loads(path.read_text()), "model_type": model_type})
@@ -349,7 +349,7 @@ def test_a_projection_of_zeros(kind: str, copy: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("activation", ["transformers.activations.ClippedGELUActivation", "", 3, None])
 @pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
 def test_an_activation_that_is_not_read(kind: str, activation: object, copy: Callable[[str], Path]) -> None:
-    """sentence-transformers would take Tanh."""
+    """sentence-transformers itself would use Tanh instead."""
     folder = copy(kind)
     path = folder / "1_Dense" / "config.json"
     write_json(path, {**json.loads(path.read_text()), "activation_function": activation})
@@ -379,7 +379,7 @@ def test_weights_of_which_none_is_there(kind: str, how: str, copy: Callable[[str
     if (kind, how) == ("stanford", "nested"):
         refused(folder, "linear.weight")
     else:
-        refused(folder, "embeddings", match="net." if how == "foreign" else "not one of them is there")
+        refused(folder, "embeddings", match="net." if how == "foreign" else "it holds none of them")
 
 
 @pytest.mark.parametrize("kind", ["neural_cherche", "pylate"])
@@ -399,7 +399,8 @@ def test_a_tokenizer_with_more_ids_than_embeddings(kind: str, copy: Callable[[st
     rows = len(words)
     words.add_tokens(["zebra"])
     words.save_pretrained(place)
-    refused(folder, str(place), match=f"ids are below {rows}, the rows of the transformer's embeddings; 'zebra' has")
+    expected = f"ids are below {rows}, the number of rows of the transformer's embeddings; 'zebra' has"
+    refused(folder, str(place), match=expected)
 
 
 def test_a_tokenizer_with_fewer_ids_than_embeddings(copy: Callable[[str], Path]) -> None:
@@ -590,7 +591,7 @@ def test_stanford_weights_in_several_files(copy: Callable[[str], Path]) -> None:
     folder = copy("stanford")
     shard(folder)
     refused(folder, "model.safetensors.index.json", match="one file")
-    # A file of older weights must not lend its projection.
+    # The projection must not be taken from a file of older weights.
     torch.save({"linear.weight": torch.zeros(SIZE, HIDDEN)}, folder / "pytorch_model.bin")
     refused(folder, "model.safetensors.index.json", match="one file")
 
@@ -613,7 +614,7 @@ def test_a_projection_that_nothing_reads_is_told(copy: Callable[[str], Path]) ->
 
 
 def test_a_tokenizer_without_files_of_its_own(copy: Callable[[str], Path]) -> None:
-    """ByT5 and CANINE count bytes and characters."""
+    """ByT5 makes a token of each byte and CANINE of each character, so they need no vocabulary."""
     folder = copy("plain")
     (folder / "tokenizer.json").unlink()
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CanineTokenizer"})

@@ -1,4 +1,4 @@
-"""The dtype of an encoder: float32 whatever the files hold, or what is asked for."""
+"""The dtype of an encoder is float32, whatever the files hold, unless the user asks for another dtype."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scores_of(encoder: ColBERT) -> torch.Tensor:
 
 @pytest.fixture
 def rounded(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, torch.dtype], tuple[Path, Path]]:
-    """A checkpoint in half precision, and the same numbers in float32."""
+    """Make a checkpoint in half precision, and one that holds the same numbers in float32."""
 
     def make(kind: str, dtype: torch.dtype) -> tuple[Path, Path]:
         folders = (tmp_path / "half", tmp_path / "float32")

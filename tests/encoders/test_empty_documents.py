@@ -1,4 +1,4 @@
-"""A text that is no token at all, which scores below every other."""
+"""A text without any token scores below every other text."""
 
 from __future__ import annotations
 

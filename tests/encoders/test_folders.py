@@ -1,4 +1,4 @@
-"""A folder is replaced in one step, with what is not replaced in it, and nothing is left behind."""
+"""A folder is replaced in one step, files that are not replaced stay in it, and no hidden folder is left behind."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import NOTES, add_notes, contents, finish, in_child, kill_at_step, start
+from kills import NOTES, add_notes, contents, finish, in_child, kill_at_event, start
 
-from colbert_fast.models import contents as contents_module
-from colbert_fast.models import folders, staging
+from colbert_fast.models import folder_contents, folders, staging
 from colbert_fast.models.saving import checkpoint_files
 
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "vocab.txt": b"stale"}
@@ -39,7 +38,7 @@ def replace(path: Path | str, files: dict[str, bytes] = NEW) -> None:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """An old checkpoint, with files of its user, alone in its parent folder."""
+    """The folder of an old checkpoint with files of the user. Its parent folder holds nothing else."""
     folder = tmp_path / "parent" / "old"
     folder.mkdir(parents=True)
     writer(OLD)(str(folder))
@@ -62,7 +61,7 @@ def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def immovable(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the system answer as for a mount point, which `folder` is as a test without rights cannot make one."""
+    """Make the system treat `folder` as a mount point. A test without special rights cannot make a real one."""
     rename = os.rename
 
     def refuse(source: Any, target: Any) -> None:
@@ -137,7 +136,7 @@ class TestPermissions:
     def test_what_umask_gives(self, tmp_path: Path) -> None:
         def write(folder: str) -> None:
             writer(NEW)(folder)
-            # safetensors makes files that only their owner can read.
+            # safetensors writes files that only their owner can read.
             os.chmod(os.path.join(folder, "model.safetensors"), 0o600)
 
         before = os.umask(0o027)
@@ -152,7 +151,7 @@ class TestPermissions:
     def test_those_of_the_old_folders(self, old: Path) -> None:
         old.chmod(0o2775)
         (old / "checkpoint-500").chmod(0o555)
-        # A training tells by these times which of its checkpoints is the oldest.
+        # From these times a training knows which of its checkpoints is the oldest.
         os.utime(old / "checkpoint-500", (1e9, 1e9))
         replace(old)
         assert (old / "checkpoint-500").stat().st_mtime == 1e9
@@ -162,7 +161,7 @@ class TestPermissions:
         assert_new(old)
 
     def test_a_folder_that_cannot_be_written(self, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        # As root, who runs the tests in containers, everything can be written.
+        # In containers the tests run as root, and root can write everything. So os.access is replaced.
         monkeypatch.setattr(os, "access", lambda path, mode: False)
         with pytest.raises(PermissionError, match="old"):
             replace(old)
@@ -191,7 +190,8 @@ class TestUsersFiles:
         }
         assert os.readlink(old / "outside") == "/"
         assert os.readlink(old / "nowhere") == "nothing"
-        # Where links are refused the copy gives way to the original as soon as the new folder is in place.
+        # If hard links are refused, a copy is made. As soon as the new folder is in place, the original replaces the
+        # copy.
         assert (old / "notes.txt").stat().st_ino == inode
         if links:
             assert stat.S_ISFIFO((old / "fifo").stat().st_mode)
@@ -227,7 +227,7 @@ class TestUsersFiles:
         assert_new(tmp_path / "parent" / "new")
 
     def test_what_goes_meanwhile(self, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        walk = contents_module.walk
+        walk = folder_contents.walk
 
         def removing(folder: str, inside: str = "") -> Any:
             for path, entry in walk(folder, inside):
@@ -237,7 +237,7 @@ class TestUsersFiles:
                     shutil.rmtree(entry.path)
                 yield path, entry
 
-        monkeypatch.setattr(contents_module, "walk", removing)
+        monkeypatch.setattr(folder_contents, "walk", removing)
         replace(old)
         assert {name for name in contents(old) if name in NOTES} == {"README.md"}
 
@@ -310,7 +310,7 @@ class TestErrors:
 
 class TestLeftovers:
     def leave(self, old: Path) -> Path:
-        """Kill a process that replaces `old`; returns the hidden folder."""
+        """Kill a process while it replaces `old`, and return the hidden folder that is left."""
 
         def killed(folder: str) -> None:
             writer(NEW)(folder)
@@ -342,7 +342,7 @@ class TestLeftovers:
             assert writing.wait(60)
             try:
                 replace(old, {**NEW, "config.json": b"the quick one"})
-                # Nor for another process.
+                # It is no leftover for another process either.
                 assert in_child(lambda: replace(old, {**NEW, "config.json": b"the quick one"})) == 0
                 assert (old / "config.json").read_bytes() == b"the quick one"
                 assert len(os.listdir(old.parent)) == 2
@@ -371,7 +371,7 @@ class TestImmovable:
         folder = tmp_path / "mount"
         folder.mkdir()
         add_notes(folder)
-        # What an earlier call left that was killed.
+        # These files look like those that an earlier call left when it was killed.
         (folder / "model.safetensors").write_bytes(b"half")
         (folder / "vocab.txt").write_bytes(b"stale")
         immovable(monkeypatch, folder)
@@ -408,7 +408,7 @@ class TestImmovable:
             replace(tmp_path / "new")
 
     def test_a_kill(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing that loads, or all; and the next call succeeds."""
+        """After a kill the folder holds the whole checkpoint, or nothing that loads. Then the next call succeeds."""
         for number in range(1, 1000, 3):
             folder = tmp_path / str(number)
             folder.mkdir()
@@ -417,7 +417,7 @@ class TestImmovable:
                 immovable(patch, folder)
 
                 def work(number: int = number, folder: Path = folder) -> None:
-                    kill_at_step(number)
+                    kill_at_event(number)
                     replace(folder)
 
                 status = in_child(work)
@@ -464,7 +464,7 @@ class TestImmovable:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_a_kill_before_every_step(exchange: bool, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_every_event(exchange: bool, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not exchange:
         without_exchange(monkeypatch)
     shutil.copytree(old, tmp_path / "copy")
@@ -473,7 +473,7 @@ def test_a_kill_before_every_step(exchange: bool, old: Path, tmp_path: Path, mon
     while status == -9:
 
         def work(number: int = len(found) + 1) -> None:
-            kill_at_step(number)
+            kill_at_event(number)
             replace(old)
 
         status = in_child(work)
@@ -485,7 +485,7 @@ def test_a_kill_before_every_step(exchange: bool, old: Path, tmp_path: Path, mon
             shutil.rmtree(old)
             shutil.copytree(tmp_path / "copy", old)
     assert status == 0
-    # The old one before some step, the new one from it on.
+    # A kill before some operation leaves the old checkpoint, and a kill after this operation leaves the new one.
     assert found == sorted(found)
     assert sum(found) > 3
     assert len(found) - sum(found) > 20

@@ -1,4 +1,4 @@
-"""Sizes that are integers, but not Python's own: what they become is saved as JSON."""
+"""Sizes may be integers of numpy or torch. They become Python ints, which can be saved as JSON."""
 
 from __future__ import annotations
 

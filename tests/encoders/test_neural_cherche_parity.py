@@ -1,4 +1,4 @@
-"""The same numbers as neural-cherche 1.4.3: recorded ones, and its formula run again."""
+"""The numbers equal those of neural-cherche 1.4.3: recorded numbers, and its formula computed again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from colbert_fast.models import ColBERT
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
-    """What neural-cherche 1.4.3 computed with transformers 4.48 on a CPU."""
+    """The numbers that neural-cherche 1.4.3 computed with transformers 4.48 on a CPU."""
     return json.loads((DATA / "neural_cherche_oracle.json").read_text(encoding="utf-8"))
 
 
@@ -38,7 +38,7 @@ def encoder(minilm_checkpoint: Path) -> ColBERT:
 
 @torch.no_grad()
 def run_formula(folder: Path, texts: list[str], query_mode: bool) -> torch.Tensor:
-    """neural-cherche's forward pass: padded tokens, masked states, projection, normalisation."""
+    """Compute neural-cherche's forward pass: padded tokens, masked states, projection, normalisation."""
     metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     side = "query" if query_mode else "document"
@@ -96,7 +96,7 @@ def test_embeddings_equal_the_formula(neural_cherche: Path, query_mode: bool) ->
 
 @pytest.mark.parametrize("size", [1, 2, 16])
 def test_pad_rows_put_a_floor_of_0_under_each_maximum(make_neural_cherche: Callable[..., Path], size: int) -> None:
-    """With few dimensions a short document often has nothing but negative similarities for a query token."""
+    """With few dimensions, the similarities of a query token with a short document are often all negative."""
     folder = make_neural_cherche(size)
     queries, documents = QUERIES * 4, [text for text in DOCUMENTS for _ in QUERIES]
     q, d = run_formula(folder, queries, True), run_formula(folder, documents, False)
@@ -140,7 +140,7 @@ def test_other_transformers(
     folder = make_neural_cherche(kind=kind)
     ours = ColBERT(folder, device="cpu")
     close(ours.encode(QUERIES)["embeddings"], run_formula(folder, QUERIES, True))
-    # neural-cherche's parameters are those of the masked-language model, and the projection's.
+    # neural-cherche's parameters are the parameters of the masked-language model and of the projection.
     state = AutoModelForMaskedLM.from_pretrained(folder).state_dict(prefix="model.")
     mine = ours.state_dict()
     assert mine.keys() - state.keys() == {"linear.weight"}
@@ -157,7 +157,7 @@ def test_padding_to_the_longest_text(make_neural_cherche: Callable[..., Path]) -
 
 
 def test_neural_cherche_gets_the_saved_weights(neural_cherche: Path, tmp_path: Path) -> None:
-    """It loads checkpoints with AutoModelForMaskedLM."""
+    """neural-cherche loads checkpoints with AutoModelForMaskedLM."""
     ours = ColBERT(neural_cherche, device="cpu")
     ours.save_pretrained(tmp_path)
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path).base_model.state_dict()

@@ -1,4 +1,4 @@
-"""Repositories in the cache of the Hugging Face hub, without the hub."""
+"""Load repositories from the cache of the Hugging Face hub when the hub cannot be asked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from colbert_fast.models import ColBERT, checkpoint, files
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KINDS = ["neural_cherche", "multi_vector", "pylate", "stanford", "plain", "dense", "bge_m3"]
 
-# Loads what it is told and prints scores, and what else it says.
+# This program loads the checkpoint that its argument names, without the network, and prints scores and the folder.
 PROGRAM = """
 import json, socket, sys
 def refuse(*args):
@@ -36,7 +36,7 @@ print(json.dumps({"scores": scores.tolist(), "folder": encoder.model_folder}))
 
 
 def cached(folder: Path, cache: Path, repository: str = "someone/colbert", revision: str = "main") -> Path:
-    """The cache as snapshot_download leaves it: links to blobs, no marker for files that the repository lacks."""
+    """Make a cache as snapshot_download does: with links to blobs, and no marks for files the repository lacks."""
     place = cache / f"models--{repository.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / revision).write_text(COMMIT)
@@ -62,7 +62,7 @@ def scores_of(source: str | Path, **options: object) -> torch.Tensor:
 def test_a_snapshot_loads_as_its_folder(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder: Path = request.getfixturevalue(kind)
     cached(folder, tmp_path / "hub")
-    # Short: sentence-transformers says of longer queries that expansion cuts them.
+    # The queries are short: for longer ones sentence-transformers warns that query expansion cuts them.
     queries, documents = ["berlin", "paris"], DOCUMENTS[:2]
     encoder = ColBERT(folder, device="cpu", **options_of(kind))
     expected = encoder.scores(queries, documents, tqdm_bar=False)
@@ -92,7 +92,7 @@ def test_the_cache_of_sentence_transformers(
     monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "theirs"))
     expected = scores_of(folder, **options_of(kind))
     close(scores_of("someone/colbert", **options_of(kind), local_files_only=True), expected)
-    # What is given wins over the environment.
+    # An argument wins over the environment variable.
     with pytest.raises(FileNotFoundError, match="hub could not be asked"):
         ColBERT("someone/colbert", device="cpu", local_files_only=True, cache_folder=str(tmp_path / "ours"))
 
@@ -101,7 +101,7 @@ def test_the_cache_of_sentence_transformers(
 def test_files_come_into_the_cache_of_sentence_transformers(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a hub that answers, the files that decide the kind and the transformer come from the same place."""
+    """If the hub answers, the files that decide the kind and the files of the transformer use the same cache folder."""
     folder: Path = request.getfixturevalue(kind)
     asked: list[object] = []
 

@@ -1,4 +1,4 @@
-"""Embedding a whole collection: the order of the rows, the order of the work, modes, knobs and memory."""
+"""Embed a whole collection: the order of the rows, the order of the batches, modes, options and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Module
 from tiny import DOCUMENTS, QUERIES, close
 
 import colbert_fast as cf
-from colbert_fast.models import ColBERT, encoding
+from colbert_fast.models import ColBERT, embedding
 
 TEXTS = ["paris " * (n * 7 % 13) for n in range(40)]
 
@@ -25,7 +25,7 @@ def encoder(neural_cherche: Path) -> ColBERT:
 
 
 def lengths_of_passes(encoder: ColBERT) -> list[tuple[int, int]]:
-    """The shape of each pass through the encoder, from now on."""
+    """Return a list to which each pass through the encoder from now on adds its shape."""
     shapes: list[tuple[int, int]] = []
     encoder.encoder.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0]["input_ids"].shape)))
     return shapes
@@ -40,7 +40,7 @@ class TestOrder:
             close(rows, encoder.encode_documents([text])[0])
 
     def test_the_longest_texts_come_first(self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(encoding, "_CPU_BATCH_TOKENS", 60)
+        monkeypatch.setattr(embedding, "_CPU_BATCH_TOKENS", 60)
         shapes = lengths_of_passes(encoder)
         encoder.encode_documents(TEXTS)
         widths = [width for _, width in shapes]
@@ -50,7 +50,7 @@ class TestOrder:
     def test_rows_that_a_module_leaves_out_leave_no_gap(
         self, encoder: ColBERT, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A module that we do not know, such as token pooling, may keep fewer rows than there are tokens."""
+        """A module that the package does not know, such as token pooling, may keep fewer rows than there are tokens."""
 
         class EverySecond(Module):
             config_keys: ClassVar[list[str]] = []
@@ -64,7 +64,7 @@ class TestOrder:
 
         whole = encoder.encode_documents(TEXTS)
         encoder.encoder.append(EverySecond())
-        monkeypatch.setattr(encoding, "_MOVED_ROWS", 7)
+        monkeypatch.setattr(embedding, "_MOVED_ROWS", 7)
         packed = encoder.encode_documents(TEXTS)
         for rows, every in zip(packed, whole, strict=True):
             real = every[every.any(1)]
@@ -171,13 +171,13 @@ class TestWindows:
     ) -> None:
         from colbert_fast.models import colbert
 
-        # All queries fit, the documents do not: a hundred pairs, and yet every text passes once.
+        # The embeddings of all queries fit, those of all documents do not. Still every text passes only once.
         monkeypatch.setattr(colbert, "_HELD_BYTES", 5000)
         queries, documents = ["berlin", "paris"], [f"{text} a" for text in TEXTS if text][:20]
         shapes = lengths_of_passes(encoder)
         encoder.scores(queries * 20, [text for text in documents for _ in queries], tqdm_bar=False)
         assert len(shapes) > 6
-        # A query has six tokens, and every document more.
+        # A query has six tokens, and every document has more.
         assert sum(n for n, width in shapes if width > 6) == len(set(documents))
 
 

@@ -1,4 +1,4 @@
-"""Projections beside a transformer: with a bias, and BGE-M3's."""
+"""Projections that lie beside a transformer: with a bias, of BGE-M3, and in other formats."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TestBiasOfStanford:
 
 class TestBgeM3:
     def expected(self, encoder: ColBERT, folder: Path, text: str) -> torch.Tensor:
-        """FlagEmbedding's rows: the states behind [CLS], projected and normalised."""
+        """Return the rows that FlagEmbedding computes: the states after [CLS], projected and normalised."""
         linear = torch.load(folder / "colbert_linear.pt", weights_only=True)
         rows = states_of(encoder, text)[1:] @ linear["weight"].T + linear["bias"]
         return torch.nn.functional.normalize(rows, dim=1)
@@ -124,7 +124,7 @@ class TestBgeM3:
 
 
 class TestOtherFormats:
-    """Late interaction that its files show without saying "MultiVectorEncoder"."""
+    """Late-interaction checkpoints whose files do not say "MultiVectorEncoder" but show it in another way."""
 
     def test_a_dense_module_of_tokens(self, multi_vector: Path, tmp_path: Path) -> None:
         shutil.copytree(multi_vector, tmp_path, dirs_exist_ok=True)

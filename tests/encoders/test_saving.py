@@ -1,4 +1,4 @@
-"""What save_pretrained writes."""
+"""What save_pretrained writes, what it replaces, and what happens when a save does not finish."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense
 from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, write_json
 
-from colbert_fast.models import ColBERT, contents, staging
+from colbert_fast.models import ColBERT, folder_contents, staging
 
 
 def scores_of(encoder: ColBERT) -> torch.Tensor:
@@ -178,7 +178,7 @@ class TestSaving:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
     def test_weights_of_every_dtype(self, dtype: torch.dtype, neural_cherche: Path, tmp_path: Path) -> None:
         encoder = ColBERT(neural_cherche, device="cpu").to(dtype)
-        # A part of a larger tensor.
+        # The weight is a part of a larger tensor, which must not be saved with it.
         assert encoder.linear is not None
         encoder.linear.weight = torch.nn.Parameter(torch.cat([encoder.linear.weight.data] * 99)[:SIZE])
         encoder.save_pretrained(tmp_path)
@@ -209,7 +209,8 @@ class TestSaving:
     def test_a_projection_that_does_not_fit(self, neural_cherche: Path, tmp_path: Path) -> None:
         dense = Dense(HIDDEN + 1, SIZE, bias=False, module_input_name="token_embeddings")
         encoder = replaced_projection(ColBERT(neural_cherche, device="cpu"), dense)
-        with pytest.raises(ValueError, match=r"linear must fit the transformer, weight \[\*, 32\]; got \[16, 33\]"):
+        expected = r"linear must fit the transformer, with weight \[\*, 32\]; got weight \[16, 33\]"
+        with pytest.raises(ValueError, match=expected):
             encoder.save_pretrained(tmp_path / "new")
         assert list(tmp_path.iterdir()) == []
 
@@ -247,7 +248,7 @@ class TestSaving:
         assert kills.contents(tmp_path / "alone") == kills.contents(tmp_path / "1")
 
 
-# Files of checkpoints of every kind, and what they are read for.
+# Files that belong to a checkpoint of some kind. A save over such a checkpoint removes them.
 STALE = (
     *("model.safetensors.index.json", "model-00001-of-00002.safetensors", "model.fp16.safetensors"),
     *("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "tf_model.h5"),
@@ -345,7 +346,7 @@ class TestOverOthers:
         ColBERT(tmp_path, device="cpu")
 
     def test_the_files_behind_links_are_not_written(self, neural_cherche: Path, tmp_path: Path) -> None:
-        """As in a snapshot of the hub's cache."""
+        """A snapshot in the hub's cache consists of such links."""
         (tmp_path / "snapshot").mkdir()
         for path in neural_cherche.iterdir():
             (tmp_path / "snapshot" / path.name).symlink_to(path)
@@ -394,10 +395,10 @@ def test_an_interrupt_while_the_old_folder_goes_locks_nobody_out(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(contents, "_in_writable_folder", interrupted)
+        patched.setattr(folder_contents, "_in_writable_folder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             encoder.save_pretrained(tmp_path / "folder")
-    # In a thread that ends with the process, should it wait for ever.
+    # In a daemon thread: if it waits for ever, it still ends with the process.
     done = threading.Event()
 
     def save_and_load() -> None:
@@ -410,7 +411,7 @@ def test_an_interrupt_while_the_old_folder_goes_locks_nobody_out(
 
 
 def test_saves_that_do_not_finish(make_neural_cherche: Callable[..., Path], tmp_path: Path) -> None:
-    """Killed at random moments, or out of disk."""
+    """The process is killed at random moments, or the disk is full."""
     checkpoints = [str(make_neural_cherche(size)) for size in (SIZE, SIZE + 8)]
     modes = ["full", "12", "8-without-exchange"]
     done = subprocess.run(

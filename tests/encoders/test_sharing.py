@@ -1,4 +1,4 @@
-"""Threads that share an encoder get what each of them would get alone."""
+"""Threads that share an encoder get the same results as each of them would get alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from colbert_fast.models import ColBERT
 
 QUERIES = ["berlin", "what is the capital of france?", "bananas, rich in potassium and more and more and more"]
-# Longer than a query may be: a document cut at a query's length loses its end, and with it its score.
+# The documents are longer than the maximum length of a query. A document that is cut at this length by mistake has
+# another score.
 DOCUMENTS = [f"{'the capital of ' * (n % 7)}paris is in france, bananas {n}" for n in range(40)]
 
 

@@ -1,4 +1,4 @@
-"""What the encoder's tests share: a tiny transformer's parts, texts for it, and how close is equal."""
+"""What the tests of the encoder share: the parts of a tiny transformer, texts, and the tolerance of a comparison."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DOCUMENTS = ["berlin is the capital.", "", "paris! " * 30, "bananas: a fruit"]
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    # Embeddings are unit vectors: 1e-5 of their norm.
+    # Embeddings are unit vectors, so this is 1e-5 of their norm.
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -57,7 +57,7 @@ def config(kind: type[PreTrainedConfig] = BertConfig) -> PreTrainedConfig:
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
-        # The usual 0.02 leaves the tokens of a random model nearly alike.
+        # With the usual 0.02 all tokens of a random model would be nearly equal.
         initializer_range=0.5,
         pad_token_id=0,
     )

@@ -1,4 +1,8 @@
-"""Whether a checkpoint is sound, before it is loaded and after, and what the user is told of it."""
+"""Checks of a whole checkpoint, before and after it is loaded: refuse it, or warn the user.
+
+`checkpoint` calls these functions. They look at several files together, or at the loaded weights; `file_checks` looks
+at one file at a time.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +19,24 @@ from sentence_transformers.base.modules import Dense
 
 from colbert_fast._warnings import warn_caller
 from colbert_fast.models.capacity import positions
-from colbert_fast.models.damage import check_folder, check_layers, name_damage
+from colbert_fast.models.file_checks import check_folder, check_layers, name_damage
 from colbert_fast.models.files import Files
-from colbert_fast.models.quiet import Report
-from colbert_fast.models.request import Request
+from colbert_fast.models.load_report import Report
+from colbert_fast.models.load_request import Request
 
-# Of weights that are looked at for NaN; quantised ones are not.
+# The dtypes of the weights that are checked for NaN. Quantised weights are not checked.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Classes whose modules MultiVectorEncoder reads: of sentence-transformers before it had several, of its own, of PyLate.
+# The classes whose modules MultiVectorEncoder reads. Old versions of sentence-transformers only have the first class.
+# The last class is PyLate's.
 _MODEL_TYPES = ("SentenceTransformer", "MultiVectorEncoder", "ColBERT")
-# Numbers of layers, alone or in a run, as in "layer.1." and "layer.{1, 2}.".
+# The number of a layer, or a run of such numbers, as in "layer.1." and "layer.{1, 2}.".
 _NUMBERS = re.compile(r"(?<=\.)(\d+|\{[^}]*\})(?=\.)")
-# Names that projections of late interaction have among the weights of a transformer.
+# The names that a late-interaction projection can have among the weights of a transformer.
 _PROJECTION_NAME = re.compile(r"^(\w+\.)?(linear|compressor|projection|proj|\w*colbert\w*|custom_text_proj)\.weight$")
 
 
 def check_files(request: Request) -> None:
-    """Raise ValueError or FileNotFoundError for damaged or missing files of a folder."""
+    """Raise ValueError for damaged files of a checkpoint, and FileNotFoundError for missing ones."""
     files = request.files
     modules = files.modules()
     if not files.is_local:
@@ -41,7 +46,7 @@ def check_files(request: Request) -> None:
     whole, index = (os.path.join(files.source, f"model.safetensors{end}") for end in ("", ".index.json"))
     is_split = os.path.exists(index) and not os.path.exists(whole)
     if is_split and "HF_ColBERT" in (files.read_json("config.json").get("architectures") or []):
-        # sentence-transformers looks for the projection in one file, and would take it from older weights.
+        # sentence-transformers looks for the projection in one file only. It would find older weights and use them.
         msg = f"{index}: the weights of a Stanford ColBERT checkpoint must lie in one file, model.safetensors"
         raise ValueError(msg)
     model_kwargs = request.kwargs.get("model_kwargs") or {}
@@ -59,12 +64,12 @@ def check_files(request: Request) -> None:
         is_adapter = os.path.exists(os.path.join(folder, "adapter_config.json"))
         check_folder(folder, weights_needed=needs_files and usual and not is_adapter)
         if needs_files and not is_adapter and not os.path.exists(os.path.join(folder, "config.json")):
-            msg = f"{folder} must hold a model, and so the file config.json; it is not there"
+            msg = f"{folder} must hold a model, which needs the file config.json; this file is not there"
             raise FileNotFoundError(msg)
 
 
 def check_modules(request: Request) -> None:
-    """Raise ValueError for modules that `MultiVectorEncoder` would not read as they were saved."""
+    """Raise ValueError for modules that `MultiVectorEncoder` would load as something else than what was saved."""
     files = request.files
     config = files.read_json("config_sentence_transformers.json")
     kind = config.get("model_type", _MODEL_TYPES[0])
@@ -79,7 +84,7 @@ def check_modules(request: Request) -> None:
         name = os.path.join(module["path"], "config.json")
         if module["type"].endswith(".Dense") and not request.kwargs.get("trust_remote_code"):
             activation = files.read_json(name).get("activation_function", "torch.nn.Tanh")
-            # sentence-transformers would take Tanh for it.
+            # sentence-transformers would use Tanh instead of such an activation function.
             if not isinstance(activation, str) or not activation.startswith("torch."):
                 msg = (
                     f'{files.find(name)} must name a class of torch as "activation_function", unless '
@@ -89,20 +94,23 @@ def check_modules(request: Request) -> None:
 
 
 def check_origin(files: Files, encoder: MultiVectorEncoder) -> None:
-    """Raise ValueError for a projection that `MultiVectorEncoder` made up, or that makes all tokens alike."""
+    """Raise ValueError for a projection that no file holds, or that is all zeros, so that all tokens are alike.
+
+    `MultiVectorEncoder` makes a random projection for a late-interaction checkpoint that has none.
+    """
     is_stanford = not files.modules() and "HF_ColBERT" in (files.read_json("config.json").get("architectures") or [])
     is_named = any(module["type"].endswith(".Dense") for module in files.modules())
-    # A subclass is named in modules.json; MultiVectorEncoder makes a Dense and nothing else.
+    # The random projection is a Dense. A projection of a subclass of Dense is named in modules.json.
     if not is_stanford and not is_named and any(type(module) is Dense for module in encoder):
         msg = (
-            f"{files.source!r} says that it is a late-interaction encoder, and so must hold a projection: "
-            "a modules.json that names a Dense module, and the folder of that module; it has none"
+            f"{files.source!r} says that it is a late-interaction encoder, so it must hold a projection: "
+            "a modules.json that names a Dense module, and the folder of that module. It holds no projection"
         )
         raise ValueError(msg)
     for module in encoder:
-        # Beside a residual, zeros change nothing.
+        # With a residual, the output of a projection of zeros is its input: this is allowed.
         if isinstance(module, Dense) and not module.use_residual and _is_zero(module.linear.weight):
-            msg = f"{files.source!r} must hold a projection that is not all zeros, with which all tokens are alike"
+            msg = f"{files.source!r} must hold a projection that is not all zeros: zeros make all tokens alike"
             raise ValueError(msg)
 
 
@@ -112,7 +120,7 @@ def _is_zero(weight: torch.Tensor) -> bool:
 
 @contextmanager
 def naming(files: Files, report: Report) -> Iterator[None]:
-    """Turn what other packages raise over a checkpoint into a ValueError that names the checkpoint."""
+    """Turn an error of another package about a checkpoint into a ValueError that names the checkpoint."""
     try:
         yield
     except (ImportError, MemoryError, PermissionError, torch.cuda.OutOfMemoryError):
@@ -130,38 +138,40 @@ def naming(files: Files, report: Report) -> Iterator[None]:
 
 
 def check_numbers(files: Files, encoder: MultiVectorEncoder) -> None:
-    """Raise ValueError for weights that are NaN."""
+    """Raise ValueError for weights that are NaN or infinite."""
     for name, parameter in encoder.named_parameters():
         weight = parameter.detach()
-        # A sum is NaN or infinite wherever a number is, and costs a fraction of looking at each.
+        # If a weight is NaN or infinite, the sum of the weights is so too. To add the weights takes a fraction of the
+        # time that it takes to test each weight. A sum can also overflow: then each weight is tested.
         if weight.dtype in _DTYPES and not weight.is_meta and not _sum_is_finite(weight):
             if bool(weight.isfinite().all()):
                 continue
-            msg = f"{files.source!r} must hold weights that are finite numbers; {name} has others"
+            msg = f"{files.source!r} must hold weights that are finite numbers; {name} holds NaN or infinite numbers"
             raise ValueError(msg)
 
 
 def _sum_is_finite(weight: torch.Tensor) -> bool:
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64):
-        # On one thread: beside other processes, torch's threads wait for each other at each of many small tensors.
+        # numpy adds on one thread. There are many small tensors, and at each of them torch's threads would wait for
+        # each other, which is slow when other processes run too.
         with np.errstate(over="ignore", invalid="ignore"):
             return bool(np.isfinite(weight.numpy().sum()))
     return bool(weight.sum(dtype=torch.float32).isfinite())
 
 
 def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
-    """Raise an error for a tokenizer that does not suit its transformer.
+    """Raise an error for a tokenizer that does not fit its transformer.
 
     Raises
     ------
     FileNotFoundError
-        No vocabulary, which would make one token of every word.
+        The vocabulary is missing. Every word would become the same token.
     ValueError
-        No words, or an id that the transformer has no embedding for.
+        The vocabulary holds only special tokens, or an id for which the transformer has no embedding.
     """
     tokenizer = encoder.tokenizer
     names = sorted({*(getattr(tokenizer, "vocab_files_names", None) or {}).values()} - {None})
-    if not names:  # it counts bytes or characters
+    if not names:  # this tokenizer makes a token of each byte or character, and needs no vocabulary
         return
     modules = request.files.modules()
     subfolder = modules[0]["path"] if modules else ""
@@ -171,19 +181,19 @@ def check_tokenizer(request: Request, encoder: MultiVectorEncoder) -> None:
     names = sorted({*names, "tokenizer.json"}, key=lambda name: name != "tokenizer.json")
     if not any(request.files.find(os.path.join(subfolder, name)) for name in names):
         folder = os.path.join(request.files.source, subfolder)
-        msg = f"{folder} must hold the vocabulary of its tokenizer, one of the files {names}; none is there"
+        msg = f"{folder} must hold the vocabulary of its tokenizer, one of the files {names}; it holds none of them"
         raise FileNotFoundError(msg)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        msg = f"{os.path.join(request.files.source, subfolder)} must hold a tokenizer with words; it has none"
+        msg = f"{os.path.join(request.files.source, subfolder)} must hold a tokenizer with words; it has no words"
         raise ValueError(msg)
 
 
 def _check_ids(folder: str, encoder: MultiVectorEncoder) -> None:
-    """Raise ValueError if the tokenizer gives an id that the transformer has no row of its embeddings for."""
+    """Raise ValueError if the tokenizer has an id for which the transformer's embeddings have no row."""
     try:
         model: Any = encoder[0].model
         weight = model.get_input_embeddings().weight
-    except (AttributeError, NotImplementedError):  # such as a model that hashes ids, or one of ONNX
+    except (AttributeError, NotImplementedError):  # a model without this table: it hashes ids, or it is an ONNX model
         return
     words = encoder.tokenizer.get_vocab()
     if not words or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
@@ -191,39 +201,39 @@ def _check_ids(folder: str, encoder: MultiVectorEncoder) -> None:
     last = max(words, key=words.__getitem__)
     if words[last] >= len(weight):
         msg = (
-            f"{folder} must hold a tokenizer whose ids are below {len(weight)}, the rows of the transformer's "
-            f"embeddings; {last!r} has the id {words[last]}. "
+            f"{folder} must hold a tokenizer whose ids are below {len(weight)}, the number of rows of the "
+            f"transformer's embeddings; {last!r} has the id {words[last]}. "
             f"The transformer needs resize_token_embeddings({words[last] + 1})"
         )
         raise ValueError(msg)
 
 
 def check_lengths(request: Request, encoder: MultiVectorEncoder, settings: dict[str, Any]) -> None:
-    """Raise ValueError for a length that the user gave and that the transformer cannot hold."""
+    """Raise ValueError if the user gave a maximum length that is more than the transformer can take."""
     held = positions(encoder)
     for name in ("max_length_query", "max_length_document"):
         length = settings[name]
         if held is not None and length > held and name in request.given and length == request.settings[name]:
-            msg = f"{name} must be at most {held}, the positions of the transformer; got {length}"
+            msg = f"{name} must be at most {held}, the number of positions of the transformer; got {length}"
             raise ValueError(msg)
 
 
 def check_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
-    """Raise ValueError if not one weight of the transformer was in its files."""
+    """Raise ValueError if the files hold no weight of the transformer at all."""
     model = getattr(encoder[0], "model", None)
     names = [name for name, _ in model.named_parameters()] if isinstance(model, torch.nn.Module) else []
     missing = re.compile("|".join(map(_pattern, report.weights.get("MISSING", []))))
     if names and all("pooler" in name or missing.fullmatch(name) for name in names):
         unread = _shortened(report.weights.get("UNEXPECTED", [])) or "none"
         msg = (
-            f"{files.source!r} must hold the weights of its transformer, such as {names[0]}; not one of them is there. "
-            f"Weights there that are not read: {unread}"
+            f"{files.source!r} must hold the weights of its transformer, such as {names[0]}; it holds none of them. "
+            f"Weights that it holds and that are not read: {unread}"
         )
         raise ValueError(msg)
 
 
 def _pattern(name: str) -> str:
-    """Regular expression for the names that the report writes as "layer.{0, 1}.weight" or "layer.{0...11}.weight"."""
+    """Return a regular expression for a name of the report, as "layer.{0, 1}.weight" or "layer.{0...11}.weight"."""
     parts = re.split(r"\{(.*?)\}", name)
     for i in range(0, len(parts), 2):
         parts[i] = re.escape(parts[i])
@@ -233,34 +243,36 @@ def _pattern(name: str) -> str:
 
 
 def warn_of_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
-    """Warn of weights that transformers filled with random numbers, and of layers that it left out."""
+    """Warn of weights that are missing and now random, and of layers in the files that the transformer lacks."""
     unexpected = report.weights.get("UNEXPECTED", [])
-    # Parameters are named "0.model.encoder.layer.0...", weights of a file perhaps "bert.encoder.layer.0...".
+    # A parameter is named "0.model.encoder.layer.0...", and in a file perhaps "bert.encoder.layer.0...". So only the
+    # ends of the names are compared, with "#" in place of the numbers.
     names = (name.split(".", 2)[-1] for name, _ in encoder.named_parameters())
     layers = tuple({f".{_NUMBERS.sub('#', name)}" for name in names if _NUMBERS.search(name)})
-    # A transformer that was made without any layer has no names to compare with.
+    # A transformer without any layer has no such names. Then every numbered weight that was not read is a layer.
     layers = layers or tuple({f".{_NUMBERS.sub('#', name)}" for name in unexpected if _NUMBERS.search(name)})
     unread = [name for name in unexpected if f".{_NUMBERS.sub('#', name)}".endswith(layers)]
     if unread:
         warn_caller(
-            f"{files.source!r} holds layers that its transformer does not have, and that are not read: "
-            f"{_shortened(unread)}. The num_hidden_layers of config.json may be wrong."
+            f"{files.source!r} holds layers that its transformer does not have. They are not read: "
+            f"{_shortened(unread)}. The number num_hidden_layers in config.json may be wrong."
         )
-    # No pooler takes part in late interaction.
+    # Late interaction does not use the pooler, so its weights may be missing.
     if missing := [name for name in report.weights.get("MISSING", []) if "pooler" not in name]:
         warn_caller(
-            f"{files.source!r} lacks weights of its transformer, which are random now: {_shortened(missing)}. "
-            "Its embeddings mean little until it is trained."
+            f"{files.source!r} lacks weights of its transformer. These weights are random now: {_shortened(missing)}. "
+            "The embeddings mean little until the encoder is trained."
         )
 
 
 def warn_of_fresh(name: str, size: int, report: Report) -> None:
+    """Warn that the checkpoint `name` has no projection, so that a random one of `size` dimensions is used."""
     unread = [weight for weight in report.weights.get("UNEXPECTED", []) if _PROJECTION_NAME.match(weight)]
     unread_too = f" (its weights {_shortened(unread)} are not read)" if unread else ""
     warn_caller(
-        f"{name!r} has no ColBERT projection (linear.pt){unread_too}: starting from a random one of {size} "
-        "dimensions, whose scores mean little until it is trained. Load a trained checkpoint, train this "
-        "one, or pass embedding_size=None for the transformer's own states."
+        f"{name!r} has no ColBERT projection (linear.pt){unread_too}: a random projection of {size} dimensions is "
+        "used, and scores mean little until it is trained. Load a trained checkpoint, train this one, or pass "
+        "embedding_size=None to use the transformer's own states."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the constructor of ColBERT was asked for, and what of it a checkpoint overrules."""
+"""What a caller asked the constructor of ColBERT for, and which of these arguments the files overrule."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from colbert_fast.models.files import Files
 
 @dataclass
 class Request:
-    """What the constructor of ColBERT was asked for."""
+    """The arguments of one call of the constructor of ColBERT."""
 
     files: Files
     embedding_size: int | None
     device: str
     settings: dict[str, Any]
-    # Names of arguments that the user gave, even if the value is the default.
+    # Names of the arguments that the user gave, even if the given value equals the default.
     given: Collection[str]
     kwargs: dict[str, Any]
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of `MultiVectorEncoder`: never the network for a folder, float32 unless asked otherwise."""
+        """Return the keyword arguments for `MultiVectorEncoder`.
+
+        A folder is loaded without the network. Weights are float32 unless the user asked for another dtype.
+        """
         options = dict(self.kwargs)
         if self.files.is_local:
             options["local_files_only"] = True
@@ -34,7 +37,10 @@ class Request:
         return options
 
     def overruled(self, read: dict[str, Any], size: int | None) -> list[str]:
-        """What the user gave and the files of a neural-cherche checkpoint say otherwise, in words."""
+        """Return, in words, the given arguments for which a neural-cherche checkpoint has other values.
+
+        `read` holds the settings that the files have, and `size` the dimension of their projection or None.
+        """
         words = []
         for name, value in read.items():
             given = self.settings[name]
@@ -48,7 +54,7 @@ class Request:
 
 
 def with_dtype(model_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Arguments of a model with its dtype, float32 unless given, as a torch.dtype or "auto"."""
+    """Return the arguments of a model with "dtype" set to a torch.dtype or "auto"; without a given dtype, float32."""
     model_kwargs = dict(model_kwargs or {})
     old = model_kwargs.pop("torch_dtype", None)
     given = model_kwargs.pop("dtype", old)
@@ -56,6 +62,6 @@ def with_dtype(model_kwargs: dict[str, Any] | None) -> dict[str, Any]:
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        msg = f'model_kwargs must have a floating-point torch.dtype, its name, or "auto" as "dtype"; got {given!r}'
+        msg = f'model_kwargs must have a floating-point torch.dtype, its name or "auto" under "dtype"; got {given!r}'
         raise ValueError(msg)
     return {**model_kwargs, "dtype": dtype}

@@ -1,4 +1,4 @@
-"""From tokens to the rows that are scored: passing batches through the encoder, and placing what comes out."""
+"""Turn tokens into the rows that are scored: pass batches through the encoder, and collect the embeddings."""
 
 from __future__ import annotations
 
@@ -20,35 +20,39 @@ from colbert_fast.models.capacity import positions
 from colbert_fast.models.tokens import Encoding, Tokenized, batches, tokenize
 from colbert_fast.packed import PackedTokens
 
-# Tokens, padding included, of one pass through the transformer. On a CPU the activations of larger batches
-# leave its caches: MiniLM takes 1.0, 1.2, 1.7 times as long with 1024 (or 2048), 4096, 8192.
+# The number of tokens, padding included, of one pass through the transformer. The activations of a larger batch do not
+# fit into the caches of a CPU, so each token takes longer.
 _CPU_BATCH_TOKENS = 1024
 _ACCELERATOR_BATCH_TOKENS = 16384
-# glibc keeps what a batch freed, in pieces that the next batch, of another shape, hardly uses: 2 MiB a batch with
-# MiniLM, until the heap is as large as the embeddings. After so many batches the pieces go back to the system.
+# glibc keeps the memory that a batch has freed, in pieces. The next batch has another shape and can use few of these
+# pieces, so the heap grows until it is as large as the embeddings. After this number of batches the pieces are given
+# back to the system.
 _TRIM_AFTER = 8
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-# Rows that are moved at a time when a result turned out smaller than was known before: 16 MiB of 128 float32.
+# If a result has fewer rows than expected, this number of rows is moved at a time: 16 MiB of 128 float32 numbers.
 _MOVED_ROWS = 2**15
-# Transformers whose embeddings depend on the width of a batch from some length on, which no short text shows: their
-# attention is cut into blocks or averaged over stretches of the whole width.
+# The embeddings of these transformers depend on the width of the batch, but only from some length on, so that a test
+# with a short text does not show it. Their attention is cut into blocks, or averaged over parts of the whole width.
 _WIDTH_MATTERS = {"big_bird", "mra", "nystromformer", "reformer", "yoso"}
-# Embeddings that differ by more, relative to the longest, are different ones, and not the noise of another shape.
+# The shape of a batch changes the rounding of an embedding. A difference above this bound, relative to the length of
+# the embedding, is more than rounding.
 _NOISE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _NOISE_OF_HALF = 0.1
 
+# Held while modules change between training mode and eval mode. A fork waits for it, so that no child finds it locked.
 _modes = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_modes.acquire, after_in_parent=_modes.release, after_in_child=_modes.release)
-# Encoders that are embedding in eval mode although they are in training mode: for how many calls, and which modules.
+# For each encoder that embeds in eval mode at this moment: the number of calls that embed, and the modules that must
+# return to training mode when the last of these calls ends.
 _resting: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = weakref.WeakKeyDictionary()
-# Whether a transformer sees the padding of a batch.
+# For each transformer that was tested: whether its embeddings depend on the padding of a batch.
 _seen: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def inference(module: nn.Module) -> Iterator[None]:
-    """Without gradients and without dropout; afterwards every module is in the mode that it was in."""
+    """Run in this context without gradients and without dropout. At the end every module has its former mode again."""
     with _modes:
         count, training = _resting.get(module, (0, []))
         if not count:
@@ -86,19 +90,20 @@ def embed(
     Parameters
     ----------
     encoder
-        The modules that the texts go through.
+        The modules that the texts pass through.
     tokenized, encoding
-        The texts, and how they become rows.
+        The tokens of the texts, and how they become rows.
     texts
-        int64 [n]: which of them; None for all.
+        int64 [n]: numbers of the texts to embed. None: all texts.
     pad_row
-        End every text shorter than the maximum length in one zero row.
+        Add one zero row to the end of every text that is shorter than the maximum length.
     width
-        Give every item so many rows in the matrix, those that are not its own zero; None for no rows between items.
+        The number of rows that every item takes in the matrix; the rows after an item's own rows are zero. None: the
+        items follow one another without rows between them.
     batch_size
-        Texts of one pass through the transformer at most; None for as many as a fixed number of tokens allows.
+        Largest number of texts of one pass through the transformer. None: a fixed number of tokens is the only limit.
     done
-        Called with the number of texts of each finished batch.
+        Called after each batch with the number of texts of the batch.
 
     Returns
     -------
@@ -128,12 +133,13 @@ def embed(
 
 
 def _trim() -> None:
+    """Give the memory that glibc keeps back to the system."""
     if _malloc_trim is not None:
         _malloc_trim(0)
 
 
 class _Rows:
-    """The matrix of the result: rows are written where they stay, or joined at the end where autograd records."""
+    """The matrix of the result. Rows are written directly to their place, or joined at the end if autograd records."""
 
     def __init__(self, encoder: MultiVectorEncoder, most: Tensor, width: int | None) -> None:
         self.encoder = encoder
@@ -145,7 +151,10 @@ class _Rows:
         self.recorded: list[tuple[Tensor, Tensor]] = []
 
     def place(self, places: Tensor, tokens: Tensor, real: Tensor) -> None:
-        """Take the embeddings [n, length, dim] of the texts at `places`, where `real` [n, length]."""
+        """Take the embeddings `tokens` [n, length, dim] of the texts at `places`.
+
+        Only the rows for which `real` (bool [n, length]) is True are kept.
+        """
         counts = real.sum(1).cpu()
         self.counts[places] = counts
         first = (self.starts[places] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
@@ -159,6 +168,7 @@ class _Rows:
         self.matrix.index_copy_(0, index, rows)
 
     def packed(self) -> PackedTokens:
+        """Return all rows that were placed, as PackedTokens."""
         if self.recorded:
             index, rows = (torch.cat(parts) for parts in zip(*self.recorded, strict=True))
             self.matrix = (self.matrix if self.matrix is not None else self._empty(rows)).index_copy(0, index, rows)
@@ -175,13 +185,16 @@ class _Rows:
         return make((self.total, like.shape[1]))
 
     def _closed_up(self, matrix: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        """Move items together where modules that we do not know left rows out, without a second matrix."""
+        """Close the gaps between items that appear when an unknown module drops rows. No second matrix is allocated.
+
+        `total` is the number of rows that are left. Returns the matrix [total, dim] and the starts of the items.
+        """
         starts = self.counts.cumsum(0) - self.counts
         index = (self.starts - starts).repeat_interleave(self.counts) + torch.arange(total)
         index = index.to(matrix.device)
         if matrix.requires_grad:
             return matrix[index], starts
-        # No row moves to behind its place, so that what is written was read before.
+        # Rows only move towards the beginning, so a row is read before another row is written over it.
         for first in range(0, total, _MOVED_ROWS):
             some = index[first : first + _MOVED_ROWS]
             matrix[first : first + len(some)] = matrix[some]
@@ -189,16 +202,22 @@ class _Rows:
 
 
 def _pass(encoder: MultiVectorEncoder, features: dict[str, Any], n: int, encoding: Encoding) -> tuple[Tensor, Tensor]:
-    """Token embeddings [n, length, dim] of one batch, and which of them are real, bool [n, length]."""
+    """Pass one batch of n texts through the encoder.
+
+    Returns the token embeddings [n, length, dim], and which of them are real and not padding, bool [n, length].
+    """
     if features["input_ids"].shape[-1] == 0:
         return _no_tokens(encoder, n)
     _choose_attention(encoder, features["input_ids"].shape[-1])
-    output = encoder(batch_to_device(features, encoder.device), task=encoding.task)
+    output = encoder(batch_to_device(features, encoder.device), task=encoding.side)
     return output["token_embeddings"], output["attention_mask"].bool()
 
 
 def _choose_attention(encoder: MultiVectorEncoder, width: int) -> None:
-    """Let BigBird attend as it does for a text of this width alone: the first short text changes it for good."""
+    """Set the attention of BigBird to what it uses for one text of this width.
+
+    BigBird itself would change to full attention at its first short text, and never change back.
+    """
     transformer: Any = encoder[0]
     choose = getattr(transformer.model, "set_attention_type", None)
     if choose is not None:
@@ -208,14 +227,15 @@ def _choose_attention(encoder: MultiVectorEncoder, width: int) -> None:
 
 
 def _no_tokens(encoder: MultiVectorEncoder, n: int) -> tuple[Tensor, Tensor]:
+    """Return what `_pass` returns for n texts without any token."""
     tokens = torch.zeros(n, 0, encoder.get_embedding_dimension() or 0, dtype=encoder.dtype, device=encoder.device)
     return tokens, torch.zeros(n, 0, dtype=torch.bool, device=encoder.device)
 
 
 def sees_padding(encoder: MultiVectorEncoder, encoding: Encoding) -> bool:
-    """Whether embeddings depend on the padding beside them, as behind convolutions or without an attention mask.
+    """Return whether embeddings depend on the padding of a batch, as with convolutions or without an attention mask.
 
-    The model itself is asked, once, with a short text that is embedded alone and padded.
+    This is tested once for each transformer: a short text is embedded without padding and with padding.
     """
     transformer: Any = encoder[0]
     if getattr(transformer.model.config, "model_type", "") in _WIDTH_MATTERS:
@@ -230,7 +250,7 @@ def sees_padding(encoder: MultiVectorEncoder, encoding: Encoding) -> bool:
                 _pass(encoder, tokenized.batch(torch.arange(1), size), 1, encoding)[0] for size in (length, width)
             )
         error = (alone - padded[:, :length]).norm(dim=2)
-        # NaN, of a model whose weights are broken, is no sign of padding.
+        # If the weights are broken, the error is NaN. The comparison is then False, as if padding had no effect.
         answer = bool((error > alone.norm(dim=2) * _NOISE.get(alone.dtype, _NOISE_OF_HALF)).any())
         _seen[transformer] = answer
     return answer

@@ -1,4 +1,4 @@
-"""Loading prints nothing, keeps what is global, and works in threads and forked children."""
+"""A load prints nothing, leaves global settings as they were, and works in threads and in forked children."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny import DOCUMENTS, QUERIES, close
 from transformers import BertModel
 from transformers.utils import logging as transformers_logging
 
-from colbert_fast.models import ColBERT, quiet
+from colbert_fast.models import ColBERT, load_report
 
 KINDS = ["neural_cherche", "multi_vector", "pylate", "stanford", "plain", "dense", "bge_m3"]
 
@@ -85,7 +85,7 @@ def test_what_is_global_stays(
 
 
 def test_threads(request: pytest.FixtureRequest) -> None:
-    """Several kinds at once, in several dtypes, each as it is alone."""
+    """Several kinds of checkpoint, in several dtypes, are loaded at once. Each gives the same scores as alone."""
     folders = {kind: request.getfixturevalue(kind) for kind in KINDS}
     expected = {kind: load(folder, kind).scores(QUERIES, DOCUMENTS, tqdm_bar=False) for kind, folder in folders.items()}
     initialisers = (torch.nn.init.normal_, torch.nn.init.xavier_uniform_, torch.get_default_dtype())
@@ -148,11 +148,11 @@ def test_a_child_forked_while_another_thread_loads(pylate: Path) -> None:
 def test_a_filter_that_an_interrupt_left_hides_no_later_report(neural_cherche: Path) -> None:
     logger = logging.getLogger("transformers.modeling_utils")
     before = list(logger.filters)
-    stale = quiet.Report(logging.WARNING)
+    stale = load_report.Report(logging.WARNING)
     logger.addFilter(stale)
     record = logging.LogRecord(logger.name, logging.WARNING, "", 0, "LOAD REPORT", (), None)
     assert not stale.filter(record)
-    with quiet.quiet_loading():
+    with load_report.quiet_loading():
         pass
     assert logger.filters == before
     assert stale.filter(record)

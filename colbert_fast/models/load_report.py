@@ -1,4 +1,4 @@
-"""Loading without what transformers prints meanwhile, and without two threads in each other's way."""
+"""Load models one thread at a time, without what transformers prints, and keep its report on the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-# transformers replaces torch's initialisers and default dtype, for all threads, while it loads a model.
+# While transformers loads a model, it replaces torch's initialisers and torch's default dtype for all threads. Two
+# threads that load at the same time would disturb each other, so a thread holds this lock while it loads.
 _loading = threading.RLock()
 
 
@@ -29,28 +30,28 @@ _REPORTING = (
     *("transformers.modeling_utils", "transformers.utils.loading_report"),
     *("transformers.distributed.tensor_parallel", "transformers.integrations.tensor_parallel"),
 )
-# What transformers says of every model that could run on several devices, and runs on one.
+# transformers writes these lines about every model that could run on several devices and runs on one.
 _NOISE = ("The following layers were not sharded", "The following TP rules were not applied")
 _ROW = re.compile(r"^(\S.*?)\s*\| (UNEXPECTED|MISSING|MISMATCH|CONVERSION)\b", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Report(logging.Filter):
-    """What transformers reported while this thread loaded a model, by status: names of weights.
+    """What transformers reported while this thread loaded a model: a status, and the names of the weights that have it.
 
-    Runs of numbers are written together, as in "encoder.layer.{0, 1}.output.dense.weight".
+    transformers writes names that differ only in a number as one name: "encoder.layer.{0, 1}.output.dense.weight".
     """
 
     def __init__(self, quietest: int) -> None:
         super().__init__()
         self._thread = threading.get_ident()
         self._quietest = quietest
-        # Once the load has ended. An interrupt may leave the filter where it is.
+        # True after the load. An interrupt may prevent the removal of this filter; it then lets every record pass.
         self.ended = False
         self.weights: dict[str, list[str]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep the load report of this thread; let pass what would have been logged without us."""
+        """Take the load report of this thread out of the log. Let every record pass that the user would have seen."""
         if self.ended:
             return True
         message = record.getMessage()
@@ -65,11 +66,11 @@ class Report(logging.Filter):
 
 @contextmanager
 def quiet_loading() -> Iterator[Report]:
-    """Load models one thread at a time, with transformers' load report caught and its progress bar left out.
+    """Load models in this context: one thread at a time, with the load report caught and the progress bar hidden.
 
-    Yields the report. Bars of downloads, and other warnings, are shown as the user has set them.
+    Yields the report. Progress bars of downloads, and other warnings, stay as the user has set them.
     """
-    # ExitStack runs all that undoes something, even if an interrupt comes meanwhile.
+    # ExitStack undoes every change that was made, even if an interrupt comes between two changes.
     with _loading, ExitStack() as stack:
         loggers = [logging.getLogger(name) for name in _REPORTING]
         report = Report(logging.getLogger(_REPORTING[0]).getEffectiveLevel())
@@ -81,16 +82,16 @@ def quiet_loading() -> Iterator[Report]:
             stack.callback(logger.removeFilter, report)
             stack.callback(logger.setLevel, logger.level)
             logger.addFilter(report)
-            # Weights that are missing must be heard of even where the user wants no warnings of transformers.
+            # The report on missing weights is needed even if the user has turned the warnings of transformers off.
             logger.setLevel(min(logging.WARNING, logger.getEffectiveLevel()))
         stack.callback(setattr, report, "ended", True)
         yield report
 
 
 def _hide_bars(stack: ExitStack, report: Report) -> None:
-    """Hide the bar over weights until the stack ends."""
+    """Hide the progress bar over the weights until the stack ends."""
     set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
-    if set_hook is None:  # transformers before 5.4: for all threads, and for downloads too
+    if set_hook is None:  # transformers before 5.4 can only hide bars for all threads, and of downloads too
         if not transformers_logging.is_progress_bar_enabled():
             return
         if are_progress_bars_disabled():
