@@ -1,22 +1,57 @@
-// READ FIRST: the types every part of the CPU extension shares.
+// READ FIRST: the words, the folders and the types that the whole CPU extension shares.
 //
 // MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>.
 //
-// One call walks bindings.cpp -> tensors.cpp (reads tensors, and checks them) -> dispatch.cpp (cuts the
-// work into tasks, plan.cpp, and runs them, threads.cpp) -> a tier: one file for each instruction set (the
-// constants at the end of this one), and written once for all of them loop.h (what is done with a document),
-// tile.h (the register tile) and screen.h (products of fewer bits). A tier never allocates, starts no thread,
-// throws nothing and reads no environment.
+// WORDS. Each has one meaning in all files.
+//   token      one embedding: `dim` numbers. A row is a token of a document, or of any matrix, in memory.
+//   item       a query or a document: a run of tokens. A side is all items of one kind in a call.
+//   pair       a query and a document that are scored with each other.
+//   lane       one query token. The lanes of a block of queries are packed one after the other.
+//   panel      `panel_lanes` lanes, stored transposed: dimension after dimension, lanes side by side.
+//   element    the numbers of a row that an instruction multiplies together: one float32, two bfloat16 or
+//              four int8.
+//   step       one pass of an inner loop: it multiplies one element of each row of a tile by its lanes.
+//   chain      multiply-adds of a row with a lane, each onto the sum of the one before.
+//   tile       the rows and lanes whose sums stay in registers together; on AMX also a tile register.
+//   block      what is handled together: a block of queries is packed at once, a block of rows meets all
+//              panels while it is in the cache, a block of numbers of a dot product is one chain.
+//   narrow     of fewer bits than float32. A scale is the number that int8 numbers are multiplied by.
+//   screening  multiplying narrow numbers first, to find the few rows that may have the maximum of a lane.
+//   chunk      the rows of one document that are screened together. A candidate is a row that may win a lane.
+//   part       a piece of a document that was cut, so that several threads can score it.
+//   task       a piece of work for one thread.
+//   tier       the kernels for one instruction set, and what they need: a Tier at the end of this file.
+//
+// FOLDERS
+//   per_tier/  headers that are compiled again for each tier, inside its target region (target.h). They
+//              include no system header and nothing of host/, and everything in them is in an anonymous
+//              namespace. loop.h walks a task and sums the score of a document, tile.h is the register tile,
+//              screen.h proves and does the screening.
+//   tiers/     one .cpp file for each instruction set. Headers in tiers/ are shared by a few tiers, and obey
+//              the same rules as headers in per_tier/, except for amx_config.h.
+//   host/      files that are compiled once, for any CPU: the bindings, the table of tiers (tiers.cpp), the
+//              planning, the memory and the threads of a call. They include nothing of the other two folders.
+// tests/test_layers_cpp.py checks these rules.
+//
+// ONE CALL goes from host/bindings.cpp to host/tensors.cpp, which reads and checks the tensors, and to
+// host/dispatch.cpp. That cuts the work into tasks (host/plan.cpp), allocates a Scratch for each thread
+// (host/workspace.cpp), and lets the threads (host/threads.cpp) call the tier for each task. A tier never
+// allocates, starts no thread, throws nothing and reads no environment.
 #pragma once
 
 #include <cstdint>
 
 namespace colbert_fast {
 
-// The numbers are what colbert_fast/_backends/cpu.py passes.
+// colbert_fast/_backends/cpu.py passes these numbers.
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
-// Storage only. BFloat16 is the upper half of a float32; Float16 is IEEE binary16.
+// The size of one number in bytes.
+constexpr int64_t bytes_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
+}
+
+// For storage only. BFloat16 is the upper half of a float32; Float16 is IEEE binary16.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -24,23 +59,23 @@ struct Float16 {
   uint16_t bits;
 };
 
-// A ragged batch: item i is the rows [starts[i], starts[i] + lengths[i]) of a row-major matrix of tokens; or,
-// if items is not null, the lengths[i] rows that begin at items[i].
+// The items of one side. Item i is the rows [starts[i], starts[i] + lengths[i]) of a row-major matrix. If
+// `items` is not null, item i is instead the lengths[i] rows that begin at items[i].
 struct Tokens {
   const void* data;
-  int64_t row_stride;  // in elements; the elements of one row are adjacent
+  int64_t row_stride;  // in numbers; the numbers of one row are adjacent
   int64_t rows;
   const int64_t* starts;
   const int64_t* lengths;
   int64_t count;
   DType dtype;
-  const float* scales;  // [rows] what each int8 row is multiplied by; null for the other dtypes
+  const float* scales;  // [rows] the scale of each int8 row; null for the other dtypes
   const void* const* items;
 };
 
-// What is scored: the pairs that are listed; or every query against every document, and then pair number =
-// query * d.count + document. Queries have the dtype of the documents, or float32. Beside int8 documents
-// they may have any dtype.
+// What is scored: the pairs in a list; or every query with every document, where the number of a pair is
+// query * d.count + document. Queries have the dtype of the documents, or float32. If the documents are int8,
+// queries may have any dtype but int8.
 struct Problem {
   Tokens q;
   Tokens d;
@@ -48,19 +83,20 @@ struct Problem {
   bool all_pairs;
   const int64_t* pairs;  // [num_pairs][2] of (query, document), unless all_pairs
   int64_t num_pairs;
-  int64_t max_lq;  // no query is longer; the row length of argmax
+  int64_t max_lq;  // no query is longer; a row of the argmax has this length
   // A row of zeros is padding, as in a padded tensor that came without a mask.
   bool skip_zero_q;
   bool skip_zero_d;
 };
 
-// The score of a document without a token: sentence-transformers' sentinel, below every real score.
+// The score of a document without tokens. It is the number that sentence-transformers uses, and below every
+// real score.
 constexpr float kEmptyDocumentScore = -1e9f;
 
-struct Scratch;  // one thread's working memory: scratch.h
+struct Scratch;  // the working memory of one thread: scratch.h
 
-// A piece of work for one thread: queries [q_begin, q_end) against documents [begin, end); or, when pairs are
-// listed, the pairs order[begin .. end).
+// Work for one thread: queries [q_begin, q_end) with documents [begin, end); or, if pairs are listed, the
+// pairs order[begin .. end).
 struct Task {
   int64_t q_begin, q_end;
   int64_t begin, end;
@@ -74,18 +110,19 @@ struct ScoreJob {
   float* maxima;         // [pairs][max_lq], or null; written where argmax is not -1
 };
 
-// Gradients of sum(grad_scores * scores). Each side is done alone: the side's items are the owners of the
-// rows that are written, so that no two tasks write the same element.
+// The gradients of sum(grad_scores * scores), of one side at a time. The owner of a row is the item of that
+// side which the row belongs to. Pairs are divided among tasks by owner, so that no two tasks write the same
+// number.
 struct BackwardJob {
   const Problem* problem;
-  bool to_queries;
+  bool to_queries;           // the side: queries, or documents
   const float* grad_scores;  // [pairs]
   const int32_t* argmax;     // [pairs][max_lq]
   const int64_t* order;      // pair numbers sorted by owner
-  float* grad;               // [rows of the side][dim], zeroed
+  float* grad;               // [rows of the side][dim], zeros at first
 };
 
-// The pairs order[begin .. end) into the columns [column_begin, column_end) of the gradient.
+// Work for one thread: the pairs order[begin .. end), and columns [column_begin, column_end) of the gradient.
 struct BackwardTask {
   int64_t begin, end;
   int64_t column_begin, column_end;

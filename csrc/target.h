@@ -1,10 +1,12 @@
-// Regions of code compiled for an instruction set that the rest of the extension does not assume.
+// Target regions: parts of a file that are compiled for an instruction set which the rest of the extension
+// does not assume. CF_TARGET_BEGIN opens a region and CF_TARGET_END closes it.
 //
-// A region, not a per-file flag: everything outside it, inline functions of shared headers included, stays on
-// the baseline, so the linker can never keep an AVX copy of a function that an older CPU then runs. Every
-// system header is included before the region opens: this file includes those that a tier needs. A region,
-// not a function attribute: lambdas do not inherit the attribute. MSVC compiles any intrinsic anywhere and
-// needs neither.
+// Compiler flags for a whole file would also compile the inline functions of shared headers for that
+// instruction set. The linker keeps one copy of such a function, and if it kept an AVX copy, an older CPU
+// would run it and crash. Outside a region everything stays on the baseline. So every system header must be
+// included before the region opens: this file includes the system headers that tiers need. An attribute at
+// each function would not be enough, because lambdas do not inherit it. MSVC compiles every intrinsic in
+// every file, so it needs no region.
 #pragma once
 
 #include <cmath>
@@ -17,7 +19,7 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #define CF_X86_64 1
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the undefined registers of its own header for uninitialised variables (its bug 105593).
+// GCC 12 warns of uninitialised variables in its own header (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -37,15 +39,15 @@
 #define CF_AARCH64 0
 #endif
 
-// Whether arm_neon.h has the dot products without being told so on the command line.
+// Whether arm_neon.h declares the dot products without a flag on the command line.
 #if CF_AARCH64 && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 17)
 #define CF_AARCH64_DOT 1
 #else
 #define CF_AARCH64_DOT 0
 #endif
 
-// Whether immintrin.h has AVX-VNNI: GCC 11 and Clang 12 came with a header of this name, Visual Studio 2022
-// without one.
+// Whether immintrin.h declares AVX-VNNI. GCC 11 and Clang 12, the first that do, have a header of this name.
+// Visual Studio 2022 does too, but without such a header.
 #if CF_X86_64 && (__has_include(<avxvnniintrin.h>) || (!defined(__clang__) && _MSC_VER >= 1930))
 #define CF_AVX_VNNI 1
 #else

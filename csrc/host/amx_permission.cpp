@@ -1,5 +1,5 @@
-// The kernel saves the tile registers, 8 KiB a thread, only for processes that ask: they would not fit signal
-// stacks of the size that programs have always had. Numbers and rules: Linux,
+// The tile registers are 8 KiB for each thread. Many programs have signal stacks that are too small for them,
+// so the kernel saves the tile registers only for processes that ask for them. Numbers and rules: Linux,
 // Documentation/arch/x86/xstate.rst.
 #include "host/amx_permission.h"
 
@@ -29,7 +29,7 @@ bool in_mask(int question) {
   return syscall(SYS_arch_prctl, question, &mask) == 0 && ((mask >> kTileData) & 1) != 0;
 }
 
-// Permission is never taken back, and a forked child inherits it together with this.
+// The kernel never takes the permission back. A forked child inherits the permission and this variable.
 std::atomic<bool> g_granted{false};
 
 }  // namespace

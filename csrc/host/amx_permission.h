@@ -1,9 +1,9 @@
-// Whether this process may use AMX: what the CPU has, what the kernel offers, and what it grants.
+// Whether this process may use AMX: the CPU must have it, and the kernel must offer it and grant it.
 #pragma once
 
 #include "target.h"
 
-// AMX is built where the compiler knows it, and only for Linux, whose way of granting it is known here.
+// AMX is built if the compiler knows it, and only for Linux: this file knows how Linux grants AMX.
 #define CF_AMX 0
 #if CF_X86_64 && defined(__linux__) && defined(__has_include)
 #if __has_include(<amxtileintrin.h>)
@@ -14,11 +14,12 @@
 
 namespace colbert_fast {
 
-// Null, or the reason why this machine has no AMX for us. Asks for nothing.
+// Null, or the reason why this process cannot have AMX. This function does not ask the kernel to grant it.
 const char* amx_unsupported();
 
-// Asks the kernel for the tile registers, for this process and its children, once it has to be. Null: they
-// are ours for good. Else the reason; another call asks again. Any thread may call it.
+// Asks the kernel to grant the tile registers to this process and its children, unless it has done so before.
+// Null if the kernel granted them: it never takes them back. Otherwise the reason why not, and the next call
+// asks again. Any thread may call this function.
 const char* amx_refused();
 
 }  // namespace colbert_fast

@@ -1,5 +1,5 @@
-// The module colbert_fast._C. Tensors come in, which tensors.h reads; the GIL is released while scoring, and
-// Python's signals are handled meanwhile.
+// The module colbert_fast._C: the functions that Python calls. tensors.h reads their tensors. While a
+// function scores, it releases the GIL and lets Python handle its signals.
 #include <pybind11/pybind11.h>
 
 #include <atomic>
@@ -13,6 +13,7 @@
 #include "host/dispatch.h"
 #include "host/limits.h"
 #include "host/masks.h"
+#include "host/plan.h"
 #include "host/tensors.h"
 #include "host/threads.h"
 #include "host/tiers.h"
@@ -21,9 +22,10 @@
 namespace colbert_fast {
 namespace {
 
-// While it lives, other Python threads run. Python ends a thread that wants the GIL back after the
-// interpreter has begun to finalise by pthread_exit, whose unwinding must not pass through torch's frames and
-// ours: such a thread sleeps until the process is gone, as Python 3.14 arranges by itself.
+// Other Python threads can run while this object lives. When the interpreter has begun to finalise, and a
+// thread wants the GIL back, Python ends the thread with pthread_exit. That unwinds the stack, and it must
+// not unwind the frames of torch and of this extension. So such a thread sleeps here until the process ends,
+// as Python 3.14 makes it do by itself.
 class ReleasedGil {
  public:
   ReleasedGil() : state_(PyEval_SaveThread()) {}
@@ -31,8 +33,8 @@ class ReleasedGil {
   ReleasedGil& operator=(const ReleasedGil&) = delete;
   ~ReleasedGil() { take(); }
 
-  // Lets Python handle its signals. Returns whether a handler raised an exception, as the handler of
-  // Ctrl-C does; that exception is pending then.
+  // Lets Python handle its signals. Returns whether a handler raised an exception, as the handler of Ctrl-C
+  // does. The exception is then pending.
   bool handle_signals() {
     take();
     const bool raised = PyErr_CheckSignals() != 0;
@@ -63,12 +65,12 @@ int checked_threads(int threads) {
   return threads;
 }
 
-// The thread that Python gives signals to.
+// The identifier of the thread on which Python handles signals.
 std::atomic<unsigned long> g_main_thread{0};
 
 void set_main_thread(unsigned long ident) { g_main_thread.store(ident); }
 
-// Lets other Python threads run while it works, and hears Ctrl-C meanwhile.
+// Lets other Python threads run during work(interrupt). On the main thread, Ctrl-C interrupts the work.
 template <typename Work>
 void without_gil(const Work& work) {
   const bool main = PyThread_get_thread_ident() == g_main_thread.load();
@@ -93,9 +95,9 @@ bool py_score(const std::string& tier, const py::tuple& q, const py::tuple& d, p
   threads = checked_threads(threads);
   const Sides sides(q, d, pairs, max_lq, skip_zero_q, skip_zero_d);
   const Problem& p = sides.problem;
-  float* const out = output<float>(scores, sides.num_scores(), "scores");
+  float* const out = output<float>(scores, num_pairs(p), "scores");
   int32_t* const winners =
-      argmax.is_none() ? nullptr : output<int32_t>(argmax, sides.num_scores() * p.max_lq, "argmax");
+      argmax.is_none() ? nullptr : output<int32_t>(argmax, num_pairs(p) * p.max_lq, "argmax");
   bool empty_document = false;
   without_gil([&](Interrupt& interrupt) { empty_document = score(t, p, threads, out, winners, interrupt); });
   return empty_document;
@@ -110,8 +112,8 @@ void py_backward(const std::string& tier, const py::tuple& q, const py::tuple& d
   const Problem& p = sides.problem;
   if (p.q.items != nullptr || p.d.items != nullptr)
     throw std::invalid_argument("gradients need both sides in one matrix");
-  const Numbers<float> weights(grad_scores, 1, sides.num_scores(), "grad_scores");
-  const Numbers<int32_t> winners(argmax, 2, sides.num_scores() * p.max_lq, "argmax");
+  const Numbers<float> weights(grad_scores, 1, num_pairs(p), "grad_scores");
+  const Numbers<int32_t> winners(argmax, 2, num_pairs(p) * p.max_lq, "argmax");
   float* const out = output<float>(grad, (to_queries ? p.q : p.d).rows * p.dim, "grad");
   without_gil([&](Interrupt& interrupt) {
     backward(t, p, threads, to_queries, weights.data(), winners.data(), out, interrupt);
@@ -195,13 +197,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "{name: how many chunks of documents the tier has screened in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is None, argmax. True if a document had no token.");
-  m.def(
-      "set_main_thread", &set_main_thread,
-      "Signals are handled while the thread of this ident scores: the main one, in a forked child another.");
+  m.def("set_main_thread", &set_main_thread,
+        "Sets the identifier of the main thread. Signals are handled while that thread scores.");
   m.def("row_counts", &row_counts,
-        "The rows of each of these tensors; None unless they are plain matrices that are alike.");
+        "The number of rows of each tensor; None unless all are plain matrices of one dtype and one dim.");
   m.def("runs_of_mask", &py_runs_of_mask,
-        "Fills starts and lengths; False if an item is not one run of rows.");
+        "Fills starts and lengths; False if a mask keeps more than one run of rows of an item.");
   m.def("products", &py_products, "The dtypes that a tier has multiply-adds for.");
   m.def("measure_flops", &py_measure_flops, "Operations a second of a tier's multiply-adds of a dtype.");
   m.def("measure_read", &py_measure_read, "Bytes a second of one pass over memory with software prefetch.");

@@ -39,7 +39,8 @@ Registers cpuid(uint32_t leaf, uint32_t subleaf) {
   return r;
 }
 
-// XCR0 names the register files that the OS saves. Only readable when CPUID.1:ECX.OSXSAVE is set.
+// XCR0 names the registers that the operating system saves. It may be read only if CPUID.1:ECX.OSXSAVE is
+// set.
 uint64_t xcr0() {
 #if defined(_MSC_VER)
   return _xgetbv(0);
@@ -63,8 +64,8 @@ Features detect() {
   const bool osxsave = bit(leaf1.ecx, 27);
   const uint64_t saved = osxsave ? xcr0() : 0;
   f.os_ymm = (saved & 0x06) == 0x06;          // SSE, AVX
-  f.os_zmm = (saved & 0xe6) == 0xe6;          // and opmask, the upper halves, the upper sixteen registers
-  f.os_tiles = (saved & 0x60000) == 0x60000;  // their configuration, their data
+  f.os_zmm = (saved & 0xe6) == 0xe6;          // also opmask, upper halves, registers 16 to 31
+  f.os_tiles = (saved & 0x60000) == 0x60000;  // the configuration and the data of tiles
   f.fma = bit(leaf1.ecx, 12);
   f.f16c = bit(leaf1.ecx, 29);
   f.avx2 = bit(leaf7.ebx, 5);

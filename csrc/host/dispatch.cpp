@@ -11,6 +11,7 @@
 namespace colbert_fast {
 namespace {
 
+// What the threads have seen in a run.
 struct Seen {
   bool empty_document;
   bool rescored;

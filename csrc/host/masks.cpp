@@ -5,7 +5,7 @@
 namespace colbert_fast {
 namespace {
 
-// The number of bytes from the beginning that are 0, or that are not, eight at a time.
+// The number of bytes at the beginning that are 0, or that are not 0. Looks at eight bytes at a time.
 template <bool kZero>
 int64_t run_length(const unsigned char* bytes, int64_t n) {
   constexpr uint64_t kOnes = 0x0101010101010101;
@@ -13,9 +13,11 @@ int64_t run_length(const unsigned char* bytes, int64_t n) {
   for (; i + 8 <= n; i += 8) {
     uint64_t word;
     std::memcpy(&word, bytes + i, sizeof word);
-    // The second is 0 if and only if no byte is: only a byte of 0 borrows without having had its highest bit.
-    const uint64_t others = kZero ? word : (word - kOnes) & ~word & (kOnes << 7);
-    if (others != 0) break;
+    // `end` is not 0 if the run ends in this word. The second formula is not 0 if and only if a byte is 0. A
+    // subtraction gives a byte below 0x80 its highest bit only if the byte is 0, or if it is 1 and the byte
+    // below it borrowed. The lowest byte that borrows is 0.
+    const uint64_t end = kZero ? word : (word - kOnes) & ~word & (kOnes << 7);
+    if (end != 0) break;
   }
   while (i < n && (bytes[i] == 0) == kZero) ++i;
   return i;

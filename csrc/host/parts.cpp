@@ -8,9 +8,8 @@
 namespace colbert_fast {
 namespace {
 
+// No part has fewer rows, unless its document has fewer.
 constexpr int64_t kLeastRows = 256;
-
-int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
 
 // Fills everything but the pairs. Returns the number of the first part of each document, and the number of
 // parts at the end.
@@ -58,7 +57,8 @@ Parts cut_documents(const Problem& p, int64_t parts_wanted) {
   Parts cut;
   const std::vector<int64_t> first_part = cut_rows(p, parts_wanted, cut);
   const auto pairs_so_far = [&] { return static_cast<int64_t>(cut.pairs.size()) / 2; };
-  for (int64_t pair = 0; pair < num_pairs(p); ++pair) {
+  const int64_t pairs = num_pairs(p);
+  for (int64_t pair = 0; pair < pairs; ++pair) {
     cut.first_pair.push_back(pairs_so_far());
     const int64_t q = p.all_pairs ? pair / p.d.count : p.pairs[2 * pair];
     const size_t d = static_cast<size_t>(p.all_pairs ? pair % p.d.count : p.pairs[2 * pair + 1]);
@@ -75,7 +75,8 @@ Parts cut_documents(const Problem& p, int64_t parts_wanted) {
 // sum_of_maxima() in per_tier/loop.h, to the last bit.
 bool join_parts(const Problem& p, const Parts& cut, const PartScores& in, float* scores, int32_t* argmax) {
   bool saw_empty_document = false;
-  for (int64_t pair = 0; pair < num_pairs(p); ++pair) {
+  const int64_t pairs = num_pairs(p);
+  for (int64_t pair = 0; pair < pairs; ++pair) {
     const int64_t begin = cut.first_pair[static_cast<size_t>(pair)];
     const int64_t end = cut.first_pair[static_cast<size_t>(pair + 1)];
     // A query without tokens has no winners, but it has a score.

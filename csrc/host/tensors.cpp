@@ -8,7 +8,7 @@
 namespace colbert_fast {
 namespace {
 
-// What torch's tensors are asked, by names that are made once.
+// The names of the methods and attributes of tensors that are used. They are made once.
 struct Names {
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
@@ -46,7 +46,8 @@ int64_t integer(py::handle value) {
   return result;
 }
 
-// Where a storage is, or 0: torch has tensors of zeros that are only described, and raises when it is asked.
+// The address of a storage, or 0. Some tensors of torch have no memory, and torch raises an error when it is
+// asked for their address.
 uintptr_t address_of(py::handle storage) {
   PyObject* const address = PyObject_CallMethodNoArgs(storage.ptr(), names().data_ptr);
   if (address == nullptr) {
@@ -57,14 +58,15 @@ uintptr_t address_of(py::handle storage) {
   return static_cast<uintptr_t>(integer(py::reinterpret_steal<py::object>(address)));
 }
 
-// A tuple of `count` integers, one or two.
+// Reads a tuple of `count` integers, one or two. False if it is something else.
 bool integers(const py::object& tuple, Py_ssize_t count, int64_t (&values)[2]) {
   if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != count) return false;
   for (Py_ssize_t i = 0; i < count; ++i) values[i] = integer(PyTuple_GET_ITEM(tuple.ptr(), i));
   return true;
 }
 
-// A copy, for nobody may write to what bounds an access after it has been checked.
+// A copy of a tensor of int64. These numbers bound what a kernel reads, so nobody may change them after they
+// were checked.
 std::vector<int64_t> copied(py::handle tensor, int dims, const std::string& name) {
   const Memory memory(tensor, dims, sizeof(int64_t), name);
   if (!memory.contiguous()) throw std::invalid_argument(name + " must be contiguous");
@@ -79,15 +81,14 @@ void check_count(int64_t there, int64_t needed, const char* name) {
                               std::to_string(there));
 }
 
-// There are so many scores, and each has max_lq numbers of the argmax.
+// Throws if the number of scores, times the max_lq numbers of argmax for each score, is more than any memory
+// holds.
 void check_results(int64_t queries, int64_t documents, int64_t max_lq) {
   constexpr int64_t kMost = int64_t{1} << 48;
   if (queries == 0 || documents == 0) return;
   if (queries > kMost / documents || queries * documents > kMost / std::max<int64_t>(max_lq, 1))
     throw std::invalid_argument("there are more results than any memory holds");
 }
-
-int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
 
 DType dtype_of(int64_t number) {
   if (number < 0 || number > 3)
@@ -97,7 +98,7 @@ DType dtype_of(int64_t number) {
 
 }  // namespace
 
-Memory::Memory(py::handle tensor, int dims, int64_t element, const std::string& name) {
+Memory::Memory(py::handle tensor, int dims, int64_t number_bytes, const std::string& name) {
   py::object storage = asked(tensor, names().untyped_storage);
   const int64_t offset = integer(asked(tensor, names().storage_offset));
   int64_t sizes[2] = {0, 1};
@@ -111,14 +112,15 @@ Memory::Memory(py::handle tensor, int dims, int64_t element, const std::string& 
   column_stride_ = strides[1];
   const int64_t bytes = integer(asked(storage, names().nbytes));
   const uintptr_t begin = address_of(storage);
-  // torch keeps sizes and strides of 0 or more whose products do not overflow.
+  // torch makes sure that sizes and strides are 0 or more, and that these products do not overflow.
   const int64_t last = offset + (rows_ - 1) * row_stride_ + (columns_ - 1) * column_stride_;
-  if (rows_ > 0 && columns_ > 0 && (begin == 0 || last >= bytes / element)) {
+  if (rows_ > 0 && columns_ > 0 && (begin == 0 || last >= bytes / number_bytes)) {
     throw std::invalid_argument(name + " needs " + std::to_string(last + 1) +
-                                " elements of memory; its storage has " + std::to_string(bytes / element));
+                                " elements of memory; its storage has " +
+                                std::to_string(bytes / number_bytes));
   }
-  const uintptr_t data = begin + static_cast<uintptr_t>(offset * element);
-  if (data % static_cast<uintptr_t>(element) != 0)
+  const uintptr_t data = begin + static_cast<uintptr_t>(offset * number_bytes);
+  if (data % static_cast<uintptr_t>(number_bytes) != 0)
     throw std::invalid_argument(name + " must be aligned to its element size");
   data_ = reinterpret_cast<unsigned char*>(data);
   storage_ = std::move(storage);
@@ -156,16 +158,16 @@ Side::Side(const py::tuple& parts, const char* which) {
   check_items(which);
 }
 
-// Items that are rows of one matrix. That the tensors have the right dtype is checked in Python: no thread
-// can change it.
+// Reads items that are rows of one matrix. Python has checked the dtype of the tensors, which no thread can
+// change.
 void Side::read_packed(py::handle rows, py::handle starts_of, py::handle lengths_of, py::handle scales,
                        const std::string& which) {
-  memory.emplace_back(rows, 2, element_size(tokens.dtype), which + "_tokens");
+  memory.emplace_back(rows, 2, bytes_of(tokens.dtype), which + "_tokens");
   const Memory& matrix = memory.back();
   if (!matrix.adjacent()) throw std::invalid_argument(which + "_tokens must have adjacent elements in a row");
   dim = matrix.columns();
   tokens.data = matrix.data<const void>();
-  // Embeddings of no dimensions have no address to add a stride to.
+  // Rows without numbers may have no address, and nothing may be added to a null pointer.
   tokens.row_stride = dim == 0 ? 0 : matrix.row_stride();
   tokens.rows = matrix.rows();
   if ((tokens.dtype == DType::kInt8) != !scales.is_none())
@@ -178,7 +180,8 @@ void Side::read_packed(py::handle rows, py::handle starts_of, py::handle lengths
                                   std::to_string(tokens.rows) + " rows; got " +
                                   std::to_string(factors.rows()));
     }
-    // Where there are no rows there is no memory, but the rows are int8 all the same.
+    // A matrix without rows has no scales in memory. `scales` must not be null: the dtype is int8 all the
+    // same.
     static const float kNone = 0.0f;
     tokens.scales = factors.rows() == 0 ? &kNone : factors.data<const float>();
   }
@@ -190,14 +193,14 @@ void Side::read_packed(py::handle rows, py::handle starts_of, py::handle lengths
   }
 }
 
-// Items that lie apart, each a matrix.
+// Reads items that are matrices of their own.
 void Side::read_items(py::handle matrices, const std::string& which) {
   if (!PyTuple_Check(matrices.ptr())) throw std::invalid_argument("items must be a tuple");
   const Py_ssize_t count = PyTuple_GET_SIZE(matrices.ptr());
   tokens.row_stride = dim;
   memory.reserve(static_cast<size_t>(count));
   for (Py_ssize_t i = 0; i < count; ++i) {
-    memory.emplace_back(PyTuple_GET_ITEM(matrices.ptr(), i), 2, element_size(tokens.dtype), which);
+    memory.emplace_back(PyTuple_GET_ITEM(matrices.ptr(), i), 2, bytes_of(tokens.dtype), which);
     const Memory& matrix = memory.back();
     if (!matrix.contiguous() || (matrix.rows() > 0 && matrix.columns() != dim)) {
       throw std::invalid_argument("item " + std::to_string(i) + " of " + which +
@@ -214,7 +217,7 @@ void Side::check_items(const std::string& which) {
     const int64_t start = starts.empty() ? 0 : starts[i];
     const int64_t length = lengths[i];
     const int64_t rows_there = starts.empty() ? length : tokens.rows;
-    // start > rows - length and not start + length > rows: the sum could overflow.
+    // This compares start with rows - length, because start + length could overflow.
     if (start < 0 || length < 0 || length > rows_there || start > rows_there - length) {
       throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " is the rows [" +
                                   std::to_string(start) + ", +" + std::to_string(length) + ") of " +
@@ -245,10 +248,11 @@ Sides::Sides(const py::tuple& q_parts, const py::tuple& d_parts, py::handle list
     throw std::invalid_argument("q and d need the same dim; got " + std::to_string(p.dim) + " and " +
                                 std::to_string(d.dim));
   }
-  // Nothing that is counted in lanes times dimensions may overflow, whatever a tensor without memory says.
+  // A tensor without memory may have any dim. The number of lanes times dim must not overflow.
   if (p.dim > std::numeric_limits<int32_t>::max())
     throw std::invalid_argument("dim must be 2147483647 or less");
-  // A row of the argmax has max_lq numbers: as many as a query can have, and not 2^62.
+  // A row of the argmax has max_lq numbers. The longest query needs so many, and no query can have more
+  // tokens than there are rows.
   if (max_lq < q.longest || max_lq > std::numeric_limits<int32_t>::max() ||
       (p.q.count > 0 && max_lq > p.q.rows)) {
     throw std::invalid_argument("the longest of " + std::to_string(p.q.count) + " queries has " +

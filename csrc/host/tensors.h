@@ -1,5 +1,6 @@
-// What the extension reads of torch's tensors: by their Python methods, without torch's library. Everything
-// that could make a kernel leave its buffers is checked here, and refused, on the copy that is used.
+// How the extension reads torch's tensors: through their Python methods, without torch's library. Everything
+// that could make a kernel access memory outside its buffers is checked here, and refused. The numbers that
+// are checked are copied first, and the kernels use the copies.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,14 +16,15 @@ namespace py = pybind11;
 namespace colbert_fast {
 
 // The memory of a strided tensor of one or two dimensions on the CPU. Another thread may give the tensor
-// other memory, or another shape, at any time. What was true when the tensor was read counts, and the storage
-// that was asked is held as long as this object lives. A thread that shrinks that storage while a kernel
-// reads it still takes the memory away, as it does in any operation of torch: torch has no way to forbid it.
+// other memory, or another shape, at any time. This object keeps the shape, the strides and the storage that
+// the tensor had when it was read, and the storage lives as long as this object. One danger is left: a thread
+// may shrink that storage while a kernel reads it. Every operation of torch has this danger, because torch
+// has no way to forbid it.
 class Memory {
  public:
-  // `element` is the size of one element in bytes. Throws std::invalid_argument if the elements are not
-  // there, or are not aligned to their size.
-  Memory(py::handle tensor, int dims, int64_t element, const std::string& name);
+  // `number_bytes` is the size of one number. Throws std::invalid_argument if the storage is too small for
+  // the tensor, or if the numbers are not aligned to their size.
+  Memory(py::handle tensor, int dims, int64_t number_bytes, const std::string& name);
 
   template <typename T>
   T* data() const {
@@ -31,6 +33,7 @@ class Memory {
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
   int64_t row_stride() const { return row_stride_; }
+  // Whether the numbers of a row are adjacent.
   bool adjacent() const { return rows_ == 0 || columns_ < 2 || column_stride_ == 1; }
   bool contiguous() const {
     return rows_ == 0 || columns_ == 0 || (adjacent() && (rows_ < 2 || row_stride_ == columns_));
@@ -42,7 +45,7 @@ class Memory {
   int64_t rows_ = 0, columns_ = 1, row_stride_ = 1, column_stride_ = 1;
 };
 
-// A contiguous tensor of `count` elements, or more.
+// A contiguous tensor of `count` numbers, or more.
 template <typename T>
 class Numbers {
  public:
@@ -53,14 +56,15 @@ class Numbers {
   Memory memory_;
 };
 
-// Where to write `count` results: into a tensor that cpu.py has just made, which nobody else has.
+// The memory for `count` results, in a tensor that cpu.py has just made. Nobody else has this tensor, so it
+// cannot change.
 template <typename T>
 T* output(py::handle tensor, int64_t count, const char* name);
 
-// One side of a problem, and all that must live as long. `tokens` points into it.
+// One side of a problem, and everything that its `tokens` point into.
 struct Side {
-  // `parts` is what cpu.py makes of a side: (dtype, tokens, starts, lengths, scales or None), or of items
-  // that lie apart (dtype, items, dim).
+  // `parts` comes from cpu.py. It is (dtype, tokens, starts, lengths, scales or None), or (dtype, items, dim)
+  // if every item is a matrix of its own.
   Side(const py::tuple& parts, const char* which);
 
   Tokens tokens = {};
@@ -77,22 +81,18 @@ struct Side {
   void check_items(const std::string& which);
 };
 
-// A problem, and the sides and pairs that it points into. `pairs` is None, or [p, 2].
+// A problem, and the sides and pairs that it points into. `pairs` is None for all pairs, or [p, 2].
 struct Sides {
   Sides(const py::tuple& q, const py::tuple& d, py::handle pairs, int64_t max_lq, bool skip_zero_q,
         bool skip_zero_d);
-
-  int64_t num_scores() const {
-    return problem.all_pairs ? problem.q.count * problem.d.count : problem.num_pairs;
-  }
 
   Side q, d;
   std::vector<int64_t> pairs;
   Problem problem = {};
 };
 
-// The number of rows of each item, if all are matrices of one dim and one floating dtype on the CPU, of this
-// very type and layout; else None.
+// A list with the number of rows of each item, if all items are matrices of one dim and one floating dtype on
+// the CPU, and have exactly this type and this layout. Otherwise None.
 py::object row_counts(const py::tuple& items, py::handle type, py::handle layout);
 
 }  // namespace colbert_fast

@@ -19,17 +19,17 @@
 namespace colbert_fast {
 namespace {
 
-// How long a caller that is done watches for its workers to be done before it sleeps. Workers that started
-// together end within one task of each other, tens of microseconds in a short call, and a sleeper takes as
-// long to be woken. A call whose tasks are longer loses nothing that it would notice.
+// How long a caller that has no tasks left watches its workers before it goes to sleep. Workers end within
+// one task of each other. In a short call a task takes tens of microseconds, and waking a sleeping thread
+// takes as long. In a call with longer tasks, the time that is spent watching does not matter.
 constexpr std::chrono::microseconds kWatch{100};
 
 struct Job {
   void (*run)(void*, int64_t, int);
   void* context;
   int64_t tasks;
-  // The caller's rounding mode and treatment of denormals (torch.set_flush_denormal): what a score is must
-  // not depend on who computes it.
+  // The caller's rounding mode and treatment of denormals (torch.set_flush_denormal). Every thread uses them,
+  // because a score must not depend on which thread computes it.
   std::fenv_t environment;
   Interrupt* interrupt;
   std::atomic<int64_t> next{0};
@@ -42,8 +42,9 @@ struct Job {
   }
 };
 
-// Signals belong to the threads of the application: Python expects Ctrl-C on its main thread. Those that say
-// that this thread itself has crashed stay.
+// Blocks signals while it lives, and threads that start meanwhile keep them blocked. Signals belong to the
+// threads of the application: Python expects Ctrl-C on its main thread. Signals which say that the thread
+// itself has crashed are not blocked.
 class BlockSignals {
  public:
 #if CF_POSIX
@@ -62,8 +63,9 @@ class BlockSignals {
 
 class Pool {
  public:
-  // True for the one caller that may run a job, until it leaves. No mutex: a handler of Python's signals runs
-  // on the calling thread in the middle of its job, and may score too.
+  // True if the caller may run a job, until it leaves: there is one such caller at a time. This is not a
+  // mutex, because a Python signal handler runs on the calling thread in the middle of its job, and may score
+  // too.
   bool try_enter() { return !entered_.exchange(true); }
   void leave() { entered_.store(false); }
 
@@ -81,9 +83,10 @@ class Pool {
     if (is_of_the_parent()) return job.interrupt->lose();
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      job_ = nullptr;  // whoever wakes up late finds nothing to do
+      job_ = nullptr;  // a worker that wakes up late finds nothing to do
     }
-    // Reading the clock between two looks keeps this loop off the line that the workers write.
+    // The workers write busy_. Reading the clock between two looks at it leaves them its cache line
+    // meanwhile.
     const auto deadline = std::chrono::steady_clock::now() + kWatch;
     while (busy_.load() > 0) {
       if (std::chrono::steady_clock::now() < deadline) continue;
@@ -99,7 +102,8 @@ class Pool {
   int size() const { return started_.load(); }
 
  private:
-  // True in a child that a handler of signals forked in the middle of a call: the workers are in the parent.
+  // True in a child that a signal handler forked in the middle of a call: this pool's workers exist only in
+  // the parent.
   bool is_of_the_parent() const;
 
   void grow(int wanted) {
@@ -128,8 +132,9 @@ class Pool {
       lock.unlock();
       std::fesetenv(&job->environment);
       job->work(worker);
-      // The caller may return from here on, and the job with it. If it sleeps, or is about to, it did its
-      // last look under the lock: taking that before the call to wake up makes sure that it hears it.
+      // As soon as busy_ is 0, the caller may return and the job may end. If the caller sleeps, or is about
+      // to sleep, it has looked at busy_ under the lock. Taking the lock here makes sure that it hears the
+      // notification.
       const bool last = busy_.fetch_sub(1) == 1;
       lock.lock();
       if (last) idle_.notify_one();
@@ -140,16 +145,16 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   Job* job_ = nullptr;
-  uint64_t turn_ = 0;         // the number of jobs so far: no worker takes part twice in one
-  int seats_ = 0;             // workers that may still join this one
-  std::atomic<int> busy_{0};  // workers in this one: more of them only under the lock, fewer at any time
+  uint64_t turn_ = 0;         // the number of jobs so far; it keeps a worker from joining a job twice
+  int seats_ = 0;             // how many workers may still join the job
+  std::atomic<int> busy_{0};  // workers in the job; it grows only under the lock, and shrinks at any time
   int next_worker_ = 1;
   std::atomic<int> started_{0};
 };
 
-// Leaked on purpose: a worker may outlive every static destructor. A forked child has the memory of its
-// parent's pool and none of its threads, so it forgets the pool, locked or not, and makes another when it
-// needs one.
+// The pool is never deleted, because a worker may live longer than every static object. A forked child has a
+// copy of its parent's pool, perhaps a locked one, but none of the threads. So the child forgets that pool,
+// and makes another when it needs one.
 std::atomic<Pool*> g_pool{nullptr};
 #if CF_POSIX
 [[maybe_unused]] const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); });

@@ -12,7 +12,7 @@
 
 namespace colbert_fast {
 
-// `value` or the next larger multiple.
+// The smallest multiple that is not less than `value`.
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }

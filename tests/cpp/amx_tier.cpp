@@ -1,5 +1,6 @@
-// The amx tier over the model of AMX: it asks for the tiles once it is called, leaves them as it found them,
-// and equals the other tiers. tests/test_amx.py builds this, and kernels.cpp, with amx_model.
+// Checks the amx tier over the model of AMX: it asks for the tiles when it is first called, it leaves them as
+// it found them, and its results equal those of another tier. tests/test_amx.py builds this program, and
+// kernels.cpp, with amx_model.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -29,10 +30,8 @@ void check(bool passed, const std::string& what) {
   std::exit(1);
 }
 
-int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
-
-// Numbers of up to `size` in a block of their size; every seventh row repeats the one before, so that
-// there are ties.
+// A matrix of numbers of up to `size`, in memory of exactly the right size. Every seventh row repeats the row
+// before, so that there are ties.
 std::unique_ptr<unsigned char[]> numbers(DType dtype, int64_t rows, int64_t dim, int64_t stride, float size,
                                          std::mt19937& engine) {
   const int64_t width = bytes_of(dtype);
@@ -43,7 +42,7 @@ std::unique_ptr<unsigned char[]> numbers(DType dtype, int64_t rows, int64_t dim,
     const float value = unit * size;
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    // For float16 any bits that are no Inf, NaN or subnormal.
+    // For float16: any bits that do not make an infinity, a NaN or a subnormal number.
     const uint16_t half = static_cast<uint16_t>(
         dtype == DType::kFloat16 ? 0x2000 + engine() % 0x1c00 + (engine() & 0x8000) : bits >> 16);
     const int8_t level = static_cast<int8_t>(unit * 128.0f);
@@ -98,7 +97,7 @@ struct Result {
   std::vector<float> scores;
   std::vector<int32_t> argmax;
 
-  // Compared as bits, so that NaN is equal to itself.
+  // Compares bits, so that a NaN is equal to itself.
   bool operator==(const Result& other) const {
     return argmax == other.argmax &&
            std::memcmp(scores.data(), other.scores.data(), scores.size() * sizeof(float)) == 0;
@@ -117,7 +116,8 @@ Result run(const Tier& tier, const Batch& b, int threads) {
   return result;
 }
 
-// Lengths around a tile, a block of two and a chunk. After the first document queries are narrowed.
+// Lengths near the size of a tile, of two tiles and of a chunk. Queries become narrow after the first
+// document.
 const std::vector<int64_t> kLengths = {700, 1,  5,  15, 16,  17,  31,  32,  33,  39, 40,
                                        41,  49, 64, 65, 127, 161, 319, 320, 321, 335};
 const std::vector<int64_t> kDims = {1, 31, 32, 33, 64, 100, 128, 200};
@@ -127,7 +127,7 @@ std::string name_of(DType dtype, int64_t lq, int64_t dim) {
          std::to_string(dim);
 }
 
-// The tile of float32 decides what is screened, so not a bit may differ.
+// The chains of float32 decide after screening, so every bit must be the same as without it.
 void check_screening_changes_no_bit() {
   const int64_t before = counters(kAmx).chunks_screened;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kInt8}) {
@@ -144,7 +144,7 @@ void check_screening_changes_no_bit() {
   check(counters(kAmx).chunks_screened > before + 1000, "hardly a chunk was screened");
 }
 
-// float32 sums of up to 200 products of numbers of up to 1, in another order than that of avx512.
+// Sums of up to 200 products of numbers of up to 1, in float32. The two tiers add them in different orders.
 void check_bfloat16() {
   for (const int64_t lq : {1, 16, 17, 32, 33, 64}) {
     for (const int64_t dim : kDims) {
@@ -155,14 +155,14 @@ void check_bfloat16() {
         const float allowed = 1e-5f * std::sqrt(static_cast<float>(dim)) * static_cast<float>(lq);
         check(std::fabs(ours.scores[i] - theirs.scores[i]) <= allowed, name_of(DType::kBFloat16, lq, dim));
       }
-      // None of these numbers has two rows so near to each other that the order of a sum decides.
+      // In this data no two rows are so near to each other that the order of a sum decides between them.
       check(ours.argmax == theirs.argmax, "an argmax: " + name_of(DType::kBFloat16, lq, dim));
       check(run(kAmx, b, 4) == ours, "four threads");
     }
   }
 }
 
-// Equal rows, wherever they lie in a document: the first one wins.
+// All rows of a document are equal. The first one must win, for every length of document.
 void check_first_of_equals() {
   for (const int64_t length : kLengths) {
     Batch b(DType::kBFloat16, 33, {length}, 100, 0, 1.0f);
@@ -171,7 +171,7 @@ void check_first_of_equals() {
   }
 }
 
-// What the lanes that AMX cannot do are left to.
+// Lanes that AMX cannot compute are computed in float32, by the code that avx512 uses.
 void check_numbers_that_tiles_lose() {
   for (const float size : {1e-39f, 1e-20f, 3e38f}) {
     const Batch b(DType::kBFloat16, 20, {140, 9}, 64, 0, size);
@@ -203,7 +203,7 @@ TileConfig foreign_config() {
 
 bool same(const TileConfig& a, const TileConfig& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
-// Others have their own configuration on this thread, or none.
+// Other code may have a configuration of its own on this thread, or none.
 void check_configuration_is_restored() {
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8}) {
     const Batch b(dtype, 32, {200, 7}, 64, 0, 1.0f);
@@ -215,8 +215,8 @@ void check_configuration_is_restored() {
     TileConfig now;
     amx_model::store_config(now);
     check(now.palette == 0, "a configuration is left behind");
-    // run() scores twice, each in one task.
-    check(amx_model::counts().config_loads == before.config_loads + 2, "a configuration for each tile");
+    // run() scores twice, and each time in one task.
+    check(amx_model::counts().config_loads == before.config_loads + 2, "a configuration for each task");
     check(amx_model::counts().releases == before.releases + 2, "tiles are not released");
     check(amx_model::counts().products > before.products, "no product by tiles");
 
@@ -250,8 +250,8 @@ void check_threads_are_restored() {
   for (const int mine : passed) check(mine == 5, "callers at once");
 }
 
-// Asked lazily, asked again after a refusal, and no more once it is granted. The model aborts at a tile
-// instruction without it.
+// The tier asks the kernel when it is needed, asks again after a refusal, and stops asking when the kernel
+// has granted the tiles. The model aborts at a tile instruction without permission.
 void check_permission() {
   using amx_model::Kernel;
   amx_model::set_kernel(Kernel::kRefuses);

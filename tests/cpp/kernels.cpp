@@ -1,18 +1,19 @@
-// Every tier of the extension against the definition of MaxSim in double, without Python: for the sanitizers.
+// Checks every tier against the definition of MaxSim in double. It works without Python, for the sanitizers.
 //
-// All inputs and outputs lie in blocks of exactly their size: on the heap for AddressSanitizer, which sees a
-// single element read or written outside, and without it before a page that cannot be touched, which catches
-// what goes past the end under an emulator too. (AddressSanitizer does not see the masked loads of AVX-512:
-// the guard pages do.) From the root of the repository:
+// Every input and output lies in memory of exactly its size. With AddressSanitizer this memory is on the
+// heap, and a single number that is read or written outside of it is found. Without AddressSanitizer it ends
+// before a page that must not be touched. The page catches accesses past the end under an emulator too, and
+// the masked loads of AVX-512, which AddressSanitizer does not see. From the root of the repository:
 //
 //   FILES="tests/cpp/kernels.cpp $(ls csrc/*/*.cpp | grep -v -e bindings -e tensors)"
-//   c++ -std=c++17 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all $FILES -o kernels
-//   c++ -std=c++17 -O1 -g -pthread -fsanitize=thread -fno-sanitize-recover=all $FILES -o kernels
+//   FLAGS="-std=c++17 -O1 -g -pthread -Icsrc -fno-sanitize-recover=all"
+//   c++ $FLAGS -fsanitize=address,undefined $FILES -o kernels
+//   c++ $FLAGS -fsanitize=thread $FILES -o kernels
 //
-// `./kernels` prints why a tier cannot run, exits 0 after a line with those that did, or 1 after the first
-// difference. `./kernels threads` leaves out the problems that are too small for more than one thread: enough
-// for ThreadSanitizer, which takes its time. `./kernels best` runs the first tier that can, and no other;
-// `./kernels amx` that tier alone.
+// `./kernels` prints the reason why a tier cannot run. It exits with 0 after a line with the tiers that ran,
+// or with 1 after the first difference. `./kernels threads` leaves out problems that are too small for more
+// than one thread: ThreadSanitizer is slow, and needs no others. `./kernels best` runs only the first tier
+// that can run, and `./kernels amx` runs only that tier.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -49,6 +50,7 @@
 
 namespace {
 
+using colbert_fast::bytes_of;
 using colbert_fast::DType;
 using colbert_fast::Interrupt;
 using colbert_fast::Problem;
@@ -63,7 +65,7 @@ constexpr float kUnwrittenScore = std::numeric_limits<float>::quiet_NaN();
 constexpr int32_t kUnwrittenToken = -77;
 
 int64_t g_checks = 0;
-// Of the bits of all results so far but those of bfloat16, which has products of its own.
+// Of the bits of all results so far. bfloat16 is left out, because some tiers multiply it in another way.
 uint64_t g_digest = 0;
 std::string g_case;
 
@@ -74,7 +76,7 @@ void check(bool passed, const char* what) {
   std::exit(1);
 }
 
-// Memory that ends where something else begins that is not ours.
+// Memory that ends where the program must not read or write.
 class Memory {
  public:
 #ifdef CF_GUARD_PAGES
@@ -109,7 +111,7 @@ class Memory {
 #endif
 };
 
-// Exactly `size` elements: a vector's spare capacity would hide an over-read.
+// Exactly `size` values. The spare capacity of a std::vector would hide a read past its end.
 template <typename T>
 class Block {
  public:
@@ -134,9 +136,8 @@ class Block {
   Memory memory_;
 };
 
-int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
-
-// The element nearest to zero of those next to `value`: tests need exact inputs, not good rounding.
+// Writes `value`, which 16 bits round towards zero. The tests decode what was written, so no test needs good
+// rounding.
 void encode(double value, DType dtype, unsigned char* to) {
   if (dtype == DType::kFloat16) {
     if (!std::isfinite(value)) {
@@ -151,7 +152,7 @@ void encode(double value, DType dtype, unsigned char* to) {
       bits =
           static_cast<uint16_t>(((exponent + 14) << 10) + static_cast<int>((fraction * 2.0 - 1.0) * 1024.0));
     } else {
-      bits = static_cast<uint16_t>(std::fabs(value) * 16777216.0);  // subnormal: units of 2^-24
+      bits = static_cast<uint16_t>(std::fabs(value) * 16777216.0);  // subnormal: a multiple of 2^-24
     }
     bits = static_cast<uint16_t>(bits | (std::signbit(value) ? 0x8000 : 0));
     std::memcpy(to, &bits, sizeof bits);
@@ -162,7 +163,7 @@ void encode(double value, DType dtype, unsigned char* to) {
   std::memcpy(&bits, &narrow, sizeof bits);
   const uint16_t upper = static_cast<uint16_t>(bits >> 16);
   std::memcpy(to, dtype == DType::kFloat32 ? static_cast<const void*>(&bits) : &upper,
-              static_cast<size_t>(element_bytes(dtype)));
+              static_cast<size_t>(bytes_of(dtype)));
 }
 
 double decode(const unsigned char* from, DType dtype) {
@@ -188,7 +189,7 @@ double decode(const unsigned char* from, DType dtype) {
 
 enum class Layout { kPacked, kGaps, kShared, kScattered };
 
-// One side: the rows as the kernels see them, and in double.
+// One side of a problem: the rows as the kernels read them, and the same numbers in double.
 struct Side {
   std::unique_ptr<Block<unsigned char>> bytes;
   std::vector<double> values;  // [rows][dim]
@@ -216,9 +217,9 @@ struct Side {
 struct Case {
   std::vector<int64_t> lq, ld;
   int64_t dim;
-  DType dtype;  // kInt8: of the documents; the queries are float32 then
+  DType dtype;  // if the documents are kInt8, the queries are float32
   Layout layout;
-  int64_t pad;  // elements between the end of a row and the next
+  int64_t pad;  // unused numbers between two rows
   bool skip_zero;
 };
 
@@ -229,17 +230,18 @@ class Random {
   double unit() { return static_cast<double>(engine_()) / 2147483648.0 - 1.0; }
 
  private:
-  std::mt19937 engine_;  // the same numbers everywhere, unlike the standard's distributions
+  std::mt19937 engine_;  // gives the same numbers everywhere; distributions of the standard do not
 };
 
-// `planted`: rows to copy into every fifth row and the last, so that every tile has a winner; or null.
+// `planted` has rows that are copied into every fifth row and into the last row, so that every tile has a
+// winner. Null: nothing is copied.
 Side make_side(const std::vector<int64_t>& lengths, const Case& c, const Side* planted, Random& random) {
   Side side;
   side.count = static_cast<int64_t>(lengths.size());
   side.stride = c.dim + c.pad;
   std::vector<int64_t> starts;
   for (int64_t length : lengths) {
-    // Out of order is the business of kShared: there every other item begins inside the one before.
+    // Items are in order, except with kShared: there every other item begins inside the item before.
     if (c.layout == Layout::kGaps) side.rows += 1;
     const bool shares = c.layout == Layout::kShared && starts.size() % 2 == 1;
     starts.push_back(shares ? std::min(starts.back() + 1, side.rows) : side.rows);
@@ -249,7 +251,7 @@ Side make_side(const std::vector<int64_t>& lengths, const Case& c, const Side* p
   const bool quantised = c.dtype == DType::kInt8 && planted != nullptr;
   side.dtype = c.dtype == DType::kInt8 && !quantised ? DType::kFloat32 : c.dtype;
   if (quantised) side.scales = std::make_unique<Block<float>>(side.rows, 0.0f);
-  const int64_t size = element_bytes(side.dtype);
+  const int64_t size = bytes_of(side.dtype);
   const int64_t elements = side.rows == 0 ? 0 : (side.rows - 1) * side.stride + c.dim;
   side.bytes = std::make_unique<Block<unsigned char>>(elements * size, static_cast<unsigned char>(0x7e));
   for (int64_t row = 0; row < side.rows; ++row) {
@@ -263,7 +265,7 @@ Side make_side(const std::vector<int64_t>& lengths, const Case& c, const Side* p
       unsigned char* at = side.bytes->get() + (row * side.stride + k) * size;
       double& stored = side.values[static_cast<size_t>(row * c.dim + k)];
       if (quantised) {
-        // Another scale for every row, so that one applied after the maximum, or to the wrong row, is seen.
+        // Rows have different scales. A scale that is applied after the maximum, or to another row, is found.
         const float scale = static_cast<float>(1 + row % 3) / 127.0f;
         (*side.scales)[row] = scale;
         const double level =
@@ -301,8 +303,9 @@ double dot(const double* a, const double* b, int64_t dim) {
   return sum;
 }
 
-// The dot product of the tiers that fuse multiplication and addition, to the last bit: chains of 128 numbers,
-// whose sums are added in pairs of equally many, and what is left in the end from the last to the first.
+// The dot product of tiers that fuse multiplication and addition, to the last bit. It cuts the numbers into
+// blocks of 128, each one chain, and adds the sums of equally many blocks in pairs. Sums that are left at the
+// end are added from the last to the first.
 float fused_dot(const double* a, const double* b, int64_t dim) {
   constexpr int64_t kBlock = 128;
   std::vector<std::pair<int64_t, float>> waiting;  // (blocks, their sum)
@@ -322,14 +325,14 @@ float fused_dot(const double* a, const double* b, int64_t dim) {
   return waiting.back().second;
 }
 
-// The largest |sum| that the rounding of `terms` dot products is relative to: |value| <= 1.
+// The error that is allowed for the sum of `terms` dot products of numbers of at most 1.
 double bound(int64_t dim, int64_t terms) {
   return kTolerance * (1.0 + static_cast<double>(dim) / 3.0) *
          static_cast<double>(std::max<int64_t>(terms, 1));
 }
 
-// Checks one pair of a result, to the last bit if the tier's dot products are `fused`, as fused_dot() is.
-// True if the document has no token.
+// Checks one pair of a result. It checks the last bit too if the dot products of the tier are `fused`, like
+// fused_dot(). True if the document has no token.
 bool check_pair(bool fused, const Case& c, const Side& q, const Side& d, int64_t query, int64_t document,
                 float score, const int32_t* argmax, int64_t max_lq) {
   const int64_t ld = (*d.lengths)[document];
@@ -377,7 +380,7 @@ void digest(const Block<T>& block, int64_t size) {
   for (int64_t i = 0; i < size; ++i) {
     uint32_t bits;
     std::memcpy(&bits, block.get() + i, sizeof bits);
-    g_digest = (g_digest ^ bits) * 0x100000001b3;  // FNV-1a, a word at a time
+    g_digest = (g_digest ^ bits) * 0x100000001b3;  // FNV-1a, one word at a time
   }
 }
 
@@ -457,7 +460,7 @@ void check_problem(const Tier& tier, const Case& c, const Side& q, const Side& d
   }
   const int64_t count = static_cast<int64_t>(pairs.size());
   const Result result = run(tier, p, count, 1, true);
-  // Some tiers have products of bfloat16 of their own, and nothing says that portable's are fused.
+  // Some tiers multiply bfloat16 in another way, and the portable tier need not fuse its multiply-adds.
   const bool fused = c.dtype != DType::kBFloat16 && &tier != &colbert_fast::kPortable;
   bool empty_document = false;
   for (int64_t i = 0; i < count; ++i) {
@@ -496,8 +499,8 @@ void check_case(const Tier& tier, const Case& c, Random& random) {
   check_problem(tier, c, q, d, &pairs, random);
 }
 
-// Query and document lengths around the tiles of 12, 6 and 4 rows, the panels of 32, 16 and 8 lanes, and the
-// vectors of 16, 8 and 4: a last panel is as wide as one vector if that is enough.
+// Query and document lengths near the sizes of tiles (12, 6 and 4 rows), of panels (32, 16 and 8 lanes) and
+// of vectors (16, 8 and 4 floats). A last panel is only as wide as one vector if that is enough.
 const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLengths = {
     {{1}, {1}},
     {{8, 7, 9, 4, 0, 3}, {4, 0, 3, 5, 2, 1, 8}},
@@ -509,8 +512,8 @@ const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> kLength
     {{64, 33}, {170, 40, 41, 32}},  // enough rows to be screened
 };
 const std::vector<int64_t> kDims = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 130};
-// Above the serial threshold of plan.cpp, in scoring and in the gradients, so that four threads share the
-// work.
+// Scoring these, and their gradients, is more work than kSerialFlops of plan.cpp, so that four threads share
+// it.
 const std::pair<std::vector<int64_t>, std::vector<int64_t>> kParallel = {
     {20, 33, 0, 40, 8}, {13, 0, 5, 12, 1, 9, 24, 7, 10, 6, 18, 2, 14, 3, 11, 7, 4, 8, 22, 9}};
 constexpr int64_t kParallelDim = 264;
@@ -534,7 +537,7 @@ void check_tier(const Tier& tier, bool only_shared_work) {
   }
 }
 
-// Items of the given lengths whose rows are all of `bytes`, and not strided.
+// Items of these lengths. `bytes` holds all of their rows, without gaps.
 Side side_of(const std::vector<int64_t>& lengths, int64_t dim, DType dtype,
              const std::vector<unsigned char>& bytes) {
   Side side;
@@ -563,18 +566,18 @@ Problem all_pairs(const Side& q, const Side& d, int64_t dim, int64_t max_lq) {
 }
 
 std::vector<unsigned char> encoded(const std::vector<double>& values, DType dtype) {
-  const size_t size = static_cast<size_t>(element_bytes(dtype));
+  const size_t size = static_cast<size_t>(bytes_of(dtype));
   std::vector<unsigned char> bytes(values.size() * size);
   for (size_t i = 0; i < values.size(); ++i) encode(values[i], dtype, bytes.data() + i * size);
   return bytes;
 }
 
-// Every number of a dtype scores itself against a 1: it is widened exactly, subnormals, infinities and NaNs
-// too, in each of the places that a vector and a tail have.
+// The score of a number with a 1 must be the number itself. This shows that every number of a dtype is
+// widened exactly, also subnormals, infinities and NaNs, and in every position of a vector and of a tail.
 void check_every_number(const Tier& tier, DType dtype) {
   g_case = std::string(tier.name) + ", every number of dtype " + std::to_string(static_cast<int>(dtype));
   constexpr int64_t kDim = 19;
-  const int64_t size = element_bytes(dtype);
+  const int64_t size = bytes_of(dtype);
   const int64_t numbers = int64_t{1} << (8 * size);
   std::vector<unsigned char> bytes(static_cast<size_t>(numbers * kDim * size));
   for (int64_t i = 0; i < numbers; ++i) {
@@ -595,7 +598,7 @@ void check_every_number(const Tier& tier, DType dtype) {
   }
 }
 
-// One query token, a document, its score and the token that wins: those of test_ieee_arithmetic.
+// One query token, a document, its score and the token that wins, as in test_ieee_arithmetic.
 struct Special {
   std::vector<double> q, d;
   double score;
@@ -627,7 +630,8 @@ bool holds(DType dtype, const std::vector<double>& values) {
   });
 }
 
-// Also with the row at the end of a longer document, and with the query token among others.
+// `before` copies of the first row come before the rows of the document, and `others` queries after the
+// query.
 void check_special(const Tier& tier, const Special& special, DType dtype, int64_t before, int64_t others) {
   g_case = std::string(tier.name) + ", special case " + std::to_string(&special - kSpecial.data()) +
            ", dtype " + std::to_string(static_cast<int>(dtype)) + ", rows before " + std::to_string(before) +
@@ -643,7 +647,7 @@ void check_special(const Tier& tier, const Special& special, DType dtype, int64_
   const Problem p = all_pairs(q, d, 2, 1);
   const Result result = run(tier, p, 1 + others, 1, true);
   const double score = static_cast<double>(result.scores[0]);
-  // A subnormal is worth its last bits only absolutely.
+  // A subnormal number has few bits, so its error is compared with an absolute bound.
   const bool close = std::fabs(score - special.score) <= kTolerance * std::fabs(special.score) + 1e-44;
   check(score == special.score || (std::isnan(score) && std::isnan(special.score)) || close, "a score");
   check(result.argmax[0] == special.winner + (special.winner == 0 ? 0 : before), "an argmax");
@@ -662,8 +666,8 @@ void check_special_values(const Tier& tier) {
   }
 }
 
-// Sums whose error grows with the number of dimensions, if nothing is done about it: of equal products, and
-// of one large product before many that are less than its last bit. The bound is relative to the sum of
+// Sums whose error would grow with the number of dimensions in a plain loop: sums of equal products, and sums
+// of one large product before many that are smaller than its last bit. The error is compared with the sum of
 // |products|.
 void check_large_dims(const Tier& tier) {
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8}) {
@@ -673,7 +677,7 @@ void check_large_dims(const Tier& tier) {
                ", large dim " + std::to_string(dim);
       const DType q_dtype = dtype == DType::kInt8 ? DType::kFloat32 : dtype;
       const int64_t lq = dim < 1000 ? 20 : 2;
-      const int64_t ld = dim < 1000 ? 50 : 2;  // 50 are enough to be screened, where this tier screens
+      const int64_t ld = dim < 1000 ? 50 : 2;  // 50 rows are enough for a tier that screens
       // The square of 2.4e-4 is less than 2^-24.
       std::vector<double> tokens(static_cast<size_t>(lq * dim), 0.7);
       std::vector<double> rows(static_cast<size_t>(ld * dim));
@@ -694,12 +698,12 @@ void check_large_dims(const Tier& tier) {
       } else {
         bytes = encoded(rows, dtype);
         for (size_t i = 0; i < rows.size(); ++i)
-          rows[i] = decode(bytes.data() + static_cast<int64_t>(i) * element_bytes(dtype), dtype);
+          rows[i] = decode(bytes.data() + static_cast<int64_t>(i) * bytes_of(dtype), dtype);
       }
       const std::vector<unsigned char> q_bytes = encoded(tokens, q_dtype);
       for (size_t i = 0; i < tokens.size(); ++i)
-        tokens[i] = decode(q_bytes.data() + static_cast<int64_t>(i) * element_bytes(q_dtype), q_dtype);
-      // All rows are one document, and each is one alone.
+        tokens[i] = decode(q_bytes.data() + static_cast<int64_t>(i) * bytes_of(q_dtype), q_dtype);
+      // Each row is a document, and all rows together are another one.
       std::vector<int64_t> lengths(static_cast<size_t>(ld), 1);
       lengths.push_back(ld);
       bytes.resize(2 * bytes.size());
@@ -725,7 +729,7 @@ void check_large_dims(const Tier& tier) {
   }
 }
 
-// Callers at once: one has the pool, the others work alone, and all get the same bits.
+// Several callers at the same time: one has the pool, the others work alone, and all get the same bits.
 void check_concurrent_callers(const Tier& tier) {
   Random random(7);
   const Case c = {
@@ -750,7 +754,8 @@ void check_concurrent_callers(const Tier& tier) {
   for (const int mine : same) check(mine == 4, "a result of concurrent callers");
 }
 
-// Units that never end until the call is given up: which the caller hears while it works, and while it waits.
+// These tasks end only when the call is given up. The caller must hear of the interrupt both while it works
+// and while it waits for others.
 void check_interrupts() {
   g_case = "interrupts";
   for (const int threads : {1, 4}) {
@@ -789,8 +794,8 @@ int main(int argc, char** argv) {
     if (only_the_best && !tiers.empty()) continue;
     g_digest = 0;
     check_tier(**t, only_shared_work);
-    // Chains of fused multiply-adds in the order of the dimensions, whether or not they were screened: the
-    // same bits. (Nothing says that portable's multiply-adds are fused.)
+    // All tiers compute the same chains of fused multiply-adds, with screening or without it, so their bits
+    // are the same. The portable tier need not fuse its multiply-adds.
     const bool is_portable = *t == &colbert_fast::kPortable;
     g_case = (*t)->name;
     check(is_portable || expected_digest == 0 || g_digest == expected_digest, "a bit of the other tiers'");

@@ -1,5 +1,5 @@
-// csrc/tiers/amx_tiles.h over the model: what -DCF_AMX_MODEL='"<this file>"' makes csrc/tiers/amx.cpp include
-// instead.
+// Takes the place of csrc/tiers/amx_tiles.h, and calls the model. csrc/tiers/amx.cpp includes it when it is
+// compiled with -DCF_AMX_MODEL='"<this file>"'.
 
 #pragma once
 

@@ -1,4 +1,5 @@
-// Takes the place of csrc/host/amx_permission.cpp too. What an instruction does: Intel SDM volume 2.
+// The instructions do what Intel SDM volume 2 says. This file also takes the place of
+// csrc/host/amx_permission.cpp.
 #include "model.h"
 
 #include <atomic>
@@ -54,7 +55,7 @@ void clear_from(Registers& r, int tile, int row) {
   for (; row < 16; ++row) std::memset(r.data[tile][row], 0, 64);
 }
 
-// bfloat16, denormals as zero.
+// Reads a bfloat16. Denormals become zeros.
 float number(const unsigned char* from) {
   uint16_t half;
   std::memcpy(&half, from, sizeof half);
@@ -69,7 +70,7 @@ float flushed(float value) {
   return std::fabs(value) < std::numeric_limits<float>::min() ? std::copysign(0.0f, value) : value;
 }
 
-// Shapes that every product needs: C [m][4 n], A [m][4 k], B [k][4 n] bytes.
+// Every product needs these shapes in bytes: C [m][4 n], A [m][4 k], B [k][4 n].
 void check_shapes(const Registers& r, int c, int a, int b) {
   require(c != a && c != b && a != b, "a product of a tile with itself");
   require(bytes_of(r, c) % 4 == 0 && bytes_of(r, a) % 4 == 0 && bytes_of(r, b) % 4 == 0, "odd row bytes");
@@ -153,7 +154,7 @@ void multiply_bfloat16(int c, int a, int b) {
   check_shapes(r, c, a, b);
   for (int m = 0; m < rows_of(r, c); ++m) {
     for (int n = 0; n < bytes_of(r, c) / 4; ++n) {
-      // Two chains, rounded to nearest and flushed at every step.
+      // There are two chains. Every step rounds to nearest and flushes denormals to zero.
       float sums[2] = {0.0f, 0.0f};
       for (int k = 0; k < bytes_of(r, a) / 4; ++k) {
         for (int half = 0; half < 2; ++half) {
@@ -177,7 +178,7 @@ void multiply_int8(int c, int a, int b) {
   check_shapes(r, c, a, b);
   for (int m = 0; m < rows_of(r, c); ++m) {
     for (int n = 0; n < bytes_of(r, c) / 4; ++n) {
-      uint32_t sum;  // it wraps
+      uint32_t sum;  // unsigned, because the sum wraps around
       std::memcpy(&sum, &r.data[c][m][4 * n], sizeof sum);
       for (int k = 0; k < bytes_of(r, a); ++k) {
         const int of_a = static_cast<int8_t>(r.data[a][m][k]);

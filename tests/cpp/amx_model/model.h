@@ -1,5 +1,6 @@
-// A model of AMX in plain C++, for CPUs without it: the tile registers of each thread, the instructions that
-// the amx tier uses, and the permission of the kernel. What would be a fault is a message and an abort.
+// A model of AMX in plain C++, for CPUs without AMX. It has the tile registers of each thread, the
+// instructions that the amx tier uses, and the permission of the kernel. Where the CPU would raise a fault,
+// the model prints a message and aborts.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +10,12 @@
 namespace colbert_fast {
 namespace amx_model {
 
-// What amx_permission.h answers. The tiles may not be touched before the request was granted.
+// What the functions of amx_permission.h answer. The tiles must not be used before a request was granted.
 enum class Kernel { kGrants, kRefuses, kHasNoAmx };
 void set_kernel(Kernel kernel);
-int64_t requests();  // to the kernel so far
+int64_t requests();  // how often the kernel was asked so far
 
-// The instructions this thread has executed.
+// How many instructions of each kind this thread has executed.
 struct Counts {
   int64_t config_loads, config_stores, releases, loads, stores, products;
 };
