@@ -128,13 +128,6 @@ struct BackwardTask {
   int64_t column_begin, column_end;
 };
 
-// What a tier multiplies, for benchmarks to compare with: the steps of a full tile, from registers.
-struct Product {
-  const char* dtype;
-  int64_t flops_per_step;
-  float (*multiply_add)(int64_t steps);
-};
-
 // One instruction set. per_tier/loop.h makes it, by tier_of().
 struct Tier {
   const char* name;
@@ -145,8 +138,6 @@ struct Tier {
   void (*score)(const ScoreJob&, const Task&, Scratch&);
   void (*score_argmax)(const ScoreJob&, const Task&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardTask&, Scratch&);
-  const Product* products;  // float32 first, ended by dtype null
-  float (*read)(const float* data, int64_t count);
   // Null, or asks the operating system for what the tier needs. It returns null, or the reason why the system
   // refused. Nobody runs the tier before the system has granted it.
   const char* (*refused)();

@@ -74,21 +74,6 @@ def _checked(n: int, name: str) -> int:
     return number
 
 
-def measure_read(tier: str, threads: int, memory: Tensor) -> float:
-    """Return the bytes a second of one pass of the tier's loads over ``memory``, a contiguous float32 tensor."""
-    return _C.measure_read(tier, threads, memory)
-
-
-def products(tier: str) -> list[str]:
-    """Return the dtypes that a tier has multiply-adds for, float32 first."""
-    return _C.products(tier)
-
-
-def measure_flops(tier: str, dtype: str, threads: int, seconds: float) -> float:
-    """Return the operations a second of the tier's multiply-adds of a dtype, over about ``seconds``."""
-    return _C.measure_flops(tier, dtype, threads, seconds)
-
-
 def _side(tokens: Tensor, starts: Tensor, lengths: Tensor, scales: Tensor | None = None) -> tuple[Any, ...]:
     """Return a side as the kernels read it: adjacent elements in a row, aligned, plain; a copy only if need be."""
     if tokens.is_neg():

@@ -11,7 +11,6 @@
 
 #include "host/backward.h"
 #include "host/dispatch.h"
-#include "host/limits.h"
 #include "host/masks.h"
 #include "host/plan.h"
 #include "host/tensors.h"
@@ -135,35 +134,6 @@ py::dict by_tier(std::atomic<int64_t> Counters::* count) {
   return result;
 }
 
-py::list py_products(const std::string& tier) {
-  py::list result;
-  for (const Product* p = runnable_tier(tier).products; p->dtype != nullptr; ++p) result.append(p->dtype);
-  return result;
-}
-
-double py_measure_flops(const std::string& tier, const std::string& dtype, int threads, double seconds) {
-  const Product* product = runnable_tier(tier).products;
-  while (product->dtype != nullptr && product->dtype != dtype) ++product;
-  if (product->dtype == nullptr)
-    throw std::invalid_argument("tier '" + tier + "' has no product of " + dtype);
-  threads = checked_threads(threads);
-  if (!(seconds > 0.0 && seconds <= 60.0))
-    throw std::invalid_argument("seconds must be above 0 and at most 60");
-  const ReleasedGil released;
-  return measure_flops(*product, threads, seconds);
-}
-
-double py_measure_read(const std::string& tier, int threads, py::handle memory) {
-  const Tier& t = runnable_tier(tier);
-  threads = checked_threads(threads);
-  const Memory floats(memory, 1, sizeof(float), "memory");
-  if (floats.rows() < 1 || !floats.contiguous())
-    throw std::invalid_argument("read needs contiguous floats, one or more");
-  const ReleasedGil released;
-  return measure_read(t, threads, floats.data<const void>(),
-                      floats.rows() * static_cast<int64_t>(sizeof(float)));
-}
-
 }  // namespace
 }  // namespace colbert_fast
 
@@ -203,8 +173,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "The number of rows of each tensor; None unless all are plain matrices of one dtype and one dim.");
   m.def("runs_of_mask", &py_runs_of_mask,
         "Fills starts and lengths; False if a mask keeps more than one run of rows of an item.");
-  m.def("products", &py_products, "The dtypes that a tier has multiply-adds for.");
-  m.def("measure_flops", &py_measure_flops, "Operations a second of a tier's multiply-adds of a dtype.");
-  m.def("measure_read", &py_measure_read, "Bytes a second of one pass over memory with software prefetch.");
   m.def("backward", &py_backward, "Adds one side's gradient to grad.");
 }

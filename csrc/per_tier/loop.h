@@ -242,7 +242,7 @@ void score_any(const ScoreJob& job, const Task& task, Scratch& s) {
   }
 }
 
-constexpr Tier tier_of(const char* name, const char* (*unsupported)(), const Product* products) {
+constexpr Tier tier_of(const char* name, const char* (*unsupported)()) {
   Tier tier{};
   tier.name = name;
   tier.unsupported = unsupported;
@@ -252,8 +252,6 @@ constexpr Tier tier_of(const char* name, const char* (*unsupported)(), const Pro
   tier.score = &score_any<false>;
   tier.score_argmax = &score_any<true>;
   tier.backward = &backward_any;
-  tier.products = products;
-  tier.read = &read;
   tier.for_float32_queries = Narrow::kForFloat32Queries;
   return tier;
 }

@@ -318,40 +318,6 @@ void score_configured(const ScoreJob& job, const Task& task, Scratch& scratch) {
   score_any<kArgmax>(job, task, scratch);
 }
 
-// As multiply_add() of tile.h: a step is that of a block of 2 x 2 tiles of C, of 64 bytes of each row.
-template <typename Ops>
-float multiply_add_tiles(int64_t steps) {
-  const Configured configured;
-  // 9e-4 as bfloat16, and an int8 that is not zero either.
-  uint16_t numbers[kTileRows * kTileBytes / 2];
-  for (uint16_t& number : numbers) number = 0x3a6b;
-  tiles::load<4>(numbers, kTileBytes);
-  tiles::load<5>(numbers, kTileBytes);
-  tiles::load<6>(numbers, kTileBytes);
-  tiles::load<7>(numbers, kTileBytes);
-  tiles::zero<0>();
-  tiles::zero<1>();
-  tiles::zero<2>();
-  tiles::zero<3>();
-  for (int64_t i = 0; i < steps; ++i) {
-    Ops::template multiply<0, 4, 6>();
-    Ops::template multiply<1, 4, 7>();
-    Ops::template multiply<2, 5, 6>();
-    Ops::template multiply<3, 5, 7>();
-  }
-  return 0.0f;
-}
-
-template <typename Ops>
-constexpr Product tile_product(const char* dtype, int64_t numbers) {
-  return {dtype, 2 * numbers * 4 * kTileRows * kTileRows, &multiply_add_tiles<Ops>};
-}
-
-constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
-                                 tile_product<BFloat16Tiles>("bfloat16", 32),
-                                 tile_product<Int8Tiles>("int8", 64),
-                                 {nullptr, 0, nullptr}};
-
 }  // namespace
 }  // namespace colbert_fast
 
@@ -365,7 +331,7 @@ const char* unsupported() {
 }
 
 constexpr Tier amx_tier() {
-  Tier tier = tier_of("amx", &unsupported, kProducts);
+  Tier tier = tier_of("amx", &unsupported);
   tier.score = &score_configured<false>;
   tier.score_argmax = &score_configured<true>;
   tier.refused = &amx_refused;

@@ -22,10 +22,9 @@ const char* unsupported() {
   if (!(f.avx2 && f.fma && f.f16c)) return "this CPU has no AVX2, FMA and F16C";
   return f.os_ymm ? nullptr : "the operating system does not save AVX registers";
 }
-constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kAvx2 = tier_of("avx2", &unsupported, kProducts);
+constexpr Tier kAvx2 = tier_of("avx2", &unsupported);
 }  // namespace colbert_fast
 
 #else

@@ -24,10 +24,9 @@ const char* unsupported() {
   }
   return f.os_zmm ? nullptr : "the operating system does not save AVX-512 registers";
 }
-constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kAvx512 = tier_of("avx512", &unsupported, kProducts);
+constexpr Tier kAvx512 = tier_of("avx512", &unsupported);
 }  // namespace colbert_fast
 
 #else

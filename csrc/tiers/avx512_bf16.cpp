@@ -64,13 +64,9 @@ const char* unsupported() {
   if (!features().avx512bf16) return "this CPU has no AVX512-BF16";
   return features().intel ? "Intel's products of bfloat16 take longer than screening in int8" : nullptr;
 }
-constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
-                                 product<BFloat16Ops>("bfloat16", 2),
-                                 product<Int8Ops>("int8", 4),
-                                 {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kAvx512Bf16 = tier_of("avx512_bf16", &unsupported, kProducts);
+constexpr Tier kAvx512Bf16 = tier_of("avx512_bf16", &unsupported);
 }  // namespace colbert_fast
 
 #else

@@ -36,11 +36,9 @@ const char* unsupported() {
   if (const char* reason = kAvx512.unsupported()) return reason;
   return f.avx512vnni ? nullptr : "this CPU has no AVX512-VNNI";
 }
-constexpr Product kProducts[] = {
-    product<Float32Ops>("float32", 1), product<Int8Ops>("int8", 4), {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kAvx512Vnni = tier_of("avx512_vnni", &unsupported, kProducts);
+constexpr Tier kAvx512Vnni = tier_of("avx512_vnni", &unsupported);
 }  // namespace colbert_fast
 
 #else

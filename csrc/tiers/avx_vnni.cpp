@@ -116,11 +116,9 @@ const char* unsupported() {
   if (const char* reason = kAvx2.unsupported()) return reason;
   return features().avx_vnni ? nullptr : "this CPU has no AVX-VNNI";
 }
-constexpr Product kProducts[] = {
-    product<Float32Ops>("float32", 1), product<Int8Ops>("int8", 4), {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kAvxVnni = tier_of("avx_vnni", &unsupported, kProducts);
+constexpr Tier kAvxVnni = tier_of("avx_vnni", &unsupported);
 }  // namespace colbert_fast
 
 #else

@@ -18,10 +18,9 @@ CF_IN_PROGRAM_ORDER_END
 namespace colbert_fast {
 namespace {
 const char* unsupported() { return nullptr; }
-constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kNeon = tier_of("neon", &unsupported, kProducts);
+constexpr Tier kNeon = tier_of("neon", &unsupported);
 }  // namespace colbert_fast
 
 #else

@@ -39,11 +39,9 @@ CF_TARGET_END
 namespace colbert_fast {
 namespace {
 const char* unsupported() { return features().dotprod ? nullptr : "this CPU has no FEAT_DotProd"; }
-constexpr Product kProducts[] = {
-    product<Float32Ops>("float32", 1), product<Int8Ops>("int8", 4), {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kNeonDotprod = tier_of("neon_dotprod", &unsupported, kProducts);
+constexpr Tier kNeonDotprod = tier_of("neon_dotprod", &unsupported);
 }  // namespace colbert_fast
 
 #else

@@ -163,13 +163,9 @@ const char* unsupported() {
              ? nullptr
              : "this CPU has no FEAT_I8MM, FEAT_BF16 and FEAT_DotProd";
 }
-constexpr Product kProducts[] = {product<Float32Ops>("float32", 1),
-                                 product<BFloat16Matrix>("bfloat16", 4),
-                                 product<Int8Matrix>("int8", 8),
-                                 {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kNeonI8mm = tier_of("neon_i8mm", &unsupported, kProducts);
+constexpr Tier kNeonI8mm = tier_of("neon_i8mm", &unsupported);
 }  // namespace colbert_fast
 
 #else

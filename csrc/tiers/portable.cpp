@@ -113,8 +113,7 @@ struct Isa {
 namespace colbert_fast {
 namespace {
 const char* unsupported() { return nullptr; }
-constexpr Product kProducts[] = {product<Float32Ops>("float32", 1), {nullptr, 0, nullptr}};
 }  // namespace
 
-constexpr Tier kPortable = tier_of("portable", &unsupported, kProducts);
+constexpr Tier kPortable = tier_of("portable", &unsupported);
 }  // namespace colbert_fast
