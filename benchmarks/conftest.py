@@ -12,11 +12,11 @@ import json
 import signal
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks import machine, recorder
+from benchmarks.model import Run
 
 # Before anything imports numpy or torch: they read the number of threads once.
 THREADS = machine.limit_threads()
@@ -56,13 +56,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not found:
         return
     keyword = session.config.getoption("keyword")
-    report = found.finish(f"{COMMANDS[found.profile]}{f' -k {keyword!r}' if keyword else ''}")
+    run = found.finish(f"{COMMANDS[found.profile]}{f' -k {keyword!r}' if keyword else ''}")
     whole = exitstatus != pytest.ExitCode.INTERRUPTED and not keyword
     folder = session.config.getoption("results") or _default_folder(found.profile if whole else "quick")
-    path = Path(folder) / f"{report['machine']['name']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    found.path = path
+    found.path = Path(folder) / f"{run.machine['name']}.json"
+    found.path.parent.mkdir(parents=True, exist_ok=True)
+    found.path.write_text(json.dumps(run.json(), indent=1) + "\n", encoding="utf-8")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -70,9 +69,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if found.finished is None:
         return
     terminalreporter.section(f"benchmarks, {found.profile} profile: {found.path}")
-    for line in recorder.as_text(found.finished):
+    for line in recorder.as_text(found.finished.json()):
         terminalreporter.line(line)
-    if found.finished["machine"]["noisy"]:
+    if found.finished.machine["noisy"]:
         terminalreporter.line("TOO NOISY TO BELIEVE: something else wanted the cores of this machine.", red=True)
 
 
@@ -84,30 +83,30 @@ def _default_folder(profile: str) -> Path:
 
 
 class Session(recorder.Recorder):
-    """What a run on the CPU measures, and where its file is."""
+    """What a run on the CPU measures, and its file."""
 
     def __init__(self, profile: str) -> None:
         import torch
 
         import colbert_fast as cf
-        from colbert_fast import bench
+        from benchmarks import peaks
 
         super().__init__()
         torch.set_num_threads(THREADS)
         cf.set_num_threads(THREADS)
         self.profile = profile
         self.machine = machine.describe(THREADS)
-        self.limits = bench.limits(tuple(sorted({1, THREADS})), 0.1 if profile != "smoke" else 0.001)
-        self.finished: dict[str, Any] | None = None
+        self.limits = peaks.limits(tuple(sorted({1, THREADS})), 0.1 if profile != "smoke" else 0.001)
+        self.finished: Run | None = None
         self.path: Path | None = None
 
-    def finish(self, command: str) -> dict[str, Any]:
-        """Return the file's content."""
+    def finish(self, command: str) -> Run:
+        """Return what was measured."""
         from benchmarks.contenders import CONTENDERS
 
-        run = {"profile": self.profile, "command": command, "machine": self.machine, "limits": self.limits}
+        about = {"profile": self.profile, "command": command, "machine": self.machine, "limits": self.limits}
         packages = dict.fromkeys((*(contender.package for contender in CONTENDERS), *ENCODERS))
-        self.finished = self.report(run, [contender.name for contender in CONTENDERS], packages)
+        self.finished = self.run(about, [contender.name for contender in CONTENDERS], packages)
         return self.finished
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import colbert_fast as cf
+from benchmarks import machine
 from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
+T = TypeVar("T")
 # Beyond this error a peer computes something else, and never sets the bar.
 WRONG = 1e-2
 
@@ -26,7 +27,7 @@ class Check(NamedTuple):
 
     max_relative_error: float
     kendall_tau: float | None
-    """Of the rankings, mean over the queries; None without scipy."""
+    """Of the rankings, the mean over the queries; None without scipy."""
     wrong: bool
 
 
@@ -39,6 +40,11 @@ class Prepared(NamedTuple):
     packing: float | None = None
     """Seconds of the work that a caller does once for a set of documents, or None where there is none."""
 
+    def clear(self) -> None:
+        """Let go of the gradients of the call before."""
+        for leaf in self.leaves:
+            leaf.grad = None
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -50,7 +56,7 @@ class Contender:
     build: Callable[[Inputs], Prepared]
     package: str = "torch"
     """The distribution whose version is reported, and without which it cannot run."""
-    refusals: tuple[Callable[[Workload], str | None], ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     backend: str | None = None
     main: bool = True
     """Timed in the quick profile too."""
@@ -58,10 +64,7 @@ class Contender:
     @property
     def version(self) -> str | None:
         """Of the package, or None where it is not installed."""
-        try:
-            return importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return machine.version(self.package)
 
     def why_not(self, workload: Workload) -> str | None:
         """Return the reason why it cannot run here or for this workload, or None."""
@@ -87,12 +90,12 @@ def check(contender: Contender, scores: Tensor, reference: Tensor, exact: bool =
     Parameters
     ----------
     exact
-        Whether ours must keep the contract's bound, which documents that were rounded to 8 bits cannot.
+        Whether our scores must keep the bound of 1e-5. Documents that were rounded to 8 bits cannot keep it.
 
     Raises
     ------
     ValueError
-        Ours is further from it than the contract allows.
+        Our scores are further from the definition than that.
     """
     scores = scores.detach().cpu().double().reshape(reference.shape)
     error = bench.relative_error(scores, reference)
@@ -102,10 +105,11 @@ def check(contender: Contender, scores: Tensor, reference: Tensor, exact: bool =
             f"{contender.name} must be within {bench.MAX_RELATIVE_ERROR:.0e} of float64; got relative error {error:.1e}"
         )
         raise ValueError(msg)
-    return Check(error, _kendall_tau(scores, reference), not error <= WRONG)
+    return Check(error, kendall_tau(scores, reference), not error <= WRONG)
 
 
-def _kendall_tau(scores: Tensor, reference: Tensor) -> float | None:
+def kendall_tau(scores: Tensor, reference: Tensor) -> float | None:
+    """Return tau-b of the rankings, the mean over the queries; None without scipy."""
     try:
         from scipy.stats import kendalltau
     except ImportError:
@@ -114,56 +118,56 @@ def _kendall_tau(scores: Tensor, reference: Tensor) -> float | None:
     return float(np.mean(taus))
 
 
+def right_gradients(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return gradients of the sum of all scores in float64: of the queries ``[nq * lq, dim]``, and of ``rows``."""
+    queries = inputs.queries.double().flatten(0, 1)
+    for_queries = torch.zeros_like(queries)
+    for_documents = []
+    for d in inputs.items:
+        document = d.double()
+        best = (queries @ document.T).argmax(1)
+        for_queries += document[best]
+        for_documents.append(torch.zeros_like(document).index_add_(0, best, queries))
+    return for_queries, torch.cat(for_documents)
+
+
+def turn_by_turn(items: Sequence[T], turns: int) -> Iterator[tuple[int, T]]:
+    """Give every item once in each turn; every turn begins with another item."""
+    for turn in range(turns):
+        first = turn % len(items)
+        yield from ((turn, item) for item in (*items[first:], *items[:first]))
+
+
 @functools.cache
 def missing(package: str) -> str | None:
     """Say why a package cannot be imported, or None."""
+    module = package.replace("-", "_")
     try:
-        importlib.import_module(package.replace("-", "_"))
-    except ModuleNotFoundError as error:
-        if error.name == package.replace("-", "_"):
-            return f"{package} is not installed"
-        return f"{package} cannot be imported: {error}"
+        importlib.import_module(module)
     except ImportError as error:
-        return f"{package} cannot be imported: {error}"
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module
+        return f"{package} is not installed" if absent else f"{package} cannot be imported: {error}"
     return None
 
 
-def no_gradients(workload: Workload) -> str | None:
-    """Refuse a backward pass."""
-    return "has no gradients" if workload.backward else None
+Refusal = Callable[[Workload], "str | None"]
 
 
-def exact_only(workload: Workload) -> str | None:
-    """Refuse documents that are held in 8 bits."""
-    return "scores tokens as they are" if workload.quantized else None
+def _unless(reason: str, fits: Callable[[Workload], bool]) -> Refusal:
+    """Refuse the workloads that do not fit."""
+    return lambda workload: None if fits(workload) else reason
 
 
-def quantized_only(workload: Workload) -> str | None:
-    """Refuse documents that are not held in 8 bits."""
-    return None if workload.quantized else "meant for documents in 8 bits"
+no_gradients = _unless("has no gradients", lambda workload: not workload.backward)
+exact_only = _unless("scores tokens as they are", lambda workload: not workload.quantized)
+quantized_only = _unless("meant for documents in 8 bits", lambda workload: workload.quantized)
+float32_only = _unless("takes float32 only", lambda workload: workload.dtype == torch.float32)
+half_only = _unless("the inputs are float32 already", lambda workload: workload.dtype != torch.float32)
+equal_lengths_only = _unless("needs documents of one length", lambda workload: not workload.lognormal)
+ragged_only = _unless("meant for documents of different lengths", lambda workload: workload.lognormal)
 
 
-def float32_only(workload: Workload) -> str | None:
-    """Refuse half precision."""
-    return None if workload.dtype == torch.float32 else "takes float32 only"
-
-
-def half_only(workload: Workload) -> str | None:
-    """Refuse float32."""
-    return "the inputs are float32 already" if workload.dtype == torch.float32 else None
-
-
-def equal_lengths_only(workload: Workload) -> str | None:
-    """Refuse ragged documents."""
-    return "needs documents of one length" if workload.lognormal else None
-
-
-def ragged_only(workload: Workload) -> str | None:
-    """Refuse documents of one length."""
-    return None if workload.lognormal else "meant for documents of different lengths"
-
-
-def forced(backend: Any) -> Callable[[Workload], str | None]:
+def forced(backend: Any) -> Refusal:
     """Refuse what a backend of ours cannot run or take."""
 
     def reason(workload: Workload) -> str | None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor
 
 import colbert_fast as cf
+from benchmarks import torch_paths as paths
 from benchmarks.contender import (
     Contender,
     Prepared,
+    Refusal,
     check,
     equal_lengths_only,
     exact_only,
@@ -30,17 +31,6 @@ from benchmarks.contender import (
     ragged_only,
 )
 from benchmarks.layouts import bind, gemm_dequantized, on_padded, on_rows, since
-from benchmarks.torch_paths import (
-    einsum,
-    einsum_cast,
-    einsum_chunked,
-    gemm,
-    gemm_cast,
-    gemm_documents_first,
-    owner,
-    scatter_reduce,
-    segment_reduce,
-)
 from colbert_fast.bench import Inputs, Workload
 
 __all__ = ["CONTENDERS", "Contender", "Prepared", "check", "compiled", "compiler", "ours", "sentence_transformers"]
@@ -73,7 +63,7 @@ def ours(backend: str | None, inputs: Inputs) -> Prepared:
 def compiled(mode: str, inputs: Inputs) -> Prepared:
     """Let torch.compile fuse what it can of the einsum."""
     torch.compiler.reset()
-    return on_padded(torch.compile(einsum, dynamic=False, mode=mode), inputs)
+    return on_padded(torch.compile(paths.einsum, dynamic=False, mode=mode), inputs)
 
 
 def sentence_transformers(inputs: Inputs) -> Prepared:
@@ -83,15 +73,21 @@ def sentence_transformers(inputs: Inputs) -> Prepared:
     return bind(maxsim, inputs, inputs.items if inputs.workload.lognormal else inputs.padded)
 
 
+def _joined(inputs: Inputs) -> Callable[[], Any]:
+    """All rows as one array, joined in every call where the workload holds a list."""
+    if inputs.workload.layout != "list":
+        rows = inputs.rows.numpy()
+        return lambda: rows
+    items = [item.numpy() for item in inputs.items]
+    return lambda: np.concatenate(items)
+
+
 def _numpy(inputs: Inputs) -> Prepared:
     workload = inputs.workload
-    queries = inputs.queries.flatten(0, 1).numpy()
-    rows = inputs.rows.numpy()
-    items = [item.numpy() for item in inputs.items] if workload.layout == "list" else None
-    starts = inputs.packed.starts.numpy()
+    queries, rows, starts = inputs.queries.flatten(0, 1).numpy(), _joined(inputs), inputs.packed.starts.numpy()
 
     def score() -> Tensor:
-        similarity = queries @ (rows if items is None else np.concatenate(items)).T
+        similarity = queries @ rows().T
         if workload.lognormal:
             best = np.maximum.reduceat(similarity, starts, axis=1)
         else:
@@ -101,14 +97,26 @@ def _numpy(inputs: Inputs) -> Prepared:
     return Prepared(score)
 
 
+def _each_query(inputs: Inputs, score: Callable[[Any], Any]) -> Callable[[], Tensor]:
+    """A call of a function that takes one query."""
+    queries = [query.numpy() for query in inputs.queries]
+    return lambda: torch.from_numpy(np.stack([score(query) for query in queries]))
+
+
 def _maxsim_cpu(inputs: Inputs) -> Prepared:
     import maxsim_cpu
 
-    queries = [query.numpy() for query in inputs.queries]
     ragged = inputs.workload.lognormal
     function = maxsim_cpu.maxsim_scores_variable if ragged else maxsim_cpu.maxsim_scores
     documents: Any = [item.numpy() for item in inputs.items] if ragged else inputs.padded.numpy()
-    return Prepared(lambda: torch.from_numpy(np.stack([function(query, documents) for query in queries])))
+    return Prepared(_each_query(inputs, lambda query: function(query, documents)))
+
+
+def _lateweave(inputs: Inputs) -> Prepared:
+    from lateweave._native import maxsim_scores_packed
+
+    rows, lengths, threads = _joined(inputs), inputs.lengths.numpy(), cf.get_num_threads()
+    return Prepared(_each_query(inputs, lambda query: maxsim_scores_packed(query, rows(), lengths, threads=threads)))
 
 
 def _numkong(inputs: Inputs) -> Prepared:
@@ -128,56 +136,38 @@ def _numkong(inputs: Inputs) -> Prepared:
     return Prepared(score, (), packing)
 
 
-def _contenders() -> tuple[Contender, ...]:
-    auto = Contender("colbert_fast", "ours", functools.partial(ours, None), "colbert-fast")
-    backends = [
-        replace(
-            auto,
-            name=f"colbert_fast {b.name}",
-            build=functools.partial(ours, b.name),
-            refusals=(forced(b),),
-            backend=b.name,
-        )
-        for b in cf.backends()
-    ]
-    padded = functools.partial(functools.partial, on_padded)
-    segments = functools.partial(on_rows, segment_reduce, lambda lengths: lengths)
-    scattered = functools.partial(on_rows, scatter_reduce, owner)
-    return (
-        auto,
-        *backends,
-        _torch("torch einsum", padded(einsum), exact_only),
-        _torch("torch einsum, chunked", padded(einsum_chunked), exact_only),
-        _torch("torch einsum, cast to float32", padded(einsum_cast), half_only, exact_only, main=False),
-        _torch("torch einsum, compiled", functools.partial(compiled, "default"), compiler, exact_only, main=False),
-        _torch("torch GEMM", padded(gemm), equal_lengths_only, exact_only),
-        _torch("torch GEMM, documents first", padded(gemm_documents_first), equal_lengths_only, exact_only),
-        _torch("torch GEMM, cast to float32", padded(gemm_cast), half_only, equal_lengths_only, exact_only, main=False),
-        _torch("torch GEMM, dequantized", gemm_dequantized, quantized_only),
-        _torch("torch GEMM + segment_reduce", segments, ragged_only, exact_only),
-        _torch("torch GEMM + scatter_reduce", scattered, ragged_only, exact_only),
-        Contender(
-            "sentence-transformers maxsim", "peer", sentence_transformers, "sentence-transformers", (exact_only,)
-        ),
-        Contender("numpy", "peer", _numpy, "numpy", (exact_only, no_gradients, float32_only)),
-        Contender(
-            "maxsim-cpu", "peer", _maxsim_cpu, "maxsim-cpu", (exact_only, no_gradients, float32_only, _maxsim_cpu_query)
-        ),
-        Contender(
-            "numkong",
-            "peer",
-            _numkong,
-            "numkong",
-            (
-                exact_only,
-                no_gradients,
-            ),
-        ),
-    )
+def _ours(name: str, backend: str | None, *refusals: Refusal) -> Contender:
+    return Contender(name, "ours", functools.partial(ours, backend), "colbert-fast", refusals, backend)
 
 
-def _torch(name: str, build: Callable[[Inputs], Prepared], *refusals: Any, main: bool = True) -> Contender:
-    return Contender(name, "torch", build, refusals=refusals, main=main)
+def _torch(name: str, build: Callable[[Inputs], Prepared], *refusals: Refusal, main: bool = True) -> Contender:
+    return Contender(f"torch {name}", "torch", build, refusals=refusals, main=main)
 
 
-CONTENDERS = _contenders()
+def _peer(name: str, build: Callable[[Inputs], Prepared], *refusals: Refusal) -> Contender:
+    return Contender(name, "peer", build, name.split()[0], (exact_only, *refusals))
+
+
+_padded = functools.partial(functools.partial, on_padded)
+_segments = functools.partial(on_rows, paths.segment_reduce, lambda lengths: lengths)
+_scattered = functools.partial(on_rows, paths.scatter_reduce, paths.owner)
+_dense = (equal_lengths_only, exact_only)
+CONTENDERS = (
+    _ours("colbert_fast", None),
+    *(_ours(f"colbert_fast {b.name}", b.name, forced(b)) for b in cf.backends()),
+    _torch("einsum", _padded(paths.einsum), exact_only),
+    _torch("einsum, chunked", _padded(paths.einsum_chunked), exact_only),
+    _torch("einsum, cast to float32", _padded(paths.einsum_cast), half_only, exact_only, main=False),
+    _torch("einsum, compiled", functools.partial(compiled, "default"), compiler, exact_only, main=False),
+    _torch("GEMM", _padded(paths.gemm), *_dense),
+    _torch("GEMM, documents first", _padded(paths.gemm_documents_first), *_dense),
+    _torch("GEMM, cast to float32", _padded(paths.gemm_cast), half_only, *_dense, main=False),
+    _torch("GEMM, dequantized", gemm_dequantized, quantized_only),
+    _torch("GEMM + segment_reduce", _segments, ragged_only, exact_only),
+    _torch("GEMM + scatter_reduce", _scattered, ragged_only, exact_only),
+    _peer("sentence-transformers maxsim", sentence_transformers),
+    _peer("numpy", _numpy, no_gradients, float32_only),
+    _peer("maxsim-cpu", _maxsim_cpu, no_gradients, float32_only, _maxsim_cpu_query),
+    _peer("lateweave", _lateweave, no_gradients, float32_only),
+    _peer("numkong", _numkong, no_gradients),
+)

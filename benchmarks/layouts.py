@@ -44,8 +44,8 @@ def since(start: float, inputs: Inputs) -> float:
 
 def padded(items: list[Tensor], lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Return documents ``[nd, ld, dim]``, and ``[nd, ld]``: True where a row is padding."""
-    padded = pad_sequence(items, batch_first=True)
-    return padded, (torch.arange(padded.shape[1]) >= lengths[:, None]).to(padded.device)
+    tokens = pad_sequence(items, batch_first=True)
+    return tokens, (torch.arange(tokens.shape[1]) >= lengths[:, None]).to(tokens.device)
 
 
 def on_padded(score: Callable[[Tensor, Tensor, Tensor | None], Tensor], inputs: Inputs) -> Prepared:
@@ -61,27 +61,24 @@ def on_padded(score: Callable[[Tensor, Tensor, Tensor | None], Tensor], inputs: 
 
 
 def on_rows(
-    reduce: Callable[[Tensor, Tensor, int], Tensor], index: Callable[[Tensor], Tensor], inputs: Inputs
+    score: Callable[[Tensor, Tensor, Tensor, int], Tensor], index: Callable[[Tensor], Tensor], inputs: Inputs
 ) -> Prepared:
-    """Bind one product over all rows and a maximum by document; ``index`` says which rows are whose."""
-
+    """Bind a function of queries, rows, which rows are whose, as ``index`` says, and the number of documents."""
     lengths = inputs.lengths
-
-    def score(q: Tensor, rows: Tensor, which: Tensor) -> Tensor:
-        best = reduce(rows @ q.flatten(0, 1).T, which, len(lengths))
-        return best.view(len(best), len(q), -1).float().sum(-1).T
-
+    nd = len(lengths)
     if inputs.workload.layout == "list":
-        return bind(lambda q, d: score(q, torch.cat(d), index(lengths).to(q.device)), inputs, inputs.items)
+        return bind(lambda q, d: score(q, torch.cat(d), index(lengths).to(q.device), nd), inputs, inputs.items)
     start = time.perf_counter()
     which = index(lengths).to(inputs.rows.device)
-    return bind(lambda q, d: score(q, d, which), inputs, inputs.rows, since(start, inputs))
+    return bind(lambda q, d: score(q, d, which, nd), inputs, inputs.rows, since(start, inputs))
 
 
 def gemm_dequantized(inputs: Inputs) -> Prepared:
     """Hold documents as int8 with a scale for each token, and give them the dtype of the queries in every call."""
     start = time.perf_counter()
-    documents, scales = _int8(inputs.padded)
+    wide = inputs.padded.abs().amax(-1, keepdim=True).float() / 127
+    documents = (inputs.padded / wide).round().to(torch.int8)
+    scales = wide.flatten(0, 1).to(inputs.rows.dtype)
     packing = since(start, inputs)
 
     def score(q: Tensor, d: Tensor) -> Tensor:
@@ -89,9 +86,3 @@ def gemm_dequantized(inputs: Inputs) -> Prepared:
         return similarity.view(*d.shape[:2], len(q), -1).amax(1).float().sum(-1).T
 
     return bind(score, inputs, documents, packing)
-
-
-def _int8(documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return documents rounded to 8 bits, and a scale for each of their tokens."""
-    scales = documents.abs().amax(-1, keepdim=True).float() / 127
-    return (documents / scales).round().to(torch.int8), scales.flatten(0, 1).to(documents.dtype)

@@ -110,7 +110,7 @@ def gpu_state() -> dict[str, str]:
 
 
 def is_loaded() -> bool:
-    """Whether others wanted a core during the last minute; our own share is the CPU time of this process."""
+    """Whether other processes wanted a core during the last minute. Our own share is the CPU time of this process."""
     return hasattr(os, "getloadavg") and os.getloadavg()[0] - time.process_time() / 60 > MAX_LOAD
 
 
@@ -130,7 +130,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def version(package: str) -> str | None:
-    """Of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

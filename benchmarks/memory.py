@@ -7,7 +7,6 @@ prints the bytes that the scoring call held at its worst, beyond the inputs as t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import subprocess
@@ -31,7 +30,7 @@ def peak_memory(workload: str, contender: str) -> int:
     Raises
     ------
     ValueError
-        Unknown name, or the contender cannot run.
+        A name is unknown, or the contender cannot run.
     NotImplementedError
         The system does not report a process's peak memory.
     """
@@ -80,20 +79,6 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def main() -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Peak memory of one contender on one workload, in bytes.")
-    parser.add_argument("workload")
-    parser.add_argument("contender")
-    chosen = parser.parse_args()
-    machine.limit_threads()
-    try:
-        print(peak_memory(chosen.workload, chosen.contender))
-    except (ValueError, NotImplementedError) as error:
-        print(f"benchmarks.memory: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    machine.limit_threads()
+    print(peak_memory(*sys.argv[1:]))

@@ -1,170 +1,95 @@
-"""Write the benchmark tables of the README, and one SVG plot per machine, from benchmarks/results/*.json.
-
-A section stands in the README, or in benchmarks/results/README.md if that has the markers for it.
+"""Write the benchmark tables of the documents, and one SVG plot per machine, from benchmarks/results/*.json.
 
     python -m benchmarks.report            rewrites what stands between <!-- benchmark:NAME:begin --> and :end
-    python -m benchmarks.report --check    changes nothing; fails when the README or a plot disagrees with the results
+    python -m benchmarks.report --check    changes nothing; fails when a document or a plot disagrees with the results
 
-No number in them is typed by hand. benchmarks/figures.py says what the figures mean.
+README.md has the short table, `summary`. Every other section stands where its marker is: in docs/performance.md, or in
+the README.md beside the results. No number is typed by hand. benchmarks/model.py says what the figures mean.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import plot
-from benchmarks.figures import (
-    Entry,
-    best,
-    error,
-    family,
-    kind,
-    limit,
-    ms,
-    rate,
-    ratio,
-    revision,
-    seconds,
-    setting,
-    tiers,
-    variant,
-)
-from benchmarks.tables import NOTES, SECTIONS
+from benchmarks.model import ReportError, Run, load
+from benchmarks.plot import svg
+from benchmarks.tables import NOTES, SECTIONS, summary
 
-# The most thorough first.
-_PROFILES = ("full", "quick", "smoke")
 _MARKER = re.compile(r"<!-- benchmark:(\w+):(begin|end) -->")
 
 
-class ReportError(ValueError):
-    """The results or the README cannot be used; the message says why."""
-
-
-def load(folder: Path) -> list[Entry]:
-    """The runs in a folder, by machine: of each the one with the most thorough profile."""
-    runs: dict[str, Entry] = {}
-    for path in sorted(folder.glob("*.json")):
-        run = _read(path)
-        other = runs.setdefault(run["machine"]["name"], run)
-        if other is not run and other["profile"] == run["profile"]:
-            msg = f"{path}: {folder} holds another {run['profile']} run of {run['machine']['name']}"
-            raise ReportError(msg)
-        runs[run["machine"]["name"]] = min(other, run, key=lambda run: _PROFILES.index(run["profile"]))
-    if not runs:
-        msg = f"no results in {folder}: run the benchmarks first"
-        raise ReportError(msg)
-    return [runs[name] for name in sorted(runs)]
-
-
-def _read(path: Path) -> Entry:
-    try:
-        run: Entry = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        msg = f"{path}: not JSON: {problem}"
-        raise ReportError(msg) from None
-    if run.get("schema") != 1:
-        msg = f"{path}: this report reads schema 1; got {run.get('schema')!r}"
-        raise ReportError(msg)
-    if not re.fullmatch(r"[\w.-]+", run["machine"]["name"]):
-        msg = f"{path}: a machine's name is made of letters, digits and .-_ only; got {run['machine']['name']!r}"
-        raise ReportError(msg)
-    return run
-
-
-def svg(run: Entry) -> bytes:
-    """The plot of one run."""
-    machine = run["machine"]
-    title = f"Time relative to colbert_fast on {machine['name']}: further right is slower"
-    parts = [machine["cpu"], machine.get("gpu"), f"{machine['threads']} threads", f"{run['profile']} profile"]
-    parts += ["noisy machine" if machine.get("noisy") else None, revision(run), run["date"][:10]]
-    subtitle = ", ".join(filter(None, parts)) + ". Medians, log axis. ~ marks a noisy figure."
-    return plot.draw(
-        title, subtitle, [_plot_row(run, workload) for workload in run["workloads"] if workload["results"]]
-    )
-
-
-def _plot_row(run: Entry, workload: Entry) -> plot.Row:
-    ours, shape = best(workload["results"], "ours"), setting(workload)
-    if ours is None:
-        return plot.Row(workload["name"], shape, (), note="no correct result of ours")
-    marks, fastest = [], dict[str, Entry]()
-    for entry in sorted(workload["results"], key=seconds):
-        wrong = entry.get("wrong", False)
-        minor = not wrong and fastest.setdefault(family(entry["contender"]), entry) is not entry
-        if minor and entry["ours"]:
-            continue
-        label = f"{ms(ours)} ms, {variant(ours)}" if entry is ours else f"{entry['contender']} {ratio(entry, ours)}"
-        label += f", {error(entry)}" if wrong else ""
-        median, low, high = (entry["seconds"][edge] / seconds(ours) for edge in ("p50", "p20", "p80"))
-        marks.append(plot.Mark(kind(entry), label, median, low, high, wrong, minor))
-    bound = limit(run, workload, tiers(workload))
-    share = rate(run, workload, ours, tiers(workload))[2]
-    drawn = (f"{share} of {bound[0]} limit", bound[1] / seconds(ours)) if bound else None
-    return plot.Row(workload["name"], shape, tuple(marks), drawn)
-
-
-def splice(readme: str, bodies: dict[str, str]) -> str:
-    """The README with each body between its markers. A body that is not empty needs exactly one pair of them."""
-    found = _MARKER.findall(readme)
+def splice(document: str, bodies: dict[str, str]) -> str:
+    """The document with the bodies between their markers. A marker has one beginning and, after it, one end."""
+    found = _MARKER.findall(document)
     if unknown := sorted({name for name, _ in found} - set(bodies)):
         msg = f"unknown marker benchmark:{unknown[0]}; there are {', '.join(bodies)}"
         raise ReportError(msg)
-    for name, body in bodies.items():
+    for name in dict.fromkeys(name for name, _ in found):
         edges = [edge for other, edge in found if other == name]
-        if not edges and not body:
-            continue
         begin, end = (f"<!-- benchmark:{name}:{edge} -->" for edge in ("begin", "end"))
         index = found.index((name, "begin")) if "begin" in edges else 0
         if edges != ["begin", "end"] or found[index + 1] != (name, "end"):
-            msg = f"needs one {begin} and, after it, before any other marker, one {end}; got {edges or 'neither'}"
+            msg = f"needs one {begin} and, after it, before any other marker, one {end}; got {edges}"
             raise ReportError(msg)
-        head, rest = readme.split(begin)
-        content = f"\n\n{body}\n\n" if body else "\n"
-        readme = f"{head}{begin}{content}{end}{rest.split(end)[1]}"
-    return readme
+        head, rest = document.split(begin)
+        content = f"\n\n{bodies[name]}\n\n" if bodies[name] else "\n"
+        document = f"{head}{begin}{content}{end}{rest.split(end)[1]}"
+    return document
+
+
+def _images(plots: Sequence[Path], folder: Path) -> str:
+    """The plots, as a document in a folder shows them."""
+    links = {path.stem: Path(os.path.relpath(path, folder)).as_posix() for path in plots}
+    return "\n\n".join(
+        f"![Time of every contender relative to colbert_fast on {name}]({link})" for name, link in links.items()
+    )
+
+
+def _bodies(runs: Sequence[Run], plots: Sequence[Path], folder: Path) -> dict[str, str]:
+    """All sections, for a document in a folder."""
+    short = summary(runs)
+    # The first plot belongs to the machine of the first rows.
+    bodies = {"summary": f"{short}\n\n{_images(plots[:1], folder)}" if short else "", "plot": _images(plots, folder)}
+    for name, section in SECTIONS.items():
+        parts = [part for part in map(section, runs) if part]
+        bodies[name] = "\n\n".join([NOTES[name], *parts] if parts and name in NOTES else parts)
+    return bodies
 
 
 def report(readme: Path, results: Path) -> dict[Path, bytes]:
     """What the documents and the plots should hold."""
     runs = load(results)
-    plots = {results / f"{run['machine']['name']}.svg": svg(run) for run in runs}
-    bodies = {}
-    for name, section in SECTIONS.items():
-        parts = [part for part in map(section, runs) if part]
-        bodies[name] = "\n\n".join([NOTES[name], *parts] if parts and name in NOTES else parts)
-    images = []
-    for path in plots:
-        source = Path(os.path.relpath(path, readme.parent)).as_posix()
-        images.append(f"![Time of every contender relative to colbert_fast on {path.stem}]({source})")
-    bodies["plot"] = "\n\n".join(images)
-    documents = {readme: bodies}
-    details = results / "README.md"
-    if details.is_file():
-        there = {name for name, _ in _MARKER.findall(details.read_text(encoding="utf-8"))}
-        documents[details] = {name: body for name, body in bodies.items() if name in there}
-        documents[readme] = {name: body for name, body in bodies.items() if name not in there}
-    return {**{path: _spliced(path, parts) for path, parts in documents.items()}, **plots}
-
-
-def _spliced(document: Path, bodies: dict[str, str]) -> bytes:
-    try:
-        return splice(document.read_text(encoding="utf-8"), bodies).encode()
-    except ReportError as problem:
-        msg = f"{document}: {problem}"
-        raise ReportError(msg) from None
+    docs = readme.parent / "docs"
+    plots = {docs / "images" / f"{run.machine['name']}.svg": svg(run) for run in runs}
+    others = (docs / "performance.md", results / "README.md")
+    texts = {path: path.read_text(encoding="utf-8") for path in (readme, *filter(Path.is_file, others))}
+    for name, body in _bodies(runs, list(plots), readme.parent).items():
+        places = [str(path) for path, text in texts.items() if f"<!-- benchmark:{name}:" in text]
+        if len(places) > 1 or (body and not places):
+            msg = f"one of {', '.join(map(str, texts))} needs the marker benchmark:{name}; got it in {places or 'none'}"
+            raise ReportError(msg)
+    files = dict(plots)
+    for path, text in texts.items():
+        try:
+            files[path] = splice(text, _bodies(runs, list(plots), path.parent)).encode()
+        except ReportError as problem:
+            msg = f"{path}: {problem}"
+            raise ReportError(msg) from None
+    return files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README or a plot is stale")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="default: README.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a document or a plot is stale")
+    parser.add_argument(
+        "--readme", type=Path, default=Path("README.md"), help="docs/ lies beside it (default: README.md)"
+    )
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="default: benchmarks/results")
     chosen = parser.parse_args(arguments)
     try:
@@ -177,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.check:
             print(f"{path} disagrees with the results: run python -m benchmarks.report", file=sys.stderr)
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files[path])
             print(f"wrote {path}")
     return int(chosen.check and bool(stale))

@@ -5,21 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Similarities that the chunked einsum holds at a time, so that they stay in a cache: 16 MiB in float32 for a CPU's,
-# 32 MiB in half precision for that of a GPU, where every chunk also costs some launches.
+from colbert_fast import bench
+from colbert_fast.bench import einsum
+from colbert_fast.bench import gemm_of_rows as scatter_reduce
+
+__all__ = [
+    "einsum",
+    "einsum_cast",
+    "einsum_chunked",
+    "gemm",
+    "gemm_cast",
+    "gemm_documents_first",
+    "owner",
+    "scatter_reduce",
+    "segment_reduce",
+]
+
+# Similarities that the chunked einsum holds at a time, so that they stay in a cache: 16 MiB in float32 for a CPU, and
+# 32 MiB in half precision for a GPU, where every chunk also costs some launches.
 CHUNKS = {"cpu": 2**22, "cuda": 2**24}
 
 
-def einsum(q: Tensor, d: Tensor, padding: Tensor | None) -> Tensor:
-    """Score as the papers' code does: all similarities at once."""
-    similarity = torch.einsum("qid,njd->qnij", q, d)
-    if padding is not None:
-        similarity = similarity.masked_fill(padding[:, None, :], float("-inf"))
-    return similarity.amax(-1).float().sum(-1)
-
-
 def einsum_cast(q: Tensor, d: Tensor, padding: Tensor | None) -> Tensor:
-    """Half precision products where the CPU has no instructions for them."""
+    """Products in float32, for a CPU without instructions for half precision."""
     return einsum(q.float(), d.float(), padding)
 
 
@@ -46,20 +54,15 @@ def gemm_cast(q: Tensor, d: Tensor, padding: Tensor | None) -> Tensor:
 
 def gemm_documents_first(q: Tensor, d: Tensor, _: Tensor | None) -> Tensor:
     """One matrix product, transposed: for few query tokens often the faster one."""
-    similarity = d.flatten(0, 1) @ q.flatten(0, 1).T
-    return similarity.view(*d.shape[:2], len(q), -1).amax(1).float().sum(-1).T
+    return bench.gemm(q, d)
 
 
-def segment_reduce(similarity: Tensor, lengths: Tensor, _: int) -> Tensor:
-    """The maximum of each document's rows, by their number."""
+def segment_reduce(q: Tensor, rows: Tensor, lengths: Tensor, nd: int) -> Tensor:
+    """One matrix product over all rows; the maximum of each document's rows, by their number."""
     # Without unsafe, lengths are checked in every call.
-    return torch.segment_reduce(similarity, "max", lengths=lengths, axis=0, unsafe=True)
-
-
-def scatter_reduce(similarity: Tensor, owner: Tensor, nd: int) -> Tensor:
-    """The maximum of each document's rows, by the document of each row."""
-    best = similarity.new_full((nd, similarity.shape[1]), float("-inf"))
-    return best.scatter_reduce_(0, owner[:, None].expand_as(similarity), similarity, "amax")
+    similarity = rows @ q.flatten(0, 1).T
+    best = torch.segment_reduce(similarity, "max", lengths=lengths, axis=0, unsafe=True)
+    return best.view(nd, len(q), -1).float().sum(-1).T
 
 
 def owner(lengths: Tensor) -> Tensor:

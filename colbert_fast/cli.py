@@ -181,7 +181,8 @@ def _bench(names: tuple[str, ...], rounds: int, as_json: bool) -> tuple[list[str
         report = bench.run(names, rounds)
     status = 0
     if report["interrupted"]:
-        _tell("interrupted; what was measured so far is on standard output")
+        rows = [row for workload in report["workloads"] for row in workload["results"] if "reason" not in row]
+        _tell(f"interrupted; {'what was measured so far is on standard output' if rows else 'nothing was measured'}")
         status = 128 + received[0] if received else _INTERRUPTED
     return bench.as_json(report) if as_json else bench.as_text(report), status
 

@@ -22,7 +22,6 @@ from test_cli import ctrl_c_is_heard, posix
 import colbert_fast as cf
 from colbert_fast import bench, cli
 from colbert_fast.bench import contenders, report, timing
-from colbert_fast.bench.machine import Limits
 
 with contextlib.suppress(ImportError):
     import fcntl
@@ -46,7 +45,6 @@ def tiny_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same workloads with a few documents of a few tokens."""
     tiny = [dataclasses.replace(w, nq=min(w.nq, 2), nd=5, lq=8, ld=12, dim=16) for w in bench.WORKLOADS]
     monkeypatch.setattr(report, "WORKLOADS", tuple(tiny))
-    monkeypatch.setattr(Limits, "SECONDS", 1e-4)
 
 
 def measured(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -83,8 +81,8 @@ def test_json_says_what_was_measured_where_and_when(capsys: pytest.CaptureFixtur
 
 
 def test_quantiles() -> None:
-    assert bench.Measurement([3.0], 0.0).quantiles == (3.0, 3.0, 3.0)
-    assert bench.Measurement([5.0, 1.0, 3.0, 2.0, 4.0, 6.0], 0.0).quantiles == (2.0, 3.5, 5.0)
+    assert bench.quantiles([3.0]) == (3.0, 3.0, 3.0)
+    assert bench.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,10 +179,9 @@ def test_sentence_transformers_is_timed(monkeypatch: pytest.MonkeyPatch) -> None
         if not workload.quantized:
             assert bench.relative_error(functions["sentence-transformers"](), inputs.reference()) < 1e-2
     monkeypatch.setitem(sys.modules, "sentence_transformers.util", None)
-    contenders._maxsim_of_sentence_transformers.cache_clear()
-    comparison = bench.Comparison(inputs, {"sentence-transformers": functions["sentence-transformers"]}, 1, None)
-    comparison.run(lambda *_: None)
-    assert str(comparison.results["sentence-transformers"]).startswith("failed: ModuleNotFoundError: ")
+    old = timing.Contender("sentence-transformers", functions["sentence-transformers"])
+    timing.compare(inputs, [old], 1)
+    assert str(old.reason).startswith("failed: ModuleNotFoundError: ")
 
 
 def test_cold_documents_leave_the_caches_before_every_round(
@@ -198,30 +195,6 @@ def test_cold_documents_leave_the_caches_before_every_round(
     assert len(flushes) == len(found["workloads"][0]["results"])
 
 
-@pytest.mark.skipif(not RUNNABLE[0].startswith("cpu:"), reason="the limits are measured by the extension")
-def test_limits() -> None:
-    limits = Limits(next(w for w in report.WORKLOADS if w.name == "rerank-text-bfloat16").inputs(), 1)
-    assert limits.bound("torch") is None
-    limits.measure("torch")
-    assert limits.flops_per_s == {}
-    for name in RUNNABLE[:-1]:
-        limits.measure(name)
-    before, read = dict(limits.flops_per_s), limits.read_bytes_per_s
-    assert {name.split()[0] for name in before} == set(RUNNABLE[:-1]) and read > 0
-    limits.measure(RUNNABLE[0])
-    # The best so far stays.
-    assert limits.read_bytes_per_s >= read and all(limits.flops_per_s[name] >= rate for name, rate in before.items())
-    inputs = limits._inputs
-    best, worst = RUNNABLE[0], RUNNABLE[-2]
-    limits.flops_per_s = {worst: 10.0, best: 20.0, f"{best} bfloat16": 40.0, f"{best} int8": 30.0}
-    limits.read_bytes_per_s = 1e30
-    # A tier cannot use the instructions of another; nobody knows what others use.
-    assert limits.bound(worst) == ("computing", inputs.flops / 10)
-    assert limits.bound(best) == limits.bound("torch einsum") == ("computing", inputs.flops / 40)
-    limits.read_bytes_per_s = 1e-30
-    assert limits.bound(worst) == ("reading", inputs.bytes / 1e-30)
-
-
 # A bench of tiny workloads in a process of its own. With a number of calls as its last argument it gets a signal
 # after so many contenders have had a turn.
 SCRIPT = """
@@ -231,7 +204,7 @@ from colbert_fast.bench import report, timing
 tiny = [dataclasses.replace(w, nq=1, nd=5, lq=8, ld=12, dim=16) for w in bench.WORKLOADS]
 report.WORKLOADS = tuple(tiny)
 number, left = (int(sys.argv.pop()) for _ in range(2))
-timed = timing.Comparison._time
+timed = timing.Contender.time
 def interrupted(*arguments):
     global left
     left -= 1
@@ -240,7 +213,7 @@ def interrupted(*arguments):
         while True:
             pass
     timed(*arguments)
-timing.Comparison._time = interrupted
+timing.Contender.time = interrupted
 if "--without-tqdm" in sys.argv:
     sys.argv.remove("--without-tqdm")
     sys.modules["tqdm"] = None
@@ -279,9 +252,18 @@ def test_what_was_measured_is_printed_when_it_is_stopped(number: int) -> None:
 def test_the_table_says_what_is_missing() -> None:
     done = stopped(number=signal.SIGINT, after=2, stderr=subprocess.PIPE)
     assert done.returncode == 130
+    assert done.stderr.endswith("\ncolbert-fast: interrupted; what was measured so far is on standard output\n")
     assert done.stdout.endswith(f"\ninterrupted: not measured to the end: {', '.join(NAMES)}\n")
     assert f"\n  {RUNNABLE[1]:<24} not timed: interrupted\n" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@posix
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+def test_nothing_was_measured_when_it_is_stopped() -> None:
+    done = stopped("--json", number=signal.SIGINT, after=1, stderr=subprocess.PIPE)
+    assert done.returncode == 130 and json.loads(done.stdout)["missing"] == NAMES
+    assert done.stderr.endswith("\ncolbert-fast: interrupted; nothing was measured\n")
 
 
 @posix
@@ -306,8 +288,12 @@ def test_progress_on_a_terminal(tqdm: bool, columns: int) -> None:
     assert running.returncode == 0 and [w["name"] for w in json.loads(out)["workloads"]] == NAMES
     seen = drawn.decode()
     if tqdm:
-        assert "latency-float32, cpu" in seen or "latency-float32, torch" in seen
-        assert "0%|" in seen and "measuring" not in seen and seen.rstrip(" ").endswith("\r")
+        assert (
+            "latency-float32:  33%|" in seen
+            and "0%|" in seen
+            and "measuring" not in seen
+            and seen.rstrip(" ").endswith("\r")
+        )
     else:
         assert seen.splitlines() == [f"{name}: measuring, {n} of 3" for n, name in enumerate(NAMES, start=1)]
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import machine, report
-from benchmarks.contender import Contender, Prepared
+from benchmarks import machine, peaks, report
+from benchmarks.contender import Contender, Prepared, right_gradients
 from benchmarks.cuda import __main__ as command
 from benchmarks.cuda import contenders, first_call, processes, worker
 from benchmarks.cuda.contenders import CONTENDERS
@@ -26,7 +26,6 @@ from benchmarks.cuda.progress import Progress
 from benchmarks.cuda.timing import HOST_ROUNDS, ROUNDS, Cuda, interleaved
 from benchmarks.cuda.worker import Worker
 from benchmarks.tables import SECTIONS
-from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -258,7 +257,7 @@ def test_the_gradients_of_the_definition_are_those_of_autograd() -> None:
     queries, rows = inputs.queries.clone().requires_grad_(), inputs.rows.clone().requires_grad_()
     for document in rows.split(inputs.lengths.tolist()):
         torch.einsum("qid,jd->qij", queries, document).amax(-1).sum().backward()
-    for_queries, for_rows = inputs.gradients()
+    for_queries, for_rows = right_gradients(inputs)
     torch.testing.assert_close(for_queries.view_as(queries), queries.grad)
     torch.testing.assert_close(for_rows, rows.grad)
 
@@ -465,7 +464,7 @@ def test_the_report_of_a_gpu_needs_no_more_than_its_file(progress: Progress, tmp
     path = progress.results / "a-gpu.json"
     text = path.read_text().replace('"device": "cpu"', '"device": "cuda"').replace('"cold": false', '"cold": true')
     path.write_text(text)
-    names = ["plot", *SECTIONS]
+    names = ["plot", "summary", *SECTIONS]
     readme = tmp_path / "README.md"
     readme.write_text("".join(f"<!-- benchmark:{n}:begin -->\n<!-- benchmark:{n}:end -->\n" for n in names))
     assert report.main(["--readme", str(readme), "--results", str(progress.results)]) == 0
@@ -478,7 +477,7 @@ def test_the_report_of_a_gpu_needs_no_more_than_its_file(progress: Progress, tmp
     workload = json.loads(text)["workloads"][0]
     share = 100 * workload["bytes"] / 3e12 / results(workload)["colbert_fast torch"]["seconds"]["p50"]
     assert f"{share:.2g}"[:3] in page and "memory" in page
-    assert (progress.results / "a-gpu.svg").is_file()
+    assert (tmp_path / "docs" / "images" / "a-gpu.svg").is_file()
 
 
 PEERS = """
@@ -522,7 +521,7 @@ def test_the_adapters_of_peers_agree_with_the_definition() -> None:
 
 @pytest.mark.cuda
 def test_limits_are_plausible() -> None:
-    found = bench.cuda_limits(2048, 2**28, 3)
+    found = peaks.cuda_limits(2048, 2**28, 3)
     assert 1e10 < found["read_bytes_per_s"]["cuda"] < 1e14
     assert set(found["flops_per_s"]) == {"bfloat16", "float16", "tf32", "float32"}
     assert all(1e11 < rates["cuda"] < 1e16 for rates in found["flops_per_s"].values())

@@ -51,8 +51,8 @@ def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["extension"]["missing"] is None and Path(facts["extension"]["file"]).is_file()
     backends = [(b["name"], b["unsupported"], b["device"], b["int8"]) for b in facts["backends"]]
     assert backends == [(b.name, b.unsupported, b.device, b.int8) for b in cf.backends()]
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    documented = re.search(r"`info --json`\nprints the same with the keys (.*?)\.\n", readme, re.DOTALL)
+    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    documented = re.search(r"`info --json` prints the same with these keys:\n\n(.*?)\n\n", page, re.DOTALL)
     parts = (facts, facts["extension"], facts["threads"], facts["override"], facts["backends"][0])
     assert documented and set(re.findall(r"`(\w+)`", documented[1])) == {key for part in parts for key in part}
 

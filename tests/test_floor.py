@@ -12,7 +12,7 @@ from colbert_fast._backends import triton_
 
 ROOT = Path(__file__).parents[1]
 # What only these extras ask for is for developers, but for these two: the floor must have something to test with.
-DEVELOPERS = {"test", "bench", "lint"}
+DEVELOPERS = {"test", "bench", "lint", "docs"}
 TOOLS = {"hypothesis", "pytest"}
 
 

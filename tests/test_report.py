@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks import report
+from benchmarks.model import Run
 from benchmarks.tables import SECTIONS
 
-NAMES = ["plot", *SECTIONS]
+NAMES = ["summary", "plot", *SECTIONS]
 README = "# Title\n\n" + "\n".join(f"<!-- benchmark:{n}:begin -->\nold\n<!-- benchmark:{n}:end -->\n" for n in NAMES)
 
 
@@ -131,7 +132,7 @@ def test_a_wrong_contender_is_never_the_best(folder: Path) -> None:
         entry.update(wrong=True, max_relative_error=0.1)
     ((_, ours, torch, *_, of_limit, error),) = cells(written(folder, run), "scores", "lost")
     assert (ours, torch, of_limit, error) == ("wrong, error 10 %", "-", "-", "-")
-    assert "no correct result of ours" in (folder / "results" / "box.svg").read_text(encoding="utf-8")
+    assert "no correct result of ours" in (folder / "docs" / "images" / "box.svg").read_text(encoding="utf-8")
 
 
 def test_ours_is_a_call_that_names_no_backend_even_if_a_forced_one_was_faster(folder: Path) -> None:
@@ -199,12 +200,12 @@ def test_a_section_without_data_is_empty_and_needs_no_marker(folder: Path) -> No
 def test_check_passes_after_writing_and_changes_nothing(folder: Path) -> None:
     assert run_report(folder, "--check") == 1
     assert (folder / "README.md").read_text(encoding="utf-8") == README
-    assert not (folder / "results" / "box.svg").exists()
+    assert not (folder / "docs" / "images" / "box.svg").exists()
     written(folder)
     assert run_report(folder, "--check") == 0
 
 
-@pytest.mark.parametrize("stale", ["README.md", "results/box.svg"])
+@pytest.mark.parametrize("stale", ["README.md", "docs/images/box.svg"])
 def test_check_fails_on_a_changed_number(folder: Path, stale: str, capsys: pytest.CaptureFixture[str]) -> None:
     written(folder)
     path = folder / stale
@@ -220,12 +221,16 @@ BEGIN, END = "<!-- benchmark:scores:begin -->", "<!-- benchmark:scores:end -->"
 @pytest.mark.parametrize(
     ("readme", "said"),
     [
-        (README.replace(BEGIN, "").replace(END, ""), "got neither"),
+        (README.replace(BEGIN, "").replace(END, ""), "needs the marker benchmark:scores; got it in none"),
         (README.replace(END, ""), r"one .*scores:begin.* one .*scores:end.* got \['begin'\]"),
         (README.replace(BEGIN, "x").replace(END, BEGIN).replace("x", END, 1), "scores:begin"),
         (README.replace(END, END + BEGIN + END), "got"),
         (README.replace(END, "").replace("<!-- benchmark:backends:end -->", END), "before any other marker"),
-        (README.replace("benchmark:scores", "benchmark:scoers"), "unknown marker benchmark:scoers; there are scores,"),
+        (README.replace("benchmark:scores", "benchmark:scoers"), "needs the marker benchmark:scores; got it in none"),
+        (
+            README + BEGIN.replace("scores", "scoers"),
+            "unknown marker benchmark:scoers; there are summary, plot, scores,",
+        ),
     ],
 )
 def test_a_missing_or_unpaired_marker_is_named(
@@ -233,7 +238,7 @@ def test_a_missing_or_unpaired_marker_is_named(
 ) -> None:
     (folder / "README.md").write_text(readme, encoding="utf-8")
     assert run_report(folder) == 1
-    assert re.search(f"README.md: .*{said}", capsys.readouterr().err)
+    assert re.search(f"README.md:? .*{said}", capsys.readouterr().err)
     assert (folder / "README.md").read_text(encoding="utf-8") == readme
 
 
@@ -271,7 +276,7 @@ def test_a_workload_that_ran_nowhere_is_only_named_as_skipped(folder: Path) -> N
     text = written(folder, run)
     assert not cells(text, "scores", "gpu-pages")
     assert text.count("gpu-pages") == text.count("- everyone: no CUDA device (gpu-pages)") == 1
-    assert "gpu-pages" not in (folder / "results" / "box.svg").read_text(encoding="utf-8")
+    assert "gpu-pages" not in (folder / "docs" / "images" / "box.svg").read_text(encoding="utf-8")
 
 
 def test_a_machine_needs_a_name_that_is_a_file_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,8 +289,8 @@ def test_a_machine_needs_a_name_that_is_a_file_name(folder: Path, capsys: pytest
 
 def test_the_plot_is_deterministic_and_labels_every_contender(folder: Path) -> None:
     written(folder)
-    content = (folder / "results" / "box.svg").read_bytes()
-    assert report.svg(json.loads(json.dumps(example()))) == content
+    content = (folder / "docs" / "images" / "box.svg").read_bytes()
+    assert report.svg(Run.of(json.loads(json.dumps(example())))) == content
     labels = [element.text or "" for element in ET.fromstring(content).iter("{http://www.w3.org/2000/svg}text")]
     assert "4.00 ms, cpu:avx512" in labels
     assert "50 % of memory limit" in labels
@@ -303,7 +308,7 @@ def test_the_readme_shows_the_plot_of_every_machine(folder: Path) -> None:
     run["machine"]["name"] = "other"
     (folder / "results" / "other.json").write_text(json.dumps(run), encoding="utf-8")
     text = written(folder)
-    assert text.index("](results/box.svg)") < text.index("](results/other.svg)")
+    assert text.index("](docs/images/box.svg)") < text.index("](docs/images/other.svg)")
     assert text.index("**box**") < text.index("**other**")
 
 
@@ -312,7 +317,7 @@ def test_labels_of_the_plot_do_not_overlap(folder: Path) -> None:
     run = example()
     many = [result(f"library-{n} path", 2 * 1.25**n) for n in range(24)]
     run["workloads"][0]["results"] += many
-    svg = ET.fromstring(report.svg(run))
+    svg = ET.fromstring(report.svg(Run.of(run)))
     boxes = []
     for element in svg.iter("{http://www.w3.org/2000/svg}text"):
         if re.match(r"library|torch \w|maxsim|numkong|colbert_fast cpu|4.00 ms|\d+ % of", element.text or ""):
@@ -325,18 +330,58 @@ def test_labels_of_the_plot_do_not_overlap(folder: Path) -> None:
             assert y != other_y or x + width <= other or other + other_width <= x
 
 
-def test_sections_may_stand_beside_the_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begin, end = "<!-- benchmark:backends:begin -->", "<!-- benchmark:backends:end -->"
-    details = folder / "results" / "README.md"
-    details.write_text(f"{begin}\n{end}\n", encoding="utf-8")
+@pytest.mark.parametrize("other", ["results/README.md", "docs/performance.md"])
+def test_sections_may_stand_in_other_documents(folder: Path, other: str, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = [f"<!-- benchmark:{name}:{edge} -->" for name in ("plot", "backends") for edge in ("begin", "end")]
+    details = folder / other
+    details.parent.mkdir(exist_ok=True)
+    details.write_text("\n".join(moved), encoding="utf-8")
     assert run_report(folder) == 1  # in both
-    assert "unknown marker benchmark:backends" in capsys.readouterr().err
-    kept = README.replace(begin, "").replace(end, "")
+    assert "needs the marker benchmark:plot; got it in [" in capsys.readouterr().err
+    kept = README
+    for marker in moved:
+        kept = kept.replace(marker, "")
     (folder / "README.md").write_text(kept, encoding="utf-8")
     assert run_report(folder) == 0
-    assert "Every backend of ours" in details.read_text(encoding="utf-8")
+    text = details.read_text(encoding="utf-8")
+    assert "Every backend of ours" in text
+    assert "](images/box.svg)" in text or "](../docs/images/box.svg)" in text
     assert "Every backend of ours" not in (folder / "README.md").read_text(encoding="utf-8")
     assert run_report(folder, "--check") == 0
+
+
+def test_the_short_table_has_what_most_users_wait_for(folder: Path) -> None:
+    assert "<!-- benchmark:summary:begin -->\n<!-- benchmark:summary:end -->" in written(folder)
+    run = example()
+    for workload, name in zip(run["workloads"], ("rerank-text-float32", "pages-bfloat16"), strict=True):
+        workload["name"] = name
+    run["workloads"][0]["results"] += [
+        result("sentence-transformers maxsim", 30),
+        {**result("colbert_fast", 2, "ours"), "backend": "cpu:avx512"},
+    ]
+    text = written(folder, run)
+    ((name, ours, torch, main, other),) = cells(text, "summary", "rerank-text")
+    assert name == "rerank-text-float32<br><sub>1 x 1000, 32 x 300, cold; box</sub>"
+    assert ours == "2.00<br><sub>cpu:avx512</sub>"
+    assert (torch, main) == ("~11x<br><sub>torch matmul</sub>", "15x<br><sub>30.0 ms</sub>")  # 22 / 2, 30 / 2
+    assert other == "18x<br><sub>maxsim-cpu a\\|b</sub>"  # 37 / 2; numkong is faster, and wrong
+    assert cells(text, "summary", "pages")[0][2:] == ["**0.75x, ours slower**<br><sub>torch einsum</sub>", "-", "-"]
+    short = text.split("benchmark:summary:end")[0]
+    assert "](docs/images/box.svg)" in short
+
+
+def test_the_plot_shows_a_plain_call_even_if_a_forced_backend_was_faster(folder: Path) -> None:
+    run = example()
+    run["workloads"][1]["results"].append({**result("colbert_fast", 6, "ours"), "backend": "cpu:avx512"})
+    content = report.svg(Run.of(run)).decode()
+    assert ">6.00 ms, cpu:avx512<" in content and "colbert_fast cpu:avx512 0.67x" not in content
+
+
+def test_a_run_is_read_as_it_was_written() -> None:
+    run = example()
+    assert Run.of(Run.of(run).json()) == Run.of(run)
+    with pytest.raises(TypeError, match="median"):
+        Run.of({**run, "encoding": [{**run["encoding"][0], "median": 1.0}]})
 
 
 def test_the_documents_of_this_project_agree_with_its_results(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import machine
-from benchmarks.contender import WRONG, Contender, Prepared, check
+from benchmarks import machine, peaks
+from benchmarks.contender import WRONG, Contender, Prepared, check, right_gradients
 from benchmarks.cuda import first_call
 from benchmarks.cuda.contenders import CONTENDERS
 from benchmarks.cuda.progress import Progress
-from benchmarks.cuda.timing import Cuda, clear, interleaved, on_device
+from benchmarks.cuda.timing import Cuda, interleaved, on_device
 from benchmarks.recorder import result_entry, workload_entry
 from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
@@ -107,7 +107,7 @@ class Worker:
         self.recorder.open(workload_entry(workload, inputs))
         self.progress.save()
         reference = inputs.reference()
-        gradients = inputs.gradients() if workload.backward else None
+        gradients = right_gradients(inputs) if workload.backward else None
         ready: dict[str, Ready] = {}
         for contender in contenders:
             if self.left() <= 0:
@@ -132,7 +132,7 @@ class Worker:
         call.score()
         self.device.synchronize()
         first = self.device.clock() - start
-        clear(call)
+        call.clear()
         # The first call may have tuned. The second is like those to be timed, so its scores are checked.
         self.device.poison(reference.shape)
         checked = check(contender, call.score(), reference, exact=not inputs.workload.quantized)
@@ -238,7 +238,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     device = Cuda()
     if "machine" not in progress.about:
-        progress.about.update(machine=machine.describe_gpu(threads), limits=bench.cuda_limits())
+        progress.about.update(machine=machine.describe_gpu(threads), limits=peaks.cuda_limits())
     Worker(device, progress, device.clock() + end - time.time()).run(machine.gpu_workloads(), CONTENDERS)
     progress.about["machine"]["cuda"]["state_at_end"] = machine.gpu_state()
     progress.save()

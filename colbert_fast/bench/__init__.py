@@ -1,44 +1,28 @@
-"""Named workloads, the check that comes before every timing, and the limits of this machine.
+"""Named workloads, and ``colbert-fast bench``: our backends beside what torch users write, checked before timed.
 
-``colbert-fast bench`` is the short form for an installed package; the suite in ``benchmarks/`` times every peer on
-the same workloads.
+The suite in ``benchmarks/`` of the repository times every library on the same workloads, and is not installed.
 """
 
-from colbert_fast.bench.machine import (
-    cpu_name,
-    cuda_limits,
-    flush_caches,
-    last_level_cache,
-    limits,
-    rated_peaks,
-)
-from colbert_fast.bench.report import as_json, as_text, run
-from colbert_fast.bench.timing import (
-    MAX_RELATIVE_ERROR,
-    Comparison,
-    Measurement,
-    relative_error,
-    rest,
-    warm_up_rounds,
-)
-from colbert_fast.bench.workloads import SHORT, WORKLOADS, Inputs, Workload
+from colbert_fast.bench.contenders import einsum, gemm, gemm_of_rows
+from colbert_fast.bench.report import as_json, as_text, cpu_name, run
+from colbert_fast.bench.timing import MAX_RELATIVE_ERROR, quantiles, relative_error, rest, warm_up_rounds
+from colbert_fast.bench.workloads import SHORT, WORKLOADS, Inputs, Workload, flush_caches, last_level_cache
 
 __all__ = [
     "MAX_RELATIVE_ERROR",
     "SHORT",
     "WORKLOADS",
-    "Comparison",
     "Inputs",
-    "Measurement",
     "Workload",
     "as_json",
     "as_text",
     "cpu_name",
-    "cuda_limits",
+    "einsum",
     "flush_caches",
+    "gemm",
+    "gemm_of_rows",
     "last_level_cache",
-    "limits",
-    "rated_peaks",
+    "quantiles",
     "relative_error",
     "rest",
     "run",

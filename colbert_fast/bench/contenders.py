@@ -16,70 +16,61 @@ from colbert_fast.bench.workloads import Inputs
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 
 
+def einsum(q: Tensor, d: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Score as the papers' code does: all similarities at once. ``padding`` is True where a row is no token."""
+    similarity = torch.einsum("qid,njd->qnij", q, d)
+    if padding is not None:
+        similarity = similarity.masked_fill(padding[:, None, :], float("-inf"))
+    return similarity.amax(-1).float().sum(-1)
+
+
+def gemm(q: Tensor, d: Tensor) -> Tensor:
+    """Score documents of one length with one matrix product, the documents' tokens first."""
+    similarity = d.flatten(0, 1) @ q.flatten(0, 1).T
+    return similarity.view(*d.shape[:2], len(q), -1).amax(1).float().sum(-1).T
+
+
+def gemm_of_rows(q: Tensor, rows: Tensor, owner: Tensor, nd: int) -> Tensor:
+    """Score documents of different lengths with one matrix product. ``owner`` is the document of each row."""
+    similarity = rows @ q.flatten(0, 1).T
+    best = similarity.new_full((nd, similarity.shape[1]), float("-inf"))
+    best = best.scatter_reduce_(0, owner[:, None].expand_as(similarity), similarity, "amax")
+    return best.view(nd, len(q), -1).float().sum(-1).T
+
+
 def contenders(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
-    """Return the contenders that can be tried here: calls that score the inputs, and derive where these say so."""
+    """Return, by name, calls that score the inputs; with the backward pass where the workload has one."""
     workload = inputs.workload
     documents: Any = inputs.quantized if workload.quantized else inputs.documents
     queries = inputs.queries
     if workload.backward:
         queries, documents = queries.clone().requires_grad_(), documents.clone().requires_grad_()
 
-    def scored(score: Callable[[Tensor, Any], Tensor], d: Any) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            scores = score(queries, d)
-            if workload.backward:
-                torch.autograd.grad(scores.sum(), [queries, d])
-            return scores.detach()
+    def call(score: Callable[[Tensor, Any], Tensor], d: Any) -> Tensor:
+        scores = score(queries, d)
+        if workload.backward:
+            torch.autograd.grad(scores.sum(), [queries, d])
+        return scores.detach()
 
-        return call
-
-    named = {
-        b.name: scored(functools.partial(cf.maxsim, backend=b.name), documents)
+    named: dict[str, tuple[Callable[[Tensor, Any], Tensor], Any]] = {
+        b.name: (functools.partial(cf.maxsim, backend=b.name), documents)
         for b in cf.backends()
         if b.unsupported is None and b.device in (None, "cpu")
     }
-    if workload.quantized:
-        return named
-    padded = documents if workload.backward else inputs.padded
-    named["torch einsum"] = scored(functools.partial(_einsum, inputs.lengths if workload.lognormal else None), padded)
-    if workload.lognormal:
-        owner = torch.repeat_interleave(inputs.lengths)
-        named["torch GEMM"] = scored(functools.partial(_gemm_of_rows, owner, workload.nd), inputs.rows)
-    else:
-        named["torch GEMM"] = scored(_gemm, padded)
-    if importlib.util.find_spec("sentence_transformers") is not None:
-        named[SENTENCE_TRANSFORMERS] = scored(_peer, inputs.items if workload.lognormal else padded)
-    return named
+    if not workload.quantized:
+        padded = documents if workload.backward else inputs.padded
+        named["torch einsum"] = functools.partial(einsum, padding=inputs.padding), padded
+        named["torch GEMM"] = gemm, padded
+        if workload.lognormal:
+            owner = torch.repeat_interleave(inputs.lengths)
+            named["torch GEMM"] = functools.partial(gemm_of_rows, owner=owner, nd=workload.nd), inputs.rows
+        if importlib.util.find_spec("sentence_transformers") is not None:
+            named[SENTENCE_TRANSFORMERS] = _sentence_transformers, inputs.items if workload.lognormal else padded
+    return {name: functools.partial(call, score, d) for name, (score, d) in named.items()}
 
 
-def _einsum(lengths: Tensor | None, queries: Tensor, padded: Tensor) -> Tensor:
-    similarity = torch.einsum("qid,njd->qnij", queries, padded)
-    if lengths is not None:
-        padding = torch.arange(padded.shape[1]) >= lengths[:, None]
-        similarity = similarity.masked_fill_(padding[:, None, :], float("-inf"))
-    return similarity.amax(-1).float().sum(-1)
-
-
-def _gemm(queries: Tensor, padded: Tensor) -> Tensor:
-    similarity = padded.flatten(0, 1) @ queries.flatten(0, 1).T
-    best = similarity.view(*padded.shape[:2], -1).amax(1)
-    return best.view(len(padded), len(queries), -1).float().sum(-1).T
-
-
-def _gemm_of_rows(owner: Tensor, nd: int, queries: Tensor, rows: Tensor) -> Tensor:
-    similarity = rows @ queries.flatten(0, 1).T
-    best = similarity.new_full((nd, similarity.shape[1]), float("-inf"))
-    best.scatter_reduce_(0, owner[:, None].expand_as(similarity), similarity, "amax")
-    return best.view(nd, len(queries), -1).float().sum(-1).T
-
-
-def _peer(queries: Tensor, documents: Any) -> Tensor:
-    return _maxsim_of_sentence_transformers()(queries, documents)
-
-
-@functools.cache
-def _maxsim_of_sentence_transformers() -> Callable[[Tensor, Any], Tensor]:
-    """Import it at the first call, which is not timed: that takes seconds, and fails before release 6."""
+def _sentence_transformers(queries: Tensor, documents: Any) -> Tensor:
+    # Imported at the first call, which is not timed: the import takes seconds, and fails before release 6.
     from sentence_transformers.util import maxsim
 
-    return maxsim
+    return maxsim(queries, documents)

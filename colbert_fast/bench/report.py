@@ -1,13 +1,17 @@
-"""What ``colbert-fast bench`` prints."""
+"""What ``colbert-fast bench`` measures and prints."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +20,18 @@ import colbert_fast as cf
 from colbert_fast._backends import select
 from colbert_fast._extension import MISSING
 from colbert_fast.bench.contenders import SENTENCE_TRANSFORMERS, contenders
-from colbert_fast.bench.machine import Limits, cpu_name
-from colbert_fast.bench.progress import Progress
-from colbert_fast.bench.timing import Comparison, failure
-from colbert_fast.bench.workloads import WORKLOADS, Workload
+from colbert_fast.bench.timing import Contender, compare, failure, quantiles
+from colbert_fast.bench.workloads import WORKLOADS, Inputs, Workload
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def run(names: tuple[str, ...], rounds: int, seed: int = 0) -> dict[str, Any]:
@@ -38,38 +50,51 @@ def run(names: tuple[str, ...], rounds: int, seed: int = 0) -> dict[str, Any]:
     """
     chosen = [workload for workload in WORKLOADS if workload.name in names]
     threads = cf.get_num_threads()
-    defaults = [_default(workload) for workload in chosen]
+    defaults = {workload.name: _default(workload) for workload in chosen}
     report: dict[str, Any] = {**_facts(), "threads": threads, "seed": seed, "rounds": rounds}
     report["override"] = os.environ.get("COLBERT_FAST_BACKEND") or None
     report.update(interrupted=False, missing=[workload.name for workload in chosen], workloads=[])
     try:
-        with Progress(len(chosen)) as progress:
-            torch.set_num_threads(threads)
-            for workload, default in zip(chosen, defaults, strict=True):
-                progress.begin(workload.name)
-                _measure(workload, default, threads, report, progress)
+        torch.set_num_threads(threads)
+        for workload in _with_progress(chosen):
+            _measure(workload, defaults[workload.name], report)
     except KeyboardInterrupt:
         report["interrupted"] = True
     return report
 
 
-def _measure(workload: Workload, default: str, threads: int, report: dict[str, Any], progress: Progress) -> None:
+def _measure(workload: Workload, default: str, report: dict[str, Any]) -> None:
     """Add one workload to the report, as far as it was measured when it is interrupted."""
-    entry: dict[str, Any] = {"name": workload.name, "shape": workload.shape, "limits": {}, "results": []}
+    entry: dict[str, Any] = {"name": workload.name, "shape": workload.shape, "results": []}
     report["workloads"].append(entry)
     try:
         inputs = workload.inputs(report["seed"])
-        limits = Limits(inputs, threads)
-        comparison = Comparison(inputs, contenders(inputs), report["rounds"], limits)
+        found = [Contender(name, score) for name, score in contenders(inputs).items()]
         try:
-            comparison.run(progress.step)
+            compare(inputs, found, report["rounds"])
         finally:
-            entry["limits"] = {"read_bytes_per_s": limits.read_bytes_per_s, "flops_per_s": limits.flops_per_s}
-            entry["results"] = _rows(inputs.bytes, inputs.flops, comparison, limits, default)
+            entry["results"] = [_row(inputs, contender, default) for contender in found]
     except Exception as error:
         # The other workloads may need less memory.
         entry["reason"] = failure(error)
     report["missing"].remove(workload.name)
+
+
+def _row(inputs: Inputs, contender: Contender, default: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"contender": contender.name, "default": contender.name == default}
+    if contender.reason is not None or not contender.seconds:
+        return {**row, "reason": contender.reason or "not timed: interrupted"}
+    p20, median, p80 = quantiles(contender.seconds)
+    return {
+        **row,
+        "median": median,
+        "p20": p20,
+        "p80": p80,
+        "rounds": len(contender.seconds),
+        "bytes_per_s": inputs.bytes / median,
+        "flops_per_s": inputs.flops / median,
+        "max_relative_error": contender.max_relative_error,
+    }
 
 
 def _default(workload: Workload) -> str:
@@ -83,10 +108,8 @@ def _default(workload: Workload) -> str:
 def _facts() -> dict[str, Any]:
     versions = {"colbert_fast": cf.__version__, "torch": torch.__version__, "python": platform.python_version()}
     for package in ("numpy", SENTENCE_TRANSFORMERS):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "cpu": cpu_name(),
@@ -95,50 +118,47 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _rows(size: int, flops: float, comparison: Comparison, limits: Limits, default: str) -> list[dict[str, Any]]:
-    rows = []
-    for name, result in comparison.results.items():
-        row: dict[str, Any] = {"contender": name, "default": name == default}
-        rows.append(row)
-        if isinstance(result, str):
-            row["reason"] = result
-            continue
-        p20, median, p80 = result.quantiles
-        bound = limits.bound(name)
-        row.update(
-            median=median,
-            p20=p20,
-            p80=p80,
-            rounds=len(result.seconds),
-            bytes_per_s=size / median,
-            flops_per_s=flops / median,
-            limit=bound[0] if bound else None,
-            share_of_limit=bound[1] / median if bound else None,
-            max_relative_error=result.max_relative_error,
-        )
-    return rows
+def _with_progress(workloads: Sequence[Workload]) -> Iterator[Workload]:
+    """Show on standard error how far a run is: by tqdm on a terminal, else by one line for each workload."""
+    bar = None
+    with contextlib.suppress(ImportError):
+        if sys.stderr.isatty():
+            from tqdm import tqdm  # type: ignore[import-untyped]
+
+            # A terminal may not know its own size, and tqdm would draw nothing there.
+            bar = tqdm(total=len(workloads), ncols=80, nrows=24, leave=False)
+    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+        for number, workload in enumerate(workloads, start=1):
+            # Nothing is lost where nobody can read it.
+            with contextlib.suppress(OSError):
+                if bar is None:
+                    line = f"{workload.name}: measuring, {number} of {len(workloads)}"
+                    print(line, file=sys.stderr, flush=True)
+                else:
+                    bar.set_description_str(workload.name)
+            yield workload
+            if bar is not None:
+                bar.update()
 
 
 def as_text(report: dict[str, Any]) -> list[str]:
     """Lay a report out for reading."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    why = f", by COLBERT_FAST_BACKEND={report['override']}" if report["override"] else ""
     lines = [
         f"{report['cpu']}, {report['threads']} threads, {report['platform']}, {report['date']}",
         f"{versions}, seed {report['seed']}, {report['rounds']} rounds",
         "ms, p20, p80: the median and the middle 60 % of the rounds. error: the distance to float64, checked first.",
-        "of limit: the share of the median in which this machine, at its measured rates, could have read the documents",
-        "or computed the products with the instructions of the backend, whichever takes longer.",
+        f"* is the backend of a call without backend={why}.",
     ]
-    why = f", by COLBERT_FAST_BACKEND={report['override']}" if report["override"] else ""
-    lines.append(f"* is the backend of a call without backend={why}.")
     if MISSING is not None:
         lines.append(f"without our own CPU backends: {MISSING}")
     for workload in report["workloads"]:
         lines += ["", f"{workload['name']}: {workload['shape']}"]
         if "reason" in workload:
             lines.append(f"  {workload['reason']}")
-        head = f"{'ms':>9}{'p20':>9}{'p80':>9}{'GB/s':>8}{'GFLOP/s':>9}{'of limit':>16}{'error':>10}"
-        lines += [f"  {'':<24}{head}", *map(_line, workload["results"])]
+        lines.append(f"  {'':<24}{'ms':>9}{'p20':>9}{'p80':>9}{'GB/s':>8}{'GFLOP/s':>9}{'error':>10}")
+        lines += map(_line, workload["results"])
     if report["interrupted"]:
         lines += ["", f"interrupted: not measured to the end: {', '.join(report['missing']) or 'nothing'}"]
     return lines
@@ -149,9 +169,8 @@ def _line(row: dict[str, Any]) -> str:
     if "reason" in row:
         return f"{name} {row['reason']}"
     times = "".join(f"{row[key] * 1e3:>9.3f}" for key in ("median", "p20", "p80"))
-    share = f"{row['share_of_limit']:.0%} {row['limit']}" if row["limit"] else "-"
     rates = f"{row['bytes_per_s'] / 1e9:>8.1f}{row['flops_per_s'] / 1e9:>9.0f}"
-    return f"{name}{times}{rates}{share:>16}{row['max_relative_error']:>10.1e}"
+    return f"{name}{times}{rates}{row['max_relative_error']:>10.1e}"
 
 
 def as_json(report: dict[str, Any]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Workload:
     lq: int
     nd: int
     ld: int
-    """Tokens of a document; of the longest, where the lengths are lognormal."""
+    """Tokens of a document; where the lengths are lognormal, tokens of the longest document at most."""
     dtype: torch.dtype
     source: str
     dim: int = 128
@@ -33,7 +34,7 @@ class Workload:
     """The documents are pushed out of the caches before every round."""
     device: str = "cpu"
     quantized: bool = False
-    """The documents are held in 8 bits, with one scale a token."""
+    """The documents are held in 8 bits, with one scale for each token."""
 
     @property
     def shape(self) -> str:
@@ -47,7 +48,7 @@ class Workload:
     def inputs(self, seed: int = 0) -> Inputs:
         """Draw unit vectors in clusters, as token embeddings are: the tokens of one topic resemble each other.
 
-        Those for a CUDA device are drawn on it, which gives other numbers than the CPU does, and the same lengths.
+        Tokens for a CUDA device are drawn on the device: other numbers than the CPU draws, with the same lengths.
         """
         generator = torch.Generator().manual_seed(seed)
         if self.lognormal:  # mean 73, as of passages
@@ -69,20 +70,20 @@ class Workload:
         return Inputs(self, queries, tokens(int(lengths.sum())), lengths)
 
 
+@dataclass
 class Inputs:
     """The embeddings of a workload, in every layout a contender may want."""
 
-    def __init__(self, workload: Workload, queries: Tensor, rows: Tensor, lengths: Tensor) -> None:
-        self.workload = workload
-        self.queries = queries
-        """``[nq, lq, dim]``"""
-        self.rows = rows
-        """``[total, dim]``: the documents' tokens, one document after the other."""
-        self.lengths = lengths
-        """``[nd]`` int64, on the CPU."""
-        self.packed_queries = cf.PackedTokens.from_padded(queries)
-        starts = lengths.cumsum(0) - lengths
-        self.packed = cf.PackedTokens(rows, starts, lengths)
+    workload: Workload
+    queries: Tensor
+    """``[nq, lq, dim]``"""
+    rows: Tensor
+    """``[total, dim]``: the documents' tokens, one document after the other."""
+    lengths: Tensor
+    """``[nd]`` int64, on the CPU."""
+
+    def __post_init__(self) -> None:
+        self.packed = cf.PackedTokens(self.rows, self.lengths.cumsum(0) - self.lengths, self.lengths)
 
     @property
     def documents(self) -> Any:
@@ -99,6 +100,13 @@ class Inputs:
         return torch.nn.utils.rnn.pad_sequence(self.items, batch_first=True)
 
     @property
+    def padding(self) -> Tensor | None:
+        """``[nd, ld]``: True where a row of ``padded`` is no token; None where all documents are equally long."""
+        if not self.workload.lognormal:
+            return None
+        return torch.arange(int(self.lengths.max())) >= self.lengths[:, None]
+
+    @property
     def items(self) -> list[Tensor]:
         """The documents as a list of ``[length, dim]``."""
         return list(self.rows.split(self.lengths.tolist()))
@@ -110,13 +118,13 @@ class Inputs:
 
     @property
     def bytes(self) -> int:
-        """Bytes that must be read at least once; of documents in 8 bits without their scales."""
+        """Bytes that must be read at least once; the scales of documents in 8 bits are not counted."""
         documents = self.rows.numel() if self.workload.quantized else self.rows.nbytes
         return documents + self.queries.nbytes
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of the similarities; a backward pass adds next to nothing to them."""
+        """Multiplications and additions of the similarities; a backward pass adds very few to them."""
         return 2.0 * self.queries.shape[0] * self.queries.shape[1] * self.rows.shape[0] * self.workload.dim
 
     def reference(self) -> Tensor:
@@ -128,67 +136,52 @@ class Inputs:
             columns.append(best.view(len(self.queries), -1).sum(1))
         return torch.stack(columns, dim=1).cpu()
 
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the sum of all scores in float64: of the queries ``[nq * lq, dim]``, of ``rows``."""
-        queries = self.queries.double().flatten(0, 1)
-        for_queries = torch.zeros_like(queries)
-        for_documents = []
-        for d in self.items:
-            document = d.double()
-            best = (queries @ document.T).argmax(1)
-            for_queries += document[best]
-            for_documents.append(torch.zeros_like(document).index_add_(0, best, queries))
-        return for_queries, torch.cat(for_documents)
+
+def last_level_cache() -> int | None:
+    """Bytes of the largest cache of the first core, or None where the system does not say."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    texts = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(text[:-1]) * units[text[-1]] for text in texts), default=None)
+
+
+def flush_caches() -> None:
+    """Read so much else that no document stays in a cache."""
+    _other_memory().sum()
+
+
+@cache
+def _other_memory() -> Tensor:
+    return torch.ones(4 * (last_level_cache() or 2**26) // 4)
 
 
 _LATE = "ColBERT reranking: 32 query tokens, passages of 300 tokens, the size maxsim-cpu and NumKong quote"
 _PAGES = "ColPali: 1024 patches a page, here page against page"
-_INT8 = "the same with compressed documents, packed once"
+_ALL = "evaluation: many queries, all documents"
+_FLOAT, _BFLOAT = torch.float32, torch.bfloat16
+_text = partial(Workload, nq=1, lq=32, nd=1000, ld=300)
+_small = partial(_text, nd=100, ld=180)
+_pages = partial(Workload, nq=1, lq=1024, nd=100, ld=1024, source=_PAGES)
 WORKLOADS = (
-    Workload("rerank-text-float32", 1, 32, 1000, 300, torch.float32, _LATE),
-    Workload("rerank-text-bfloat16", 1, 32, 1000, 300, torch.bfloat16, _LATE),
-    Workload("rerank-text-float16", 1, 32, 1000, 300, torch.float16, _LATE),
-    Workload(
+    _text("rerank-text-float32", dtype=_FLOAT, source=_LATE),
+    _text("rerank-text-bfloat16", dtype=_BFLOAT, source=_LATE),
+    _text("rerank-text-float16", dtype=torch.float16, source=_LATE),
+    _text(
         "rerank-text-int8",
-        1,
-        32,
-        1000,
-        300,
-        torch.float32,
-        _INT8,
+        dtype=_FLOAT,
+        source="the same with compressed documents, packed once",
         layout="packed",
         quantized=True,
     ),
-    Workload("rerank-long-float32", 1, 32, 1000, 1024, torch.float32, "maxsim-cpu's own benchmark"),
-    Workload(
-        "ragged-list-float32",
-        1,
-        32,
-        1000,
-        300,
-        torch.float32,
-        "passages as a Python list",
-        layout="list",
-        lognormal=True,
-    ),
-    Workload(
-        "ragged-packed-float32",
-        1,
-        32,
-        1000,
-        300,
-        torch.float32,
-        "passages, packed once",
-        layout="packed",
-        lognormal=True,
-    ),
-    Workload("latency-float32", 1, 32, 100, 180, torch.float32, "one small rerank, documents in the cache"),
-    Workload("latency-cold-float32", 1, 32, 100, 180, torch.float32, "one small rerank, from memory", flush=True),
-    Workload("pages-bfloat16", 1, 1024, 100, 1024, torch.bfloat16, _PAGES),
-    Workload("pages-float32", 1, 1024, 100, 1024, torch.float32, _PAGES),
-    Workload("batch-bfloat16", 64, 32, 1000, 300, torch.bfloat16, "evaluation: many queries, all documents"),
-    Workload("batch-float32", 64, 32, 1000, 300, torch.float32, "evaluation: many queries, all documents"),
-    Workload("train-inbatch-float32", 32, 32, 32, 300, torch.float32, "in-batch negatives", backward=True),
+    _text("rerank-long-float32", ld=1024, dtype=_FLOAT, source="maxsim-cpu's own benchmark"),
+    _text("ragged-list-float32", dtype=_FLOAT, source="passages as a Python list", layout="list", lognormal=True),
+    _text("ragged-packed-float32", dtype=_FLOAT, source="passages, packed once", layout="packed", lognormal=True),
+    _small("latency-float32", dtype=_FLOAT, source="one small rerank, documents in the cache"),
+    _small("latency-cold-float32", dtype=_FLOAT, source="one small rerank, from memory", flush=True),
+    _pages("pages-bfloat16", dtype=_BFLOAT),
+    _pages("pages-float32", dtype=_FLOAT),
+    _text("batch-bfloat16", nq=64, dtype=_BFLOAT, source=_ALL),
+    _text("batch-float32", nq=64, dtype=_FLOAT, source=_ALL),
+    _text("train-inbatch-float32", nq=32, nd=32, dtype=_FLOAT, source="in-batch negatives", backward=True),
 )
 # Small enough for a minute in all, and for every tier.
 SHORT = (

@@ -33,7 +33,7 @@ class ColBERT(nn.Module):
     """Late-interaction encoder, a drop-in for neural-cherche's `models.ColBERT`.
 
     A text gives one L2-normalised embedding per token. The score of a document for a query is
-    MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>
+    `MaxSim(q, d) = sum over query tokens i of max over document tokens j of <q_i, d_j>`
     (Khattab and Zaharia, 2020).
 
     `model_name_or_path` holds a neural-cherche checkpoint; or one of `MultiVectorEncoder`
