@@ -13,10 +13,7 @@ import datetime
 import functools
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 import colbert_fast as cf
+from benchmarks.cuda import processes
 from colbert_fast._backends import torch_, triton_, triton_tiles
 from colbert_fast._backends.problem import Problem
 from colbert_fast._backends.triton_tiles import Config
@@ -42,8 +40,8 @@ class Workload(NamedTuple):
     ld: int
 
 
-# Of several workloads of one line the sum of the times relative to the first candidate's decides. What most people
-# wait for comes first, for who has not the time for all.
+# Where one line has several workloads, the sum of their times relative to those of the present line decides. The
+# lines that most people wait for come first, so that a run that is stopped has tuned them.
 WORKLOADS = [
     Workload(kind, work, *shape)
     for kind, factor in (("half", 4), ("int8", 4), ("float", 1))
@@ -62,14 +60,12 @@ WORKLOADS = [
 ]
 KINDS = ("half", "int8", "float")
 Seconds = Callable[[Workload, Config], "float | None"]
-# A candidate that takes so many times the least on the first workload is not tried on the others.
+# A candidate that takes this many times the least time on the first workload is not tried on the others.
 HOPELESS = 1.3
-# Processes that compile; each holds some gigabytes of inputs.
-COMPILERS = 12
 
 
 def candidates(workload: Workload) -> list[Config]:
-    """Return what is tried for a line: what compiles without spilling, around what the table was first given."""
+    """Return what is tried for a line: configurations near the table's first ones that compile without spilling."""
     piece = {"half": 512, "float": 64, "int8": 512}[workload.kind]
     if workload.work == "grad_q":
         return [
@@ -101,8 +97,8 @@ def candidates(workload: Workload) -> list[Config]:
         for (q, d, warps), stages, swap, registers, resident in itertools.product(
             shapes, (2, 3), (False, True), (None, 128), (1, 2, 3)
         )
-        # A thread holds 32, 64 or 128 products; with documents on the side of many rows also their maxima, and the
-        # places of these.
+        # A thread holds 32, 64 or 128 products. With documents on the side of many rows it also holds their maxima,
+        # and the places of the maxima.
         if registers is None or q * d * (2 if swap else 1) < 32 * 128 * warps
         if not swap or q * d <= 32 * (32 if argmax else 128) * warps
     ]
@@ -134,13 +130,13 @@ def tune(arch: str, path: Path, where: str, seconds: Seconds, kinds: Sequence[st
                 relative = sum(t / f for t, f in zip(times, first, strict=True))
                 if relative < least:
                     least, chosen = relative, config
-        # At once, for who has not the time for all.
+        # At once, so that a run that is stopped keeps this line.
         rewrite(path, {key: chosen}, f"{arch}: {where}.")
         print(f"{key}: {least / len(workloads):.2f} of the time with {chosen}", flush=True)
 
 
 def rewrite(path: Path, best: dict[str, Config], provenance: str) -> None:
-    """Put lines into the table, and where they come from behind what it says; the rest stays byte for byte."""
+    """Put lines into the table, and their provenance behind that of the others; the rest stays byte for byte."""
     table = json.loads(path.read_text(encoding="utf-8"))
     if provenance:
         arch = provenance.partition(":")[0]
@@ -235,17 +231,15 @@ def _expected(w: Workload) -> torch.Tensor:
 
 def compile_ahead(kinds: list[str]) -> None:
     """Let other processes compile all candidates, into Triton's cache."""
-    count = max(1, min(COMPILERS, (os.cpu_count() or 1) - 1))
-    command = [sys.executable, "-m", "benchmarks.tune_triton", "--kinds", *kinds, "--compile"]
-    for process in [subprocess.Popen([*command, str(share), str(count)]) for share in range(count)]:
-        process.wait()
+    for process in processes.start_shares("-m", "benchmarks.tune_triton", "--kinds", *kinds, "--compile"):
+        processes.wait(process)
 
 
 def compile_share(kinds: list[str], share: int, of: int) -> None:
     """Compile some candidates."""
     work = [(workload, config) for workload in WORKLOADS if workload.kind in kinds for config in candidates(workload)]
     for workload, config in work[share::of]:
-        with configured(config), contextlib.suppress(Exception):  # who fails will fail again, and say so
+        with configured(config), contextlib.suppress(Exception):  # a candidate that fails here fails again, and says so
             runner(workload, _problem(workload))()
             torch.cuda.synchronize()
 
