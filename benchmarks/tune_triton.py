@@ -13,10 +13,7 @@ import datetime
 import functools
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 import colbert_fast as cf
+from benchmarks.cuda import processes
 from colbert_fast._backends import torch_, triton_, triton_tiles
 from colbert_fast._backends.problem import Problem
 from colbert_fast._backends.triton_tiles import Config
@@ -42,8 +40,8 @@ class Workload(NamedTuple):
     ld: int
 
 
-# Where a line has several workloads, the times relative to those of the present line are added, and the least sum
-# decides. The workloads that most people wait for come first, because a run may be stopped.
+# Where one line has several workloads, the sum of their times relative to those of the present line decides. The
+# lines that most people wait for come first, so that a run that is stopped has tuned them.
 WORKLOADS = [
     Workload(kind, work, *shape)
     for kind, factor in (("half", 4), ("int8", 4), ("float", 1))
@@ -64,12 +62,10 @@ KINDS = ("half", "int8", "float")
 Seconds = Callable[[Workload, Config], "float | None"]
 # A candidate that takes this many times the least time on the first workload is not tried on the others.
 HOPELESS = 1.3
-# Processes that compile; each holds some gigabytes of inputs.
-COMPILERS = 12
 
 
 def candidates(workload: Workload) -> list[Config]:
-    """Return the configurations that are tried for a line: those near the first table that compile without spills."""
+    """Return what is tried for a line: configurations near the table's first ones that compile without spilling."""
     piece = {"half": 512, "float": 64, "int8": 512}[workload.kind]
     if workload.work == "grad_q":
         return [
@@ -101,8 +97,8 @@ def candidates(workload: Workload) -> list[Config]:
         for (q, d, warps), stages, swap, registers, resident in itertools.product(
             shapes, (2, 3), (False, True), (None, 128), (1, 2, 3)
         )
-        # A thread holds 32, 64 or 128 products. With documents on the side of many rows it also holds the maxima of
-        # the products, and the places of the maxima.
+        # A thread holds 32, 64 or 128 products. With documents on the side of many rows it also holds their maxima,
+        # and the places of the maxima.
         if registers is None or q * d * (2 if swap else 1) < 32 * 128 * warps
         if not swap or q * d <= 32 * (32 if argmax else 128) * warps
     ]
@@ -117,7 +113,7 @@ def tune(arch: str, path: Path, where: str, seconds: Seconds, kinds: Sequence[st
         key = f"{arch}/{kind}/{work}"
         present = triton_tiles.config_in({k: Config(**row) for k, row in table.items()}, arch, kind, work)
         first = [seconds(workload, present) or float("inf") for workload in workloads]
-        # The present line stays, unless another one is better by more than noise.
+        # The line as it is stays, unless another is better by more than noise.
         least, chosen = 0.98 * len(workloads), present
         fastest = first[0]
         for config in candidates(workloads[0]):
@@ -129,18 +125,18 @@ def tune(arch: str, path: Path, where: str, seconds: Seconds, kinds: Sequence[st
                 times.append(time)
             else:
                 fastest = min(fastest, times[0])
-                if float("inf") in first:  # the present line does not run: this one takes its place
+                if float("inf") in first:  # the line as it is does not run: the others are compared with this one
                     first, least, chosen = times, 1.0 * len(times), config
                 relative = sum(t / f for t, f in zip(times, first, strict=True))
                 if relative < least:
                     least, chosen = relative, config
-        # Written at once, because a run may be stopped.
+        # At once, so that a run that is stopped keeps this line.
         rewrite(path, {key: chosen}, f"{arch}: {where}.")
         print(f"{key}: {least / len(workloads):.2f} of the time with {chosen}", flush=True)
 
 
 def rewrite(path: Path, best: dict[str, Config], provenance: str) -> None:
-    """Put lines into the table, and their provenance behind the text about it; the rest stays byte for byte."""
+    """Put lines into the table, and their provenance behind that of the others; the rest stays byte for byte."""
     table = json.loads(path.read_text(encoding="utf-8"))
     if provenance:
         arch = provenance.partition(":")[0]
@@ -202,7 +198,7 @@ def runner(workload: Workload, problem: Problem) -> Callable[[], Any]:
     if not workload.work.startswith("grad"):
         score = triton_.score_argmax if "argmax" in workload.work else triton_.score
         return lambda: score(problem).scores
-    # Any row may have won: the cost of a gradient does not depend on which one.
+    # Any row may have won: what a gradient costs does not depend on it.
     argmax = torch.randint(workload.ld, (problem.num_pairs, workload.lq), device="cuda", dtype=problem.argmax_dtype)
     weight = torch.ones(problem.num_pairs, device="cuda")
     return lambda: triton_.backward(problem, weight, argmax, workload.work == "grad_q", workload.work == "grad_d")
@@ -235,17 +231,15 @@ def _expected(w: Workload) -> torch.Tensor:
 
 def compile_ahead(kinds: list[str]) -> None:
     """Let other processes compile all candidates, into Triton's cache."""
-    count = max(1, min(COMPILERS, (os.cpu_count() or 1) - 1))
-    command = [sys.executable, "-m", "benchmarks.tune_triton", "--kinds", *kinds, "--compile"]
-    for process in [subprocess.Popen([*command, str(share), str(count)]) for share in range(count)]:
-        process.wait()
+    for process in processes.start_shares("-m", "benchmarks.tune_triton", "--kinds", *kinds, "--compile"):
+        processes.wait(process)
 
 
 def compile_share(kinds: list[str], share: int, of: int) -> None:
     """Compile some candidates."""
     work = [(workload, config) for workload in WORKLOADS if workload.kind in kinds for config in candidates(workload)]
     for workload, config in work[share::of]:
-        with configured(config), contextlib.suppress(Exception):  # a candidate that fails will fail again, and say so
+        with configured(config), contextlib.suppress(Exception):  # a candidate that fails here fails again, and says so
             runner(workload, _problem(workload))()
             torch.cuda.synchronize()
 

@@ -464,7 +464,7 @@ def test_the_report_of_a_gpu_needs_no_more_than_its_file(progress: Progress, tmp
     path = progress.results / "a-gpu.json"
     text = path.read_text().replace('"device": "cpu"', '"device": "cuda"').replace('"cold": false', '"cold": true')
     path.write_text(text)
-    names = ["plot", *SECTIONS]
+    names = ["plot", "summary", *SECTIONS]
     readme = tmp_path / "README.md"
     readme.write_text("".join(f"<!-- benchmark:{n}:begin -->\n<!-- benchmark:{n}:end -->\n" for n in names))
     assert report.main(["--readme", str(readme), "--results", str(progress.results)]) == 0
@@ -477,7 +477,7 @@ def test_the_report_of_a_gpu_needs_no_more_than_its_file(progress: Progress, tmp
     workload = json.loads(text)["workloads"][0]
     share = 100 * workload["bytes"] / 3e12 / results(workload)["colbert_fast torch"]["seconds"]["p50"]
     assert f"{share:.2g}"[:3] in page and "memory" in page
-    assert (readme.parent / "docs" / "images" / "a-gpu.svg").is_file()
+    assert (tmp_path / "docs" / "images" / "a-gpu.svg").is_file()
 
 
 PEERS = """

@@ -82,7 +82,7 @@ class Cuda:
 
     def peak_memory(self, call: Prepared) -> int:
         """Bytes that the allocator hands out at the worst moment of a call, beyond what was held before."""
-        clear(call)
+        call.clear()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -96,10 +96,10 @@ class Cuda:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                clear(call)
+                call.clear()
                 call.score()
         torch.cuda.current_stream().wait_stream(stream)
-        clear(call)
+        call.clear()
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
             scores = call.score()
@@ -151,14 +151,14 @@ def interleaved(
 
 def on_device(device: Cuda, call: Prepared, lead: float) -> float:
     """Time one call on the device. Its documents are not in the cache, and its launches are done ahead."""
-    clear(call)
+    call.clear()
     device.flush()
     device.delay(lead)
     return device.elapsed(call.score)
 
 
 def _host(device: Cuda, call: Prepared, times: Times) -> None:
-    clear(call)
+    call.clear()
     device.flush()
     device.synchronize()
     start = device.clock()
@@ -178,9 +178,3 @@ def _turns(estimates: dict[str, float], most: int) -> Iterator[str]:
         for name in names[first:] + names[:first]:
             if (turn + 1) * rounds[name] // most > turn * rounds[name] // most:
                 yield name
-
-
-def clear(call: Prepared) -> None:
-    """Let go of the gradients of the call before."""
-    for leaf in call.leaves:
-        leaf.grad = None

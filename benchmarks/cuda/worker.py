@@ -22,7 +22,7 @@ from benchmarks.contender import WRONG, Contender, Prepared, check, right_gradie
 from benchmarks.cuda import first_call
 from benchmarks.cuda.contenders import CONTENDERS
 from benchmarks.cuda.progress import Progress
-from benchmarks.cuda.timing import Cuda, clear, interleaved, on_device
+from benchmarks.cuda.timing import Cuda, interleaved, on_device
 from benchmarks.recorder import result_entry, workload_entry
 from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
@@ -132,7 +132,7 @@ class Worker:
         call.score()
         self.device.synchronize()
         first = self.device.clock() - start
-        clear(call)
+        call.clear()
         # The first call may have tuned. The second is like those to be timed, so its scores are checked.
         self.device.poison(reference.shape)
         checked = check(contender, call.score(), reference, exact=not inputs.workload.quantized)
