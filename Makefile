@@ -73,7 +73,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*/*.h csrc/*/*.cpp tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*/*.h csrc/*/*.cpp benchmarks/*.cpp tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
 
 # The sources are read and not imported: the package is not installed here, and neither is torch.
 docs: $(DOCS_VENV)/.docs
