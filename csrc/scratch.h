@@ -48,7 +48,7 @@ struct Scratch {
   Best bf16_best;               // [lanes] maxima of products of bfloat16
   Best float32_best;            // [lanes] maxima of products of float32, for lanes below their floor
 
-  // Second, what per_tier/screen.h needs. The names D, e and z are those of its proof.
+  // Second, what per_tier/screen.h needs. Its proof defines the names D, e and z.
   bool screens;            // documents may be screened for the queries that are packed now
   bool narrowed;           // screened_queries and the arrays of lanes below are filled in
   int64_t rows_met;        // document rows that these queries have met

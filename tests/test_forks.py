@@ -34,7 +34,7 @@ def status_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 def fails(call):
-    # Returns None, or how the child ended if its scores or its number of threads were not those of its parent.
+    # Returns None, or how the child ended if its scores, or its number of threads, differ from its parent's.
     expected = numbers(call())
     child = os.fork()
     if child == 0:

@@ -43,7 +43,7 @@ def test_a_tier_shares_nothing_but_its_table(tier: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tier", ["avx2", "avx_vnni", "avx512"])
 def test_what_a_debug_build_shares_is_baseline(tier: str, tmp_path: Path) -> None:
-    # Nothing is inlined at -O0, and a shared inline function gets a section of its own, of which the linker keeps any.
+    # Nothing is inlined at -O0. A shared inline function gets a section of its own, and the linker keeps any one copy.
     listing = output_of("objdump", "-d", "--no-show-raw-insn", built(tier, "-O0", tmp_path))
     own, *shared = re.split(r"^Disassembly of section ", listing, flags=re.MULTILINE)[1:]
     assert own.startswith(".text:")

@@ -229,7 +229,7 @@ def test_screening_of_int8_happens(screening: str, level: int | None) -> None:
 
 
 def ties_of_different_rows(count: int, dim: int) -> Tensor:
-    """Rows with the same product with a query of ones, of which every other is rounded by int8, the first too."""
+    """Rows with equal products with a query of ones. int8 rounds every second row, beginning with the first."""
     d = torch.zeros(count, dim)
     for row in range(0, count, 2):
         d[row, row % dim] = 4

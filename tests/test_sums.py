@@ -19,7 +19,7 @@ from colbert_fast._backends import torch_
 BLOCK = 128
 DIMS = [1, BLOCK, 129, 256, 257, 768, 2049, 33000]
 KINDS = [*DTYPES, torch.int8]
-# In these tiers all products are fused multiply-adds, except those of bfloat16.
+# In these tiers all products but bfloat16 products are fused multiply-adds.
 FUSED = [b.name for b in cf.backends() if b.name.startswith("cpu:") and b.name != "cpu:portable" and not b.unsupported]
 
 

@@ -225,7 +225,7 @@ loader = torch.utils.data.DataLoader(
 assert torch.equal(torch.cat(list(loader)), expected)
 """
     assert_clean(python(script, extension, "3"))
-    # If no number was set for this package, a worker takes that of torch, which DataLoader sets to 1.
+    # If no number was set for this package, a worker takes torch's number, which DataLoader sets to 1.
     script = "del os.environ['COLBERT_FAST_NUM_THREADS']\n" + script
     assert_clean(python(script, extension, "1"))
 

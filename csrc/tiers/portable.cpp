@@ -2,7 +2,7 @@
 // built and runs everywhere.
 //
 // Tile: 4 document rows x 2 vectors of 4 query tokens. Registers: 8 accumulators + 2 query vectors + 1
-// broadcast = 11 of the 16 of SSE2. Compilers find these registers, and those of NEON, by themselves.
+// broadcast = 11 of the 16 of SSE2. Compilers find these registers, and NEON's registers, by themselves.
 #include "maxsim.h"
 #include "scratch.h"
 #include "target.h"

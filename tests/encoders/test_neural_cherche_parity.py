@@ -1,4 +1,4 @@
-"""The numbers equal those of neural-cherche 1.4.3: recorded numbers, and its formula computed again."""
+"""The numbers equal neural-cherche 1.4.3's: recorded numbers, and its formula computed again."""
 
 from __future__ import annotations
 

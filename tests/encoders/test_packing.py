@@ -171,7 +171,7 @@ class TestWindows:
     ) -> None:
         from colbert_fast.models import colbert
 
-        # The embeddings of all queries fit, those of all documents do not. Still every text passes only once.
+        # The embeddings of all queries fit, and all documents' do not. Still every text passes only once.
         monkeypatch.setattr(colbert, "_HELD_BYTES", 5000)
         queries, documents = ["berlin", "paris"], [f"{text} a" for text in TEXTS if text][:20]
         shapes = lengths_of_passes(encoder)
