@@ -6,6 +6,7 @@ The wheel that the whole suite is run against was built from an sdist, with the 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -103,7 +104,7 @@ def test_wheel_without_the_extension(
     reason = "the C++ extension was not built when colbert-fast was installed: the compiler failed, or "
     assert f"1 warning: scoring with torch, several times slower: {reason}" in info
     assert f"extension              missing: {reason}" in info
-    assert "cpu:portable           no: the C++ extension is missing" in info
+    assert re.search(r"^  cpu +no: the C\+\+ extension is missing", info, re.MULTILINE)
     assert "torch                  runs on any device" in info
     if "interpreter" not in LACKING:
         run(sys.executable, "-c", TRITON, cwd=tmp_path, PYTHONPATH=str(site), TRITON_INTERPRET="1")
