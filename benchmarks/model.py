@@ -69,20 +69,6 @@ class Result:
     """The workload of an encoder."""
     pairs: int | None = None
 
-    @classmethod
-    def of(cls, entry: Entry) -> Result:
-        """Read what the file says; older files say of encoders only whether they are ours."""
-        return cls(**{"kind": "ours" if entry["ours"] else "peer", **entry})
-
-    def json(self) -> Entry:
-        """What the file says."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-    def close(self, rounds: Sequence[float]) -> None:
-        """Take the quantiles of all rounds."""
-        self.seconds = found = quantiles(rounds)
-        self.noisy = (found["p80"] - found["p20"]) / found["p50"] > NOISY_SPREAD
-
     @property
     def p50(self) -> float:
         """The median."""
@@ -126,6 +112,11 @@ class Result:
     def beats(self, ours: Result | None) -> bool:
         """Whether it is correct and faster than ours, by what two decimals can show."""
         return ours is not None and not self.wrong and self.p50 < 0.995 * ours.p50
+
+
+def _results(entry: Entry, name: str = "results") -> list[Result]:
+    """Read results; older files say of encoders only whether they are ours."""
+    return [Result(**{"kind": "ours" if result["ours"] else "peer", **result}) for result in entry[name]]
 
 
 def tilde(*results: Result) -> str:
@@ -214,12 +205,8 @@ class Run:
         if not re.fullmatch(r"[\w.-]+", name):
             msg = f"a machine's name is made of letters, digits and .-_ only; got {name!r}"
             raise ReportError(msg)
-        workloads = [
-            Workload(**{**workload, "results": [Result.of(result) for result in workload["results"]]})
-            for workload in content["workloads"]
-        ]
-        encoding = [Result.of(result) for result in content["encoding"]]
-        return cls(**{**content, "workloads": workloads, "encoding": encoding})
+        workloads = [Workload(**{**entry, "results": _results(entry)}) for entry in content["workloads"]]
+        return cls(**{**content, "workloads": workloads, "encoding": _results(content, "encoding")})
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -233,13 +220,15 @@ class Run:
         raise ReportError(msg)
 
     def json(self) -> Entry:
-        """The content of a file."""
-        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tests"}
-        content["workloads"] = [
-            {**vars(workload), "results": [result.json() for result in workload.results]} for workload in self.workloads
-        ]
-        content["encoding"] = [result.json() for result in self.encoding]
-        return content if self.tests is None else {**content, "tests": self.tests}
+        """The content of a file, without what is not known."""
+        return dataclasses.asdict(self, dict_factory=lambda found: {k: v for k, v in found if v is not None})
+
+    def encoders(self) -> list[Workload]:
+        """The encoders, grouped by what they encode."""
+        groups: dict[str, list[Result]] = {}
+        for result in self.encoding:
+            groups.setdefault(str(result.name), []).append(result)
+        return [Workload(name, "", results=results) for name, results in sorted(groups.items())]
 
     def ran(self) -> list[Workload]:
         """The workloads that somebody scored."""
