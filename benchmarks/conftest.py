@@ -103,7 +103,7 @@ class Session(recorder.Recorder):
         self.about = {
             "profile": profile,
             "machine": machine.describe(THREADS),
-            "limits": peaks.limits(tuple(sorted({1, THREADS})), 0.1 if profile != "smoke" else 0.001),
+            "limits": peaks.cpu_limits(tuple(sorted({1, THREADS})), 0.1 if profile != "smoke" else 0.001),
         }
         # What the file holds and where it is, once the run is over.
         self.written: tuple[Entry, Path] | None = None
