@@ -165,11 +165,6 @@ class Workload:
         return [str(result.backend) for result in self.results if result.ours and not result.wrong]
 
 
-def rated_peaks(backend: str, dtype: str | None) -> tuple[str, str, str]:
-    """Names of peaks. The highest of them bounds a CPU backend, which screens documents of any dtype in int8."""
-    return backend, f"{backend} {dtype}", f"{backend} int8"
-
-
 @dataclass
 class Run:
     """One file of results."""
@@ -254,8 +249,9 @@ class Run:
         if bandwidth and workload.bytes and from_memory:
             bounds.append(("memory", workload.bytes / bandwidth))
         peaks = self.limits.get("flops_per_s", {})
-        rated = [name for backend in backends for name in rated_peaks(backend, workload.dtype)]
-        rated = rated if workload.device == "cpu" else [str(workload.dtype)]
+        dtype = str(workload.dtype)
+        rated = [name for b in backends for name in (b, f"{b} {dtype}", f"{b} int8")]
+        rated = rated if workload.device == "cpu" else [dtype]
         peak = max((peaks.get(name, {}).get(key, 0.0) for name in rated), default=0.0)
         if peak and workload.flops:
             bounds.append(("compute", workload.flops / peak))
