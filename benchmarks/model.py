@@ -215,8 +215,9 @@ class Run:
         raise ReportError(msg)
 
     def json(self) -> Entry:
-        """The content of a file, without what is not known."""
-        return dataclasses.asdict(self, dict_factory=lambda found: {k: v for k, v in found if v is not None})
+        """The content of a file: what is not known is left out, but a commit that is not known is null."""
+        known = dataclasses.asdict(self, dict_factory=lambda found: {k: v for k, v in found if v is not None})
+        return {"commit": None, "dirty": None, **known}
 
     def encoders(self) -> list[Workload]:
         """The encoders, grouped by what they encode."""

@@ -381,7 +381,7 @@ def test_an_interrupted_run_keeps_its_results_and_goes_on_without_who_interrupte
     monkeypatch.setattr(contenders, "CONTENDERS", [replace(RIGHT, name=name) for name in names])
     assert command.main(["--results", str(tmp_path), "--wheels", str(tmp_path), "--commit", "abc"]) == 1
     found = json.loads((tmp_path / "a-gpu.json").read_text())
-    assert (found["commit"], found.get("dirty"), found["tests"]["summary"]) == ("abc", None, "7 failed")
+    assert (found["commit"], found["dirty"], found["tests"]["summary"]) == ("abc", None, "7 failed")
     second, tiny = found["workloads"]
     assert [result["seconds"]["rounds"] for result in second["results"]] == [50] * 5  # not once more
     assert list(results(tiny)) == ["colbert_fast torch", "right"]
