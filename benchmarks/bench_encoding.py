@@ -179,5 +179,6 @@ def test_encoding(benchmark: Any, recorder: Any, texts: Texts, turn: int, conten
     benchmark.extra_info.update(contender=contender, turn=turn, max_relative_error=error)
     benchmark.pedantic(score, texts.pairs, setup=bench.rest)
     if benchmark.stats is not None:
-        facts = {"ours": contender == OURS, "pairs": count, "max_relative_error": error}
-        recorder.add_encoding(name, contender, benchmark.stats.stats.data, **facts)
+        ours = contender == OURS
+        entry = {"contender": contender, "ours": ours, "kind": "ours" if ours else "peer", "name": name}
+        recorder.add(name, entry, benchmark.stats.stats.data, pairs=count, max_relative_error=error)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import machine, recorder
-from benchmarks.model import Run
+from benchmarks.model import Entry
 
 # Before anything imports numpy or torch: they read the number of threads once.
 THREADS = machine.limit_threads()
@@ -52,26 +52,32 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    from benchmarks.contenders import CONTENDERS
+
     found = session.config.stash[RECORDER]
     if not found:
         return
-    keyword = session.config.getoption("keyword")
-    run = found.finish(f"{COMMANDS[found.profile]}{f' -k {keyword!r}' if keyword else ''}")
+    profile, keyword = session.config.getoption("profile"), session.config.getoption("keyword")
+    about = {**found.about, "command": f"{COMMANDS[profile]}{f' -k {keyword!r}' if keyword else ''}"}
+    packages = dict.fromkeys((*(contender.package for contender in CONTENDERS), *ENCODERS))
+    report = found.report(about, [contender.name for contender in CONTENDERS], packages)
     whole = exitstatus != pytest.ExitCode.INTERRUPTED and not keyword
-    folder = session.config.getoption("results") or _default_folder(found.profile if whole else "quick")
-    found.path = Path(folder) / f"{run.machine['name']}.json"
-    found.path.parent.mkdir(parents=True, exist_ok=True)
-    found.path.write_text(json.dumps(run.json(), indent=1) + "\n", encoding="utf-8")
+    folder = session.config.getoption("results") or _default_folder(profile if whole else "quick")
+    path = Path(folder) / f"{report['machine']['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    found.written = report, path
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     found = terminalreporter.config.stash[RECORDER]
-    if found.finished is None:
+    if found.written is None:
         return
-    terminalreporter.section(f"benchmarks, {found.profile} profile: {found.path}")
-    for line in recorder.as_text(found.finished.json()):
+    report, path = found.written
+    terminalreporter.section(f"benchmarks, {report['profile']} profile: {path}")
+    for line in recorder.as_text(report):
         terminalreporter.line(line)
-    if found.finished.machine["noisy"]:
+    if report["machine"]["noisy"]:
         terminalreporter.line("TOO NOISY TO BELIEVE: something else wanted the cores of this machine.", red=True)
 
 
@@ -83,7 +89,7 @@ def _default_folder(profile: str) -> Path:
 
 
 class Session(recorder.Recorder):
-    """What a run on the CPU measures, and its file."""
+    """What a run on the CPU measures."""
 
     def __init__(self, profile: str) -> None:
         import torch
@@ -94,20 +100,13 @@ class Session(recorder.Recorder):
         super().__init__()
         torch.set_num_threads(THREADS)
         cf.set_num_threads(THREADS)
-        self.profile = profile
-        self.machine = machine.describe(THREADS)
-        self.limits = peaks.limits(tuple(sorted({1, THREADS})), 0.1 if profile != "smoke" else 0.001)
-        self.finished: Run | None = None
-        self.path: Path | None = None
-
-    def finish(self, command: str) -> Run:
-        """Return what was measured."""
-        from benchmarks.contenders import CONTENDERS
-
-        about = {"profile": self.profile, "command": command, "machine": self.machine, "limits": self.limits}
-        packages = dict.fromkeys((*(contender.package for contender in CONTENDERS), *ENCODERS))
-        self.finished = self.run(about, [contender.name for contender in CONTENDERS], packages)
-        return self.finished
+        self.about = {
+            "profile": profile,
+            "machine": machine.describe(THREADS),
+            "limits": peaks.cpu_limits(tuple(sorted({1, THREADS})), 0.1 if profile != "smoke" else 0.001),
+        }
+        # What the file holds and where it is, once the run is over.
+        self.written: tuple[Entry, Path] | None = None
 
 
 RECORDER = pytest.StashKey[Session]()

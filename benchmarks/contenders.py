@@ -19,7 +19,6 @@ from benchmarks.contender import (
     Contender,
     Prepared,
     Refusal,
-    check,
     equal_lengths_only,
     exact_only,
     float32_only,
@@ -31,9 +30,9 @@ from benchmarks.contender import (
     ragged_only,
 )
 from benchmarks.layouts import bind, gemm_dequantized, on_padded, on_rows, since
+from benchmarks.torch_paths import in_float32
+from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
-
-__all__ = ["COMPILED", "CONTENDERS", "SHARED", "Contender", "Prepared", "check", "dense", "peer", "torch_contender"]
 
 
 def _maxsim_cpu_query(workload: Workload) -> str | None:
@@ -63,7 +62,7 @@ def ours(backend: str | None, inputs: Inputs) -> Prepared:
 def compiled(mode: str, inputs: Inputs) -> Prepared:
     """Let torch.compile fuse what it can of the einsum."""
     torch.compiler.reset()
-    return on_padded(torch.compile(paths.einsum, dynamic=False, mode=mode), inputs)
+    return on_padded(torch.compile(bench.einsum, dynamic=False, mode=mode), inputs)
 
 
 def sentence_transformers(inputs: Inputs) -> Prepared:
@@ -152,10 +151,10 @@ def peer(name: str, build: Callable[[Inputs], Prepared], *refusals: Refusal, mai
 
 dense = functools.partial(functools.partial, on_padded)
 _segments = functools.partial(on_rows, paths.segment_reduce, lambda lengths: lengths)
-_scattered = functools.partial(on_rows, paths.scatter_reduce, paths.owner)
+_scattered = functools.partial(on_rows, bench.gemm_of_rows, torch.repeat_interleave)
 # What the CUDA suite times too.
 SHARED = (
-    torch_contender("einsum", dense(paths.einsum)),
+    torch_contender("einsum", dense(bench.einsum)),
     torch_contender("GEMM", dense(paths.gemm), equal_lengths_only),
     torch_contender("GEMM, documents first", dense(paths.gemm_documents_first), equal_lengths_only),
     torch_contender("GEMM + segment_reduce", _segments, ragged_only),
@@ -169,8 +168,8 @@ CONTENDERS = (
     *(_ours(f"colbert_fast {b.name}", b.name, forced(b)) for b in cf.backends()),
     *SHARED,
     torch_contender("einsum, chunked", dense(paths.einsum_chunked)),
-    torch_contender("einsum, cast to float32", dense(paths.einsum_cast), half_only, main=False),
-    torch_contender("GEMM, cast to float32", dense(paths.gemm_cast), half_only, equal_lengths_only, main=False),
+    torch_contender("einsum, cast to float32", dense(in_float32(bench.einsum)), half_only, main=False),
+    torch_contender("GEMM, cast to float32", dense(in_float32(paths.gemm)), half_only, equal_lengths_only, main=False),
     COMPILED,
     peer("numpy", _numpy, exact_only, no_gradients, float32_only),
     peer("maxsim-cpu", _maxsim_cpu, exact_only, no_gradients, float32_only, _maxsim_cpu_query),

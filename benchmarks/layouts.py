@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.contender import Prepared
+from benchmarks.torch_paths import Score
 from colbert_fast.bench import Inputs
 
 
@@ -48,7 +49,7 @@ def padded(items: list[Tensor], lengths: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, (torch.arange(tokens.shape[1]) >= lengths[:, None]).to(tokens.device)
 
 
-def on_padded(score: Callable[[Tensor, Tensor, Tensor | None], Tensor], inputs: Inputs) -> Prepared:
+def on_padded(score: Score, inputs: Inputs) -> Prepared:
     """Bind a function of queries, padded documents and their padding."""
     if not inputs.workload.lognormal:
         return bind(lambda q, d: score(q, d, None), inputs, inputs.padded)

@@ -69,20 +69,6 @@ class Result:
     """The workload of an encoder."""
     pairs: int | None = None
 
-    @classmethod
-    def of(cls, entry: Entry) -> Result:
-        """Read what the file says; older files say of encoders only whether they are ours."""
-        return cls(**{"kind": "ours" if entry["ours"] else "peer", **entry})
-
-    def json(self) -> Entry:
-        """What the file says."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-    def close(self, rounds: Sequence[float]) -> None:
-        """Take the quantiles of all rounds."""
-        self.seconds = found = quantiles(rounds)
-        self.noisy = (found["p80"] - found["p20"]) / found["p50"] > NOISY_SPREAD
-
     @property
     def p50(self) -> float:
         """The median."""
@@ -126,6 +112,11 @@ class Result:
     def beats(self, ours: Result | None) -> bool:
         """Whether it is correct and faster than ours, by what two decimals can show."""
         return ours is not None and not self.wrong and self.p50 < 0.995 * ours.p50
+
+
+def _results(entry: Entry, name: str = "results") -> list[Result]:
+    """Read results; older files say of encoders only whether they are ours."""
+    return [Result(**{"kind": "ours" if result["ours"] else "peer", **result}) for result in entry[name]]
 
 
 def tilde(*results: Result) -> str:
@@ -174,11 +165,6 @@ class Workload:
         return [str(result.backend) for result in self.results if result.ours and not result.wrong]
 
 
-def rated_peaks(backend: str, dtype: str | None) -> tuple[str, str, str]:
-    """Names of peaks. The highest of them bounds a CPU backend, which screens documents of any dtype in int8."""
-    return backend, f"{backend} {dtype}", f"{backend} int8"
-
-
 @dataclass
 class Run:
     """One file of results."""
@@ -214,12 +200,8 @@ class Run:
         if not re.fullmatch(r"[\w.-]+", name):
             msg = f"a machine's name is made of letters, digits and .-_ only; got {name!r}"
             raise ReportError(msg)
-        workloads = [
-            Workload(**{**workload, "results": [Result.of(result) for result in workload["results"]]})
-            for workload in content["workloads"]
-        ]
-        encoding = [Result.of(result) for result in content["encoding"]]
-        return cls(**{**content, "workloads": workloads, "encoding": encoding})
+        workloads = [Workload(**{**entry, "results": _results(entry)}) for entry in content["workloads"]]
+        return cls(**{**content, "workloads": workloads, "encoding": _results(content, "encoding")})
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -233,13 +215,16 @@ class Run:
         raise ReportError(msg)
 
     def json(self) -> Entry:
-        """The content of a file."""
-        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tests"}
-        content["workloads"] = [
-            {**vars(workload), "results": [result.json() for result in workload.results]} for workload in self.workloads
-        ]
-        content["encoding"] = [result.json() for result in self.encoding]
-        return content if self.tests is None else {**content, "tests": self.tests}
+        """The content of a file: what is not known is left out, but a commit that is not known is null."""
+        known = dataclasses.asdict(self, dict_factory=lambda found: {k: v for k, v in found if v is not None})
+        return {"commit": None, "dirty": None, **known}
+
+    def encoders(self) -> list[Workload]:
+        """The encoders, grouped by what they encode."""
+        groups: dict[str, list[Result]] = {}
+        for result in self.encoding:
+            groups.setdefault(str(result.name), []).append(result)
+        return [Workload(name, "", results=results) for name, results in sorted(groups.items())]
 
     def ran(self) -> list[Workload]:
         """The workloads that somebody scored."""
@@ -265,8 +250,9 @@ class Run:
         if bandwidth and workload.bytes and from_memory:
             bounds.append(("memory", workload.bytes / bandwidth))
         peaks = self.limits.get("flops_per_s", {})
-        rated = [name for backend in backends for name in rated_peaks(backend, workload.dtype)]
-        rated = rated if workload.device == "cpu" else [str(workload.dtype)]
+        dtype = str(workload.dtype)
+        rated = [name for b in backends for name in (b, f"{b} {dtype}", f"{b} int8")]
+        rated = rated if workload.device == "cpu" else [dtype]
         peak = max((peaks.get(name, {}).get(key, 0.0) for name in rated), default=0.0)
         if peak and workload.flops:
             bounds.append(("compute", workload.flops / peak))

@@ -70,7 +70,7 @@ def library(backend: str) -> ctypes.CDLL:
     return found
 
 
-def limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:
+def cpu_limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:
     """Measure the read bandwidth and the rates of multiply-adds, the best of five each.
 
     Returns
@@ -78,18 +78,8 @@ def limits(threads: tuple[int, ...], seconds: float = 0.1) -> dict[str, Any]:
     dict
         ``read_bytes_per_s`` by number of threads, read with the prefetch of the kernels from memory several times
         the size of the caches; ``flops_per_s`` by backend and number of threads, for float32. The name of a narrower
-        type follows the name of the backend and a space. A CUDA device adds the key ``"cuda"``: see
-        :func:`cuda_limits`. Where there is no compiler, ``skipped`` says so.
+        type follows the name of the backend and a space. Where there is no compiler, ``skipped`` says so.
     """
-    found = _cpu_limits(threads, seconds)
-    if torch.cuda.is_available():
-        on_device = cuda_limits()
-        for name, entries in on_device.items():
-            found[name].update(entries)
-    return found
-
-
-def _cpu_limits(threads: tuple[int, ...], seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {"read_bytes_per_s": {}, "flops_per_s": {}}
     backends = [b.name for b in cf.backends() if b.name in FLAGS and b.unsupported is None]
     if backends and shutil.which(COMPILER[0]) is None:

@@ -32,13 +32,12 @@ def splice(document: str, bodies: dict[str, str]) -> str:
     for name in dict.fromkeys(name for name, _ in found):
         edges = [edge for other, edge in found if other == name]
         begin, end = (f"<!-- benchmark:{name}:{edge} -->" for edge in ("begin", "end"))
-        index = found.index((name, "begin")) if "begin" in edges else 0
-        if edges != ["begin", "end"] or found[index + 1] != (name, "end"):
+        old = re.search(f"{begin}((?!{_MARKER.pattern}).)*{end}", document, re.DOTALL)
+        if edges != ["begin", "end"] or old is None:
             msg = f"needs one {begin} and, after it, before any other marker, one {end}; got {edges}"
             raise ReportError(msg)
-        head, rest = document.split(begin)
         content = f"\n\n{bodies[name]}\n\n" if bodies[name] else "\n"
-        document = f"{head}{begin}{content}{end}{rest.split(end)[1]}"
+        document = f"{document[: old.start()]}{begin}{content}{end}{document[old.end() :]}"
     return document
 
 

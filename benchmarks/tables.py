@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.model import Result, Run, Workload, best, digits, tilde
+from benchmarks.model import Quantiles, Result, Run, Workload, best, digits, tilde
 
 Render = Callable[[Run, Workload, Result], str]
-Column = tuple[str, Render]
 # The workloads of the short table, and the peer that has a column of its own there.
 SUMMARY = (
     "rerank-text-float32",
@@ -139,28 +138,13 @@ def _peer_cell(workload: Workload, peer: str, ours: Result | None) -> str:
     return "skipped" if any(entry["contender"].split()[0] == peer for entry in workload.skipped) else "-"
 
 
-def _long(title: str, keep: Callable[[Result], object], columns: Sequence[Column]) -> Callable[[Run], str]:
-    """A section with one line per kept result, collapsed; a column gets its cell from the run, workload and result."""
-
-    def section(run: Run) -> str:
-        rows = []
-        for workload in run.workloads:
-            kept = sorted(filter(keep, workload.results), key=lambda result: result.p50)
-            for number, result in enumerate(kept):
-                cells = [_cell(render(run, workload, result)) for _, render in columns]
-                rows.append(["" if number else workload.name, *cells])
-        header = ["workload", *[name for name, _ in columns]]
-        return _details(f"{title} on {run.machine['name']}", _table(header, rows, names=2)) if rows else ""
-
-    return section
+def _backend(_: Run, __: Workload, result: Result) -> str:
+    backend = str(result.backend)
+    return result.contender if backend in result.contender else f"{result.contender} (chose {backend})"
 
 
-def _against(kind: str) -> Column:
-    def against(_: Run, workload: Workload, result: Result) -> str:
-        other = workload.best(kind)
-        return "-" if other is None or result.wrong else _ratio(other, result)
-
-    return f"best {kind}", against
+def _against(rival: Result | None, result: Result) -> str:
+    return "-" if rival is None or result.wrong else _ratio(rival, result)
 
 
 def _memory_over_ours(_: Run, workload: Workload, result: Result) -> str:
@@ -170,46 +154,79 @@ def _memory_over_ours(_: Run, workload: Workload, result: Result) -> str:
     return f"{digits(result.peak_memory / ours.peak_memory)}x"
 
 
-def _backend(_: Run, __: Workload, result: Result) -> str:
-    backend = str(result.backend)
-    return result.contender if backend in result.contender else f"{result.contender} (chose {backend})"
-
-
 def _own_rate(run: Run, workload: Workload, result: Result) -> tuple[str, str, str]:
     """Against the peak of a backend's own instructions, if they have one."""
     own = result.backend in run.limits.get("flops_per_s", {})
     return run.rate(workload, result, [str(result.backend)] if own else workload.tiers)
 
 
-def _milliseconds(what: str) -> Column:
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _milliseconds(value: float | Quantiles | None) -> str:
     """A time that is measured once, or the median of one that is measured beside the main one."""
-
-    def render(_: Run, __: Workload, result: Result) -> str:
-        found = getattr(result, what)
-        seconds = found["p50"] if isinstance(found, dict) else found
-        return "-" if seconds is None else digits(1e3 * seconds)
-
-    return what.replace("_", " "), render
+    seconds = value["p50"] if isinstance(value, dict) else value
+    return "-" if seconds is None else digits(1e3 * seconds)
 
 
-def _number(name: str, what: str, form: str) -> Column:
-    return name, lambda _, __, result: "-" if getattr(result, what) is None else format(getattr(result, what), form)
+# How the columns of the tables with a line for each result are written, by their headers.
+CELLS: dict[str, Render] = {
+    "contender": lambda _, __, result: result.contender,
+    "ms": lambda _, __, result: result.ms,
+    "p20-p80": lambda _, __, result: result.spread,
+    "error": lambda _, __, result: result.error,
+    "Kendall tau": lambda _, __, result: _number(result.kendall_tau, ".4g"),
+    "best torch": lambda _, workload, result: _against(workload.best("torch"), result),
+    "best peer": lambda _, workload, result: _against(workload.best("peer"), result),
+    "time over ours": lambda _, workload, result: _ratio(result, workload.best("ours")),
+    "rate": lambda *where: _own_rate(*where)[0],
+    "of its limit": lambda *where: _own_rate(*where)[2],
+    "MB": lambda _, __, result: digits((result.peak_memory or 0) / 1e6),
+    "over ours": _memory_over_ours,
+    "packing": lambda _, __, result: _milliseconds(result.packing),
+    "first call": lambda _, __, result: _milliseconds(result.first_call),
+    "device": lambda _, __, result: result.ms,
+    "host": lambda _, __, result: _milliseconds(result.host),
+    "wall": lambda _, __, result: _milliseconds(result.wall),
+    "graph": lambda _, __, result: _milliseconds(result.graph),
+    "gradient error": lambda _, __, result: _number(result.gradient_error, ".1e"),
+    "pairs/s": lambda _, __, result: tilde(result) + digits((result.pairs or 0) / result.p50),
+}
 
 
-_TIME: list[Column] = [("ms", lambda _, __, result: result.ms), ("p20-p80", lambda _, __, result: result.spread)]
-_ERROR: Column = ("error", lambda _, __, result: result.error)
-_TAU = _number("Kendall tau", "kendall_tau", ".4g")
-_CONTENDER: Column = ("contender", lambda _, __, result: result.contender)
+def _rows(
+    run: Run, workload: Workload, columns: Sequence[str], keep: Callable[[Result], object], contender: Render
+) -> list[list[str]]:
+    """A line for each kept result, the fastest first; the workload's name stands in the first line."""
+    kept = sorted(filter(keep, workload.results), key=lambda result: result.p50)
+    renders = [contender, *(CELLS[name] for name in columns)]
+    cells = [[_cell(render(run, workload, result)) for render in renders] for result in kept]
+    return [["" if number else workload.name, *line] for number, line in enumerate(cells)]
+
+
+def _long(
+    title: str, keep: Callable[[Result], object], *columns: str, contender: Render = CELLS["contender"]
+) -> Callable[[Run], str]:
+    """A section with one line for each kept result, collapsed."""
+
+    def section(run: Run) -> str:
+        rows = [line for workload in run.workloads for line in _rows(run, workload, columns, keep, contender)]
+        table = _table(["workload", "contender", *columns], rows, names=2)
+        return _details(f"{title} on {run.machine['name']}", table) if rows else ""
+
+    return section
 
 
 def encoding(run: Run) -> str:
     """Text in, scores out, with the encoder."""
-    rows = []
-    for result in sorted(run.encoding, key=lambda result: (str(result.name), result.p50)):
-        ours = best((other for other in run.encoding if other.name == result.name), "ours")
-        pairs = tilde(result) + digits((result.pairs or 0) / result.p50)
-        rows.append([str(result.name), result.contender, result.ms, pairs, _ratio(result, ours), result.error])
-    table = _table(["workload", "contender", "ms", "pairs/s", "time over ours", "error"], rows, names=2)
+    columns = ("ms", "pairs/s", "time over ours", "error")
+    rows = [
+        [workload.name, *line[1:]]
+        for workload in run.encoders()
+        for line in _rows(run, workload, columns, bool, CELLS["contender"])
+    ]
+    table = _table(["workload", "contender", *columns], rows, names=2)
     return f"{_heading(run)}\n\n{table}" if rows else ""
 
 
@@ -237,53 +254,24 @@ SECTIONS: dict[str, Callable[[Run], str]] = {
     "backends": _long(
         "Every backend of ours",
         lambda result: result.ours,
-        [
-            ("contender", _backend),
-            *_TIME,
-            _against("torch"),
-            _against("peer"),
-            ("rate", lambda *where: _own_rate(*where)[0]),
-            ("of its limit", lambda *where: _own_rate(*where)[2]),
-            _ERROR,
-            _TAU,
-        ],
+        *("ms", "p20-p80", "best torch", "best peer", "rate", "of its limit", "error", "Kendall tau"),
+        contender=_backend,
     ),
     "contenders": _long(
         "Every other contender",
         lambda result: not result.ours,
-        [
-            _CONTENDER,
-            *_TIME,
-            ("time over ours", lambda _, workload, result: _ratio(result, workload.best("ours"))),
-            _ERROR,
-            _TAU,
-        ],
+        *("ms", "p20-p80", "time over ours", "error", "Kendall tau"),
     ),
-    "memory": _long(
-        "Peak memory",
-        lambda result: result.peak_memory is not None,
-        [
-            _CONTENDER,
-            ("MB", lambda _, __, result: digits((result.peak_memory or 0) / 1e6)),
-            ("over ours", _memory_over_ours),
-        ],
-    ),
+    "memory": _long("Peak memory", lambda result: result.peak_memory is not None, "MB", "over ours"),
     "startup": _long(
         "Packing and first call, in milliseconds,",
         lambda result: result.packing is not None or result.first_call is not None,
-        [_CONTENDER, _milliseconds("packing"), _milliseconds("first_call")],
+        *("packing", "first call"),
     ),
     "cuda": _long(
         "Device, host and graph",
         lambda result: result.host,
-        [
-            _CONTENDER,
-            ("device", lambda _, __, result: result.ms),
-            _milliseconds("host"),
-            _milliseconds("wall"),
-            _milliseconds("graph"),
-            _number("gradient error", "gradient_error", ".1e"),
-        ],
+        *("device", "host", "wall", "graph", "gradient error"),
     ),
     "encoding": encoding,
 }

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from colbert_fast import bench
-from colbert_fast.bench import einsum
-from colbert_fast.bench import gemm_of_rows as scatter_reduce
-
-__all__ = [
-    "einsum",
-    "einsum_cast",
-    "einsum_chunked",
-    "gemm",
-    "gemm_cast",
-    "gemm_documents_first",
-    "owner",
-    "scatter_reduce",
-    "segment_reduce",
-]
 
 # Similarities that the chunked einsum holds at a time, so that they stay in a cache: 16 MiB in float32 for a CPU, and
 # 32 MiB in half precision for a GPU, where every chunk also costs some launches.
 CHUNKS = {"cpu": 2**22, "cuda": 2**24}
 
 
-def einsum_cast(q: Tensor, d: Tensor, padding: Tensor | None) -> Tensor:
+Score = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def in_float32(score: Score) -> Score:
     """Products in float32, for a CPU without instructions for half precision."""
-    return einsum(q.float(), d.float(), padding)
+    return lambda q, d, padding: score(q.float(), d.float(), padding)
 
 
 def einsum_chunked(q: Tensor, d: Tensor, padding: Tensor | None) -> Tensor:
     """As many documents at a time as keep the similarities in a cache."""
     size = max(1, CHUNKS[q.device.type] // (q.shape[0] * q.shape[1] * d.shape[1]))
     parts = [
-        einsum(q, d[start : start + size], None if padding is None else padding[start : start + size])
+        bench.einsum(q, d[start : start + size], None if padding is None else padding[start : start + size])
         for start in range(0, len(d), size)
     ]
     return torch.cat(parts, dim=1)
@@ -45,11 +36,6 @@ def gemm(q: Tensor, d: Tensor, _: Tensor | None) -> Tensor:
     """One matrix product with the queries first: the tokens of a document end side by side."""
     similarity = q.flatten(0, 1) @ d.flatten(0, 1).T
     return similarity.view(len(q), -1, *d.shape[:2]).amax(-1).float().sum(1)
-
-
-def gemm_cast(q: Tensor, d: Tensor, padding: Tensor | None) -> Tensor:
-    """The same in float32."""
-    return gemm(q.float(), d.float(), padding)
 
 
 def gemm_documents_first(q: Tensor, d: Tensor, _: Tensor | None) -> Tensor:
@@ -63,8 +49,3 @@ def segment_reduce(q: Tensor, rows: Tensor, lengths: Tensor, nd: int) -> Tensor:
     similarity = rows @ q.flatten(0, 1).T
     best = torch.segment_reduce(similarity, "max", lengths=lengths, axis=0, unsafe=True)
     return best.view(nd, len(q), -1).float().sum(-1).T
-
-
-def owner(lengths: Tensor) -> Tensor:
-    """The document of each row."""
-    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)

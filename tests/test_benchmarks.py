@@ -93,24 +93,28 @@ def test_numkong_is_marked_wrong(report: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
 def test_wrong_scores_of_ours_are_refused(contenders: ModuleType, factor: float) -> None:
+    from benchmarks import contender
+
     inputs = TINY.inputs()
     right = contenders.CONTENDERS[0]
     wrong = replace(
-        right, build=lambda inputs: contenders.Prepared(lambda: right.build(inputs).score() * factor), name="ours x"
+        right, build=lambda inputs: contender.Prepared(lambda: right.build(inputs).score() * factor), name="ours x"
     )
     reference = inputs.reference()
-    assert not contenders.check(right, right.prepare(inputs).score(), reference).wrong
+    assert not contender.check(right, right.prepare(inputs).score(), reference).wrong
     with pytest.raises(ValueError, match="ours x must be within 1e-05 of float64; got relative error"):
-        contenders.check(wrong, wrong.prepare(inputs).score(), reference)
+        contender.check(wrong, wrong.prepare(inputs).score(), reference)
 
 
 def test_wrong_scores_of_others_are_marked(contenders: ModuleType) -> None:
+    from benchmarks import contender
+
     reference = TINY.inputs().reference()
     peer = replace(contenders.CONTENDERS[0], kind="peer")
-    assert not contenders.check(peer, reference * 1.001, reference).wrong
-    assert contenders.check(peer, reference * 1.02, reference).wrong
-    assert contenders.check(peer, reference * float("nan"), reference).wrong
-    assert contenders.check(peer, -reference, reference).kendall_tau == pytest.approx(-1)
+    assert not contender.check(peer, reference * 1.001, reference).wrong
+    assert contender.check(peer, reference * 1.02, reference).wrong
+    assert contender.check(peer, reference * float("nan"), reference).wrong
+    assert contender.check(peer, -reference, reference).kendall_tau == pytest.approx(-1)
 
 
 def test_missing_package_becomes_a_reason(contenders: ModuleType) -> None:
@@ -144,15 +148,14 @@ def test_peaks_of_every_backend(contenders: ModuleType, monkeypatch: pytest.Monk
     from benchmarks import peaks
 
     runnable = {b.name for b in cf.backends() if b.name.startswith("cpu:") and b.unsupported is None}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(peaks, "COMPILER", ["no-such-compiler"])
     nothing = {"read_bytes_per_s": {}, "flops_per_s": {}}
     reason = {"skipped": "the C++ compiler no-such-compiler is not installed"} if runnable else {}
-    assert peaks.limits((1,), 0.001) == {**nothing, **reason}
+    assert peaks.cpu_limits((1,), 0.001) == {**nothing, **reason}
     monkeypatch.undo()
     if shutil.which(peaks.COMPILER[0]) is None:
         pytest.skip("no C++ compiler")
-    found = peaks._cpu_limits((1, 2), 0.001)
+    found = peaks.cpu_limits((1, 2), 0.001)
     assert {name.split()[0] for name in found["flops_per_s"]} == runnable
     assert all(rate > 1e8 for rates in found["flops_per_s"].values() for rate in (rates["1"], rates["2"]))
     if runnable:

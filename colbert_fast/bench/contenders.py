@@ -41,7 +41,7 @@ def gemm_of_rows(q: Tensor, rows: Tensor, owner: Tensor, nd: int) -> Tensor:
 def contenders(inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
     """Return, by name, calls that score the inputs; with the backward pass where the workload has one."""
     workload = inputs.workload
-    documents: Any = inputs.quantized if workload.quantized else inputs.documents
+    documents: Any = inputs.packed.quantize("int8") if workload.quantized else inputs.documents
     queries = inputs.queries
     if workload.backward:
         queries, documents = queries.clone().requires_grad_(), documents.clone().requires_grad_()

@@ -21,7 +21,7 @@ from colbert_fast._backends import select
 from colbert_fast._extension import MISSING
 from colbert_fast.bench.contenders import SENTENCE_TRANSFORMERS, contenders
 from colbert_fast.bench.timing import Contender, compare, failure, quantiles
-from colbert_fast.bench.workloads import WORKLOADS, Inputs, Workload
+from colbert_fast.bench.workloads import SEED, WORKLOADS, Inputs, Workload
 
 
 def cpu_name() -> str:
@@ -34,7 +34,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def run(names: tuple[str, ...], rounds: int, seed: int = 0) -> dict[str, Any]:
+def run(names: tuple[str, ...], rounds: int) -> dict[str, Any]:
     """Measure workloads by name on this machine.
 
     Returns
@@ -51,33 +51,43 @@ def run(names: tuple[str, ...], rounds: int, seed: int = 0) -> dict[str, Any]:
     chosen = [workload for workload in WORKLOADS if workload.name in names]
     threads = cf.get_num_threads()
     defaults = {workload.name: _default(workload) for workload in chosen}
-    report: dict[str, Any] = {**_facts(), "threads": threads, "seed": seed, "rounds": rounds}
-    report["override"] = os.environ.get("COLBERT_FAST_BACKEND") or None
-    report.update(interrupted=False, missing=[workload.name for workload in chosen], workloads=[])
+    report: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "cpu": cpu_name(),
+        "platform": platform.platform(),
+        "versions": _versions(),
+        "threads": threads,
+        "seed": SEED,
+        "rounds": rounds,
+        "override": os.environ.get("COLBERT_FAST_BACKEND") or None,
+        "interrupted": False,
+        "missing": [workload.name for workload in chosen],
+        "workloads": [],
+    }
     try:
         torch.set_num_threads(threads)
         for workload in _with_progress(chosen):
-            _measure(workload, defaults[workload.name], report)
+            entry: dict[str, Any] = {"name": workload.name, "shape": workload.shape, "results": []}
+            report["workloads"].append(entry)
+            _measure(workload, rounds, defaults[workload.name], entry)
+            report["missing"].remove(workload.name)
     except KeyboardInterrupt:
         report["interrupted"] = True
     return report
 
 
-def _measure(workload: Workload, default: str, report: dict[str, Any]) -> None:
-    """Add one workload to the report, as far as it was measured when it is interrupted."""
-    entry: dict[str, Any] = {"name": workload.name, "shape": workload.shape, "results": []}
-    report["workloads"].append(entry)
+def _measure(workload: Workload, rounds: int, default: str, entry: dict[str, Any]) -> None:
+    """Add the results of a workload to its entry, as far as it was measured when it is interrupted."""
     try:
-        inputs = workload.inputs(report["seed"])
+        inputs = workload.inputs()
         found = [Contender(name, score) for name, score in contenders(inputs).items()]
         try:
-            compare(inputs, found, report["rounds"])
+            compare(inputs, found, rounds)
         finally:
             entry["results"] = [_row(inputs, contender, default) for contender in found]
     except Exception as error:
         # The other workloads may need less memory.
         entry["reason"] = failure(error)
-    report["missing"].remove(workload.name)
 
 
 def _row(inputs: Inputs, contender: Contender, default: str) -> dict[str, Any]:
@@ -105,17 +115,12 @@ def _default(workload: Workload) -> str:
         return select("cpu", workload.dtype, None, workload.quantized).name
 
 
-def _facts() -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     versions = {"colbert_fast": cf.__version__, "torch": torch.__version__, "python": platform.python_version()}
     for package in ("numpy", SENTENCE_TRANSFORMERS):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "cpu": cpu_name(),
-        "platform": platform.platform(),
-        "versions": versions,
-    }
+    return versions
 
 
 def _with_progress(workloads: Sequence[Workload]) -> Iterator[Workload]:
@@ -126,19 +131,16 @@ def _with_progress(workloads: Sequence[Workload]) -> Iterator[Workload]:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             # A terminal may not know its own size, and tqdm would draw nothing there.
-            bar = tqdm(total=len(workloads), ncols=80, nrows=24, leave=False)
-    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
-        for number, workload in enumerate(workloads, start=1):
-            # Nothing is lost where nobody can read it.
-            with contextlib.suppress(OSError):
-                if bar is None:
-                    line = f"{workload.name}: measuring, {number} of {len(workloads)}"
-                    print(line, file=sys.stderr, flush=True)
-                else:
-                    bar.set_description_str(workload.name)
-            yield workload
-            if bar is not None:
-                bar.update()
+            bar = tqdm(workloads, ncols=80, nrows=24, leave=False)
+    for number, workload in enumerate(bar or workloads, start=1):
+        # Nothing is lost where nobody can read it.
+        with contextlib.suppress(OSError):
+            if bar is None:
+                line = f"{workload.name}: measuring, {number} of {len(workloads)}"
+                print(line, file=sys.stderr, flush=True)
+            else:
+                bar.set_description_str(workload.name)
+        yield workload
 
 
 def as_text(report: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import colbert_fast as cf
+
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class Workload:
         also += ", forward + backward" if self.backward else ""
         return f"{self.nq} x {self.nd}, {tokens}, dim {self.dim}, {dtype}{also}"
 
-    def inputs(self, seed: int = 0) -> Inputs:
+    def inputs(self) -> Inputs:
         """Draw unit vectors in clusters, as token embeddings are: the tokens of one topic resemble each other.
 
         Tokens for a CUDA device are drawn on the device: other numbers than the CPU draws, with the same lengths.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(SEED)
         if self.lognormal:  # mean 73, as of passages
             drawn = torch.empty(self.nd).log_normal_(4.16, 0.5, generator=generator)
             lengths = drawn.round().clamp(4, self.ld).to(torch.int64)
@@ -58,7 +60,7 @@ class Workload:
             lengths = torch.full((self.nd,), self.ld)
         device = torch.device(self.device)
         if device.type != "cpu":
-            generator = torch.Generator(device).manual_seed(seed)
+            generator = torch.Generator(device).manual_seed(SEED)
         topics = torch.randn(256, self.dim, generator=generator, device=device)
 
         def tokens(n: int) -> Tensor:
@@ -111,11 +113,6 @@ class Inputs:
         """The documents as a list of ``[length, dim]``."""
         return list(self.rows.split(self.lengths.tolist()))
 
-    @cached_property
-    def quantized(self) -> cf.PackedTokens:
-        """The documents in 8 bits."""
-        return self.packed.quantize("int8")
-
     @property
     def bytes(self) -> int:
         """Bytes that must be read at least once; the scales of documents in 8 bits are not counted."""
@@ -155,6 +152,7 @@ def _other_memory() -> Tensor:
 
 
 _LATE = "ColBERT reranking: 32 query tokens, passages of 300 tokens, the size maxsim-cpu and NumKong quote"
+_COMPRESSED = "the same with compressed documents, packed once"
 _PAGES = "ColPali: 1024 patches a page, here page against page"
 _ALL = "evaluation: many queries, all documents"
 _FLOAT, _BFLOAT = torch.float32, torch.bfloat16
@@ -165,13 +163,7 @@ WORKLOADS = (
     _text("rerank-text-float32", dtype=_FLOAT, source=_LATE),
     _text("rerank-text-bfloat16", dtype=_BFLOAT, source=_LATE),
     _text("rerank-text-float16", dtype=torch.float16, source=_LATE),
-    _text(
-        "rerank-text-int8",
-        dtype=_FLOAT,
-        source="the same with compressed documents, packed once",
-        layout="packed",
-        quantized=True,
-    ),
+    _text("rerank-text-int8", dtype=_FLOAT, source=_COMPRESSED, layout="packed", quantized=True),
     _text("rerank-long-float32", ld=1024, dtype=_FLOAT, source="maxsim-cpu's own benchmark"),
     _text("ragged-list-float32", dtype=_FLOAT, source="passages as a Python list", layout="list", lognormal=True),
     _text("ragged-packed-float32", dtype=_FLOAT, source="passages, packed once", layout="packed", lognormal=True),
