@@ -300,6 +300,21 @@ def test_what_compiles_comes_last_beside_one_of_ours(progress: Progress, capsys:
     assert (cold["seconds"]["p50"], cold["seconds"]["rounds"], warm["seconds"]["rounds"]) == (0.5, 1, 2)
 
 
+def test_a_first_call_that_fails_is_a_reason(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.5])
+
+    def once(*_: Any) -> float:
+        for found in seconds:
+            return found
+        msg = "no memory"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(first_call, "measured_apart", once)
+    found = run(progress, [OURS])
+    assert list(results(found["gpu-first-call-cold"])) == ["colbert_fast torch"]
+    assert reasons(found["gpu-first-call-warm"]) == {"colbert_fast torch": "failed: no memory"}
+
+
 def test_who_is_timed_on_which_workload() -> None:
     def able(workload: Workload) -> set[str]:
         there = {found for found in CONTENDERS if not any(refusal(workload) for refusal in found.refusals)}
