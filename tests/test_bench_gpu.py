@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks import machine, peaks, report
 from benchmarks.contender import Contender, Prepared, right_gradients
 from benchmarks.cuda import __main__ as command
-from benchmarks.cuda import contenders, first_call, processes, worker
+from benchmarks.cuda import first_call, processes, worker
 from benchmarks.cuda.contenders import CONTENDERS
 from benchmarks.cuda.progress import Progress
 from benchmarks.cuda.timing import HOST_ROUNDS, ROUNDS, Cuda, interleaved
@@ -158,19 +158,14 @@ def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Progress:
     box = {"name": "a-gpu", "cpu": "A CPU", "cores": 16, "threads": 16, "last_level_cache": 1, "gpu": "A GPU"}
     limits = {"read_bytes_per_s": {"cuda": 3e12}, "flops_per_s": {"bfloat16": {"cuda": 8e14}}}
     about = {"profile": "full", "command": "make bench-gpu", "tests": {}, "limits": limits}
-    return Progress(
-        tmp_path / "progress", tmp_path / "results", {**about, "machine": {**box, "noisy": False, "cuda": {}}}
-    )
+    about["machine"] = {**box, "noisy": False, "cuda": {}}
+    return Progress(tmp_path / "progress", tmp_path / "results", about)
 
 
-def run(
-    progress: Progress,
-    contenders: list[Contender],
-    *workloads: Workload,
-    device: Cuda | None = None,
-    seconds: float = 1e9,
-) -> None:
-    Worker(device or Clockwork(), progress, seconds).run(workloads or (TINY,), contenders)
+def run(progress: Progress, contenders: list[Contender], *workloads: Workload, **how: Any) -> dict[str, Any]:
+    """Return the workloads of the file that the run has written."""
+    Worker(how.get("device") or Clockwork(), progress, how.get("seconds", 1e9)).run(workloads or (TINY,), contenders)
+    return written(progress)
 
 
 def written(progress: Progress) -> dict[str, Any]:
@@ -187,8 +182,7 @@ def reasons(workload: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_result_has_every_time_and_its_error(progress: Progress) -> None:
-    run(progress, [OURS, RIGHT])
-    found = results(written(progress)[TINY.name])
+    found = results(run(progress, [OURS, RIGHT])[TINY.name])
     assert list(found) == ["colbert_fast torch", "right"]
     for result in found.values():
         assert result["max_relative_error"] < 1e-6
@@ -200,19 +194,17 @@ def test_a_result_has_every_time_and_its_error(progress: Progress) -> None:
     assert found["colbert_fast torch"]["backend"] == "torch"
 
 
-def test_one_that_fails_is_left_out_with_the_reason(progress: Progress) -> None:
+def test_one_that_fails_or_is_missing_is_left_out_with_the_reason(progress: Progress) -> None:
     calls = iter(range(10))
     later = contender("later", lambda inputs: (einsum if next(calls) < 3 else failing("too late"))(inputs))
-    run(progress, [contender("fails", failing("no kernel\nimage")), later, OURS, RIGHT])
-    found = written(progress)[TINY.name]
+    absent = replace(RIGHT, name="absent", package="absent-scorer")
+    found = run(progress, [contender("fails", failing("no kernel\nimage")), later, absent, OURS, RIGHT])[TINY.name]
     assert list(results(found)) == ["colbert_fast torch", "right"]
-    assert reasons(found) == {"fails": "failed: no kernel image", "later": "failed: too late"}
-
-
-def test_a_package_that_is_missing_is_skipped_with_the_reason(progress: Progress) -> None:
-    run(progress, [replace(RIGHT, name="absent", package="absent-scorer"), RIGHT])
-    found = written(progress)[TINY.name]
-    assert reasons(found) == {"absent": "absent-scorer is not installed"} and list(results(found)) == ["right"]
+    assert reasons(found) == {
+        "fails": "failed: no kernel image",
+        "later": "failed: too late",
+        "absent": "absent-scorer is not installed",
+    }
 
 
 @pytest.mark.parametrize("spoil", [1.05, float("nan")])
@@ -220,16 +212,15 @@ def test_a_wrong_peer_is_marked_and_wrong_scores_of_ours_are_not_timed(progress:
     def wrong(inputs: Inputs) -> Tensor:
         return einsum(inputs) * spoil
 
-    run(progress, [contender("peer", wrong), contender("mine", wrong, "ours"), RIGHT])
-    found = written(progress)[TINY.name]
+    found = run(progress, [contender("peer", wrong), contender("mine", wrong, "ours"), RIGHT])[TINY.name]
     assert [(result["contender"], result["wrong"]) for result in found["results"]] == [("peer", True), ("right", False)]
     assert "mine must be within 1e-05 of float64" in reasons(found)["mine"]
 
 
 def test_documents_in_8_bits_may_be_further_off(progress: Progress) -> None:
     rounded = contender("mine", lambda inputs: einsum(inputs) * 1.001, "ours")
-    run(progress, [rounded], replace(TINY, quantized=True))
-    assert [result["wrong"] for result in written(progress)[TINY.name]["results"]] == [False]
+    found = run(progress, [rounded], replace(TINY, quantized=True))[TINY.name]
+    assert [result["wrong"] for result in found["results"]] == [False]
 
 
 def test_gradients_are_checked(progress: Progress) -> None:
@@ -244,8 +235,7 @@ def test_gradients_are_checked(progress: Progress) -> None:
         return prepared._replace(score=score)
 
     contenders = [OURS, named("colbert_fast torch, packed"), named("torch einsum"), Contender("half", "peer", half)]
-    run(progress, contenders, replace(TINY, backward=True, nq=3))
-    found = results(written(progress)[TINY.name])
+    found = results(run(progress, contenders, replace(TINY, backward=True, nq=3))[TINY.name])
     assert found["colbert_fast torch"]["gradient_error"] < 5e-3  # as bfloat16 rounds
     assert found["colbert_fast torch, packed"]["gradient_error"] < 5e-3
     assert found["half"]["gradient_error"] == pytest.approx(0.5, abs=0.05)
@@ -269,14 +259,13 @@ def test_a_graph_that_takes_the_device_down_is_captured_for_nobody_again(progres
             msg = "capture failed"
             raise RuntimeError(msg)
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="the device is lost"):
         run(progress, [RIGHT], TINY, SECOND, device=Fragile())
-    assert ended.value.code == worker.LOST
-    run(Progress.load(progress.path), [RIGHT], TINY, SECOND)
+    found = run(Progress.load(progress.path), [RIGHT], TINY, SECOND)
     for name in (TINY.name, "second"):
-        result = results(written(progress)[name])["right"]
+        result = results(found[name])["right"]
         assert result["seconds"]["rounds"] == 50 and "graph" not in result
-    assert results(written(progress)[TINY.name])["right"]["no_graph"] == "failed: capture failed"
+    assert results(found[TINY.name])["right"]["no_graph"] == "failed: capture failed"
 
 
 def test_a_graph_with_wrong_scores_is_a_reason(progress: Progress) -> None:
@@ -284,16 +273,14 @@ def test_a_graph_with_wrong_scores_is_a_reason(progress: Progress) -> None:
         def graph(self, call: Prepared) -> tuple[Callable[[], object], Tensor]:
             return lambda: None, call.score() * 2
 
-    run(progress, [RIGHT], device=Rigid())
-    (result,) = written(progress)[TINY.name]["results"]
+    (result,) = run(progress, [RIGHT], device=Rigid())[TINY.name]["results"]
     assert result["no_graph"] == "failed: the graph's scores have a relative error of 1.0e+00"
 
 
 def test_without_time_the_first_workloads_are_done_and_the_others_say_so(progress: Progress) -> None:
     """Documents of different lengths are shorter than the longest, also where somebody is left out afterwards."""
     ragged = replace(TINY, nd=40, ld=300, lognormal=True)
-    run(progress, [OURS, RIGHT, LATE], ragged, SECOND, seconds=0.15)
-    found = written(progress)
+    found = run(progress, [OURS, RIGHT, LATE], ragged, SECOND, seconds=0.15)
     assert set(results(found[TINY.name])) == {"colbert_fast torch", "right"}
     assert found[TINY.name]["bytes"] == ragged.inputs().bytes < 2 * 40 * 300 * 128
     assert reasons(found[TINY.name]) == {"late": "no time left"}
@@ -303,8 +290,7 @@ def test_without_time_the_first_workloads_are_done_and_the_others_say_so(progres
 
 
 def test_what_compiles_comes_last_beside_one_of_ours(progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
-    run(progress, [OURS, RIGHT, LATE])
-    found = written(progress)
+    found = run(progress, [OURS, RIGHT, LATE])
     rounds = {name: result["seconds"]["rounds"] for name, result in results(found[TINY.name]).items()}
     assert rounds == {"colbert_fast torch": 100, "right": 50, "late": 50}
     stages = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
@@ -312,6 +298,21 @@ def test_what_compiles_comes_last_beside_one_of_ours(progress: Progress, capsys:
     (cold,) = found["gpu-first-call-cold"]["results"]
     (warm,) = found["gpu-first-call-warm"]["results"]
     assert (cold["seconds"]["p50"], cold["seconds"]["rounds"], warm["seconds"]["rounds"]) == (0.5, 1, 2)
+
+
+def test_a_first_call_that_fails_is_a_reason(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.5])
+
+    def once(*_: Any) -> float:
+        for found in seconds:
+            return found
+        msg = "no memory"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(first_call, "measured_apart", once)
+    found = run(progress, [OURS])
+    assert list(results(found["gpu-first-call-cold"])) == ["colbert_fast torch"]
+    assert reasons(found["gpu-first-call-warm"]) == {"colbert_fast torch": "failed: no memory"}
 
 
 def test_who_is_timed_on_which_workload() -> None:
@@ -336,12 +337,8 @@ def test_who_is_timed_on_which_workload() -> None:
 
 @without_device
 def test_without_a_device_the_command_says_so_and_writes_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["make", "bench-gpu", f"PYTHON={sys.executable}", f"RESULTS={tmp_path / 'results'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    make = ["make", "bench-gpu", f"PYTHON={sys.executable}", f"RESULTS={tmp_path / 'results'}"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert "benchmarks.cuda: this machine has no CUDA device" in done.stderr
     assert not (tmp_path / "results").exists()
@@ -376,13 +373,10 @@ def test_an_interrupted_run_keeps_its_results_and_goes_on_without_who_interrupte
     monkeypatch.setattr(command, "start_shares", lambda *_, **__: [])
     monkeypatch.setattr(command, "_no_device", lambda: None)
     monkeypatch.setattr(command, "run_tests", lambda *_: {"passed": False, "summary": "7 failed"})
-    monkeypatch.setattr(machine, "gpu_workloads", lambda: (SECOND, TINY))
-    names = ("colbert_fast torch", "loses", "right", "kills", "hangs")
-    monkeypatch.setattr(contenders, "CONTENDERS", [replace(RIGHT, name=name) for name in names])
     assert command.main(["--results", str(tmp_path), "--wheels", str(tmp_path), "--commit", "abc"]) == 1
     found = json.loads((tmp_path / "a-gpu.json").read_text())
     assert (found["commit"], found["dirty"], found["tests"]["summary"]) == ("abc", None, "7 failed")
-    second, tiny = found["workloads"]
+    second, tiny = found["workloads"][:2]
     assert [result["seconds"]["rounds"] for result in second["results"]] == [50] * 5  # not once more
     assert list(results(tiny)) == ["colbert_fast torch", "right"]
     assert reasons(tiny) == {
@@ -401,11 +395,10 @@ def test_a_worker_that_does_nothing_is_ended_and_what_is_missing_is_written_down
 ) -> None:
     monkeypatch.setattr(command, "WORKER", ("-c", ending))
     monkeypatch.setattr(command, "ENDING", 0.0)
-    monkeypatch.setattr(machine, "gpu_workloads", lambda: (TINY, SECOND))
-    monkeypatch.setattr(contenders, "CONTENDERS", [OURS, RIGHT])
+    run(progress, [OURS, RIGHT], TINY, SECOND, seconds=0)  # a worker that came as far as to say what is missing
     start = time.monotonic()
     command.measure(progress, dict(os.environ), start + 1)
-    assert time.monotonic() - start < 3600  # it would sleep for an hour
+    assert time.monotonic() - start < 60  # it would sleep for an hour
     for name in (TINY.name, "second"):
         assert reasons(written(progress)[name]) == dict.fromkeys(("colbert_fast torch", "right"), "no time left")
     assert command.measure(Progress(progress.path, progress.results), dict(os.environ), start) is None
@@ -423,11 +416,8 @@ def test_wheels_of_what_is_not_installed_are_unpacked(tmp_path: Path) -> None:
 def test_processes_are_waited_for_and_ended_in_time() -> None:
     script = "import sys, time; time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
     started = [processes.start("-c", script, *words) for words in (("0", "0"), ("0", "1"), ("3600", "0"))]
-    assert [processes.wait(process, limit) for process, limit in zip(started, (60, 60, 0.5), strict=True)] == [
-        0,
-        1,
-        None,
-    ]
+    ends = [processes.wait(process, limit) for process, limit in zip(started, (60, 60, 0.5), strict=True)]
+    assert ends == [0, 1, None]
     assert all(process.poll() is not None for process in started)
 
 
@@ -531,8 +521,8 @@ def test_limits_are_plausible() -> None:
 def test_the_protocol_on_a_device(progress: Progress) -> None:
     tiny = replace(WORKLOADS[0], nd=64, lq=32, ld=33)
     contenders = [found for found in CONTENDERS if found.name in ("colbert_fast torch", "torch einsum", "torch GEMM")]
-    run(progress, contenders, tiny, replace(tiny, name="training", backward=True), device=Cuda())
-    for name, workload in written(progress).items():
+    found = run(progress, contenders, tiny, replace(tiny, name="training", backward=True), device=Cuda())
+    for name, workload in found.items():
         for result in workload["results"]:
             if not name.startswith("gpu-first"):
                 assert result["seconds"]["p50"] > 0
@@ -541,4 +531,4 @@ def test_the_protocol_on_a_device(progress: Progress) -> None:
                 # Sums in bfloat16 make equal what is not: a gradient of torch's may go to another token.
                 assert not result["wrong"] or (name == "training" and not result["ours"])
         assert workload["results"], workload["skipped"]
-    assert "graph" in results(written(progress)[tiny.name])["torch einsum"]
+    assert "graph" in results(found[tiny.name])["torch einsum"]

@@ -3,9 +3,8 @@
     python -m benchmarks.cuda [--wheels FOLDER] [--results FOLDER] [--minutes 8] [--commit HASH] [--no-tests]
 
 1. The tests that need a device run, while other processes compile what is to be measured.
-2. A worker measures every workload. It writes the JSON file after each. If a contender ends the worker, a new worker
-   goes on without this contender.
-3. What there was no time for is written down as such.
+2. A worker measures every workload. It writes the JSON file after each, with the reason why a result is missing. If a
+   contender ends the worker, a new worker goes on without this contender.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ TESTING, ENDING = 0.3, 15.0
 # A copy of the tests in a folder without colbert_fast, so that they import the installed one; `make suite` makes it.
 SUITE = machine.ROOT / "build" / "suite"
 WORKER = ("-m", "benchmarks.cuda.worker")
-RESTARTS = 6
+WORKERS = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,25 +130,18 @@ def run_tests(environment: dict[str, str], limit: float) -> dict[str, Any]:
 
 def measure(progress: Progress, environment: dict[str, str], end: float) -> dict[str, Any] | None:
     """Run workers, one after the other, until one is through or the time is over; return what the file holds."""
-    from benchmarks.cuda import contenders, timing, worker
-
     progress.save()
     with contextlib.suppress(KeyboardInterrupt):
-        for _ in range(RESTARTS):
+        for _ in range(WORKERS):
             left = end - time.monotonic()
-            command = [*WORKER, str(progress.path), str(time.time() + left)]
-            # A worker ends by itself, with the call during which the time is over.
-            status = wait(start(*command, env=environment), max(0.0, left + ENDING / 3))
-            progress = Progress.load(progress.path)
-            if status in (0, None) or (status != worker.LOST and progress.blame(f"exit status {status}") is None):
+            # A worker ends by itself, after the call during which the time is over.
+            worker = start(*WORKER, str(progress.path), str(time.time() + left), env=environment)
+            status = wait(worker, max(0.0, left + ENDING / 3))
+            if status in (0, None):
                 break
             print(f"benchmarks.cuda: a worker ended: exit status {status}", file=sys.stderr, flush=True)
-    progress = Progress.load(progress.path)
-    if "machine" in progress.about:
-        # Every stage that is not done becomes a line that says so.
-        everything = machine.gpu_workloads(), contenders.CONTENDERS
-        worker.Worker(timing.Cuda(), progress, float("-inf")).run(*everything)
-    return progress.report()
+            Progress.load(progress.path).blame(f"exit status {status}")
+    return Progress.load(progress.path).report()
 
 
 def failed(report: dict[str, Any]) -> list[str]:

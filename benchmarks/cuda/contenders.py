@@ -1,7 +1,7 @@
-"""What is timed on a CUDA device: ours, torch's formulations, and the two kernel libraries at their best path.
+"""What is timed on a CUDA device: ours, torch's formulations, and the best functions of two kernel libraries.
 
-Read off the sources of late-interaction-kernels 0.4.5 and flash-maxsim 0.3.0: which functions they offer for a layout,
-and what those convert in every call. Where such a conversion depends on the documents only, it is done once, before.
+The sources of late-interaction-kernels 0.4.5 and flash-maxsim 0.3.0 say which functions there are for a layout, and
+what a function converts in every call. A conversion that needs only the documents is done once, before the calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.contender import (
     unless,
 )
 from benchmarks.contenders import COMPILED, SHARED, compiled, compiler, dense, ours, peer, torch_contender
-from benchmarks.layouts import bind, padded, since
+from benchmarks.layouts import bind, on_padded, padded, since
 from benchmarks.torch_paths import einsum_chunked, gemm_documents_first
 from colbert_fast.bench import Inputs
 
@@ -38,7 +38,7 @@ _long_queries = unless("meant for long queries", lambda workload: workload.lq >=
 
 
 def _ours_packed(backend: str, inputs: Inputs) -> Prepared:
-    """Both sides lowered once; gradients flow to their rows."""
+    """Pack both sides once. Gradients flow to their rows."""
     start = time.perf_counter()
     queries = cf.PackedTokens.from_padded(inputs.queries)
     documents = cf.PackedTokens(inputs.rows, inputs.packed.starts, inputs.packed.lengths)
@@ -53,7 +53,7 @@ def _ours_packed(backend: str, inputs: Inputs) -> Prepared:
 
 
 def _gemm_tf32(inputs: Inputs) -> Prepared:
-    """Float32 copies, made once, multiplied as TF32, which holds half precision exactly: as precise as the kernels."""
+    """Multiply float32 copies, made once, as TF32. TF32 holds half precision exactly, so the kernels are no better."""
     start = time.perf_counter()
     wide = Inputs(inputs.workload, inputs.queries.float(), inputs.rows.float(), inputs.lengths)
     packing = since(start, inputs)
@@ -69,30 +69,26 @@ def _gemm_tf32(inputs: Inputs) -> Prepared:
     return bind(score, wide, wide.padded, packing)
 
 
-def _masked(score: Callable[[Tensor, Tensor, Tensor | None], Tensor], inputs: Inputs) -> Prepared:
-    """Bind a function of queries, padded documents and a mask that is true where a row is a token."""
-    if not inputs.workload.lognormal:
-        return bind(lambda q, d: score(q, d, None), inputs, inputs.padded)
-    start = time.perf_counter()
-    documents, padding = padded(inputs.items, inputs.lengths)
-    keep = ~padding
-    return bind(lambda q, d: score(q, d, keep), inputs, documents, since(start, inputs))
-
-
 def _offsets(lengths: Tensor, device: torch.device) -> Tensor:
-    """Return where every item begins, and the last one ends: ``[n + 1]`` int32."""
+    """Return where every item begins, and where the last one ends: ``[n + 1]`` int32."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
 
 
 def lik(backward: str | None, inputs: Inputs) -> Prepared:
-    """Its dense function; of ragged documents, padded ones with a mask."""
+    """Its dense function. A mask that is true for tokens tells documents of different lengths from their padding."""
     from late_interaction_kernels import maxsim
 
-    return _masked(lambda q, d, keep: maxsim(q, d, None, keep, backward=backward), inputs)
+    if not inputs.workload.lognormal:
+        return bind(lambda q, d: maxsim(q, d, None, None, backward=backward), inputs, inputs.padded)
+    start = time.perf_counter()
+    documents, padding = padded(inputs.items, inputs.lengths)
+    keep = ~padding
+    packing = since(start, inputs)
+    return bind(lambda q, d: maxsim(q, d, None, keep, backward=backward), inputs, documents, packing)
 
 
 def lik_varlen(inputs: Inputs) -> Prepared:
-    """Its packed function. The longest lengths are given, which spares it a wait for the device."""
+    """Its packed function. It gets the longest lengths, so that it need not wait for the device to know them."""
     from late_interaction_kernels import maxsim_varlen
 
     workload, device = inputs.workload, inputs.rows.device
@@ -109,7 +105,7 @@ def lik_varlen(inputs: Inputs) -> Prepared:
 
 
 def lik_fp8(inputs: Inputs) -> Prepared:
-    """Its only 8-bit format, which needs a Hopper GPU; one scale for each token, of the queries made before too."""
+    """Its only 8-bit format, which needs a Hopper GPU. Each token has a scale. The queries are rounded before too."""
     from late_interaction_kernels.fp8 import maxsim_inference_fp8, quantize_fp8_per_token
 
     start = time.perf_counter()
@@ -119,23 +115,26 @@ def lik_fp8(inputs: Inputs) -> Prepared:
     return Prepared(lambda: maxsim_inference_fp8(queries, documents, scale_Q=q_scales, scale_D=scales), (), packing)
 
 
+def _fm_padded(score: Callable[..., Tensor], inputs: Inputs, **also: Any) -> Prepared:
+    """Bind one of its dense functions. Of documents of different lengths it takes the padded ones and the lengths."""
+    ragged = inputs.workload.lognormal
+    lengths = inputs.lengths.to(inputs.rows.device, torch.int32) if ragged else None
+    return on_padded(lambda q, d, _: score(q, d, doc_lengths=lengths, **also), inputs)
+
+
 def fm(inputs: Inputs) -> Prepared:
-    """Its dense functions: for one query, for many, and for training; of ragged documents, padded ones and lengths."""
+    """Its dense functions: for one query, for many, and for training."""
     import flash_maxsim
 
-    workload = inputs.workload
-    lengths = inputs.lengths.to(inputs.rows.device, torch.int32) if workload.lognormal else None
-    if workload.backward:
-        train = flash_maxsim.flash_maxsim_batched_train
-        return _masked(lambda q, d, _: train(q, d, shared_docs=True, doc_lengths=lengths), inputs)
-    if workload.nq == 1:
-        return _masked(lambda q, d, _: flash_maxsim.flash_maxsim(q[0], d, doc_lengths=lengths), inputs)
-    batched = flash_maxsim.flash_maxsim_batched
-    return _masked(lambda q, d, _: batched(q, d, doc_lengths=lengths, shared_docs=True), inputs)
+    if inputs.workload.backward:
+        return _fm_padded(flash_maxsim.flash_maxsim_batched_train, inputs, shared_docs=True)
+    if inputs.workload.nq == 1:
+        return _fm_padded(lambda q, d, **named: flash_maxsim.flash_maxsim(q[0], d, **named), inputs)
+    return _fm_padded(flash_maxsim.flash_maxsim_batched, inputs, shared_docs=True)
 
 
 def fm_inverse_grid(inputs: Inputs) -> Prepared:
-    """Its backward pass without atomics, which only an environment variable asks for."""
+    """Its backward pass without atomics. Only an environment variable asks for it."""
     prepared = fm(inputs)
 
     def score() -> Tensor:
@@ -149,7 +148,7 @@ def fm_inverse_grid(inputs: Inputs) -> Prepared:
 
 
 def fm_packed(inputs: Inputs) -> Prepared:
-    """Its packed function, which casts all documents to float16 in every call: here they are, once."""
+    """Its packed function. It casts all documents to float16 in every call, so they are cast once, before."""
     import flash_maxsim
 
     start = time.perf_counter()
@@ -163,8 +162,7 @@ def fm_persistent(inputs: Inputs) -> Prepared:
     """Its kernel that loops over documents, meant for many short ones."""
     import flash_maxsim
 
-    lengths = inputs.lengths.to(inputs.rows.device, torch.int32)
-    return _masked(lambda q, d, _: flash_maxsim.flash_maxsim_persistent(q, d, doc_lengths=lengths), inputs)
+    return _fm_padded(flash_maxsim.flash_maxsim_persistent, inputs)
 
 
 def fm_query_reuse(inputs: Inputs) -> Prepared:
@@ -176,11 +174,11 @@ def fm_query_reuse(inputs: Inputs) -> Prepared:
 
 
 def fm_int8(inputs: Inputs) -> Prepared:
-    """Its products of 8-bit integers, the query rounded before too."""
+    """Its products of 8-bit integers. The query is rounded before too."""
     import flash_maxsim
 
     start = time.perf_counter()
-    # It divides in the type it is given, and bfloat16 would round once more.
+    # It divides in the dtype of the documents, and bfloat16 would round once more.
     documents, scales = flash_maxsim.quantize_int8_symmetric(inputs.padded.float())
     query, q_scales = flash_maxsim.quantize_query_int8(inputs.queries[0])
     packing = since(start, inputs)
@@ -217,7 +215,7 @@ CONTENDERS = (
     peer("flash-maxsim packed", fm_packed, exact_only, ragged_only, _one_query),
     peer("flash-maxsim persistent", fm_persistent, exact_only, ragged_only),
     peer("flash-maxsim int8x8", fm_int8, quantized_only, _one_query),
-    # Compiling these takes longer than timing everything else: they come last, as far as there is time.
+    # Compiling these takes longer than timing everything else, so they come last.
     COMPILED,
     peer("flash-maxsim query reuse", fm_query_reuse, exact_only, no_gradients, _one_query, _long_queries, main=False),
     torch_contender(

@@ -36,13 +36,7 @@ def caches(folder: Path) -> dict[str, str]:
 
 
 def measured_apart(workload: str, contender: str, cache: Path) -> float:
-    """Time one first call in a fresh process whose compilers keep their results in ``cache``.
-
-    Raises
-    ------
-    RuntimeError
-        The process failed; the message is the last line of what it said.
-    """
+    """Time one first call in a new process whose compilers use ``cache``. RuntimeError says why the process failed."""
     command = [sys.executable, *MODULE, workload, contender]
     environment = {**os.environ, **caches(cache)}
     try:
@@ -79,10 +73,10 @@ def main(first: str, second: str) -> None:
         print(_seconds(*pair))
         return
     compiling = [
-        (workload, contender)
-        for workload, contender in pairs
-        if (contender.kind != "torch" and contender.backend != "torch") or contender.name == COMPILED_TORCH
-        if contender.why_not(workload) is None
+        (w, c)
+        for w, c in pairs
+        if c.name == COMPILED_TORCH or "torch" not in (c.kind, c.backend)
+        if c.why_not(w) is None
     ]
     for pair in compiling[int(first) :: int(second)]:
         # A contender that fails here fails again, and says why, when it is measured.

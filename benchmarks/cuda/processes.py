@@ -21,7 +21,7 @@ def start(*arguments: str, **how: Any) -> subprocess.Popen[bytes]:
 
 
 def start_shares(*arguments: str, environment: dict[str, str] | None = None) -> list[subprocess.Popen[bytes]]:
-    """Start one silent process for almost every core, each with its number and their count as last arguments."""
+    """Start silent processes on almost all cores. The last arguments of each are its number and their count."""
     count = max(1, min(MOST, (os.cpu_count() or 1) - 2))
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     return [start(*arguments, str(share), str(count), **silent) for share in range(count)]

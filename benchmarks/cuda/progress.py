@@ -63,7 +63,7 @@ class Progress:
     def blame(self, reason: str, lost: bool = True) -> str | None:
         """Say why the contender whose turn it is has no result, and return its name; None if it is nobody's turn.
 
-        A contender that has ``lost`` the process or its device is left out from now on.
+        A contender that has ``lost`` the process or the device is left out from now on.
         """
         if not self._turn.is_file():
             return None

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.contender import Prepared
+from benchmarks.contender import Prepared, turn_by_turn
 
 ROUNDS = 50
 # Rounds of the host and wall times, which say more of the machine's threads than of a kernel.
@@ -117,16 +117,10 @@ class Times(NamedTuple):
 def interleaved(
     device: Cuda, calls: dict[str, Prepared], begin: Callable[[str], object], deadline: float = float("inf")
 ) -> dict[str, Times]:
-    """Time calls turn by turn, so that a change of the device's clock falls on all of them.
+    """Time calls, which have run before, turn by turn: a change of the device's clock falls on all of them.
 
-    Parameters
-    ----------
-    calls
-        By name; they have run before.
-    begin
-        Told whose turn it is, so that a call which never returns has a name.
-    deadline
-        On the device's ``clock``. Later, only calls without a time on the device get one round.
+    ``begin`` is told whose turn it is, so that a call that never returns has a name. After the ``deadline``, on the
+    device's ``clock``, every call that has no time on the device yet gets one round.
     """
     times = {name: Times([], [], []) for name in calls}
     # The first round is an estimate, and brings the device's clock up to speed.
@@ -170,11 +164,8 @@ def _host(device: Cuda, call: Prepared, times: Times) -> None:
 
 
 def _turns(estimates: dict[str, float], most: int) -> Iterator[str]:
-    """Yield every call as often as the budget allows, spread evenly; each turn begins with another call."""
-    names = list(estimates)
-    rounds = {name: max(MIN_ROUNDS, min(most, int(BUDGET / max(estimates[name], 1e-9)))) for name in names}
-    for turn in range(most if names else 0):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            if (turn + 1) * rounds[name] // most > turn * rounds[name] // most:
-                yield name
+    """Give every name as often as the budget of its call allows, spread evenly."""
+    rounds = {name: max(MIN_ROUNDS, min(most, int(BUDGET / max(took, 1e-9)))) for name, took in estimates.items()}
+    for turn, name in turn_by_turn(list(estimates), most if estimates else 0):
+        if (turn + 1) * rounds[name] // most > turn * rounds[name] // most:
+            yield name

@@ -27,17 +27,14 @@ from benchmarks.recorder import result_entry, workload_entry
 from colbert_fast import bench
 from colbert_fast.bench import Inputs, Workload
 
-# The exit status of a worker whose device works no more. The next worker gets a new context.
-LOST = 75
-# Seconds of a call, and of a first call, which compiles and tunes, after which the worker is stuck.
+# Seconds of a call, and of a first call, which compiles and tunes. A worker that takes longer is stuck.
 CALL_LIMIT, PREPARE_LIMIT = 30.0, 100.0
-NO_TIME = "no time left"
 # Nothing that compiles begins in the last seconds.
 LATE_RESERVE = 25.0
 GRAPH_ROUNDS = 20
-# Contenders whose first calls are timed on the first workload: one call with an empty cache, others with what it left.
+# Contenders whose first calls are timed on the first workload: one with an empty cache, two with what it left there.
 FIRST_CALLS = ("colbert_fast triton", "late-interaction-kernels", "flash-maxsim")
-WARM_CALLS = 2
+COLD, WARM = "gpu-first-call-cold", "gpu-first-call-warm"
 
 
 class Ready(NamedTuple):
@@ -59,71 +56,88 @@ class Worker:
 
     def run(self, workloads: Sequence[Workload], contenders: Sequence[Contender]) -> None:
         """Measure what is ready at once on every workload, then the first calls, then what compiles for long."""
-        self.progress.order = [contender.name for contender in contenders]
+        first_calls = [contender for contender in contenders if contender.name in FIRST_CALLS]
+        if not self.progress.order:
+            self.progress.order = [contender.name for contender in contenders]
+            self._announce(workloads, contenders, first_calls)
         main = [contender for contender in contenders if contender.main]
         for workload in workloads:
-            if workload.name not in self.progress.done:
-                # Its documents as long as they may be. _measure says how long they are.
-                self.recorder.open(workload_entry(workload))
-                self._stage(workload.name, workload, main)
-        self._first_calls(workloads[0], [contender for contender in contenders if contender.name in FIRST_CALLS])
+            self._stage(workload.name, workload, self._able(workload, main))
+        self._first_calls(workloads[0], first_calls)
         for late in (contender for contender in contenders if not contender.main):
             for workload in workloads:
-                # Beside one of ours, so that both have seen the same minute.
-                ours = [other for other in main if other.kind == "ours" and other.why_not(workload) is None]
-                self._stage(f"{workload.name}/{late.name}", workload, [*ours[:1], late], LATE_RESERVE)
+                if self.left() > LATE_RESERVE and self._able(workload, [late]):
+                    # It is timed beside one of ours, so that both have seen the same minute.
+                    ours = self._able(workload, [contender for contender in main if contender.kind == "ours"])
+                    self._stage(f"{workload.name}/{late.name}", workload, [*ours[:1], late])
 
     def left(self) -> float:
         """Seconds."""
         return self.deadline - self.device.clock()
 
+    def _announce(
+        self, workloads: Sequence[Workload], contenders: Sequence[Contender], first_calls: Sequence[Contender]
+    ) -> None:
+        """Write down why every result is missing. A result, or another reason, replaces this later."""
+        entries = [(workload_entry(workload), workload, contenders) for workload in workloads]
+        for name, state in ((COLD, "empty"), (WARM, "filled")):
+            shape = f"{workloads[0].shape}, first call of a process, {state} compiler cache"
+            about = {"name": name, "shape": shape, "bytes": 0, "flops": 0.0}
+            entries.append(({**workload_entry(workloads[0]), **about}, workloads[0], first_calls))
+        for entry, workload, expected in entries:
+            self.recorder.open(entry)
+            for contender in expected:
+                self.recorder.skip(entry["name"], contender.name, contender.why_not(workload) or "no time left")
+        self.progress.save()
+
+    def _able(self, workload: Workload, contenders: Sequence[Contender]) -> list[Contender]:
+        """Return the contenders that can run, and have not ended a process with this workload."""
+        return [
+            contender
+            for contender in contenders
+            if contender.why_not(workload) is None and (workload.name, contender.name) not in self.progress.left_out
+        ]
+
     def _done(self, stage: str) -> None:
         self.progress.save(stage)
         print(f"{max(0.0, self.left()):4.0f} s left: {stage}", flush=True)
 
-    def _stage(self, name: str, workload: Workload, contenders: Sequence[Contender], reserve: float = 0.0) -> None:
-        """Check and time contenders on a workload, if the last of them can run."""
-        if name in self.progress.done:
+    def _stage(self, name: str, workload: Workload, contenders: Sequence[Contender]) -> None:
+        """Check and time contenders on a workload."""
+        if name in self.progress.done or not contenders or self.left() <= 0:
             return
-        able = []
-        for contender in contenders:
-            if (workload.name, contender.name) in self.progress.left_out:
-                continue
-            if reason := contender.why_not(workload) or (NO_TIME if self.left() <= reserve else None):
-                self.recorder.skip(workload.name, contender.name, reason)
-            else:
-                able.append(contender)
         try:
-            if able and (not reserve or able[-1] is contenders[-1]):
-                self._measure(name, workload, able)
-        except Exception as error:  # Of the inputs or their reference: no contender is to blame.
-            for contender in able:
+            inputs = workload.inputs()
+            # Now it is known how long the documents are.
+            self.recorder.open(workload_entry(workload, inputs))
+            reference = inputs.reference()
+            ready = self._prepare(inputs, contenders, reference)
+            self._time(workload, ready)
+        except Exception as error:  # The inputs or their reference failed: no contender is to blame.
+            for contender in contenders:
                 self.recorder.skip(workload.name, contender.name, f"failed: {error}")
-        if name not in self.progress.done:
             self._done(name)
+        else:
+            # A capture that fails can take the device down. Everything else is known by now.
+            self._done(name)
+            self._graphs(workload, ready, reference)
 
-    def _measure(self, stage: str, workload: Workload, contenders: Sequence[Contender]) -> None:
-        inputs = workload.inputs()
-        self.recorder.open(workload_entry(workload, inputs))
-        self.progress.save()
-        reference = inputs.reference()
+    def _prepare(self, inputs: Inputs, contenders: Sequence[Contender], reference: Tensor) -> dict[str, Ready]:
+        """Check contenders; return those that are ready to be timed, by name."""
+        workload = inputs.workload
         gradients = right_gradients(inputs) if workload.backward else None
-        ready: dict[str, Ready] = {}
+        ready = {}
         for contender in contenders:
             if self.left() <= 0:
-                self.recorder.skip(workload.name, contender.name, NO_TIME)
-                continue
+                break
             self.progress.begin(workload.name, contender.name, "prepare", PREPARE_LIMIT)
             try:
-                ready[contender.name] = self._prepare(contender, inputs, reference, gradients)
+                ready[contender.name] = self._checked(contender, inputs, reference, gradients)
             except Exception as error:
                 self._failed(error)
-        self._time(workload, ready)
-        # A capture that fails can take the device down. Everything else is known by now.
-        self._done(stage)
-        self._graphs(workload, ready, reference)
+        return ready
 
-    def _prepare(
+    def _checked(
         self, contender: Contender, inputs: Inputs, reference: Tensor, gradients: tuple[Tensor, Tensor] | None
     ) -> Ready:
         call = contender.prepare(inputs)
@@ -144,7 +158,7 @@ class Worker:
         return Ready(contender, call, facts)
 
     def _time(self, workload: Workload, ready: dict[str, Ready]) -> None:
-        """Time all that are ready. One that fails now is left out, and the others begin anew."""
+        """Time all that are ready. One that fails now is left out, and the others begin again."""
 
         def begin(name: str) -> None:
             self.progress.begin(workload.name, name, "time", CALL_LIMIT)
@@ -182,11 +196,11 @@ class Worker:
         self.progress.save()
 
     def _failed(self, error: Exception) -> str:
-        """Blame the contender whose turn it is, and return its name; end this process if the device is lost."""
+        """Blame the contender whose turn it is, and return its name. If the device is lost, end this process."""
         healthy = self.device.healthy()
         name = self.progress.blame(" ".join(str(error).split())[:300] or type(error).__name__, lost=not healthy)
         if not healthy:
-            raise SystemExit(LOST)
+            sys.exit("the device is lost to this process")
         assert name is not None
         return name
 
@@ -194,26 +208,16 @@ class Worker:
         """Time first calls, each in a process of its own."""
         if "first calls" in self.progress.done:
             return
-        nothing = dict.fromkeys(("first_call", "packing", "max_relative_error", "kendall_tau"))
-        for contender in contenders:
-            reason, seconds = contender.why_not(workload), list[float]()
+        for contender in (found for found in contenders if found.why_not(workload) is None):
             with tempfile.TemporaryDirectory() as cache:
-                while reason is None and len(seconds) < 1 + WARM_CALLS:
-                    try:
-                        reason = NO_TIME if self.left() <= LATE_RESERVE else None
-                        if reason is None:
-                            seconds.append(first_call.measured_apart(workload.name, contender.name, Path(cache)))
-                    except RuntimeError as error:
-                        reason = f"failed: {error}"
-            for name, state, found in (("cold", "empty", seconds[:1]), ("warm", "filled", seconds[1:])):
-                shape = f"{workload.shape}, first call of a process, {state} compiler cache"
-                about = {"name": f"gpu-first-call-{name}", "shape": shape, "bytes": 0, "flops": 0.0}
-                self.recorder.open({**workload_entry(workload), **about})
-                if found:
-                    entry = result_entry(contender, workload)
-                    self.recorder.add(f"gpu-first-call-{name}", entry, found, **nothing, wrong=False)
-                elif reason is not None:
-                    self.recorder.skip(f"gpu-first-call-{name}", contender.name, reason)
+                try:
+                    for name in (COLD, WARM, WARM):
+                        if self.left() > LATE_RESERVE:
+                            seconds = first_call.measured_apart(workload.name, contender.name, Path(cache))
+                            self.recorder.add(name, result_entry(contender, workload), [seconds])
+                except RuntimeError as error:
+                    for name in (COLD, WARM):
+                        self.recorder.skip(name, contender.name, f"failed: {error}")
         self._done("first calls")
 
 
