@@ -7,11 +7,12 @@
 #   make docs       the documentation, into build/site; a warning is an error
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
-#   make test-arm       the NEON tier on emulated AArch64 processors; installs compiler and emulator on Debian, as root
+#   make test-arm       the NEON tiers on emulated AArch64 processors; installs compiler and emulator on Debian, as root
 #   make test-old-x86   every tier, and the extension, on emulated x86-64 processors without AVX-512, AVX2 or AVX
 #   make bench-gpu  the tests and workloads of a CUDA device in eight minutes, with the machine's own Python; writes its
 #                   JSON into RESULTS, and takes what is not installed from the pure-Python wheels in WHEELS
 #   make test-floor, test-newest, test-pylate   the suite with other versions; see the end of this file
+#   make bench-smoke  the benchmarks on tiny shapes, once; make clean  takes away what make has made
 #   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
 PYTHON ?= python3
 VENV ?= .venv

@@ -50,8 +50,8 @@ def checked_sides(
     # The scores go to the device of the documents. numpy arrays and lists of numbers have none: then to the queries.
     placed = isinstance(b, (PackedTokens, Tensor)) or (isinstance(b, (list, tuple)) and b and isinstance(b[0], Tensor))
     home = like_d.device if placed else like_q.device
-    # A side without a single row has no dim and no dtype of its own, and fits any other side. Its new tokens are made
-    # from its old ones, so that it has a gradient, though an empty one.
+    # A side without a single row fits any other side: it takes the dim and the dtype of the other side. Its new tokens
+    # are made from its old ones, so that it still has a gradient, an empty one.
     if like_q.shape[0] == 0:
         q = q.with_tokens(like_q.reshape(0, d.dim).to(torch.float32 if d._scales is not None else d.dtype))
         like_q = q._like

@@ -46,7 +46,8 @@ class PackedTokens:
         ``[n]``, integer: the number of rows of each item, 0 allowed.
     scales
         ``[total]`` float32, finite, 0 or more, with int8 ``tokens`` only: row r stands for ``scales[r] * tokens[r]``.
-        :meth:`quantize` makes such a batch, and the ``from_*`` of int8. It can be scored as documents, not as queries.
+        :meth:`quantize` makes such a batch, and so do the ``from_*`` methods with int8 tokens. Such a batch can be scored
+        as documents, not as queries.
 
     Raises
     ------
@@ -56,10 +57,10 @@ class PackedTokens:
         A shape that does not fit, an item outside ``tokens``, or a bad scale. Checking this waits for the device.
     """
 
-    # Whether a kernel can do without starts and lengths: all items have one length, and follow one another.
+    # Whether all items have one length and lie one after the other, so that a kernel needs no starts and lengths.
     _equal = False
-    # Whether this was cut from a larger batch. Then it has all rows of that batch, and every item may be shorter than
-    # max_length.
+    # Whether this was cut from a larger batch. Then it still holds all rows of that batch, and max_length may be longer
+    # than every item.
     _part = False
     # Items that are not in one matrix yet, where a backend reads them as they are.
     _items: Sequence[Tensor] = ()
@@ -126,7 +127,7 @@ class PackedTokens:
             each item.
         scales
             With int8 items only: for each item a tensor or array ``[length]`` of float32, finite, 0 or more, so that
-            row r of an item stands for ``scale[r] * item[r]``. Default: 1 for each row.
+            row r of item i stands for ``scales[i][r] * items[i][r]``. Default: 1 for each row.
 
         Raises
         ------

@@ -142,8 +142,8 @@ struct Tier {
   // refused. Nobody runs the tier before the system has granted it.
   const char* (*refused)();
   // Null, or the tier that scores bfloat16 documents for float32 queries in place of this one. A tier that
-  // multiplies bfloat16 as it is has one, because float32 queries must not be rounded. It is supported
-  // wherever this tier is.
+  // multiplies bfloat16 as it is names one, because float32 queries must not be rounded to bfloat16. That
+  // tier can run wherever this tier can.
   const Tier* for_float32_queries;
 };
 

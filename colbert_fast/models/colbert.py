@@ -63,11 +63,15 @@ class ColBERT(nn.Module):
         are the transformer's own states, L2-normalised.
     device
         Device of the encoder. None: CUDA if there is one, else MPS, else the CPU.
-    max_length_query, max_length_document
-        Largest number of tokens of a query and of a document, prefix and special tokens included. If query expansion
-        fills every query up to a fixed length, `max_length_query` is this length.
-    query_prefix, document_prefix
-        Plain text that is put before every query and before every document.
+    max_length_query
+        Largest number of tokens of a query, prefix and special tokens included. With query expansion, every query is
+        filled up to this length.
+    max_length_document
+        Largest number of tokens of a document, prefix and special tokens included.
+    query_prefix
+        Plain text that is put before every query.
+    document_prefix
+        Plain text that is put before every document.
     padding
         "max_length": `forward` pads its result to the maximum length. True or "longest": it pads to the longest text.
         In both cases no pad token passes through the transformer. With "max_length", neural-cherche checkpoints and
@@ -89,15 +93,21 @@ class ColBERT(nn.Module):
         The `MultiVectorEncoder` that computes the embeddings.
     model_folder
         The folder that the files were loaded from.
-    query_pad_token, original_pad_token, n_mask_tokens
-        As in neural-cherche: the tokenizer's mask token, its pad token, and a number that nothing uses.
+    query_pad_token
+        The tokenizer's mask token, as in neural-cherche.
+    original_pad_token
+        The tokenizer's pad token, as in neural-cherche.
+    n_mask_tokens
+        A number that neural-cherche has too, and that nothing uses.
 
     Raises
     ------
     FileNotFoundError
         The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
         not hold the checkpoint.
-    TypeError, ValueError
+    TypeError
+        An argument of the wrong type.
+    ValueError
         An argument that no encoder can have or that this checkpoint cannot obey, such as a length above the
         transformer's positions; or a damaged file, which the message names. A file is never run as code.
 

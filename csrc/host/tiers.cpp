@@ -9,7 +9,7 @@ namespace colbert_fast {
 // tier comes before another tier if it is faster wherever both can run.
 //
 // To add a tier: write csrc/tiers/NAME.cpp, which defines one Tier (csrc/maxsim.h says what a Tier holds, and
-// csrc/tiers/avx2.cpp is the shortest example); declare that Tier at the end of csrc/maxsim.h; and name it
+// csrc/tiers/avx2.cpp is a short example); declare that Tier at the end of csrc/maxsim.h; and name it
 // here. The build finds the new file by itself.
 const Tier* const kTiers[] = {&kAmx,      &kAvx512Bf16,  &kAvx512Vnni, &kAvx512,   &kAvxVnni, &kAvx2,
                               &kNeonI8mm, &kNeonDotprod, &kNeon,       &kPortable, nullptr};

@@ -150,8 +150,8 @@ void accumulate(const Rows<T>& rows, int64_t lanes, Scratch& s) {
   }
 }
 
-// A row of zeros has a score of 0 with every lane, or NaN if the lane has an infinite number. Unless a
-// maximum is one of these, rows of zeros have changed nothing.
+// The product of a row of zeros with a lane is 0, or NaN if the lane holds an infinite number. If no maximum
+// is 0 or NaN, rows of zeros have changed nothing.
 inline bool zero_rows_may_win(int64_t lanes, const Scratch& s) {
   for (int64_t l = 0; l < lanes; ++l) {
     if (s.best.value[l] == 0.0f || s.best.value[l] != s.best.value[l]) return true;
@@ -184,8 +184,8 @@ bool document_maxima(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
   return any;
 }
 
-// The score of a query and a document: the sum of the maxima of the query's lanes [first, last). In double,
-// so that only the last rounding counts, and the error does not grow with the length of the query.
+// The score of a query and a document: the sum of the maxima of the query's lanes [first, last). The
+// sum is in double, so its rounding errors are negligible and do not grow with the length of the query.
 inline float sum_of_maxima(int64_t first, int64_t last, const Scratch& s) {
   double sum = 0.0;
   for (int64_t l = first; l < last; ++l) sum += static_cast<double>(s.best.value[l]);

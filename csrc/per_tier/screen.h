@@ -392,8 +392,8 @@ bool screen(const Rows<T>& rows, int64_t lanes, const Best& best, Scratch& s, co
   int64_t by_all = 0;
   for (int64_t lane = 0; lane < lanes; lane += kPanel) {
     // While the first panel is multiplied, the rows one chunk further on are asked for, so that narrowing
-    // finds them in L2. The distance is that of a whole chunk even if this chunk has fewer rows. So rows that
-    // follow one another are asked for once, and no row is left out, across the ends of documents too.
+    // finds them in L2. The distance is always one whole chunk, even if this chunk has fewer rows. So each
+    // row is asked for once, across the ends of documents too.
     const Ahead ahead = {reinterpret_cast<uintptr_t>(rows.data) +
                              static_cast<uintptr_t>(chunk_rows(lanes) * rows.stride) * sizeof(T),
                          lane > 0 ? 0 : static_cast<int>(sizeof(T) / SizeOf<Number>::kBytes)};
@@ -409,8 +409,8 @@ bool screen(const Rows<T>& rows, int64_t lanes, const Best& best, Scratch& s, co
     ++panels;
     if (done) continue;
     ++by_all;
-    // The chains of all rows run in the order of the rows, and of equal rows the first wins. So they must not
-    // meet a later row in `best` already.
+    // The chains of all rows run in the order of the rows, so that the first of equal rows wins. `best` must
+    // not hold a later row when they begin.
     std::memcpy(best.value + lane, value_before, sizeof value_before);
     std::memcpy(best.token + lane, token_before, sizeof token_before);
     by_chains(rows, lane, lanes - lane < kPanel ? lanes : lane + kPanel);
