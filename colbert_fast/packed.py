@@ -46,8 +46,8 @@ class PackedTokens:
         ``[n]``, integer: the number of rows of each item, 0 allowed.
     scales
         ``[total]`` float32, finite, 0 or more, with int8 ``tokens`` only: row r stands for ``scales[r] * tokens[r]``.
-        :meth:`quantize` makes such a batch, and so do the ``from_*`` methods with int8 tokens. Such a batch can be scored
-        as documents, not as queries.
+        :meth:`quantize` makes such a batch, and so do the ``from_*`` methods with int8 tokens. It can be scored as
+        documents, not as queries.
 
     Raises
     ------
