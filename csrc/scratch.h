@@ -73,8 +73,8 @@ struct Scratch {
 // Document rows that are screened together. The number is so large that a passage is one chunk, because every
 // lane computes the chain of its guess in every chunk, whether the guess is right or wrong. At dim 128 the
 // rows of a chunk are 40 KiB in int8, and their products with a panel of 32 lanes are as much again: both
-// come from L2 where L1 has 48 KiB, and the tile hides that. With kManyLanes a page is one chunk too: on Zen
-// 5, pages of 1024 tokens of float32 then took 7 % less time with 1024 lanes, and 5 % more with 256.
+// come from L2 where L1 has 48 KiB, and the tile hides that. With kManyLanes a page is one chunk too: fewer
+// guesses save more there than the larger chunk costs (`colbert-fast bench pages-float32`).
 constexpr int64_t kChunkRows = 320;
 constexpr int64_t kMostChunkRows = 1024;
 constexpr int64_t kManyLanes = 512;

@@ -366,8 +366,8 @@ bool screen_panel(const Rows<T>& rows, const NarrowRows& narrow, Ahead ahead, fl
   int64_t left =
       refine<N>(rows, lane, norm, guess, best, eighth < kMostCandidates ? eighth : kMostCandidates, s);
   if (left < 0) return false;
-  // A lane without a candidate computes its guess again, which changes nothing. One round takes as long as
-  // the panel's chains with seven rows (AVX-512 on Zen 5, dim 128).
+  // A lane without a candidate computes its guess again, which changes nothing. One round takes about as long
+  // as the panel's chains with seven rows, so more rounds than a sixteenth of the rows would not pay.
   for (int64_t rounds = narrow.count / 16; left > 0; --rounds) {
     if (rounds == 0) return false;
     left = next_of_each_lane(left, guess, s);

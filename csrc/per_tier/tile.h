@@ -133,8 +133,7 @@ struct Ahead {
 };
 
 // Asks for these lines a few at a time, while steps of kRows rows are done. A CPU that has no place left to
-// note a request drops the request: a prototype on Zen 5, which screened documents of float32 from memory,
-// took half as long again with 48 lines before every sixteenth step as with 3 lines in every step.
+// note a request drops the request, so many requests at once would be lost.
 template <int kRows>
 class Prefetcher {
  public:

@@ -269,11 +269,10 @@ struct Narrow : Int8Narrow {
   static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   static constexpr int64_t kBytes = kTileBytes;
   static constexpr int kRaise = 0;
-  // Not measured with this code. A prototype on Sapphire Rapids, at dim 128 and with 32 query tokens in
-  // cache, took 16.3 ns a document token screened and 44.8 ns by multiply-adds. Multiply-adds take half the
-  // time for 16 query tokens, and no less for fewer, because a vector of lanes is multiplied as a whole. The
-  // conversion of documents takes the same time for any number of query tokens. So queries of less than half
-  // a vector are not screened. For int8, whose rows need no conversion, the limit is taken from screening by
+  // Reasoned, and not measured with this code. Multiply-adds take half the time for 16 query tokens that they
+  // take for 32, and no less for fewer, because a vector of lanes is multiplied as a whole. The conversion of
+  // documents takes the same time for any number of query tokens. So queries of less than half a vector are
+  // not screened. For int8, whose rows need no conversion, the limit is taken from screening by
   // AVX512-VNNI, whose products take longer.
   template <typename T>
   static constexpr int64_t least_lanes() {

@@ -2,8 +2,8 @@
 // tier, with bfloat16 multiplied as it is.
 //
 // vdpbf16ps multiplies two pairs of bfloat16 numbers and adds both products to a float32. On Zen 5 it issues
-// as often as an FMA, which makes it twice as fast. A prototype on Sapphire Rapids was slower than that. Each
-// of the two additions rounds at most once, so a block has as many roundings as a block of multiply-adds.
+// as often as an FMA, which makes it twice as fast (`make bench` measures both peaks). Each of the two
+// additions rounds at most once, so a block has as many roundings as a block of multiply-adds.
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
