@@ -90,8 +90,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     demo.add_argument("--top", type=_positive, default=3, metavar="K", help="passages to show per question (default 3)")
     demo.add_argument("--backend", help="a backend's name, such as cpu:avx2 or torch; default: the best")
     measured = commands.add_parser("bench", help="time our backends, torch and sentence-transformers on this machine")
-    names = [w.name for w in bench.WORKLOADS if w.name not in bench.SHORT]
-    measured.add_argument("workload", nargs="*", help=f"default: {', '.join(bench.SHORT)}; others: {', '.join(names)}")
+    names = [w.name for w in bench.WORKLOADS]
+    others = ", ".join(name for name in names if name not in bench.SHORT)
+    measured.add_argument("workload", nargs="*", help=f"default: {', '.join(bench.SHORT)}; others: {others}")
     measured.add_argument("--rounds", type=_rounds, default=20, help="times that each is timed (default 20)")
     measured.add_argument("--json", action="store_true", help="print JSON instead of a table")
     said = io.StringIO()
