@@ -226,7 +226,7 @@ void narrow_lane_int8(int64_t dim, int64_t begin, int64_t l, int64_t width, bool
 // into s.row_scales. Returns the largest ||d||^2 of the rows; it is not finite if one of their numbers is
 // not.
 template <typename N, typename Number, typename T>
-float narrow_rows(const Rows<T>& rows, Scratch& s) {
+float narrow_rows(Rows<T> rows, Scratch& s) {
   const int64_t bytes = narrow_bytes<N, Number>(rows.dim);
   const int64_t whole = padded_dim<N>(rows.dim);
   T* copies = reinterpret_cast<T*>(s.padded_rows);

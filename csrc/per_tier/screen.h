@@ -209,7 +209,7 @@ float dot(const float* a, const float* b, int64_t dim) {
 
 // Whether two rows are the same, so that their chains are the same.
 template <typename T>
-bool same_rows(const Rows<T>& rows, int32_t a, int32_t b) {
+bool same_rows(Rows<T> rows, int32_t a, int32_t b) {
   if (rows.scale(a) != rows.scale(b)) return false;
   return std::memcmp(rows.row(a), rows.row(b), static_cast<size_t>(rows.dim) * sizeof(T)) == 0;
 }
@@ -217,8 +217,8 @@ bool same_rows(const Rows<T>& rows, int32_t a, int32_t b) {
 // Step 4. Writes the candidates that are left into s.candidates, their rows in ascending order, and returns
 // their number. Returns -1 if more than `limit` were picked.
 template <typename N, typename T>
-int64_t refine(const Rows<T>& rows, int64_t lane, float norm, const int32_t* guess, const Best& best,
-               int64_t limit, Scratch& s) {
+int64_t refine(Rows<T> rows, int64_t lane, float norm, const int32_t* guess, const Best& best, int64_t limit,
+               Scratch& s) {
   int64_t all = 0;
   int64_t kept = 0;
   for (int64_t i = 0; s.picked_lanes[i] != 0; ++i) {
@@ -288,7 +288,7 @@ struct Deciding<N, T, true> {
 
 // Row r as the elements of Ops: where it is, or in `to`, which has `bytes`.
 template <typename Ops, typename T>
-const typename Ops::Element* as_elements(const Rows<T>& rows, int64_t r, int64_t bytes, unsigned char* to) {
+const typename Ops::Element* as_elements(Rows<T> rows, int64_t r, int64_t bytes, unsigned char* to) {
   if constexpr (std::is_same<Ops, Float32Ops>::value) {
     (void)bytes;
     return rows.widened(r, reinterpret_cast<float*>(to));
@@ -304,7 +304,7 @@ const typename Ops::Element* as_elements(const Rows<T>& rows, int64_t r, int64_t
 
 // Steps 2 and 5. Takes the chain of each lane of a panel with its row, row_of[lane], into `best`.
 template <typename N, typename T, bool kArgmax, int kVecs, int kWidth>
-void decide(const Rows<T>& rows, const int32_t* row_of, int64_t lane, const Best& best, Scratch& s) {
+void decide(Rows<T> rows, const int32_t* row_of, int64_t lane, const Best& best, Scratch& s) {
   using Ops = typename Deciding<N, T>::Ops;
   using Element = typename Ops::Element;
   constexpr int kLanes = kVecs * Isa::kFloats;
@@ -344,7 +344,7 @@ inline int64_t next_of_each_lane(int64_t count, int32_t* row_of, Scratch& s) {
 // Steps 1 to 5 for one panel of lanes. `norm` is D. Returns false if there are too many candidates: `best`
 // then holds the chains of some of them.
 template <typename N, typename T, bool kArgmax, int kVecs, int kWidth>
-bool screen_panel(const Rows<T>& rows, const NarrowRows& narrow, Ahead ahead, float norm, int64_t lane,
+bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float norm, int64_t lane,
                   const Best& best, Scratch& s) {
   using Number = typename N::template Screen<T>;
   constexpr int kLanes = kVecs * Isa::kFloats;
@@ -379,7 +379,7 @@ bool screen_panel(const Rows<T>& rows, const NarrowRows& narrow, Ahead ahead, fl
 // Takes the rows of a chunk into `best`, for all packed lanes. Returns false if these rows cannot be
 // screened. by_chains(rows, begin, end) computes the chains of all rows with the lanes from begin to end.
 template <typename N, typename T, bool kArgmax, typename ByChains>
-bool screen(const Rows<T>& rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
+bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
   using Number = typename N::template Screen<T>;
   if (rows.count < N::kLeastRows || !narrowed<N, T>(rows.dim, lanes, rows.count, s)) return false;
   const float squares = narrow_rows<N, Number>(rows, s);
@@ -423,7 +423,7 @@ bool screen(const Rows<T>& rows, int64_t lanes, const Best& best, Scratch& s, co
 // Takes rows into `best`, for all packed lanes, chunk after chunk. Chunks that are not screened are left to
 // by_chains(rows, begin, end).
 template <typename N, typename T, bool kArgmax, typename ByChains>
-void by_chunks(const Rows<T>& rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
+void by_chunks(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
   const int64_t most = chunk_rows(lanes);
   for (int64_t row = 0; row < rows.count && !given_up(0, s); row += most) {
     const Rows<T> chunk = rows.part(row, rows.count - row < most ? rows.count - row : most);
