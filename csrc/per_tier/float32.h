@@ -11,7 +11,7 @@ namespace {
 
 // Takes rows into the maxima of the packed lanes from `begin`, the first lane of a panel, to `end`.
 template <typename T, bool kArgmax>
-void accumulate_float32(Rows<T> rows, int64_t begin, int64_t end, const Best& best, Scratch& s) {
+void accumulate_float32(const Rows<T>& rows, int64_t begin, int64_t end, const Best& best, Scratch& s) {
   constexpr bool kIsFloat32 = std::is_same<T, float>::value;
   // With one panel no row is read twice. So the rows need no blocks, except for the looks for an interrupt.
   const bool one_panel = kIsFloat32 && end - begin <= kPanel;

@@ -136,14 +136,15 @@ inline void pack_queries(const Problem& p, int64_t begin, int64_t end, Scratch& 
 
 // Takes rows into s.best, for all packed lanes, in the fastest way that the tier has for them.
 template <typename T, bool kArgmax>
-void accumulate(Rows<T> rows, int64_t lanes, Scratch& s) {
+void accumulate(const Rows<T>& rows, int64_t lanes, Scratch& s) {
   if constexpr (multiplies_bfloat16<Narrow, T>()) {
     accumulate_bfloat16<Narrow, kArgmax>(rows, lanes, s);
   } else if constexpr (screens<Narrow, T>()) {
     if (!s.screens) return accumulate_float32<T, kArgmax>(rows, 0, lanes, s.best, s);
-    by_chunks<Narrow, T, kArgmax>(rows, lanes, s.best, s, [&](Rows<T> part, int64_t begin, int64_t end) {
-      accumulate_float32<T, kArgmax>(part, begin, end, s.best, s);
-    });
+    by_chunks<Narrow, T, kArgmax>(rows, lanes, s.best, s,
+                                  [&](const Rows<T>& part, int64_t begin, int64_t end) {
+                                    accumulate_float32<T, kArgmax>(part, begin, end, s.best, s);
+                                  });
   } else {
     accumulate_float32<T, kArgmax>(rows, 0, lanes, s.best, s);
   }

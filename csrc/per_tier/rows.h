@@ -53,8 +53,8 @@ CF_ALWAYS_INLINE const float* widened(const T* row, float scale, int64_t n, floa
   }
 }
 
-// Rows of one document that follow one another. Functions take Rows by value: the compiler would read a
-// reference from memory again after each store of bytes, because a byte may alias anything.
+// Rows of one document that follow one another. narrow.h and screen.h take Rows by value: the compiler
+// would read a reference from memory again after each store of bytes, because a byte may alias anything.
 template <typename T>
 struct Rows {
   const T* data;        // the first row
