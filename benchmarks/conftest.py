@@ -82,7 +82,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _default_folder(profile: str) -> Path:
-    """The results of a full run are for the repository, and those of a quick run for its author."""
+    """The results of a full run are for the repository. The results of a quick run are for whoever runs it."""
     if profile == "smoke":
         return Path(tempfile.mkdtemp())
     return machine.ROOT / ("benchmarks" if profile == "full" else "build") / "results"

@@ -40,8 +40,8 @@ class Workload(NamedTuple):
     ld: int
 
 
-# Where one line has several workloads, the sum of their times relative to those of the present line decides. The
-# lines that most people wait for come first, so that a run that is stopped has tuned them.
+# Where one line has several workloads, each time is divided by the time of the present line, and the least sum
+# decides. The lines that most people wait for come first, so that a run that is stopped has tuned them.
 WORKLOADS = [
     Workload(kind, work, *shape)
     for kind, factor in (("half", 4), ("int8", 4), ("float", 1))
@@ -136,7 +136,7 @@ def tune(arch: str, path: Path, where: str, seconds: Seconds, kinds: Sequence[st
 
 
 def rewrite(path: Path, best: dict[str, Config], provenance: str) -> None:
-    """Put lines into the table, and their provenance behind that of the others; the rest stays byte for byte."""
+    """Put lines into the table, and say at the end of its text where they come from; the rest stays byte for byte."""
     table = json.loads(path.read_text(encoding="utf-8"))
     if provenance:
         arch = provenance.partition(":")[0]

@@ -175,7 +175,7 @@ WORKLOADS = (
     _text("batch-float32", nq=64, dtype=_FLOAT, source=_ALL),
     _text("train-inbatch-float32", nq=32, nd=32, dtype=_FLOAT, source="in-batch negatives", backward=True),
 )
-# Small enough for a minute in all, and for every tier.
+# What `colbert-fast bench` measures where no workload is named: small enough for every tier, the portable one too.
 SHORT = (
     "rerank-text-float32",
     "rerank-text-bfloat16",
