@@ -92,8 +92,8 @@ struct Isa {
       const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;
       return sign != 0 ? -magnitude : magnitude;
     }
-    // The exponent bias of binary16 is 15, and the bias of binary32 is 127. Infinity and NaN have the exponents
-    // 31 and 255.
+    // The exponent bias of binary16 is 15, and the bias of binary32 is 127. Infinity and NaN have the
+    // exponents 31 and 255.
     const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
     return from_bits(sign | (wide << 23) | (fraction << 13));
   }
