@@ -154,7 +154,7 @@ def test_peaks_of_every_backend(contenders: ModuleType, monkeypatch: pytest.Monk
     assert peaks.cpu_limits((1,), 0.001) == {**nothing, **reason}
     monkeypatch.undo()
     if shutil.which(peaks.COMPILER[0]) is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip(f"there is no C++ compiler {peaks.COMPILER[0]!r}")
     found = peaks.cpu_limits((1, 2), 0.001)
     assert {name.split()[0] for name in found["flops_per_s"]} == runnable
     assert all(rate > 1e8 for rates in found["flops_per_s"].values() for rate in (rates["1"], rates["2"]))

@@ -10,15 +10,16 @@
 
 namespace colbert_fast {
 
-// Calls kernel(job, task, scratch) once for every task. `scratch` belongs to the thread that does the task.
-template <typename Job, typename Task>
-void run_tasks(const Job& job, const std::vector<Task>& tasks,
-               void (*kernel)(const Job&, const Task&, Scratch&), Workspace& workspace,
+// Calls kernel(job, task, scratch) once for every task. `scratch` belongs to the thread that does the task. A
+// job and its tasks are a ScoreJob and Tasks, or a BackwardJob and BackwardTasks.
+template <typename AnyJob, typename AnyTask>
+void run_tasks(const AnyJob& job, const std::vector<AnyTask>& tasks,
+               void (*kernel)(const AnyJob&, const AnyTask&, Scratch&), Workspace& workspace,
                Interrupt& interrupt) {
   struct Context {
-    const Job* job;
-    const Task* tasks;
-    void (*kernel)(const Job&, const Task&, Scratch&);
+    const AnyJob* job;
+    const AnyTask* tasks;
+    void (*kernel)(const AnyJob&, const AnyTask&, Scratch&);
     Workspace* workspace;
   } context = {&job, tasks.data(), kernel, &workspace};
   const auto run = [](void* opaque, int64_t task, int worker) {
