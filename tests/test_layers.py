@@ -17,6 +17,7 @@ ROWS = [
         *("reference", "_arrays", "_environment", "_forks", "_torch_modes", "_warnings"),
         "_backends.triton_tiles",
     },
+    {"_extras"},
     {"_int8", "_integers", "_items", "_spans"},
     {"_layouts"},
     {"packed"},
@@ -32,7 +33,13 @@ ROWS = [
     {"_ops"},
     {"_scoring"},
     {"_maxsim", "_topk"},
+    {"_encoders"},
+    {"_rerank", "_explain"},
     {"models"},
+    {"utils", "losses"},
+    {"rank", "retrieve"},
+    {"train"},
+    {"integrations"},
     {"", "bench", "_info", "cli", "__main__"},
 ]
 # Inside one folder of a row, files may use each other.

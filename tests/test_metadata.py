@@ -46,7 +46,8 @@ def test_a_base_install_needs_numpy_and_torch() -> None:
 
 
 def test_extras() -> None:
-    assert METADATA.get_all("Provides-Extra") == ["models", "demo", "triton", "test", "bench", "lint", "docs"]
+    names = ["models", "demo", "retrieval", "plot", "integrations", "triton", "test", "bench", "lint", "docs"]
+    assert METADATA.get_all("Provides-Extra") == names
     # The quickstart has a line for each.
     quickstart = (SOURCE / "docs" / "index.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \|", quickstart, re.MULTILINE) == METADATA.get_all("Provides-Extra")

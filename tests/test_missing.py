@@ -16,6 +16,7 @@ from source import is_editable
 
 import colbert_fast as cf
 from colbert_fast._extension import why_missing
+from colbert_fast._extras import need
 
 
 def run(code: str) -> str:
@@ -79,7 +80,7 @@ def test_a_package_that_is_too_old(found: str, told: str, monkeypatch: pytest.Mo
     old = {"sentence-transformers": found}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: old.get(name) or version(name))
     with pytest.raises(ImportError, match=re.escape(told)) if told else nullcontext():
-        models._check_needed()
+        need("colbert_fast.models", "models", models._NEEDED)
 
 
 MISSING = """

@@ -18,11 +18,9 @@ Which file does what:
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from colbert_fast._environment import release
+from colbert_fast._extras import need
 
 if TYPE_CHECKING:
     from colbert_fast.models.colbert import ColBERT
@@ -46,22 +44,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _check_needed() -> None:
-    """Raise ImportError unless every needed package is installed and new enough. Imports none of them."""
-    problems = []
-    for package, first in _NEEDED.items():
-        if importlib.util.find_spec(package.replace("-", "_")) is None:
-            problems.append(f"{package}>={first} (not installed)")
-            continue
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # importable but not installed: its version cannot be known
-            continue
-        if release(version) < release(first):
-            problems.append(f"{package}>={first} ({version} is installed)")
-    if problems:
-        msg = f"colbert_fast.models needs {', '.join(problems)}: pip install 'colbert-fast[models]'"
-        raise ImportError(msg)
-
-
-_check_needed()
+need("colbert_fast.models", "models", _NEEDED)

@@ -1,0 +1,80 @@
+"""Texts to embeddings with any late-interaction encoder that Python users have."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from colbert_fast.packed import PackedTokens
+
+# What an encoder must have; the error of `encode` lists it.
+_KINDS = (
+    "encode_queries() and encode_documents() (colbert_fast.models.ColBERT), "
+    "encode_query() and encode_document() (sentence_transformers.MultiVectorEncoder), "
+    "or encode(is_query=) (pylate.models.ColBERT)"
+)
+
+
+def encode(model: Any, texts: Sequence[Any], *, query: bool, show_progress_bar: bool = False) -> PackedTokens:
+    """Embed texts with an encoder of this package, of sentence-transformers or of PyLate.
+
+    Parameters
+    ----------
+    model
+        The encoder.
+    texts
+        n texts, or whatever else the encoder takes, such as images.
+    query
+        True: embed as queries. False: embed as documents.
+    show_progress_bar
+        Whether the encoder shows its progress bar.
+
+    Returns
+    -------
+    PackedTokens
+        n items of ``[length, dim]``, in the order of the texts, on the device of the encoder.
+
+    Raises
+    ------
+    TypeError
+        The model is no late-interaction encoder.
+    """
+    texts = list(texts)
+    ours = getattr(model, "encode_queries" if query else "encode_documents", None)
+    if callable(ours):
+        found = ours(texts, show_progress_bar=show_progress_bar)
+    elif not texts:
+        found = []
+    elif _takes_is_query(model):
+        # PyLate's encoder has encode_query() too, from its base class, which would give one vector for each text.
+        found = model.encode(texts, is_query=query, convert_to_tensor=True, show_progress_bar=show_progress_bar)
+    else:
+        theirs = getattr(model, "encode_query" if query else "encode_document", None)
+        if not callable(theirs):
+            msg = f"the model must have {_KINDS}; got {type(model).__name__}"
+            raise TypeError(msg)
+        found = theirs(texts, convert_to_tensor=True, show_progress_bar=show_progress_bar)
+    if isinstance(found, PackedTokens):
+        return found
+    if not isinstance(found, list) or any(getattr(item, "ndim", 0) != 2 for item in found):
+        msg = f"the model must give a list of [length, dim] embeddings, one for each text; got {_told(found)}"
+        raise TypeError(msg)
+    return PackedTokens.from_list(found)
+
+
+def uses_mean(model: Any) -> bool:
+    """Return whether the model's own score is MeanMaxSim, which divides by the number of query tokens."""
+    encoder = getattr(model, "encoder", model)
+    name = getattr(encoder, "similarity_fn_name", None)
+    return str(getattr(name, "value", name)).lower() == "meanmaxsim"
+
+
+def _takes_is_query(model: Any) -> bool:
+    encode_ = getattr(model, "encode", None)
+    return callable(encode_) and "is_query" in inspect.signature(encode_).parameters
+
+
+def _told(found: Any) -> str:
+    shape = getattr(found, "shape", None)
+    return type(found).__name__ + (f" {list(shape)}" if shape is not None else "")
