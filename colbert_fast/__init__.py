@@ -10,6 +10,7 @@ from colbert_fast import _interrupts as _interrupts
 
 from importlib.metadata import version as _version
 
+from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
 from colbert_fast._backends.cpu import get_num_threads, set_num_threads
 from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
@@ -26,6 +27,7 @@ __all__ = [
     "maxsim",
     "maxsim_pairs",
     "maxsim_pairwise",
+    "maxsim_with_argmax",
     "set_num_threads",
     "topk",
 ]

@@ -119,6 +119,11 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
             f"{name} must be a list of [length, dim], or [n, length, dim], or one [length, dim]; "
             f"got shape {list(tokens.shape)}"
         )
+        if tokens.ndim == 4:
+            msg += (
+                "; maxsim_pairwise scores each query against its own candidates [B, N, length, dim], "
+                f"and {name}.flatten(0, 1) makes one list of all candidates"
+            )
         raise ValueError(msg)
     if mask is None:
         n, length, _ = tokens.shape
@@ -151,12 +156,29 @@ def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
     return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
 
 
+def kept_rows(value: Tokens, mask: Mask, name: str) -> Tensor:
+    """Return which rows :func:`lower` keeps of a layout with a mask: ``[n, longest]`` bool."""
+    if not isinstance(value, (list, tuple)):
+        tokens = float_tensor(value, name)
+        n, length = (1, *tokens.shape)[-3:-1]
+        return bool_mask(mask, n, length, tokens.device, f"{name}_mask")
+    items, _ = tensors_and_counts(value, name)
+    counts = [len(item) for item in items]
+    lengths = torch.tensor(counts, dtype=torch.int64, device=items[0].device if items else "cpu")
+    return _kept_of_list(lengths, max(counts, default=0), mask, name)[0]
+
+
+def _kept_of_list(lengths: Tensor, longest: int, mask: Mask, name: str) -> tuple[Tensor, Tensor]:
+    """Return which rows ``[n, longest]`` a mask keeps of items of these lengths, and which rows the items have."""
+    keep = bool_mask(mask, len(lengths), longest, lengths.device, f"{name}_mask")
+    real = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    return keep & real, real
+
+
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     """Lower a list with a mask that is padded to the longest item; entries beyond the end of an item are ignored."""
     packed = PackedTokens._of(*rows_of_floats(items, name))
-    keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
-    real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
-    keep = keep & real
+    keep, real = _kept_of_list(packed.lengths, packed.max_length, mask, name)
     lengths = keep.sum(1)
     starts = lengths.cumsum(0) - lengths
     tokens = packed.tokens[keep[real]]

@@ -100,7 +100,7 @@ def maxsim(
     if d._like.device == target:
         scores = score(q, d, None, skip_zero, chunk_elements, backend)
     else:
-        parts = _parts(d, chunk_elements)
+        parts = parts_of(d, chunk_elements)
         moved = (score(q, part.to(target), None, skip_zero, chunk_elements, backend).to(home) for part in parts)
         scores = torch.cat(list(moved), dim=1)
     if length_normalize:
@@ -195,14 +195,14 @@ def maxsim_pairs(
         As :func:`maxsim`; also if ``pairs`` is not ``[p, 2]``, or names a query or document that is not there.
     """
     q, d, skip_zero, home = checked_sides(a, b, pad=pad)
-    checked = _checked_pairs(pairs, number_of(q), number_of(d)).to(home)
+    checked = checked_pairs(pairs, number_of(q), number_of(d)).to(home)
     scores = score(q, d, checked, skip_zero, CHUNK_ELEMENTS, backend)
     if length_normalize:
         scores = scores / token_counts(q, skip_zero[0])[checked[:, 0]]
     return scores
 
 
-def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
+def parts_of(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
     """Cut documents into parts of about ``chunk_elements`` elements. Each part holds only the rows of its items."""
     first, rows = 0, 0
     lengths = d.lengths.tolist()
@@ -214,7 +214,7 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
         first, rows = i, length
 
 
-def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
+def checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
     tensor = integer_tensor(pairs, "pairs")
     if tensor.numel() == 0 and tensor.ndim <= 2:
         tensor = tensor.reshape(0, 2)

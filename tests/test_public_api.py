@@ -22,6 +22,7 @@ def test_names() -> None:
         "maxsim",
         "maxsim_pairs",
         "maxsim_pairwise",
+        "maxsim_with_argmax",
         "set_num_threads",
         "topk",
     ]
