@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensors_and_counts
+from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensor_of, tensors_and_counts
 from colbert_fast._layouts import masked_rows, rows_of_floats, uniform_rows
 from colbert_fast._spans import consecutive
 from colbert_fast._torch_modes import has_tangent, unwatched
@@ -119,10 +119,10 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
             f"{name} must be a list of [length, dim], or [n, length, dim], or one [length, dim]; "
             f"got shape {list(tokens.shape)}"
         )
-        if tokens.ndim == 4:
+        if tokens.ndim == 4 and name == "b":
             msg += (
-                "; maxsim_pairwise scores each query against its own candidates [B, N, length, dim], "
-                f"and {name}.flatten(0, 1) makes one list of all candidates"
+                "; maxsim_pairwise scores every query against its own candidates [B, N, length, dim], "
+                "and b.flatten(0, 1) holds the candidates of all queries as [B * N, length, dim]"
             )
         raise ValueError(msg)
     if mask is None:
@@ -135,6 +135,20 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
     keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
     return PackedTokens._of(masked_rows(tokens, keep)), False
+
+
+def flat_candidates(b: Any, mask: Mask | None) -> tuple[Any, Tensor | None]:
+    """View candidates ``b [B, N, length, dim]`` and their mask ``[B, N, length]`` as ``B * N`` documents."""
+    n, each, length, dim = b.shape
+    flat = b.reshape(n * each, length, dim)
+    if mask is None:
+        return flat, None
+    keep = tensor_of(mask, "b_mask")
+    fits = keep.ndim == 3 and keep.shape[0] in (1, n) and keep.shape[1] in (1, each) and keep.shape[2] == length
+    if not fits:
+        msg = f"b_mask must be [{n}, {each}, {length}], one entry per token; got shape {list(keep.shape)}"
+        raise ValueError(msg)
+    return flat, keep.expand(n, each, length).reshape(n * each, length)
 
 
 @lru_cache(maxsize=64)
