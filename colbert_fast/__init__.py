@@ -14,6 +14,7 @@ from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
 from colbert_fast._backends.cpu import get_num_threads, set_num_threads
 from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
+from colbert_fast._rerank import rerank
 from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
 
@@ -28,6 +29,7 @@ __all__ = [
     "maxsim_pairs",
     "maxsim_pairwise",
     "maxsim_with_argmax",
+    "rerank",
     "set_num_threads",
     "topk",
 ]

@@ -23,6 +23,7 @@ def test_names() -> None:
         "maxsim_pairs",
         "maxsim_pairwise",
         "maxsim_with_argmax",
+        "rerank",
         "set_num_threads",
         "topk",
     ]
