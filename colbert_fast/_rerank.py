@@ -110,7 +110,9 @@ def rerank(
             q,
             d,
             most if k is None else min(k, most),
-            candidates=None if candidates is None else [torch.arange(c.start, c.stop) for c in candidates],
+            candidates=None
+            if candidates is None
+            else [torch.arange(c.start, c.stop, device="cpu") for c in candidates],
             length_normalize=normalize or uses_mean(model),
             backend=backend,
         )
@@ -149,8 +151,10 @@ def _read(
     documents: Any, num_queries: int, fields: list[str], key: str, *, one_query: bool
 ) -> tuple[list[_Document], list[range] | None]:
     """Return all documents; and if every query has its own, the numbers of its documents."""
-    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
+    table = hasattr(documents, "columns")  # iterating over a table of pandas gives the names of its columns
+    if table or isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
         hint = ": list(documents.items()) makes pairs (id, text)" if isinstance(documents, Mapping) else ""
+        hint = ': documents.to_dict("records") makes dicts' if table else hint
         msg = f"documents must be a list of documents; got {type(documents).__name__}{hint}"
         raise TypeError(msg)
     listed = list(documents)

@@ -194,6 +194,14 @@ def test_errors_come_before_anything_is_embedded(
     assert model.passes == []
 
 
+def test_a_table_is_refused() -> None:
+    class Table(list[str]):
+        columns = ("id", "text")
+
+    with pytest.raises(TypeError, match=r'got Table: documents.to_dict\("records"\) makes dicts'):
+        cf.rerank(Letters(), "a", Table(["id", "text"]))
+
+
 def test_a_model_that_is_none() -> None:
     for model in (None, object(), torch.nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="the model must have encode_queries"):
