@@ -44,7 +44,7 @@ def rerank(
     Parameters
     ----------
     model
-        `colbert_fast.models.ColBERT`, `sentence_transformers.MultiVectorEncoder` or `pylate.models.ColBERT`.
+        ``colbert_fast.models.ColBERT``, ``sentence_transformers.MultiVectorEncoder`` or ``pylate.models.ColBERT``.
     query
         One text, or several texts in any iterable. An empty text is a query like any other.
     documents
@@ -78,14 +78,14 @@ def rerank(
     TypeError
         A model that is no late-interaction encoder; a query or a text that is not a str; a document of another kind.
     ValueError
-        A dict without a field that ``text`` names; as many lists of candidates as there are not queries; a bad ``k`` or
+        A dict without a field that ``text`` names; more or fewer lists of candidates than queries; a bad ``k`` or
         ``backend``; or ``normalize`` with a model whose embeddings are no unit vectors.
 
     Notes
     -----
-    The score is MaxSim, or MeanMaxSim if the model was made for it (`similarity_fn_name` of sentence-transformers). For
-    `models.ColBERT` it is the score of its `scores`, where padding counts if it counts there. PyLate's own
-    `rank.rerank` pads the documents of a query with rows of zeros that can win; here nothing is padded.
+    The score is MaxSim, or MeanMaxSim if the model was made for it (``similarity_fn_name`` of sentence-transformers).
+    For ``models.ColBERT`` it is the score of its ``scores``, where padding counts if it counts there. PyLate's own
+    ``rank.rerank`` pads the documents of a query with rows of zeros that can win; here nothing is padded.
 
     Examples
     --------
@@ -110,9 +110,7 @@ def rerank(
             q,
             d,
             most if k is None else min(k, most),
-            candidates=None
-            if candidates is None
-            else [torch.arange(c.start, c.stop, device="cpu") for c in candidates],
+            candidates=candidates,
             length_normalize=normalize or uses_mean(model),
             backend=backend,
         )
@@ -149,8 +147,8 @@ def _fields(text: Any, key: Any) -> list[str]:
 
 def _read(
     documents: Any, num_queries: int, fields: list[str], key: str, *, one_query: bool
-) -> tuple[list[_Document], list[range] | None]:
-    """Return all documents; and if every query has its own, the numbers of its documents."""
+) -> tuple[list[_Document], list[torch.Tensor] | None]:
+    """Return all documents; and if every query has its own, the numbers of the documents of each query."""
     table = hasattr(documents, "columns")  # iterating over a table of pandas gives the names of its columns
     if table or isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
         hint = ": list(documents.items()) makes pairs (id, text)" if isinstance(documents, Mapping) else ""
@@ -173,7 +171,7 @@ def _read(
     for j, some in enumerate(listed):
         start = len(flat)
         flat += [_document(entry, i, f"documents[{j}][{i}]", fields, key) for i, entry in enumerate(some)]
-        candidates.append(range(start, len(flat)))
+        candidates.append(torch.arange(start, len(flat), device="cpu"))
     return flat, candidates
 
 
