@@ -127,7 +127,7 @@ def masked_rows(tokens: Tensor, keep: Tensor, scales: Tensor | None = None) -> R
     Most masks keep one run of rows (padding on the right or on the left), and then no row is copied. Only the extension
     can find the runs, and only in CPU memory outside of torch.compile; elsewhere the kept rows are moved to the front.
     """
-    n, length, dim = tokens.shape
+    n, length, _ = tokens.shape
     if _C is not None and unwatched(tokens, keep, cuda=False):
         keep = keep.contiguous()
         starts, counts = torch.empty((2, n), dtype=torch.int64, device="cpu").unbind()
@@ -136,7 +136,8 @@ def masked_rows(tokens: Tensor, keep: Tensor, scales: Tensor | None = None) -> R
     counts = keep.sum(1)
     starts, _ = consecutive(n, length, tokens.device)
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)
-    moved = tokens.gather(1, order.unsqueeze(2).expand(n, length, dim)).flatten(0, 1)
+    # Not gather, which copies one element at a time.
+    moved = tokens.flatten(0, 1).index_select(0, (order + starts.unsqueeze(1)).flatten())
     return Rows(moved, None if scales is None else scales.gather(1, order).flatten(), starts, counts, length)
 
 

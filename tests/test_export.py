@@ -85,6 +85,15 @@ CASES = {
         listed,
         *(QUERIES, DOCUMENTS, NUMBERS),
     ),
+    "groups": Case(
+        lambda q, d: cf.maxsim_pairwise(q, d.unsqueeze(1).expand(-1, 3, -1, -1), length_normalize=True),
+        lambda *sizes: as_many(*sizes)[:2],
+        *(QUERIES, {0: A, 1: LD}),
+    ),
+    "argmax": Case(cf.maxsim_with_argmax, both_masked, QUERIES, DOCUMENTS, QUERIES, DOCUMENTS),
+    "argmax of pairs": Case(
+        lambda q, d, pairs: cf.maxsim_with_argmax(q, d, pairs=pairs), listed, *(QUERIES, DOCUMENTS, NUMBERS)
+    ),
     "topk": Case(lambda q, d: cf.topk(q, d, 7, length_normalize=True), padded, QUERIES, DOCUMENTS),
     "topk of many": Case(lambda q, d: cf.topk(q, d, 2000), padded, QUERIES, DOCUMENTS),
     "candidates": Case(

