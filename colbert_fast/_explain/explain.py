@@ -44,12 +44,9 @@ def explain(model: Any, query: str, document: str) -> Explanation:
     """
     for name, text in (("query", query), ("document", document)):
         _check_text(name, text)
-    sides, embeddings = [], []
-    for text, is_query in ((query, True), (document, False)):
-        rows = encode(model, [text], query=is_query)[0]
-        sides.append(_side(model, text, is_query, rows))
-        embeddings.append(rows)
-    return explained(*sides, *embeddings, mean=uses_mean(model))
+    q, d = encode(model, [query], query=True)[0], encode(model, [document], query=False)[0]
+    sides = _side(model, query, True, q), _side(model, document, False, d)
+    return explained(*sides, q, d, mean=uses_mean(model))
 
 
 def _check_text(name: str, text: Any) -> None:
@@ -92,7 +89,5 @@ def _tokens_of_rows(model: Any, text: str, query: bool) -> tuple[list[int], list
     prompt = (getattr(model, "prompts", None) or {}).get("query" if query else "document") or ""
     tokenizer = model.tokenizer
     fast = bool(getattr(tokenizer, "is_fast", False))
-    whole = tokenizer(
-        prompt + text, truncation=False, padding=False, verbose=False, return_offsets_mapping=fast
-    )
+    whole = tokenizer(prompt + text, truncation=False, padding=False, verbose=False, return_offsets_mapping=fast)
     return ids.tolist(), kept.bool().tolist(), prompt, whole

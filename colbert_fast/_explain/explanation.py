@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colbert_fast._explain.sides import Kind, Side, Token, side_of_strings
+from colbert_fast._explain.sides import Kind, Side, side_of_strings
 from colbert_fast._maxsim import maxsim
 from colbert_fast.packed import PackedTokens
 
@@ -86,17 +86,13 @@ class Explanation:
         ValueError
             Embeddings that are not [length, dim], have no rows or differ in dim; or not one name for each row.
         """
-        sides, embeddings = [], []
-        for name, rows, tokens in (
-            ("query", query_embeddings, query_tokens),
-            ("document", document_embeddings, document_tokens),
-        ):
-            item = _checked_rows(f"{name}_embeddings", rows)
-            if tokens is None and name == "document":
-                tokens = [str(number) for number in range(len(item))]
-            sides.append(side_of_strings(_checked_tokens(f"{name}_tokens", tokens, len(item))))
-            embeddings.append(item)
-        return explained(*sides, *embeddings, mean=length_normalize)
+        q = _checked_rows("query_embeddings", query_embeddings)
+        d = _checked_rows("document_embeddings", document_embeddings)
+        if document_tokens is None:
+            document_tokens = [str(number) for number in range(len(d))]
+        query = side_of_strings(_checked_tokens("query_tokens", query_tokens, len(q)))
+        document = side_of_strings(_checked_tokens("document_tokens", document_tokens, len(d)))
+        return explained(query, document, q, d, mean=length_normalize)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -108,7 +104,16 @@ class Explanation:
             answer = self.document.tokens[winner]
             similarity = float(self.similarities[number, winner])
             rows.append(
-                Row(number, token.string, token.kind, winner, answer.string, answer.kind, similarity, similarity / divisor)
+                Row(
+                    number,
+                    token.string,
+                    token.kind,
+                    winner,
+                    answer.string,
+                    answer.kind,
+                    similarity,
+                    similarity / divisor,
+                )
             )
         return tuple(rows)
 
@@ -160,9 +165,7 @@ class Explanation:
             file.write(self.to_html())
 
 
-def explained(
-    query: Side, document: Side, query_rows: Tensor, document_rows: Tensor, *, mean: bool
-) -> Explanation:
+def explained(query: Side, document: Side, query_rows: Tensor, document_rows: Tensor, *, mean: bool) -> Explanation:
     """Explain the score of two embeddings [length, dim] whose rows stand for the tokens of the sides."""
     for name, rows in (("query", query_rows), ("document", document_rows)):
         if not len(rows):

@@ -28,7 +28,8 @@ _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src {style_hash}; script-src {script_hash}">
+<meta http-equiv="Content-Security-Policy" \
+content="default-src 'none'; style-src {style_hash}; script-src {script_hash}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -131,7 +132,9 @@ class _View:
         parts.append(_text(text[last : max(last, read)]))
         rest = text[max(last, read) :]
         if rest.strip():
-            parts.append(f'<span class="cut" title="The model did not read this: the text was cut.">{_text(rest)}</span>')
+            parts.append(
+                f'<span class="cut" title="The model did not read this: the text was cut.">{_text(rest)}</span>'
+            )
         return "".join(parts)
 
     def added(self, side: str, most: float, label: str) -> str:

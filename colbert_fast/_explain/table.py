@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from colbert_fast._explain.sides import Kind
 
 if TYPE_CHECKING:
     from colbert_fast._explain.explanation import Explanation, Row
@@ -30,7 +29,7 @@ def table(explanation: Explanation, encoding: str) -> str:
     shown = [row for row in rows if row.query_kind == "text"]
     most = max((row.share for row in shown if math.isfinite(row.share)), default=0.0)
     tokens = explanation.query.tokens
-    lines = [("query", "answer", "at", "similarity", "share", "")]
+    lines: list[tuple[str, ...]] = [("query", "answer", "at", "similarity", "share", "")]
     for row in shown:
         name = ("##" if tokens[row.query_index].continues else "") + row.query_token
         answer = explanation.document.tokens[row.document_index]
@@ -45,10 +44,11 @@ def table(explanation: Explanation, encoding: str) -> str:
             )
         )
     parts = [_title(explanation), "", *_aligned(lines)]
-    for kind, words in (("marker", "tokens that the model adds"), ("expansion", "tokens of query expansion")):
+    for kind, words in (("marker", "that the model adds"), ("expansion", "of query expansion")):
         if chosen := [row for row in rows if row.query_kind == kind]:
             share = share_of(sum(row.share for row in chosen), explanation.score)
-            parts.append(f"{share} from {len(chosen)} {words}: {signs.readable(summary(chosen))}")
+            count = f"{len(chosen)} token{'s' if len(chosen) != 1 else ''}"
+            parts.append(f"{share} from {count} {words}: {signs.readable(summary(chosen))}")
     return "\n".join(parts)
 
 
@@ -59,7 +59,7 @@ def share_of(share: float, score: float) -> str:
     return f"{share:.3f}"
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """Name the query tokens of some rows: "[CLS] [SEP]" or "[MASK] x 20"."""
     counts = Counter(row.query_token for row in rows)
     names = [f"{name} x {count}" if count > 1 else name for name, count in counts.items()]
