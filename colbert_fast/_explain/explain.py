@@ -64,16 +64,15 @@ def _side(model: Any, text: str, query: bool, rows: Tensor) -> Side:
     """Name the rows [length, dim] of the model's embedding of a text."""
     own = getattr(model, "_tokens_of_rows", None)
     ids, kept, prompt, whole = own(text, query) if callable(own) else _tokens_of_rows(model, text, query)
-    side = side_of_tokens(text, Tokens(ids, kept, prompt, whole, model.tokenizer))
-    if len(side.tokens) + 1 == len(rows) and not rows[-1].any():
-        side = with_padding(side)
-    if len(side.tokens) != len(rows):
+    padded = sum(kept) + 1 == len(rows) and not rows[-1].any()
+    if len(kept) != len(ids) or sum(kept) + padded != len(rows):
         msg = (
             f"explain needs one embedding for each token; {type(model).__name__} gave {len(rows)} embeddings for "
-            f"{len(side.tokens)} tokens: Explanation.from_embeddings takes them, with names that you choose"
+            f"{len(ids)} tokens: Explanation.from_embeddings takes them, with names that you choose"
         )
         raise NotImplementedError(msg)
-    return side
+    side = side_of_tokens(text, Tokens(ids, kept, prompt, whole, model.tokenizer))
+    return with_padding(side) if padded else side
 
 
 def _tokens_of_rows(model: Any, text: str, query: bool) -> tuple[list[int], list[bool], str, Any]:

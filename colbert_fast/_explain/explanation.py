@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from colbert_fast._arrays import float_tensor
 from colbert_fast._explain.sides import Kind, Side, side_of_strings
 from colbert_fast._maxsim import maxsim
 from colbert_fast.packed import PackedTokens
@@ -82,7 +82,7 @@ class Explanation:
         Raises
         ------
         TypeError
-            Embeddings of an unknown kind or dtype; tokens that are no list of str.
+            Embeddings of an unknown kind or dtype, or tokens that are not a list of str.
         ValueError
             Embeddings that are not [length, dim], have no rows or differ in dim; or not one name for each row.
         """
@@ -164,6 +164,73 @@ class Explanation:
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(self.to_html())
 
+    def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
+        """Draw the similarities of all pairs of tokens with matplotlib, and mark the answers.
+
+        Parameters
+        ----------
+        axes
+            Axes of matplotlib to draw into. None: a new figure.
+
+        Returns
+        -------
+        figure, axes
+            What matplotlib made: `figure.savefig("tokens.png")`, for example.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed. The extra `plot` brings it.
+        """
+        from colbert_fast._explain.figures import matrix
+
+        return matrix(self, axes)
+
+    def plot_image(
+        self,
+        image: Any,
+        n_patches: tuple[int, int],
+        *,
+        query_token: int | None = None,
+        image_mask: Any = None,
+        axes: Any = None,
+    ) -> tuple[Any, Any]:
+        """Draw the similarities of an image's patches over the image, and outline the patches that answer.
+
+        This is for a document that is an image, as for ColPali: the rows of its embedding are patches, from left to
+        right and from top to bottom.
+
+        Parameters
+        ----------
+        image
+            The path of an image, an image of PIL, or an array [height, width] or [height, width, 3 or 4].
+        n_patches
+            The number of columns and the number of rows of patches.
+        query_token
+            The number of a query token: its similarity with each patch. None: the mean over the tokens of the query's
+            text.
+        image_mask
+            bool [document tokens]: which rows of the embedding are patches. None: all.
+        axes
+            Axes of matplotlib to draw into. None: a new figure.
+
+        Returns
+        -------
+        figure, axes
+            What matplotlib made.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed. The extra `plot` brings it.
+        ValueError
+            `n_patches` does not multiply to the number of patches, the query has no such token, or the image has
+            another shape.
+        """
+        from colbert_fast._explain.figures import patches
+
+        return patches(self, image, n_patches, query_token, image_mask, axes)
+
 
 def explained(query: Side, document: Side, query_rows: Tensor, document_rows: Tensor, *, mean: bool) -> Explanation:
     """Explain the score of two embeddings [length, dim] whose rows stand for the tokens of the sides."""
@@ -183,15 +250,11 @@ def explained(query: Side, document: Side, query_rows: Tensor, document_rows: Te
 
 
 def _checked_rows(name: str, rows: Any) -> Tensor:
-    if isinstance(rows, np.ndarray):
-        rows = torch.from_numpy(np.ascontiguousarray(rows))
-    if not isinstance(rows, Tensor):
-        msg = f"{name} must be a tensor or an array [length, dim]; got {type(rows).__name__}"
-        raise TypeError(msg)
-    if rows.ndim != 2:
-        msg = f"{name} must be [length, dim], the embeddings of one text; got {list(rows.shape)}"
+    tensor = float_tensor(rows, name)
+    if tensor.ndim != 2:
+        msg = f"{name} must be [length, dim], the embeddings of one text; got {list(tensor.shape)}"
         raise ValueError(msg)
-    return rows
+    return tensor
 
 
 def _checked_tokens(name: str, tokens: Any, rows: int) -> list[str]:

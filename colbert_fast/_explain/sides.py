@@ -77,9 +77,8 @@ def side_of_strings(strings: Sequence[str], kinds: Sequence[Kind] | None = None)
         if kind != "text":
             tokens.append(Token(string, kind))
             continue
-        begins = string.startswith(_BEGINS) if marked else not string.startswith(_CONTINUES)
-        plain = string.lstrip("".join(_BEGINS)) if marked else string.removeprefix(_CONTINUES)
-        plain = plain or string
+        plain = (string.lstrip("".join(_BEGINS)) if marked else string.removeprefix(_CONTINUES)) or string
+        begins = string.startswith(_BEGINS) if marked else plain == string
         text += " " if begins and text else ""
         tokens.append(Token(plain, "text", len(text), len(text) + len(plain), bool(text) and not begins))
         text += plain
