@@ -78,7 +78,8 @@ def _side(model: Any, text: str, query: bool, rows: Tensor) -> Side:
 def _tokens_of_rows(model: Any, text: str, query: bool) -> tuple[list[int], list[bool], str, Any]:
     """Return what `models.ColBERT._tokens_of_rows` returns, for an encoder of sentence-transformers or PyLate."""
     if "is_query" in inspect.signature(model.encode).parameters:
-        features = model.encode([text], is_query=query, output_value=None, show_progress_bar=False)
+        options = {"output_value": None, "convert_to_numpy": False, "show_progress_bar": False}
+        features = model.encode([text], is_query=query, **options)
         # A dict of lists, one entry for each text.
         ids, kept = features["input_ids"][0], features["masks"][0]
     else:

@@ -14,12 +14,12 @@ STYLE = """
 * { box-sizing: border-box; }
 body {
   margin: 0; background: var(--back); color: var(--ink);
-  font: 1.0625rem/1.7 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+  font: 1.0625rem/1.75rem system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
 }
 main { max-width: 46rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { margin: 0; font-size: 1.5rem; font-weight: 500; line-height: 1.3; }
+h1 { margin: 0; font-size: 1.5rem; font-weight: 500; line-height: 2rem; }
 h1 strong { font-variant-numeric: tabular-nums; }
-header p { margin: .25rem 0 1.25rem; color: var(--quiet); font-size: .9375rem; line-height: 1.5; }
+header p { margin: .25rem 0 1.25rem; color: var(--quiet); font-size: .9375rem; line-height: 1.5rem; }
 h2 {
   margin: 0 0 .25rem; font-size: .8125rem; font-weight: 600; letter-spacing: .06em;
   text-transform: uppercase; color: var(--quiet);
@@ -32,9 +32,9 @@ section {
   position: sticky; top: .5rem; z-index: 1; max-height: 50vh; overflow: auto;
   box-shadow: 0 2px 12px rgba(0, 0, 0, .08);
 }
-.query .text { font-size: 1.25rem; line-height: 1.6; }
+.query .text { font-size: 1.25rem; line-height: 2rem; }
 .text { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-.added { margin: .375rem 0 0; color: var(--quiet); font-size: .875rem; overflow-wrap: anywhere; }
+.added { margin: .375rem 0 0; color: var(--quiet); font-size: .875rem; line-height: 1.5rem; overflow-wrap: anywhere; }
 .added span {
   font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .8125rem;
   color: var(--ink); unicode-bidi: isolate;
@@ -47,12 +47,13 @@ section {
 .s0 { --share: .04; } .s1 { --share: .09; } .s2 { --share: .15; } .s3 { --share: .22; } .s4 { --share: .29; }
 .s5 { --share: .36; } .s6 { --share: .43; } .s7 { --share: .5; } .s8 { --share: .57; } .s9 { --share: .64; }
 .minus { text-decoration: underline dashed var(--minus); text-underline-offset: .2em; }
+.answers [data-to] { scroll-margin: 55vh 0 2rem; }
 [data-to]:focus { outline: none; }
 .on { background: var(--accent); color: var(--card); box-shadow: 0 0 0 .1em var(--accent); }
 
 #said {
-  margin: .625rem 0 0; padding-top: .5rem; border-top: 1px solid var(--line); min-height: 3.5em;
-  color: var(--ink); font-size: .9375rem; line-height: 1.5; overflow-wrap: anywhere;
+  margin: .625rem 0 0; padding-top: .5rem; border-top: 1px solid var(--line); min-height: 3.5rem;
+  color: var(--ink); font-size: .9375rem; line-height: 1.5rem; overflow-wrap: anywhere;
   unicode-bidi: plaintext;
 }
 details { margin-top: 1.5rem; } summary { cursor: pointer; color: var(--quiet); }

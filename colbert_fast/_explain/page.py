@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from html import escape
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _STRENGTHS = 9
 # The longest text in the title of the page.
 _TITLE = 60
+# Control characters, the signs that override the direction of the text after them, and halves of surrogate pairs.
+_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # All texts of callers come into the page through `_text`, and all places in it are filled here.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -44,7 +47,7 @@ content="default-src 'none'; style-src {style_hash}; script-src {script_hash}">
 <p class="text" dir="auto">{query}</p>
 {query_added}<p id="said" role="status" data-hint="{hint}">{hint}</p>
 </section>
-<section aria-labelledby="document">
+<section class="answers" aria-labelledby="document">
 <h2 id="document">Document</h2>
 <p class="text" dir="auto">{document}</p>
 {document_added}</section>
@@ -199,8 +202,8 @@ def _strength(share: float, most: float) -> str:
 
 
 def _text(string: str) -> str:
-    """Escape a string for HTML. What UTF-8 cannot hold, half of a surrogate pair, becomes a question mark."""
-    return escape(string.encode("utf-8", "replace").decode("utf-8"), quote=True)
+    """Escape a string for HTML, and show the characters that HTML cannot hold or that would reorder other text."""
+    return escape(_UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), string), quote=True)
 
 
 def _hash(code: str) -> str:
