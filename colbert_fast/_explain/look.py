@@ -61,11 +61,16 @@ details { margin-top: 1.5rem; } summary { cursor: pointer; color: var(--quiet); 
 table {
   border-collapse: collapse; margin-top: .5rem; font-size: .875rem; font-variant-numeric: tabular-nums;
 }
-th, td { padding: .125rem .875rem .125rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+th, td { padding: .125rem .75rem .125rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; white-space: nowrap; }
-td { max-width: 14rem; overflow-wrap: anywhere; }
+td { max-width: 14rem; overflow-wrap: break-word; }
 td:nth-child(n+3), th:nth-child(n+3) { text-align: right; white-space: nowrap; }
-@media (max-width: 30rem) { body { font-size: 1rem; } .query .text { font-size: 1.125rem; } }
+td:last-child, th:last-child { padding-right: 0; }
+@media (max-width: 30rem) {
+  body { font-size: 1rem; }
+  table { font-size: .8125rem; }
+  .query .text { font-size: 1.125rem; }
+}
 @media print { .query { position: static; box-shadow: none; } }
 """
 
