@@ -39,7 +39,7 @@ section {
   font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .8125rem;
   color: var(--ink); unicode-bidi: isolate;
 }
-.cut { color: var(--quiet); opacity: .7; }
+.cut { color: var(--quiet); font-style: italic; }
 [data-to] {
   cursor: pointer; border-radius: .2em; padding: .08em 0; background: rgba(var(--hue), var(--share, 0));
   -webkit-tap-highlight-color: transparent;
@@ -50,7 +50,6 @@ section {
 .answers [data-to] { scroll-margin: 55vh 0 2rem; }
 [data-to]:focus { outline: none; }
 .on { background: var(--accent); color: var(--card); box-shadow: 0 0 0 .1em var(--accent); }
-
 #said {
   margin: .625rem 0 0; padding-top: .5rem; border-top: 1px solid var(--line); min-height: 3.5rem;
   color: var(--ink); font-size: .9375rem; line-height: 1.5rem; overflow-wrap: anywhere;

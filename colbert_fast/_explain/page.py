@@ -171,7 +171,7 @@ class _View:
         said = _text(self._said(unit.rows))
         return (
             f'<span class="{kind}" id="{side}{number}" data-to="{links}" tabindex="0" role="button" '
-            f'aria-describedby="said" title="{said}">{_text(shown)}</span>'
+            f'title="{said}">{_text(shown)}</span>'
         )
 
     def _said(self, rows: Iterable[Row]) -> str:
