@@ -99,7 +99,13 @@ class Explanation:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """One row for each query token, in the order of the query. The shares of all rows sum to the score."""
+        """One named tuple for each query token, in the order of the query.
+
+        Its fields are `query_index`, `query_token` and `query_kind`; `document_index`, `document_token` and
+        `document_kind` of the answer; their `similarity`; and the `share`, which is what the query token adds to the
+        score. The shares of all rows sum to the score. The indices are rows of the embeddings. A kind is "text",
+        "marker" (a token that the model adds), "expansion" (a token of query expansion) or "padding".
+        """
         winners = self.similarities.argmax(axis=1)
         divisor = len(self.query.tokens) if self.mean else 1
         rows = []

@@ -1,4 +1,4 @@
-"""Explain the score of a model for one query and one document."""
+"""Explain the score of a model for two texts: the tokens that a model makes of them, and its embeddings."""
 
 from __future__ import annotations
 
