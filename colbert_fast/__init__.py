@@ -13,6 +13,7 @@ from importlib.metadata import version as _version
 from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
 from colbert_fast._backends.cpu import get_num_threads, set_num_threads
+from colbert_fast._explain import Explanation, explain
 from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
 from colbert_fast._rerank import rerank
 from colbert_fast._topk import topk
@@ -21,9 +22,11 @@ from colbert_fast.packed import PackedTokens
 __version__ = _version("colbert-fast")
 
 __all__ = [
+    "Explanation",
     "PackedTokens",
     "__version__",
     "backends",
+    "explain",
     "get_num_threads",
     "maxsim",
     "maxsim_pairs",
