@@ -10,9 +10,11 @@ from colbert_fast import _interrupts as _interrupts
 
 from importlib.metadata import version as _version
 
+from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
 from colbert_fast._backends.cpu import get_num_threads, set_num_threads
 from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
+from colbert_fast._rerank import rerank
 from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
 
@@ -26,6 +28,8 @@ __all__ = [
     "maxsim",
     "maxsim_pairs",
     "maxsim_pairwise",
+    "maxsim_with_argmax",
+    "rerank",
     "set_num_threads",
     "topk",
 ]

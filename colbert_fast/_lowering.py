@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensors_and_counts
+from colbert_fast._arrays import Mask, bool_mask, float_tensor, tensor_of, tensors_and_counts
 from colbert_fast._layouts import masked_rows, rows_of_floats, uniform_rows
 from colbert_fast._spans import consecutive
 from colbert_fast._torch_modes import has_tangent, unwatched
@@ -119,6 +119,11 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
             f"{name} must be a list of [length, dim], or [n, length, dim], or one [length, dim]; "
             f"got shape {list(tokens.shape)}"
         )
+        if tokens.ndim == 4 and name == "b":
+            msg += (
+                "; maxsim_pairwise scores every query against its own candidates [B, N, length, dim], "
+                "and b.flatten(0, 1) holds the candidates of all queries as [B * N, length, dim]"
+            )
         raise ValueError(msg)
     if mask is None:
         n, length, _ = tokens.shape
@@ -130,6 +135,20 @@ def lower(value: Tokens, mask: Mask | None, name: str, *, join: bool = True) -> 
         return PackedTokens(tokens.flatten(0, 1), *_shared_offsets(n, length), _trusted=(length, None)), True
     keep = bool_mask(mask, tokens.shape[0], tokens.shape[1], tokens.device, f"{name}_mask")
     return PackedTokens._of(masked_rows(tokens, keep)), False
+
+
+def flat_candidates(b: Any, mask: Mask | None) -> tuple[Any, Tensor | None]:
+    """View candidates ``b [B, N, length, dim]`` and their mask ``[B, N, length]`` as ``B * N`` documents."""
+    n, each, length, dim = b.shape
+    flat = b.reshape(n * each, length, dim)
+    if mask is None:
+        return flat, None
+    keep = tensor_of(mask, "b_mask")
+    fits = keep.ndim == 3 and keep.shape[0] in (1, n) and keep.shape[1] in (1, each) and keep.shape[2] == length
+    if not fits:
+        msg = f"b_mask must be [{n}, {each}, {length}], one entry per token; got shape {list(keep.shape)}"
+        raise ValueError(msg)
+    return flat, keep.expand(n, each, length).reshape(n * each, length)
 
 
 @lru_cache(maxsize=64)
@@ -151,12 +170,29 @@ def _lower_list(items: Sequence[Any], name: str) -> PackedTokens:
     return TokenList(items, lengths, max(counts), items[0].narrow(0, 0, 0))
 
 
+def kept_rows(value: Tokens, mask: Mask, name: str) -> Tensor:
+    """Return which rows :func:`lower` keeps of a layout with a mask: ``[n, longest]`` bool."""
+    if not isinstance(value, (list, tuple)):
+        tokens = float_tensor(value, name)
+        n, length = (1, *tokens.shape)[-3:-1]
+        return bool_mask(mask, n, length, tokens.device, f"{name}_mask")
+    items, _ = tensors_and_counts(value, name)
+    counts = [len(item) for item in items]
+    lengths = torch.tensor(counts, dtype=torch.int64, device=items[0].device if items else "cpu")
+    return _kept_of_list(lengths, max(counts, default=0), mask, name)[0]
+
+
+def _kept_of_list(lengths: Tensor, longest: int, mask: Mask, name: str) -> tuple[Tensor, Tensor]:
+    """Return which rows ``[n, longest]`` a mask keeps of items of these lengths, and which rows the items have."""
+    keep = bool_mask(mask, len(lengths), longest, lengths.device, f"{name}_mask")
+    real = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    return keep & real, real
+
+
 def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     """Lower a list with a mask that is padded to the longest item; entries beyond the end of an item are ignored."""
     packed = PackedTokens._of(*rows_of_floats(items, name))
-    keep = bool_mask(mask, len(packed), packed.max_length, packed.device, f"{name}_mask")
-    real = torch.arange(packed.max_length, device=packed.device) < packed.lengths[:, None]
-    keep = keep & real
+    keep, real = _kept_of_list(packed.lengths, packed.max_length, mask, name)
     lengths = keep.sum(1)
     starts = lengths.cumsum(0) - lengths
     tokens = packed.tokens[keep[real]]

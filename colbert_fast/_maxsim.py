@@ -12,6 +12,7 @@ from colbert_fast._arrays import Mask, aligned
 from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import check_range, integer_tensor, positive_int
+from colbert_fast._lowering import flat_candidates
 from colbert_fast._scoring import (
     Pad,
     checked_sides,
@@ -100,7 +101,7 @@ def maxsim(
     if d._like.device == target:
         scores = score(q, d, None, skip_zero, chunk_elements, backend)
     else:
-        parts = _parts(d, chunk_elements)
+        parts = parts_of(d, chunk_elements)
         moved = (score(q, part.to(target), None, skip_zero, chunk_elements, backend).to(home) for part in parts)
         scores = torch.cat(list(moved), dim=1)
     if length_normalize:
@@ -121,38 +122,59 @@ def maxsim_pairwise(
     pad: Pad = "skip",
     backend: str | None = None,
 ) -> Tensor:
-    """Score query i against document i: ``scores[i] = sum_s max_t <a[i][s], b[i][t]>``.
+    """Score query i against document i, or against its own candidates.
 
-    Arguments, errors and precision are as in :func:`maxsim`, and ``a`` and ``b`` hold equally many items.
-    ``sentence_transformers.util.maxsim_pairwise`` takes the same arguments.
+    ``scores[i] = sum_s max_t <a[i][s], b[i][t]>``, or ``scores[i, n] = sum_s max_t <a[i][s], b[i, n, t]>``.
+    Arguments, errors and precision are as in :func:`maxsim`, except as follows.
+    ``sentence_transformers.util.maxsim_pairwise`` takes the same arguments, but no candidates.
+
+    Parameters
+    ----------
+    b
+        As many documents as ``a`` has queries. Or N candidates for each of B queries, a padded
+        ``[B, N, length, dim]`` tensor or array: what distillation and reranking hold.
+    b_mask
+        For candidates: ``[B, N, length]``, where B and N may be 1 for a mask that is the same everywhere.
 
     Returns
     -------
     torch.Tensor
-        ``[A]``, float32 (float64 if either side is) on the device of the documents. Differentiable.
+        ``[A]``, or ``[B, N]`` for candidates, float32 (float64 if either side is) on the device of the documents.
+        Differentiable.
 
     Raises
     ------
     ValueError
-        As :func:`maxsim`; also if ``a`` and ``b`` do not hold equally many items.
+        As :func:`maxsim`; also if ``a`` does not hold as many queries as ``b`` has documents or groups of candidates.
 
     Notes
     -----
     With ``pad="zero"`` this is the score of the padded embeddings that ``models.ColBERT.encode`` returns, as its
     ``scores`` computes it.
     """
+    shape = None
+    if getattr(b, "ndim", 0) == 4 and not getattr(b, "is_nested", False):
+        shape = b.shape[:2]  # type: ignore[union-attr]
+        b, b_mask = flat_candidates(b, b_mask)
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device)
     count = number_of(q)
-    if count != number_of(d):
-        msg = f"a and b must hold the same number of items to be scored in pairs; got {count} and {number_of(d)}"
+    given = number_of(d) if shape is None else shape[0]
+    if count != given:
+        msg = f"a and b must hold the same number of items to be scored in pairs; got {count} and {given}"
         raise ValueError(msg)
     number = torch.arange(count, device=q._like.device)
-    pairs = torch.stack([number, number], dim=1)
+    if shape is None:
+        pairs = torch.stack([number, number], dim=1)
+    else:
+        query = number.unsqueeze(1).expand(shape).reshape(-1)
+        pairs = torch.stack([query, torch.arange(number_of(d), device=query.device)], dim=1)
     chunk_elements = CHUNK_ELEMENTS if chunk_elements is None else positive_int(chunk_elements, "chunk_elements")
     scores = score(q, d, pairs, skip_zero, chunk_elements, backend).to(home)
-    if length_normalize:
-        scores = scores / token_counts(q, skip_zero[0]).to(scores.device)
-    return scores
+    counts = token_counts(q, skip_zero[0]).to(home) if length_normalize else None
+    if shape is not None:
+        scores = scores.view(shape)
+        counts = None if counts is None else counts.unsqueeze(1)
+    return scores if counts is None else scores / counts
 
 
 @safe_after_fork
@@ -195,14 +217,14 @@ def maxsim_pairs(
         As :func:`maxsim`; also if ``pairs`` is not ``[p, 2]``, or names a query or document that is not there.
     """
     q, d, skip_zero, home = checked_sides(a, b, pad=pad)
-    checked = _checked_pairs(pairs, number_of(q), number_of(d)).to(home)
+    checked = checked_pairs(pairs, number_of(q), number_of(d)).to(home)
     scores = score(q, d, checked, skip_zero, CHUNK_ELEMENTS, backend)
     if length_normalize:
         scores = scores / token_counts(q, skip_zero[0])[checked[:, 0]]
     return scores
 
 
-def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
+def parts_of(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
     """Cut documents into parts of about ``chunk_elements`` elements. Each part holds only the rows of its items."""
     first, rows = 0, 0
     lengths = d.lengths.tolist()
@@ -214,7 +236,7 @@ def _parts(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
         first, rows = i, length
 
 
-def _checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
+def checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
     tensor = integer_tensor(pairs, "pairs")
     if tensor.numel() == 0 and tensor.ndim <= 2:
         tensor = tensor.reshape(0, 2)

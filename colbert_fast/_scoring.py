@@ -20,6 +20,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # What rows of zeros mean in padded documents without a mask: padding, or tokens whose product 0 enters the maximum.
 Pad: TypeAlias = Literal["skip", "zero"]
 PADS = ("skip", "zero")
+_NO_TANGENT = "maxsim has no derivatives of forward mode (torch.func.jvp, dual tensors); use backward()"
 
 
 def checked_sides(
@@ -121,8 +122,7 @@ def score(
     """Score sides that fit, with a graph of autograd if one is wanted."""
     problem = Problem.of(q, d, pairs, skip_zero, chunk_elements)
     if has_tangent(problem.q_tokens, problem.d_tokens):
-        msg = "maxsim has no derivatives of forward mode (torch.func.jvp, dual tensors); use backward()"
-        raise NotImplementedError(msg)
+        raise NotImplementedError(_NO_TANGENT)
     if torch.is_grad_enabled() and (problem.q_tokens.requires_grad or problem.d_tokens.requires_grad):
         p = problem.explicit()
         # autograd gives gradients only to tensors that are arguments of their own.
@@ -130,32 +130,72 @@ def score(
     return _ops.score(problem, backend)
 
 
+def score_with_argmax(
+    q: PackedTokens, d: PackedTokens, pairs: Tensor | None, skip_zero: tuple[bool, bool], backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """Score sides that fit, and return the winners ``[pairs, longest query]`` too, which are numbers of kept rows."""
+    p = Problem.of(q, d, pairs, skip_zero).explicit()
+    if has_tangent(p.q_tokens, p.d_tokens):
+        raise NotImplementedError(_NO_TANGENT)
+    if not (torch.is_grad_enabled() and (p.q_tokens.requires_grad or p.d_tokens.requires_grad)):
+        return torch.ops.colbert_fast.score_argmax(*p.arguments(), backend, d_order=p.d_order)  # type: ignore[no-any-return]
+    return _WithArgmax.apply(p.q_tokens, p.d_tokens, p.without_tokens(), backend)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _MaxSim(torch.autograd.Function):
     """Scores with a backward pass from the saved argmax: [pairs, query tokens] int32, never the similarities."""
 
     @staticmethod
     def forward(ctx: Any, q_tokens: Tensor, d_tokens: Tensor, others: tuple[Any, ...], backend: str | None) -> Tensor:
-        problem = Problem.with_tokens(q_tokens, d_tokens, others)
-        sides = problem.arguments()
-        scores: Tensor
-        scores, argmax = torch.ops.colbert_fast.score_argmax(*sides, backend, d_order=problem.d_order)
-        ctx.save_for_backward(*sides[:NUM_TENSORS], argmax)
-        ctx.numbers = sides[NUM_TENSORS:]
-        ctx.backend = backend
-        return scores
+        return _scored(ctx, q_tokens, d_tokens, others, backend)[0]
 
     @staticmethod
-    @safe_after_fork
     def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        *tensors, argmax = ctx.saved_tensors
-        for_q, for_d = ctx.needs_input_grad[:2]
-        grads = torch.ops.colbert_fast.backward(
-            *tensors, *ctx.numbers, grad_scores.detach().reshape(-1), argmax, for_q, for_d, ctx.backend
-        )
-        if torch.is_grad_enabled():  # create_graph=True
-            p = Problem(*tensors, *ctx.numbers)
-            grads = _FirstOrder.apply(*grads, p.q_tokens, p.d_tokens)  # type: ignore[no-untyped-call]
-        return grads[0] if for_q else None, grads[1] if for_d else None, None, None
+        return _gradients(ctx, grad_scores)
+
+
+class _WithArgmax(torch.autograd.Function):
+    """As _MaxSim, but the argmax is a result too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_tokens: Tensor, d_tokens: Tensor, others: tuple[Any, ...], backend: str | None
+    ) -> tuple[Tensor, Tensor]:
+        scores, argmax = _scored(ctx, q_tokens, d_tokens, others, backend)
+        ctx.mark_non_differentiable(argmax)
+        return scores, argmax
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor, _: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        return _gradients(ctx, grad_scores)
+
+
+def _scored(
+    ctx: Any, q_tokens: Tensor, d_tokens: Tensor, others: tuple[Any, ...], backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """Return scores and argmax, and save what the gradients need."""
+    problem = Problem.with_tokens(q_tokens, d_tokens, others)
+    sides = problem.arguments()
+    scores: Tensor
+    argmax: Tensor
+    scores, argmax = torch.ops.colbert_fast.score_argmax(*sides, backend, d_order=problem.d_order)
+    ctx.save_for_backward(*sides[:NUM_TENSORS], argmax)
+    ctx.numbers = sides[NUM_TENSORS:]
+    ctx.backend = backend
+    return scores, argmax
+
+
+@safe_after_fork
+def _gradients(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    *tensors, argmax = ctx.saved_tensors
+    for_q, for_d = ctx.needs_input_grad[:2]
+    grads = torch.ops.colbert_fast.backward(
+        *tensors, *ctx.numbers, grad_scores.detach().reshape(-1), argmax, for_q, for_d, ctx.backend
+    )
+    if torch.is_grad_enabled():  # create_graph=True
+        p = Problem(*tensors, *ctx.numbers)
+        grads = _FirstOrder.apply(*grads, p.q_tokens, p.d_tokens)  # type: ignore[no-untyped-call]
+    return grads[0] if for_q else None, grads[1] if for_d else None, None, None
 
 
 class _FirstOrder(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast import PackedTokens, _int8, reference
-from colbert_fast._maxsim import _parts
+from colbert_fast._maxsim import parts_of
 
 INF, NAN = math.inf, math.nan
 
@@ -274,7 +274,7 @@ def test_to_another_dtype_is_what_they_stand_for(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("chunk_elements", [1, 20, 50, 10**6])
 def test_parts_for_another_device(chunk_elements: int) -> None:
     documents = PackedTokens.from_list(embeddings([3, 0, 7, 1, 2, 9], 4)).quantize()
-    parts = list(_parts(documents, chunk_elements))
+    parts = list(parts_of(documents, chunk_elements))
     items = [item for part in parts for item in part]
     assert all(torch.equal(a, b) for a, b in zip(items, documents, strict=True))
     assert all(part.scales is not None and len(part.scales) == part.rows for part in parts)

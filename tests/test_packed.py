@@ -11,7 +11,7 @@ import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast import packed as packed_module
 from colbert_fast._lowering import EqualTokens, lower
-from colbert_fast._maxsim import _parts
+from colbert_fast._maxsim import parts_of
 
 
 def shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -166,7 +166,7 @@ def test_arrays_share_memory() -> None:
 def test_parts_for_another_device_hold_every_item_once(chunk_elements: int) -> None:
     """Documents move to ``device=`` in pieces: in order, with few rows that belong to no item."""
     packed = PackedTokens.from_list([torch.randn(n, 4) for n in (3, 0, 7, 1, 2, 9)])
-    parts = list(_parts(packed, chunk_elements))
+    parts = list(parts_of(packed, chunk_elements))
     items = [item for part in parts for item in part]
     assert len(items) == len(packed)
     assert all(torch.equal(item, original) for item, original in zip(items, packed, strict=True))

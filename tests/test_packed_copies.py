@@ -21,7 +21,7 @@ import colbert_fast as cf
 from colbert_fast import PackedTokens
 from colbert_fast import packed as packed_module
 from colbert_fast._lowering import EqualTokens, TokenList
-from colbert_fast._maxsim import _parts
+from colbert_fast._maxsim import parts_of
 
 # Before 2.6 torch warned whenever pickle loaded a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
@@ -387,7 +387,7 @@ def test_gradients_flow_to_the_whole_from_a_converted_part() -> None:
 def test_documents_travel_in_pieces_with_their_own_rows(part: str) -> None:
     """Documents in any order, of a larger batch, are moved to ``device=`` without the rows between them."""
     batch = batches()[part]
-    pieces = list(_parts(batch, 15 * batch.dim))
+    pieces = list(parts_of(batch, 15 * batch.dim))
     assert [len(item) for piece in pieces for item in piece] == batch.lengths.tolist()
     same_items(PackedTokens.cat(pieces), batch)
     assert all(piece.rows <= 15 for piece in pieces)

@@ -22,6 +22,8 @@ def test_names() -> None:
         "maxsim",
         "maxsim_pairs",
         "maxsim_pairwise",
+        "maxsim_with_argmax",
+        "rerank",
         "set_num_threads",
         "topk",
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import positive_int
 from colbert_fast._maxsim import maxsim_pairs
+from colbert_fast._rerank import rerank
 from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.embedding import embed, inference, sees_padding
@@ -426,6 +427,25 @@ class ColBERT(nn.Module):
                 parts.append(self._scores_of(window, sides, normalize, bar.update))
         places = torch.cat([torch.zeros(0, dtype=torch.int64), *(window.places for window in work)])
         return torch.cat(parts)[places.argsort().to(self.device)]
+
+    def rerank(
+        self,
+        query: str | Iterable[str],
+        documents: Iterable[Any],
+        k: int | None = None,
+        *,
+        text: str | Sequence[str] = "text",
+        key: str = "id",
+        normalize: bool = False,
+        show_progress_bar: bool = False,
+        backend: str | None = None,
+    ) -> Any:
+        """Rank documents for one query or for many: `colbert_fast.rerank` with this encoder, which has the arguments.
+
+        The scores are those of `scores`. No gradients flow.
+        """
+        options: dict[str, Any] = {"text": text, "key": key, "normalize": normalize}
+        return rerank(self, query, documents, k, **options, show_progress_bar=show_progress_bar, backend=backend)
 
     @safe_after_fork
     def save_pretrained(self, path: str | os.PathLike[str], format: str = "neural-cherche") -> ColBERT:
