@@ -17,9 +17,20 @@ from colbert_fast.integrations._lazy import LazyEncoder
 
 
 class LateInteractionRerank(BaseNodePostprocessor):
-    """Ranks the nodes of a retriever with :func:`colbert_fast.rerank`. The parameters are those of the LangChain door.
+    """Ranks the nodes of a retriever with :func:`colbert_fast.rerank`.
 
-    The text of a node is what LlamaIndex embeds: ``get_content(MetadataMode.EMBED)``.
+    The text of a node is what LlamaIndex embeds: ``get_content(MetadataMode.EMBED)``. The result is new nodes with
+    scores: those that came in keep their scores.
+
+    Parameters
+    ----------
+    model
+        An encoder, or the path or name of a checkpoint, which is loaded at first use. `to_dict` gives the path or the
+        name, and None for an encoder.
+    top_n
+        How many nodes are kept. None: all.
+    normalize
+        Scores in 0..1.
     """
 
     model: Annotated[Any, BeforeValidator(LazyEncoder.of), PlainSerializer(lambda model: model.name)]

@@ -1,4 +1,4 @@
-"""A tiny encoder for the adapters, its scores computed by hand, and no network."""
+"""A tiny encoder for the adapters, and no network."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-
-import colbert_fast as cf
+from counting import Counting
 
 # Haystack reads it when it is imported.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 sys.path.append(str(Path(__file__).parents[1] / "encoders"))  # the parts of a tiny transformer: tiny.py
-
-QUERY = "capital of france"
-# The first two texts tie.
-TEXTS = ["paris is in france", "paris is in france", "", "bananas: the fruit", "the capital of berlin \N{SNOWMAN} <b>"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,32 +39,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.save({"weight": torch.randn(SIZE, HIDDEN)}, folder / "linear.pt")
     write_json(folder / "metadata.json", {**METADATA, "max_length_query": 30, "padding": True})
     return str(folder)
-
-
-class Counting:
-    """An encoder that notes how many texts it has embedded in each call."""
-
-    def __init__(self, encoder: Any) -> None:
-        self.encoder = encoder
-        self.documents: list[int] = []
-
-    def encode_queries(self, texts: list[str], **options: Any) -> cf.PackedTokens:
-        return self.encoder.encode_queries(texts, **options)
-
-    def encode_documents(self, texts: list[str], **options: Any) -> cf.PackedTokens:
-        self.documents.append(len(texts))
-        return self.encoder.encode_documents(texts, **options)
-
-    def by_hand(self, query: str, texts: list[str]) -> list[float]:
-        """MaxSim in float64, straight from its definition."""
-        (q,) = self.encoder.encode_queries([query])
-        return [
-            float((q.double() @ d.double().T).max(dim=1).values.sum()) for d in self.encoder.encode_documents(texts)
-        ]
-
-    def best(self, query: str = QUERY, texts: list[str] = TEXTS) -> list[tuple[int, float]]:
-        """The numbers and scores of all texts, best first; the first of equal ones first."""
-        return sorted(enumerate(self.by_hand(query, texts)), key=lambda hit: -hit[1])
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import QUERY, TEXTS, Counting
+from counting import QUERY, TEXTS, Counting
 from haystack import Document, Pipeline
 from haystack.components.joiners import DocumentJoiner
 from haystack.core.errors import SerializationError

@@ -6,7 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
-from conftest import QUERY, TEXTS, Counting
+from counting import QUERY, TEXTS, Counting
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ValidationError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUERY, TEXTS, Counting
+from counting import QUERY, TEXTS, Counting
 
 import colbert_fast as cf
 from colbert_fast.integrations._lazy import LazyEncoder

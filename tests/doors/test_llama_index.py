@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from conftest import QUERY, TEXTS, Counting
+from counting import QUERY, TEXTS, Counting
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import datasets
 import mteb
 import pytest
-from conftest import Counting
+from counting import Counting
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import SearchProtocol

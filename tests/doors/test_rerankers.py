@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import QUERY, TEXTS, Counting
+from counting import QUERY, TEXTS, Counting
 from rerankers import Document, Reranker
 from rerankers.models.ranker import BaseRanker
 from rerankers.results import RankedResults
