@@ -22,6 +22,7 @@ DOORS_VENV ?= .venv-doors
 DEV_VENV ?= .venv-dev
 DOCS_VENV ?= .venv-docs
 TESTS ?=
+WORKERS ?= 2
 WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
 BIN := $(abspath $(VENV))/bin
@@ -56,8 +57,9 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/test_docs.py tes
 demo: $(VENV)/.demo $(VENV)/.wheel
 	@$(BIN)/colbert-fast demo
 
+# The whole suite runs in two processes, because most tests keep one core busy. No test measures how fast something is.
 test: $(VENV)/.test $(VENV)/.wheel suite
-	$(PYTEST) $(TESTS)
+	$(PYTEST) -p no:benchmark $(if $(TESTS),$(TESTS),-n $(WORKERS) --dist worksteal)
 
 test-base: $(BASE_VENV)/.wheel suite
 	cd $(SUITE) && $(abspath $(BASE_VENV))/bin/python -m pytest $(BASE_LEAVES_OUT) $(TESTS)

@@ -34,6 +34,8 @@ def run_smoke(folder: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--profile", "smoke", "--results", str(folder), *options]
     # Its own load, or that of other tests, is of no interest here; neither is a thread for every core.
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    # pytest-benchmark times nothing in a worker of pytest-xdist. This process may be one, but the run is not.
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     (path,) = folder.glob("*.json")
