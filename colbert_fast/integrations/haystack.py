@@ -1,0 +1,64 @@
+"""For Haystack: a ranker component that keeps the documents with the best late-interaction scores."""
+
+# No postponed annotations here: older releases of Haystack read the types of the sockets from `run` as they are.
+from dataclasses import replace
+from typing import Any
+
+from colbert_fast._extras import need
+
+need("colbert_fast.integrations.haystack", "integrations", {"haystack-ai": "2.20"})
+
+from haystack import Document, component, default_from_dict, default_to_dict
+from haystack.core.errors import SerializationError
+
+from colbert_fast._integers import positive_int
+from colbert_fast.integrations._lazy import LazyEncoder
+
+
+@component
+class LateInteractionRanker:
+    """Ranks documents by their text with :func:`colbert_fast.rerank`.
+
+    Parameters
+    ----------
+    model
+        An encoder, or the path or name of a checkpoint, which is loaded by `warm_up` or at first use. A pipeline can be
+        saved only with a path or a name.
+    top_k
+        How many documents are kept. None: all.
+    normalize
+        Scores in 0..1.
+    """
+
+    def __init__(self, model: Any, top_k: int | None = None, normalize: bool = False) -> None:
+        self.model = LazyEncoder.of(model)
+        self.top_k = None if top_k is None else positive_int(top_k, "top_k")
+        self.normalize = normalize
+
+    def warm_up(self) -> None:
+        """Load the checkpoint."""
+        self.model.get()
+
+    @component.output_types(documents=list[Document])
+    def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
+        """Return copies of the best documents, best first, with their scores. Of equal ids only the first is ranked."""
+        documents = list({document.id: document for document in reversed(documents)}.values())[::-1]
+        texts = [document.content or "" for document in documents]
+        k = self.top_k if top_k is None else positive_int(top_k, "top_k")
+        return {
+            "documents": [replace(documents[i], score=s) for i, s in self.model.rank(query, texts, k, self.normalize)]
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` takes."""
+        if self.model.name is None:
+            msg = "an encoder cannot be saved with a pipeline; give the ranker the path or name of its checkpoint"
+            raise SerializationError(msg)
+        data: dict[str, Any] = default_to_dict(self, model=self.model.name, top_k=self.top_k, normalize=self.normalize)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "LateInteractionRanker":
+        """Return the ranker that `to_dict` described."""
+        ranker: LateInteractionRanker = default_from_dict(cls, data)
+        return ranker

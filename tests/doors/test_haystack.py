@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from counting import QUERY, TEXTS, Counting
+from haystack import Document, Pipeline
+from haystack.components.joiners import DocumentJoiner
+from haystack.core.errors import SerializationError
+
+from colbert_fast.integrations.haystack import LateInteractionRanker
+
+
+def documents() -> list[Document]:
+    return [Document(id=f"d{i}", content=text, score=-i, meta={"n": i}) for i, text in enumerate(TEXTS)]
+
+
+def test_ranks_and_keeps_what_the_documents_hold(encoder: Counting) -> None:
+    given, expected = documents(), encoder.best()
+    encoder.documents.clear()
+    found = LateInteractionRanker(encoder).run(QUERY, given)["documents"]
+    assert encoder.documents == [len(set(TEXTS))]  # once, and equal texts once
+    assert [document.id for document in found] == [f"d{i}" for i, _ in expected]
+    assert [document.score for document in found] == pytest.approx([score for _, score in expected], rel=1e-5)
+    assert [(document.content, document.meta) for document in found] == [(TEXTS[i], {"n": i}) for i, _ in expected]
+    assert given == documents()
+
+
+def test_top_k_and_normalize(encoder: Counting) -> None:
+    ranker = LateInteractionRanker(encoder, top_k=3, normalize=True)
+    found = ranker.run(QUERY, documents())["documents"]
+    assert [document.id for document in found] == [f"d{i}" for i, _ in encoder.best()][:3]
+    assert all(0 <= document.score <= 1 for document in found)
+    assert len(ranker.run(QUERY, documents(), top_k=1)["documents"]) == 1
+    assert ranker.run(QUERY, []) == {"documents": []}
+
+
+def test_equal_ids_and_documents_without_text(encoder: Counting) -> None:
+    given = [Document(id="a", content="paris"), Document(id="b", content=None), Document(id="a", content="berlin")]
+    found = LateInteractionRanker(encoder).run(QUERY, given)["documents"]
+    assert {document.id: document.content for document in found} == {"a": "paris", "b": None}
+    scores = dict(zip("ab", encoder.by_hand(QUERY, ["paris", ""]), strict=True))
+    assert {document.id: document.score for document in found} == pytest.approx(scores, rel=1e-5)
+
+
+def test_in_a_pipeline_that_is_saved(checkpoint: str, loads: list[Any], encoder: Counting) -> None:
+    pipeline = Pipeline()
+    pipeline.add_component("joiner", DocumentJoiner(sort_by_score=False))
+    pipeline.add_component("ranker", LateInteractionRanker(checkpoint, top_k=2))
+    pipeline.connect("joiner.documents", "ranker.documents")
+    saved = pipeline.dumps()
+    again = Pipeline.loads(saved, allowed_modules=["colbert_fast.integrations.haystack"])
+    assert again.dumps() == saved
+    assert not loads
+    again.warm_up()
+    assert len(loads) == 1
+    inputs = {"joiner": {"documents": documents()}, "ranker": {"query": QUERY}}
+    found = again.run(inputs)["ranker"]["documents"]
+    assert [document.id for document in found] == [f"d{i}" for i, _ in encoder.best()][:2]
+    assert len(loads) == 1
+
+
+def test_to_dict(checkpoint: str, encoder: Counting) -> None:
+    settings = {"model": checkpoint, "top_k": 2, "normalize": True}
+    ranker = LateInteractionRanker(**settings)
+    saved = ranker.to_dict()
+    assert saved == {
+        "type": "colbert_fast.integrations.haystack.LateInteractionRanker",
+        "init_parameters": settings,
+    }
+    assert LateInteractionRanker.from_dict(saved).to_dict() == saved
+    with pytest.raises(SerializationError, match="an encoder cannot be saved with a pipeline"):
+        LateInteractionRanker(encoder).to_dict()
+
+
+def test_errors(encoder: Counting) -> None:
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="top_k"):
+            LateInteractionRanker(encoder, top_k=wrong)
+        with pytest.raises(ValueError, match="top_k"):
+            LateInteractionRanker(encoder).run(QUERY, documents(), top_k=wrong)
+    with pytest.raises(TypeError, match="model must be an encoder"):
+        LateInteractionRanker(None)
