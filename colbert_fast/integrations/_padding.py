@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor
 
 from colbert_fast._arrays import float_tensor, tensor_of
 from colbert_fast._maxsim import maxsim_pairs
+from colbert_fast._torch_modes import unwatched
+
+# Of a piece of masked documents: 16 MiB in float32.
+_PIECE_ELEMENTS = 2**22
 
 
 def padded(value: Any, name: str, ndim: int) -> Tensor:
@@ -33,17 +37,37 @@ def padded(value: Any, name: str, ndim: int) -> Tensor:
 def times_mask(tokens: Tensor, mask: Any, name: str) -> Tensor:
     """Multiply the rows of ``tokens [..., length, dim]`` by ``mask [..., length]``. The tensor itself stays as it is.
 
-    So a masked row becomes a row of zeros, whatever it held. A factor of a row is a factor of each of its similarities.
+    So a masked row becomes a row of zeros. A factor of a row is a factor of each of its similarities.
     """
+    return tokens * _factors(tokens, mask, name)
+
+
+def pieces_times_mask(tokens: Tensor, mask: Any, name: str, *, differentiable: bool) -> Iterator[Tensor]:
+    """Yield the result of :func:`times_mask`, in pieces along the first dimension where that is faster.
+
+    A copy of all documents costs several times what scoring them costs, because it comes from new memory. So all pieces
+    take the same memory, one after the other: a piece is to be used before the next one is asked for. Where the scores
+    are ``differentiable`` with respect to any input, autograd keeps what it was given, and there is one piece.
+    """
+    factors = _factors(tokens, mask, name)
+    if differentiable or len(tokens) == 0 or not unwatched(tokens, factors, cuda=False):
+        yield tokens * factors
+        return
+    step = max(1, _PIECE_ELEMENTS // max(tokens[0].numel(), 1))
+    dtype = torch.result_type(tokens, factors)
+    memory = torch.empty((min(step, len(tokens)), *tokens.shape[1:]), dtype=dtype, device=tokens.device)
+    for start in range(0, len(tokens), step):
+        piece = tokens[start : start + step]
+        yield torch.mul(piece, factors[start : start + step], out=memory[: len(piece)])
+
+
+def _factors(tokens: Tensor, mask: Any, name: str) -> Tensor:
     factors = tensor_of(mask, name).to(tokens.device)
     try:
-        factors = factors.expand(tokens.shape[:-1]).unsqueeze(-1)
+        return factors.expand(tokens.shape[:-1]).unsqueeze(-1)
     except RuntimeError as error:
         msg = f"{name} must be {list(tokens.shape[:-1])}, one entry for each token; got shape {list(factors.shape)}"
         raise ValueError(msg) from error
-    if factors.dtype == torch.bool:
-        return tokens.masked_fill(~factors, 0)
-    return (tokens * factors).masked_fill(factors == 0, 0)
 
 
 def candidate_scores(queries: Tensor, documents: Tensor, backend: str | None = None) -> Tensor:
@@ -92,3 +116,9 @@ def matrices(value: Any, name: str) -> list[Tensor]:
             msg = f"{name}[{i}] must be [length, dim]; got shape {list(item.shape)}"
             raise ValueError(msg)
     return items
+
+
+def wants_gradient(*sides: Any) -> bool:
+    """Return whether autograd would record an operation on these tensors, or lists of tensors."""
+    items = [item for side in sides for item in (side if isinstance(side, (list, tuple)) else [side])]
+    return torch.is_grad_enabled() and any(getattr(item, "requires_grad", False) for item in items)

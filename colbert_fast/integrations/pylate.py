@@ -21,7 +21,15 @@ from torch import Tensor
 from colbert_fast._arrays import Mask
 from colbert_fast._extras import need
 from colbert_fast._maxsim import maxsim, maxsim_pairwise
-from colbert_fast.integrations._padding import candidate_scores, matrices, padded, times_mask, with_row_of_zeros
+from colbert_fast.integrations._padding import (
+    candidate_scores,
+    matrices,
+    padded,
+    pieces_times_mask,
+    times_mask,
+    wants_gradient,
+    with_row_of_zeros,
+)
 from colbert_fast.integrations._patching import Patch
 from colbert_fast.packed import Tokens
 
@@ -48,7 +56,8 @@ def colbert_scores(
         ``[A, length]``, bool or numbers: each similarity is multiplied by its query token's entry.
     documents_mask
         ``[B, length]``, bool or numbers: each similarity is multiplied by its document token's entry. So a masked token
-        has the similarity 0, and wins where the other similarities are negative.
+        has the similarity 0, and wins where the other similarities are negative. As in PyLate, a NaN in a masked token
+        is heard.
     backend
         None or ``"auto"``: the best of this package that can run. Otherwise a name of ``cf.backends()``.
 
@@ -67,7 +76,10 @@ def colbert_scores(
         queries_embeddings = times_mask(queries, queries_mask, "queries_mask")
     if documents_mask is not None:
         documents = padded(documents_embeddings, "documents_embeddings", 3)
-        documents_embeddings = times_mask(documents, documents_mask, "documents_mask")
+        differentiable = wants_gradient(queries_embeddings, documents, queries_mask, documents_mask)
+        pieces = pieces_times_mask(documents, documents_mask, "documents_mask", differentiable=differentiable)
+        found = [maxsim(queries_embeddings, piece, pad="zero", backend=_backend(backend)) for piece in pieces]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
     return maxsim(queries_embeddings, documents_embeddings, pad="zero", backend=_backend(backend))
 
 
