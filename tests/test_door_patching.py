@@ -253,6 +253,8 @@ def test_candidates_and_groups() -> None:
     q, d = torch.randn(2, 4, 8), torch.randn(2, 3, 5, 8)
     expected = torch.stack([cf.maxsim(q[i : i + 1], d[i])[0] for i in range(2)])
     assert torch.equal(pylate.colbert_kd_scores(q, d), expected)
+    for backend in ("auto", "AUTO", "torch"):
+        assert_close(pylate.colbert_kd_scores(q, d, backend=backend), expected)
     assert torch.equal(colpali.maxsim_kd(q, d), expected)
     assert torch.equal(pylate.ColBERTScores()(list(q), list(d)), cf.maxsim(q, d.flatten(0, 1)))
     assert pylate.colbert_kd_scores(q, d[:, :0]).shape == (2, 0)
@@ -313,6 +315,7 @@ BAD_CALLS = [
     ),
     (lambda: pylate.colbert_scores(q3, d3, queries_mask=torch.ones(5)), ValueError, "queries_mask must be .2, 3"),
     (lambda: pylate.colbert_scores(q3, d3, backend="lik"), ValueError, "backend='lik' is one of PyLate"),
+    (lambda: pylate.colbert_scores(q3, d3, backend="Flash"), ValueError, "backend='Flash' is one of PyLate"),
     (lambda: pylate.colbert_scores(q3, d3, backend="nope"), ValueError, "nope"),
     (lambda: pylate.colbert_scores([q3[0], q3[0, :1]], d3, torch.ones(2, 3)), ValueError, "one shape"),
     (lambda: pylate.colbert_scores_pairwise(q3, d3[:1]), ValueError, "same number of items"),

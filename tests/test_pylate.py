@@ -341,7 +341,8 @@ class TestPatch:
             scores.colbert_kd_scores(q, d[:, None])
             assert not calls
             scores.colbert_scores(q, d, backend="auto")
-            assert calls == ["maxsim"]
+            scores.colbert_scores(q, d, backend="AUTO")
+            assert calls == ["maxsim", "maxsim"]
 
     def test_everything_is_put_back(self, scores: Any) -> None:
         from pylate import losses, rank, retrieve

@@ -49,8 +49,8 @@ def score_multi_vector(
     padding
         ``"batch"``: a page that is shorter than the longest page of its batch scores at least 0 for each query token,
         as in colpali-engine, where zeros are appended to it. So its score depends on ``batch_size`` and on the
-        order of the pages. A row of zeros in a padded tensor is a token. ``"skip"``: padding never scores, neither rows that would be appended nor rows of zeros in
-        a padded tensor, and the score of a page depends on that page alone.
+        order of the pages. A row of zeros in a padded tensor is a token. ``"skip"``: padding never scores, neither rows
+        that would be appended nor rows of zeros in a padded tensor, and the score of a page depends on that page alone.
 
     Returns
     -------

@@ -255,12 +255,17 @@ def _with_candidates(queries: Any, documents: Any, queries_mask: Any, documents_
 
 
 def _backend(backend: str | None) -> str | None:
-    if backend is None or backend == "auto":
+    """Return the name of a backend of this package, or None for the best. PyLate takes names in any case."""
+    if backend is None or _means_automatic(backend):
         return None
-    if backend in ("flash", "lik"):
+    if isinstance(backend, str) and backend.lower() in ("flash", "lik"):
         msg = f"backend={backend!r} is one of PyLate: call pylate.scores for it, or name one of colbert_fast.backends()"
         raise ValueError(msg)
     return backend
+
+
+def _means_automatic(backend: Any) -> bool:
+    return isinstance(backend, str) and backend.lower() == "auto"
 
 
 def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -285,8 +290,7 @@ def _unless_named(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Calla
         backend = signature.bind(*args, **kwargs).arguments.get("backend")
         if backend is None:
             backend = os.environ.get("PYLATE_SCORES_BACKEND", "auto")
-        automatic = isinstance(backend, str) and backend.lower() == "auto"
-        return (ours if automatic else theirs)(*args, **kwargs)
+        return (ours if _means_automatic(backend) else theirs)(*args, **kwargs)
 
     return chosen
 
