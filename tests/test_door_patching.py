@@ -47,11 +47,10 @@ def by_keyword(x, *, f=score):
 
 class Metric(enum.Enum):
     FIRST = ("first", score)
-    PARTIAL = functools.partial(score)
 
     @property
     def function(self):
-        return self.value[1] if isinstance(self.value, tuple) else self.value
+        return self.value[1]
 
 class Loss(torch.nn.Module):
     def __init__(self, f=score):
@@ -61,6 +60,7 @@ class Loss(torch.nn.Module):
 class Holder:
     f = staticmethod(score)
 
+PARTIAL = functools.partial(score)
 METRICS = {"score": score}
 LIST = [score]
 """
@@ -95,7 +95,7 @@ def answers(user: ModuleType) -> set[str]:
         user.by_keyword,
         user.Scorer(),
         user.Metric.FIRST.function,
-        user.Metric.PARTIAL.value,
+        user.PARTIAL,
         user.Loss().f,
         user.Holder.f,
         user.Holder().f,
