@@ -12,7 +12,7 @@
 #   make test-old-x86   every tier, and the extension, on emulated x86-64 processors without AVX-512, AVX2 or AVX
 #   make bench-gpu  the tests and workloads of a CUDA device in eight minutes, with the machine's own Python; writes its
 #                   JSON into RESULTS, and takes what is not installed from the pure-Python wheels in WHEELS
-#   make test-floor, test-newest, test-pylate   the suite with other versions; see the end of this file
+#   make test-floor, test-newest, test-pylate, test-colpali   with other versions; see the end of this file
 #   make bench-smoke  the benchmarks on tiny shapes, once; make clean  takes away what make has made
 #   make sanitize   the C++ kernels under AddressSanitizer and UBSan, the thread pool under ThreadSanitizer
 PYTHON ?= python3
@@ -174,15 +174,18 @@ $(VENV)/pyvenv.cfg:
 #   make test-floor   the lowest versions that pyproject.toml claims, which constraints-floor.txt lists
 #   make test-newest  the newest release of everything
 #   make test-pylate  the wheel beside PyLate: they install together and score alike
+#   make test-colpali the same beside colpali-engine, which needs a torchvision that fits the torch that pip installs
 FLOOR_PYTHON ?= python3.10
 NEWEST_PYTHON ?= python3.13
 PYLATE_PYTHON ?= $(PYTHON)
 PYLATE ?= pylate==1.6.0
+COLPALI_PYTHON ?= $(PYTHON)
+COLPALI ?= colpali-engine==0.3.18
 VERSIONS ?= build/versions
 # They test how it is built and for which processors, or how fast it is, and need more packages: `make test` has them.
 LEAVES_OUT := build amx emulated sanitizers benchmarks bench_gpu report accuracy
 
-.PHONY: test-floor test-newest test-pylate
+.PHONY: test-floor test-newest test-pylate test-colpali
 
 test-floor: PYTHON_HERE = $(FLOOR_PYTHON)
 test-floor: INSTALLED = "$$(echo dist/*.whl)[demo]" pytest hypothesis --constraint suite/constraints-floor.txt
@@ -194,9 +197,13 @@ test-newest: TESTS = tests $(LEAVES_OUT:%=--ignore tests/test_%.py)
 
 test-pylate: PYTHON_HERE = $(PYLATE_PYTHON)
 test-pylate: INSTALLED = dist/*.whl $(PYLATE) pytest hypothesis
-test-pylate: TESTS = tests/test_pylate.py
+test-pylate: TESTS = tests/test_pylate.py tests/test_door_patching.py
 
-test-floor test-newest test-pylate: test-%:
+test-colpali: PYTHON_HERE = $(COLPALI_PYTHON)
+test-colpali: INSTALLED = dist/*.whl $(COLPALI) pytest hypothesis
+test-colpali: TESTS = tests/test_colpali.py tests/test_door_patching.py
+
+test-floor test-newest test-pylate test-colpali: test-%:
 	rm -rf $(VERSIONS)/$*
 	mkdir -p $(VERSIONS)/$*/suite
 	cp -R $(SUITE_FILES) $(VERSIONS)/$*/suite

@@ -17,7 +17,7 @@ _MODULES = {
 }
 
 
-def need(feature: str, extra: str, packages: dict[str, str]) -> None:
+def need(feature: str, extra: str | None, packages: dict[str, str]) -> None:
     """Raise ImportError unless every package is installed and new enough. Imports none of them.
 
     Parameters
@@ -25,7 +25,7 @@ def need(feature: str, extra: str, packages: dict[str, str]) -> None:
     feature
         What needs the packages, such as ``"colbert_fast.models"``. The message begins with it.
     extra
-        The extra that installs them.
+        The extra that installs them. None: no extra does, and the message names the packages themselves.
     packages
         The name of each package, and the oldest release that works.
     """
@@ -41,7 +41,9 @@ def need(feature: str, extra: str, packages: dict[str, str]) -> None:
         if release(version) < release(first):
             problems.append(f"{package}>={first} ({version} is installed)")
     if problems:
-        msg = f"{feature} needs {', '.join(problems)}: pip install 'colbert-fast[{extra}]'"
+        wanted = [f"{package}>={first}" for package, first in packages.items()]
+        install = " ".join(f"'{name}'" for name in ([f"colbert-fast[{extra}]"] if extra else wanted))
+        msg = f"{feature} needs {', '.join(problems)}: pip install {install}"
         raise ImportError(msg)
 
 

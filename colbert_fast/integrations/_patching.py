@@ -1,0 +1,181 @@
+"""Puts functions of this package in the place of functions of another library, for as long as a `with` block runs."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+_Function = Callable[..., Any]
+# The id of a function, and what takes its place.
+_Swap = dict[int, _Function]
+# Most values are of these types. Nothing can be in them, so that the walk passes over them.
+_PLAIN = frozenset([str, int, float, bool, bytes, type(None), ModuleType, type(len), type(int.__add__), property])
+
+
+class Patch:
+    """Functions of a library that are replaced while at least one `with` block of :meth:`active` runs.
+
+    A stand-in takes the place of each function, wherever :func:`_swap_everywhere` finds it. The way back is the same
+    walk with the two exchanged. So a module that is imported meanwhile, and takes the stand-in, is restored as well.
+    Somebody may keep a stand-in where the walk does not look, such as a local variable. After the last block the
+    stand-in calls the library's function, so that it behaves like that function everywhere.
+
+    Parameters
+    ----------
+    replacements
+        Imports the library, and returns each function of the library with the function to call instead.
+    """
+
+    def __init__(self, replacements: Callable[[], dict[_Function, _Function]]) -> None:
+        self._replacements = replacements
+        self._stand_ins: dict[_Function, _Function] = {}
+        self._blocks = 0  # how many `with` blocks of this process are running
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        with self._lock:
+            if self._blocks == 0:
+                self._begin()
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if self._blocks == 0:
+                    self._end()
+
+    def _begin(self) -> None:
+        for original, ours in self._replacements().items():
+            if original not in self._stand_ins:
+                self._stand_ins[original] = self._stand_in(original, ours)
+        try:
+            _swap_everywhere(self._stand_ins.items())
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        _swap_everywhere((stand_in, original) for original, stand_in in self._stand_ins.items())
+
+    def _stand_in(self, original: _Function, ours: _Function) -> _Function:
+        @functools.wraps(original)
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            return (ours if self._blocks else original)(*args, **kwargs)
+
+        return stand_in
+
+
+def _swap_everywhere(pairs: Iterable[tuple[_Function, _Function]]) -> None:
+    """Replace the first function of each pair by the second.
+
+    These places are visited: the names of every module in sys.modules, and the lists and dicts among them; the names
+    of its classes; default arguments; members of enums; and the attributes of every torch.nn.Module that is alive,
+    because models and losses keep the function with which they were made.
+    """
+    swap = {id(old): new for old, new in pairs}
+    walk = _Walk(swap)
+    for module in list(sys.modules.values()):
+        # The type is asked, because isinstance would ask a lazy module for its class, and so import it.
+        if issubclass(type(module), ModuleType):
+            walk.names(vars(module), containers=True)
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.nn.Module):
+            walk.names(vars(thing))
+
+
+class _Walk:
+    """One walk, which visits every function, class and container once."""
+
+    def __init__(self, swap: _Swap) -> None:
+        self.swap = swap
+        self.seen: set[int] = set()
+
+    def new(self, value: Any) -> Any:
+        """Return what takes the place of a value: the value itself where no function is to be replaced."""
+        found = self.swap.get(id(value))
+        if found is not None:
+            return found
+        kind = type(value)
+        if kind is staticmethod or kind is classmethod:
+            inner = self.swap.get(id(value.__func__))
+            return value if inner is None else kind(inner)
+        if kind is functools.partial:
+            inner = self.swap.get(id(value.func))
+            return value if inner is None else functools.partial(inner, *value.args, **value.keywords)
+        if kind is tuple and any(id(item) in self.swap for item in value):
+            return tuple(self.swap.get(id(item), item) for item in value)
+        return value
+
+    def names(self, names: dict[Any, Any], *, containers: bool = False) -> None:
+        """Replace in a namespace, and in what it holds."""
+        for name, value in list(names.items()):
+            if type(value) in _PLAIN:
+                continue
+            new = self.new(value)
+            if new is not value:
+                names[name] = new
+            else:
+                self.inside(value, containers=containers)
+
+    def inside(self, value: Any, *, containers: bool = False) -> None:
+        """Replace inside of a function or a class; with ``containers`` also inside of a list or a dict."""
+        kind = type(value)
+        if kind is FunctionType:
+            self.function(value)
+        elif kind is staticmethod or kind is classmethod:
+            self.inside(value.__func__)
+        elif issubclass(kind, type):
+            if self.first_time(value):
+                self.class_(value)
+        elif containers and kind is dict:
+            if self.first_time(value):
+                self.names(value)
+        elif containers and kind is list and self.first_time(value):
+            for i, item in enumerate(value):
+                new = self.new(item)
+                if new is not item:
+                    value[i] = new
+
+    def function(self, function: FunctionType) -> None:
+        """Replace in the default arguments."""
+        if function.__defaults__ is not None:
+            defaults = tuple(map(self.new, function.__defaults__))
+            if any(new is not old for new, old in zip(defaults, function.__defaults__, strict=True)):
+                function.__defaults__ = defaults
+        if function.__kwdefaults__ is not None:
+            self.names(function.__kwdefaults__)
+
+    def class_(self, owner: type) -> None:
+        """Replace in the attributes of a class, and in the values and attributes of the members of an enum."""
+        for name, value in list(vars(owner).items()):
+            if type(value) in _PLAIN:
+                continue
+            new = self.new(value)
+            if new is not value:
+                type.__setattr__(owner, name, new)
+            else:
+                self.inside(value)
+        if issubclass(owner, enum.Enum):
+            for member in owner:
+                before = member._value_
+                self.names(vars(member))
+                if member._value_ is not before:
+                    owner._value2member_map_[member._value_] = member
+
+    def first_time(self, value: Any) -> bool:
+        """Return whether the value was not visited before, and note that it is now."""
+        if id(value) in self.seen:
+            return False
+        self.seen.add(id(value))
+        return True
