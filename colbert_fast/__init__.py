@@ -12,6 +12,7 @@ from importlib.metadata import version as _version
 
 from colbert_fast._backends import backends
 from colbert_fast._backends.cpu import get_num_threads, set_num_threads
+from colbert_fast._explain import Explanation, explain
 from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
 from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
@@ -19,9 +20,11 @@ from colbert_fast.packed import PackedTokens
 __version__ = _version("colbert-fast")
 
 __all__ = [
+    "Explanation",
     "PackedTokens",
     "__version__",
     "backends",
+    "explain",
     "get_num_threads",
     "maxsim",
     "maxsim_pairs",

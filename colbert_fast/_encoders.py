@@ -54,7 +54,8 @@ def encode(model: Any, texts: Sequence[Any], *, query: bool, show_progress_bar: 
         if not callable(theirs):
             msg = f"the model must have {_KINDS}; got {type(model).__name__}"
             raise TypeError(msg)
-        found = theirs(texts, convert_to_tensor=True, show_progress_bar=show_progress_bar)
+        # MultiVectorEncoder gives a list of tensors, and refuses convert_to_tensor.
+        found = theirs(texts, show_progress_bar=show_progress_bar)
     if isinstance(found, PackedTokens):
         return found
     if not isinstance(found, list) or any(getattr(item, "ndim", 0) != 2 for item in found):

@@ -15,9 +15,11 @@ import colbert_fast as cf
 
 def test_names() -> None:
     assert cf.__all__ == [
+        "Explanation",
         "PackedTokens",
         "__version__",
         "backends",
+        "explain",
         "get_num_threads",
         "maxsim",
         "maxsim_pairs",

@@ -12,6 +12,7 @@ from sentence_transformers import MultiVectorEncoder
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from colbert_fast._explain import Explanation, explain
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import positive_int
 from colbert_fast._maxsim import maxsim_pairs
@@ -21,7 +22,7 @@ from colbert_fast.models.embedding import embed, inference, sees_padding
 from colbert_fast.models.given_arguments import remembers_given
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
-from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, warn_of_cuts
+from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, tokens_of_rows, warn_of_cuts
 from colbert_fast.packed import PackedTokens
 
 _Side: TypeAlias = tuple[Encoding, Tokenized]
@@ -426,6 +427,24 @@ class ColBERT(nn.Module):
                 parts.append(self._scores_of(window, sides, normalize, bar.update))
         places = torch.cat([torch.zeros(0, dtype=torch.int64), *(window.places for window in work)])
         return torch.cat(parts)[places.argsort().to(self.device)]
+
+    @safe_after_fork
+    def explain(self, query: str, document: str) -> Explanation:
+        """Say which document token answered each query token: `colbert_fast.explain(self, query, document)`."""
+        return explain(self, query, document)
+
+    def _tokens_of_rows(self, text: str, query_mode: bool) -> tuple[list[int], list[bool], str, Any]:
+        """Return the tokens of one text, for `explain`.
+
+        Returns
+        -------
+        ids, kept, prefix, whole
+            The tokens that pass through the transformer; which of them have an embedding; the prefix; and what the
+            tokenizer gives for prefix and text without any cut.
+        """
+        encoding = self._encoding(query_mode, {})
+        ids, kept, whole = tokens_of_rows(self.encoder, text, encoding)
+        return ids, kept, encoding.prefix, whole
 
     @safe_after_fork
     def save_pretrained(self, path: str | os.PathLike[str], format: str = "neural-cherche") -> ColBERT:

@@ -165,6 +165,31 @@ def tokenize(encoder: MultiVectorEncoder, texts: list[str], encoding: Encoding, 
     )
 
 
+def tokens_of_rows(encoder: MultiVectorEncoder, text: str, encoding: Encoding) -> tuple[list[int], list[bool], Any]:
+    """Tokenize one text, to name the rows of its embedding.
+
+    Returns
+    -------
+    ids, kept, whole
+        The tokens that pass through the transformer; which of them have an embedding; and what the tokenizer gives for
+        the whole text without any cut, with "offset_mapping" if the tokenizer can say where a token is in the text.
+    """
+    features = _features(encoder, [text], encoding)
+    used = _used(features)
+    tokenizer: Any = encoder.tokenizer
+    with tokenizing:
+        whole = tokenizer(
+            encoding.prefix + text,
+            add_special_tokens=encoding.add_special_tokens,
+            truncation=False,
+            padding=False,
+            verbose=False,
+            return_offsets_mapping=bool(getattr(tokenizer, "is_fast", False)),
+        )
+    kept = _scored(encoder, features, used, encoding).bool()[used]
+    return features["input_ids"][used].tolist(), kept.tolist(), whole
+
+
 def batches(
     tokenized: Tokenized, texts: Tensor, max_tokens: int, max_texts: int | None, equal_lengths: bool
 ) -> Iterator[tuple[Tensor, dict[str, Any]]]:

@@ -1,0 +1,132 @@
+"""One side of a score: a text, and the token that each row of its embedding stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import Any, Literal, NamedTuple
+
+# "text": a token of the text. "marker": a token that the model adds, such as [CLS] or a prefix. "expansion": a token
+# that fills a query up, such as [MASK]. "padding": a row of zeros after a short document.
+Kind = Literal["text", "marker", "expansion", "padding"]
+PADDING = "(padding)"
+# How tokenizers mark a piece that continues a word, and a piece that begins a word.
+_CONTINUES = "##"
+_BEGINS = ("\u0120", "\u2581")
+
+
+class Token(NamedTuple):
+    """What one row of an embedding stands for."""
+
+    string: str
+    kind: Kind
+    # Where the token is in the text of its side: text[start:end]. Only a token of the kind "text" has a place.
+    start: int = 0
+    end: int = 0
+    # Whether the token continues the word of the token before it.
+    continues: bool = False
+
+
+class Side(NamedTuple):
+    """A text and its tokens, one for each row of the embedding."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    # The model has read text[:read]. The rest was cut.
+    read: int
+
+
+class Tokens(NamedTuple):
+    """How a model has cut a text into tokens."""
+
+    ids: list[int]  # all tokens that passed through the transformer
+    kept: list[bool]  # which of them have an embedding
+    prompt: str  # what the model put before the text
+    # What the tokenizer gives for prompt + text without any cut: "input_ids", and "offset_mapping" if it can.
+    whole: Any
+    tokenizer: Any
+
+
+def side_of_tokens(text: str, tokens: Tokens) -> Side:
+    """Name the rows of a text's embedding."""
+    if tokens.whole.get("offset_mapping") is None:
+        return _side_without_places(tokens)
+    places = _places(text, tokens)
+    named = []
+    for number, (token, place, kept) in enumerate(zip(tokens.ids, places, tokens.kept, strict=True)):
+        if not kept:
+            continue
+        if place is None:
+            named.append(Token(_string(tokens.tokenizer, token), _added(tokens, number)))
+        else:
+            start, end, continues = place
+            named.append(Token(text[start:end], "text", start, end, continues))
+    return Side(text, tuple(named), max((place[1] for place in places if place is not None), default=0))
+
+
+def side_of_strings(strings: Sequence[str], kinds: Sequence[Kind] | None = None) -> Side:
+    """Join tokens to a readable text.
+
+    A token that begins with "##" continues a word. If some tokens begin with the signs of byte-level BPE or of
+    SentencePiece for a new word, the other tokens continue a word. Otherwise every token is a word.
+    """
+    marked = any(string.startswith(_BEGINS) for string in strings)
+    text, tokens = "", []
+    for number, string in enumerate(strings):
+        kind = kinds[number] if kinds is not None else "text"
+        if kind != "text":
+            tokens.append(Token(string, kind))
+            continue
+        plain = (string.lstrip("".join(_BEGINS)) if marked else string.removeprefix(_CONTINUES)) or string
+        begins = string.startswith(_BEGINS) if marked else plain == string
+        text += " " if begins and text else ""
+        tokens.append(Token(plain, "text", len(text), len(text) + len(plain), bool(text) and not begins))
+        text += plain
+    return Side(text, tuple(tokens), len(text))
+
+
+def with_padding(side: Side) -> Side:
+    """Add the row of zeros that stands for all padding of a short document."""
+    return side._replace(tokens=(*side.tokens, Token(PADDING, "padding")))
+
+
+def _places(text: str, tokens: Tokens) -> list[tuple[int, int, bool] | None]:
+    """Return where each token is in the text, and whether it continues a word; None for a token that is not there."""
+    places: list[tuple[int, int, bool] | None] = [None] * len(tokens.ids)
+    ids, offsets = tokens.whole["input_ids"], tokens.whole["offset_mapping"]
+    words, shift = tokens.whole.word_ids(), len(tokens.prompt)
+    # The model may have put a marker between the tokens, cut the end, or added tokens there.
+    for first, other, size in SequenceMatcher(None, tokens.ids, ids, autojunk=False).get_matching_blocks():
+        for step in range(size):
+            start, end = (place - shift for place in offsets[other + step])
+            word = words[other + step]
+            while 0 <= start < end and text[start].isspace() and text[start:end].strip():
+                start += 1
+            if word is not None and 0 <= start < end <= len(text):
+                continues = other + step > 0 and words[other + step - 1] == word and start > 0
+                places[first + step] = start, end, continues and not text[start - 1].isspace()
+    return places
+
+
+def _side_without_places(tokens: Tokens) -> Side:
+    """Name rows by the tokenizer's own strings, for a tokenizer that does not say where a token is in its text."""
+    strings: list[str] = []
+    kinds: list[Kind] = []
+    special = set(getattr(tokens.tokenizer, "all_special_ids", ()))
+    for number, (token, kept) in enumerate(zip(tokens.ids, tokens.kept, strict=True)):
+        if kept:
+            strings.append(str(tokens.tokenizer.convert_ids_to_tokens(token)))
+            kinds.append(_added(tokens, number) if token in special else "text")
+    return side_of_strings(strings, kinds)
+
+
+def _string(tokenizer: Any, token: int) -> str:
+    """Return a token as a reader knows it: without the sign that begins a word."""
+    string = str(tokenizer.convert_ids_to_tokens(token))
+    return string.lstrip("".join(_BEGINS)) or string
+
+
+def _added(tokens: Tokens, number: int) -> Kind:
+    """Return the kind of a token that the model has added."""
+    fill = {getattr(tokens.tokenizer, f"{name}_token_id", None) for name in ("mask", "pad")}
+    return "expansion" if tokens.ids[number] in fill else "marker"
