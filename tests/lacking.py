@@ -30,7 +30,8 @@ PACKAGES = {
 }
 # Files and folders of tests that cannot be imported without these packages.
 FILES = {
-    "models": ["encoders", "test_sentence_transformers.py"],
+    "models": ["encoders", "test_cli_encode.py", "test_cli_rank.py", "test_sentence_transformers.py"],
+    "retrieval": ["test_cli_evaluate.py"],
     "interpreter": ["test_triton.py", "test_triton_code.py"],
     "benchmarks": ["test_benchmarks.py"],
     "build": ["test_build.py"],

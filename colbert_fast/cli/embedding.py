@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import torch
 
 import colbert_fast as cf
 from colbert_fast.cli.encoders import fingerprint
-from colbert_fast.cli.output import tell, whole_file
+from colbert_fast.cli.output import check_output, tell, whole_file
 
 if TYPE_CHECKING:
     from colbert_fast.models import ColBERT
@@ -36,8 +37,6 @@ class Embedder:
         self._folder = folder
         self._name = f"{name}: " if name else ""
         self._fingerprint = f"{fingerprint(encoder)} {dtype}" if folder is not None else ""
-        # The files of the shards that were read or written.
-        self.files: list[Path] = []
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -45,11 +44,19 @@ class Embedder:
                 msg = f"cannot write {folder}: {error.strerror or error}"
                 raise OSError(msg) from None
 
-    def shards(self, texts: Sequence[str], *, query: bool) -> Iterator[tuple[int, cf.PackedTokens]]:
-        """Yield the number of the first text, and the embeddings of it and of the texts after it, shard by shard."""
-        with progress(len(texts), f"{self._name}{'queries' if query else 'documents'}") as bar:
-            for start in range(0, len(texts), SHARD):
-                some = texts[start : start + SHARD]
+    def shards(
+        self, texts: Sequence[str], *, query: bool, used: Sequence[int] | None = None
+    ) -> Iterator[tuple[Sequence[int], cf.PackedTokens]]:
+        """Yield embeddings, shard by shard, each with the numbers of its texts, in ascending order.
+
+        ``used``: numbers of texts, in ascending order. Then each of these texts is in a shard, and other texts are only
+        there where a shard with them is in a file already.
+        """
+        groups = self._groups(texts, query, used)
+        total = sum(map(len, groups))
+        with progress(total, f"{self._name}{'queries' if query else 'documents'}") as bar:
+            for numbers in groups:
+                some = [texts[number] for number in numbers]
                 file = self._file_of(some, query)
                 found = None if file is None else _load(file, len(some))
                 if found is None:
@@ -58,13 +65,27 @@ class Embedder:
                         save(file, found)
                 else:
                     bar.update(len(some))
-                if file is not None:
-                    self.files.append(file)
-                yield start, found if self._dtype is not None else found.to(self.encoder.device)
+                yield numbers, found if self._dtype is not None else found.to(self.encoder.device)
 
     def all(self, texts: Sequence[str], *, query: bool) -> cf.PackedTokens:
         """Return the embeddings of all texts."""
         return cf.PackedTokens.cat([found for _, found in self.shards(texts, query=query)])
+
+    def _groups(self, texts: Sequence[str], query: bool, used: Sequence[int] | None) -> list[Sequence[int]]:
+        """Return the numbers of the texts of each shard."""
+        wholes = [range(start, min(start + SHARD, len(texts))) for start in range(0, len(texts), SHARD)]
+        if used is None:
+            return list(wholes)
+        groups: list[Sequence[int]] = []
+        rest: list[int] = []
+        for whole in wholes:
+            some = used[bisect.bisect_left(used, whole.start) : bisect.bisect_left(used, whole.stop)]
+            file = self._file_of(texts[whole.start : whole.stop], query) if some else None
+            if file is not None and file.exists():
+                groups.append(whole)
+            else:
+                rest.extend(some)
+        return groups + [rest[start : start + SHARD] for start in range(0, len(rest), SHARD)]
 
     def _embedded(self, texts: Sequence[str], query: bool, bar: Any) -> cf.PackedTokens:
         pieces = []
@@ -109,6 +130,8 @@ def save(
     tensors = {"tokens": packed.tokens, "starts": packed.starts, "lengths": packed.lengths, **(more or {})}
     if packed.scales is not None:
         tensors["scales"] = packed.scales
+    # safetensors puts a file of its own in the place of what it writes to, and a device must not be lost.
+    check_output(path, ordinary=True)
     with whole_file(path) as beside:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata)

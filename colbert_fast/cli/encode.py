@@ -33,7 +33,9 @@ def add(commands: Any) -> None:
     parser.add_argument("corpus", metavar="CORPUS", help="JSONL, TSV or plain text; - is standard input")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="such as corpus.safetensors")
     parser.add_argument("--queries", action="store_true", help="embed the texts as queries, not as documents")
-    parser.add_argument("--dtype", choices=tuple(_DTYPES), default="float32", help="of the embeddings (default float32)")
+    parser.add_argument(
+        "--dtype", choices=tuple(_DTYPES), default="float32", help="of the embeddings (default float32)"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="keep shards in the folder FILE.parts until FILE is there, and go on from"
         " the shards that are in it"
@@ -47,7 +49,7 @@ def add(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
     """Return what is printed, as lines, and the exit status."""
     output: Path = chosen.output
-    check_output(output)
+    check_output(output, ordinary=True)
     given = texts.read(chosen.corpus, chosen.format)
     parts = output.with_name(f"{output.name}.parts") if chosen.resume else None
     with warnings_as_lines():
@@ -101,7 +103,7 @@ def _remove(parts: Path) -> None:
 
 
 def _told(facts: dict[str, Any]) -> str:
-    size = f"{facts['bytes'] / 2**20:.1f} MiB"
+    size = f"{facts['bytes'] / 2**20:.2f} MiB"
     return (
         f"{facts['file']}: {facts['texts']} {facts['kind']}, {facts['tokens']} tokens of dim {facts['dim']}, "
         f"{facts['dtype']}, {size}, encoded in {facts['seconds']:.2f} s"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import logging
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import colbert_fast as cf
+from colbert_fast._backends import select
 
 if TYPE_CHECKING:
     from colbert_fast.models import ColBERT
@@ -36,7 +40,30 @@ def load(name: str, options: dict[str, Any]) -> ColBERT:
         from colbert_fast.models import ColBERT
     except ImportError as error:
         raise ImportError(str(error).replace("[models]", f"[{extra}]")) from None
-    return ColBERT(name, **options)
+    with _quiet_hub():
+        try:
+            return ColBERT(name, **options)
+        except RuntimeError as error:
+            if "device" not in options:
+                raise
+            raise ValueError(str(error)) from None  # torch has no such device
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Silence the lines about each attempt to reach the hub. Where all fail, the error says so."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def check_backend(encoder: ColBERT, name: str | None) -> None:
+    """Raise now, not after minutes of work, if the backend of this name cannot score the encoder's embeddings."""
+    select(encoder.device, encoder.encoder.dtype or torch.float32, name)
 
 
 def fingerprint(encoder: ColBERT) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colbert_fast._backends import named, select
+from colbert_fast._backends import named
 from colbert_fast._extras import need
 from colbert_fast.cli import bm25, encoders, measures, runs
 from colbert_fast.cli.arguments import add_backend, add_cache, add_model, model_options, positive
@@ -40,14 +40,14 @@ class Task:
     queries: Texts
     qrels: dict[str, dict[str, int]]
     measures: list[Any]
-    runs: dict[str, Path]
+    files: dict[str, Path]
 
     def row(self, name: str, rankings: list[runs.Ranking], encode: float | None, search: float) -> Row:
         """Measure what a system found, and write its run file if the user wants one."""
         found = measures.measured(self.measures, self.qrels, self.queries, self.corpus.ids, rankings)
-        if name in self.runs:
+        if name in self.files:
             text = runs.as_text(runs.TREC, self.queries, self.corpus.ids, rankings, name)
-            write_file(self.runs[name], text + "\n" if text else "")
+            write_file(self.files[name], text + "\n" if text else "")
         return Row(name, found, encode, search)
 
 
@@ -86,7 +86,7 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
         # All at once, so that an unknown model is told of before the first one has worked for minutes.
         loaded = {name: encoders.load(name, model_options(chosen)) for name in chosen.model}
         for encoder in loaded.values():
-            select(encoder.device, encoder.encoder.dtype, chosen.backend)
+            encoders.check_backend(encoder, chosen.backend)
         candidates = None
         if chosen.first_stage == "bm25":
             started = time.perf_counter()
@@ -152,9 +152,7 @@ def _run_files(chosen: argparse.Namespace) -> dict[str, Path]:
     for name in names:
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
         taken = {path.stem for path in files.values()}
-        stem = next(
-            stem for stem in (plain, *(f"{plain}-{n}" for n in range(2, len(names) + 2))) if stem not in taken
-        )
+        stem = next(stem for stem in (plain, *(f"{plain}-{n}" for n in range(2, len(names) + 2))) if stem not in taken)
         files[name] = folder / f"{stem}.trec"
         check_output(files[name])
     return files

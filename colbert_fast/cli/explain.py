@@ -23,7 +23,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("query", metavar="QUERY", type=words, help="a text, quoted")
     parser.add_argument("document", metavar="DOCUMENT", type=words, help="a text, quoted")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page for the browser, and print nothing else")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page for the browser, and print nothing else"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_model(parser)
     parser.set_defaults(run=run, wrong=2)

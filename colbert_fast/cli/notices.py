@@ -13,7 +13,7 @@ from colbert_fast.cli.output import tell
 
 # What the encoder says about the texts of one call. A command makes many calls, so their numbers are added up.
 _CUTS = re.compile(
-    r"(?P<cut>\d+) of (?P<all>\d+) (?P<which>\w+ were cut to \d+ tokens.*): the longest has (?P<longest>\d+)(?P<more>.*)"
+    r"(?P<cut>\d+) of \d+ (?P<which>\w+ were cut to \d+ tokens.*): the longest has (?P<longest>\d+)(?P<more>.*)"
 )
 
 

@@ -51,21 +51,26 @@ def shortened(text: str, width: int = 92) -> str:
     return text if len(text) <= width else text[: width - 3].rstrip() + "..."
 
 
-def check_output(path: Path) -> None:
-    """Raise OSError now if a file could not be written there later, after minutes of work."""
-    folder = path.parent
-    if path.is_dir():
-        msg = f"cannot write {path}: it is a folder"
-        raise IsADirectoryError(msg)
-    if not folder.is_dir():
-        msg = f"cannot write {path}: the folder {folder} does not exist"
-        raise FileNotFoundError(msg)
-    if _is_special(path):
-        return
+def check_output(path: Path, *, ordinary: bool = False) -> None:
+    """Raise OSError now if a file could not be written there later, after minutes of work.
+
+    ``ordinary``: refuse a device or a pipe too.
+    """
     with _told(path):
-        beside = _beside(path)
-        _create(beside)
-        beside.unlink()
+        problem = None
+        if path.is_dir():
+            problem = "it is a folder"
+        elif not path.parent.is_dir():
+            problem = f"the folder {path.parent} does not exist"
+        elif _is_special(path):
+            problem = "it is not an ordinary file" if ordinary else None
+        else:
+            beside = _beside(path.resolve())
+            _create(beside)
+            beside.unlink()
+            _check_name(path)
+        if problem is not None:
+            raise OSError(problem)
 
 
 @contextlib.contextmanager
@@ -75,7 +80,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     If the context ends with an exception, the file is removed, and what was at ``path`` before is still there. If the
     process is killed, the unfinished file stays beside, with the ending ``.part``.
 
-    A device or a pipe has no content to keep, so it is written directly.
+    A device or a pipe has no content to keep, so its own path is yielded. Never let a library that replaces files write
+    to it: that would put a file in the place of the device. See `check_output`.
     """
     with _told(path):
         if _is_special(path):
@@ -121,6 +127,12 @@ def _beside(path: Path) -> Path:
 
 def _create(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
+def _check_name(path: Path) -> None:
+    """Raise OSError if the name itself is one that the system refuses, such as one that is too long."""
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()
 
 
 def _to_disk(path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from colbert_fast._backends import named, select
+from colbert_fast._backends import named
 from colbert_fast.cli import encoders, runs, texts
 from colbert_fast.cli.arguments import add_backend, add_cache, add_model, model_options, positive
 from colbert_fast.cli.notices import warnings_as_lines
@@ -59,7 +59,7 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
             tell(f"warning: {without} of {len(candidates)} queries have no candidates in {chosen.candidates}")
     with warnings_as_lines():
         encoder = encoders.load(chosen.model, model_options(chosen))
-        select(encoder.device, encoder.encoder.dtype, chosen.backend)
+        encoders.check_backend(encoder, chosen.backend)
         # Imported only here, because they need what `load` looks for.
         from colbert_fast.cli.embedding import Embedder
         from colbert_fast.cli.search import search

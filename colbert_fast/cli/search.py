@@ -42,20 +42,19 @@ def search(
         For each query the numbers of its documents. None: all documents.
     """
     started = time.perf_counter()
-    used = range(len(documents)) if candidates is None else sorted({number for row in candidates for number in row})
+    used = None if candidates is None else sorted({number for row in candidates for number in row})
     rows = None if candidates is None else [sorted(row) for row in candidates]
     normalize = uses_mean(embedder.encoder)
     q = embedder.all(queries, query=True)
     scores = torch.empty(len(queries), 0)
     numbers = torch.empty(len(queries), 0, dtype=torch.int64)
     scoring = 0.0
-    for start, d in embedder.shards([documents[number] for number in used], query=False):
+    for here, d in embedder.shards(documents, query=False, used=used):
         before = time.perf_counter()
-        here = used[start : start + len(d)]
         some = None if rows is None else [_places(row, here) for row in rows]
         if some is None or any(some):
-            found = cf.topk(q, d, k, candidates=some, length_normalize=normalize, backend=backend)
-            scores, numbers = _merged(scores, numbers, *(part.cpu() for part in found), here, k)
+            more, places = cf.topk(q, d, k, candidates=some, length_normalize=normalize, backend=backend)
+            scores, numbers = _merged(scores, numbers, more.cpu(), places.cpu(), here, k)
         scoring += time.perf_counter() - before
     rankings = [
         [(number, score) for number, score in zip(row, row_scores, strict=True) if number >= 0]
@@ -67,7 +66,8 @@ def search(
 def _places(row: Sequence[int], here: Sequence[int]) -> list[int]:
     """Return which of the documents of a shard are candidates: their places in the shard. Both are sorted."""
     some = row[bisect.bisect_left(row, here[0]) : bisect.bisect_right(row, here[-1])]
-    return [bisect.bisect_left(here, number) for number in some]
+    # A shard may have gaps, and a document in a gap is in another shard.
+    return [place for number in some if here[place := bisect.bisect_left(here, number)] == number]
 
 
 def _merged(
@@ -77,5 +77,7 @@ def _merged(
     of_shard = torch.tensor(here)
     more_numbers = of_shard[places.clamp(min=0)].where(places >= 0, -1)
     scores, numbers = torch.cat([scores.to(more.dtype), more], dim=1), torch.cat([numbers, more_numbers], dim=1)
+    numbers, order = numbers.sort(dim=1)
+    scores = scores.gather(1, order)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return scores[:, :k], numbers.gather(1, order)[:, :k]

@@ -125,7 +125,9 @@ def _of_json(line: str, number: int) -> tuple[str, str]:
         msg = f"_id (or id) must be a string; got {name!r}"
         raise ValueError(msg)
     title = found.get("title")
-    return str(name), document_text(_string("title", "" if title is None else title), _string("text", found.get("text")))
+    return str(name), document_text(
+        _string("title", "" if title is None else title), _string("text", found.get("text"))
+    )
 
 
 def _string(field: str, value: Any) -> str:
@@ -152,4 +154,8 @@ def _of_text(line: str, number: int) -> tuple[str, str]:
     return str(number), line
 
 
-_PARSERS: dict[str, Callable[[str, int], tuple[str, str] | None]] = {"jsonl": _of_json, "tsv": _of_tsv, "text": _of_text}
+_PARSERS: dict[str, Callable[[str, int], tuple[str, str] | None]] = {
+    "jsonl": _of_json,
+    "tsv": _of_tsv,
+    "text": _of_text,
+}
