@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -41,10 +43,12 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def read(path: Path) -> tuple[cf.PackedTokens, list[str]]:
-    """As docs/command-line.md reads the file."""
-    file = load_file(path)
-    packed = cf.PackedTokens(file["tokens"], file["starts"], file["lengths"], file.get("scales"))
-    return packed, json.loads(file["ids"].numpy().tobytes())
+    """Run the lines of docs/command-line.md that load a file."""
+    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"cf": cf, "json": json, "safetensors": safetensors}
+    exec(code.replace("corpus.safetensors", str(path)), names)
+    return names["documents"], names["ids"]
 
 
 class TestEncode:

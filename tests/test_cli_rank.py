@@ -140,7 +140,7 @@ def test_reranking_where_some_shards_are_kept(
     for lost in itertools.combinations(kept, 2):
         some = tmp_path / "-".join(path.name[10:18] for path in lost)
         shutil.copytree(cache, some, ignore=lambda folder, names, lost=lost: [path.name for path in lost])
-        close(reranked(command, [*words, "--cache", some], tmp_path / "run", 2), of_candidates(scores, 2))
+        close(reranked(command, [*words, "--cache", some], tmp_path / "run", 100), of_candidates(scores, 100))
 
 
 def test_equal_scores_keep_the_order_of_the_documents(

@@ -164,6 +164,9 @@ CALLS = {
     "gradients of bfloat16": gradients(torch.bfloat16),
     "gradients of torch": gradients(torch.float32, "torch"),
     "gradients of pairs": gradients_of_pairs(),
+    "an explanation": lambda: torch.tensor(
+        [row.document_index for row in cf.Explanation.from_embeddings(x[:300], x, ["a"] * 300).rows]
+    ),
     "the op": lambda: torch.ops.colbert_fast.score(*op, None),
     "the op on torch": lambda: torch.ops.colbert_fast.score(*op, "torch"),
 }

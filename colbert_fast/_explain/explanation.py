@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from colbert_fast._arrays import float_tensor
 from colbert_fast._explain.sides import Kind, Side, side_of_strings
+from colbert_fast._forks import safe_after_fork
 from colbert_fast._maxsim import maxsim
 from colbert_fast.packed import PackedTokens
 
@@ -43,8 +45,8 @@ class Explanation:
     query, document
         The texts, each with its tokens: `query.text`, and `query.tokens[i].string` for row i of the embedding.
     similarities
-        numpy array [query tokens, document tokens]: the similarity of every pair of tokens. float32, or float64 if an
-        embedding is float64.
+        Read-only numpy array [query tokens, document tokens]: the similarity of every pair of tokens. float32, or
+        float64 if an embedding is float64.
     score
         MaxSim, as `colbert_fast.maxsim` computes it.
     mean
@@ -58,6 +60,7 @@ class Explanation:
     mean: bool
 
     @classmethod
+    @safe_after_fork
     def from_embeddings(
         cls,
         query_embeddings: Any,
@@ -94,9 +97,15 @@ class Explanation:
         document = side_of_strings(_checked_tokens("document_tokens", document_tokens, len(d)))
         return explained(query, document, q, d, mean=length_normalize)
 
-    @property
+    @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """One row for each query token, in the order of the query. The shares of all rows sum to the score."""
+        """One named tuple for each query token, in the order of the query.
+
+        Its fields are `query_index`, `query_token` and `query_kind`; `document_index`, `document_token` and
+        `document_kind` of the answer; their `similarity`; and the `share`, which is what the query token adds to the
+        score. The shares of all rows sum to the score. The indices are rows of the embeddings. A kind is "text",
+        "marker" (a token that the model adds), "expansion" (a token of query expansion) or "padding".
+        """
         winners = self.similarities.argmax(axis=1)
         divisor = len(self.query.tokens) if self.mean else 1
         rows = []
@@ -161,8 +170,9 @@ class Explanation:
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the page of `to_html` to a file."""
+        page = self.to_html()
         with open(path, "w", encoding="utf-8", newline="\n") as file:
-            file.write(self.to_html())
+            file.write(page)
 
     def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
         """Draw the similarities of all pairs of tokens with matplotlib, and mark the answers.
@@ -246,6 +256,7 @@ def explained(query: Side, document: Side, query_rows: Tensor, document_rows: Te
     # The matrix is computed in float64 and then rounded, so that equal document tokens have equal similarities, and
     # the first of them wins, as in the score.
     similarities = (q.cpu().double() @ d.cpu().double().T).to(score.dtype).numpy()
+    similarities.flags.writeable = False
     return Explanation(query, document, similarities, float(score), mean)
 
 

@@ -39,7 +39,7 @@ section {
   font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .8125rem;
   color: var(--ink); unicode-bidi: isolate;
 }
-.cut { color: var(--quiet); opacity: .7; }
+.cut { color: var(--quiet); font-style: italic; }
 [data-to] {
   cursor: pointer; border-radius: .2em; padding: .08em 0; background: rgba(var(--hue), var(--share, 0));
   -webkit-tap-highlight-color: transparent;
@@ -50,7 +50,6 @@ section {
 .answers [data-to] { scroll-margin: 55vh 0 2rem; }
 [data-to]:focus { outline: none; }
 .on { background: var(--accent); color: var(--card); box-shadow: 0 0 0 .1em var(--accent); }
-
 #said {
   margin: .625rem 0 0; padding-top: .5rem; border-top: 1px solid var(--line); min-height: 3.5rem;
   color: var(--ink); font-size: .9375rem; line-height: 1.5rem; overflow-wrap: anywhere;
@@ -61,11 +60,16 @@ details { margin-top: 1.5rem; } summary { cursor: pointer; color: var(--quiet); 
 table {
   border-collapse: collapse; margin-top: .5rem; font-size: .875rem; font-variant-numeric: tabular-nums;
 }
-th, td { padding: .125rem .875rem .125rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+th, td { padding: .125rem .75rem .125rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; white-space: nowrap; }
-td { max-width: 14rem; overflow-wrap: anywhere; }
+td { max-width: 14rem; overflow-wrap: break-word; }
 td:nth-child(n+3), th:nth-child(n+3) { text-align: right; white-space: nowrap; }
-@media (max-width: 30rem) { body { font-size: 1rem; } .query .text { font-size: 1.125rem; } }
+td:last-child, th:last-child { padding-right: 0; }
+@media (max-width: 30rem) {
+  body { font-size: 1rem; }
+  table { font-size: .8125rem; }
+  .query .text { font-size: 1.125rem; }
+}
 @media print { .query { position: static; box-shadow: none; } }
 """
 

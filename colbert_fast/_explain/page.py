@@ -42,6 +42,7 @@ content="default-src 'none'; style-src {style_hash}; script-src {script_hash}">
 <h1>Score <strong>{score}</strong></h1>
 <p>{formula}. The stronger the colour, the larger the share of the score.</p>
 </header>
+<div>
 <section class="query" aria-labelledby="query">
 <h2 id="query">Query</h2>
 <p class="text" dir="auto">{query}</p>
@@ -51,10 +52,11 @@ content="default-src 'none'; style-src {style_hash}; script-src {script_hash}">
 <h2 id="document">Document</h2>
 <p class="text" dir="auto">{document}</p>
 {document_added}</section>
+</div>
 <details>
 <summary>All numbers</summary>
 <div class="wide"><table>
-<thead><tr><th scope="col">Query token</th><th scope="col">Answer</th><th scope="col">Row</th>\
+<thead><tr><th scope="col">Query</th><th scope="col">Answer</th><th scope="col">Row</th>\
 <th scope="col">Similarity</th><th scope="col">Share</th></tr></thead>
 <tbody>
 {table}
@@ -169,7 +171,7 @@ class _View:
         said = _text(self._said(unit.rows))
         return (
             f'<span class="{kind}" id="{side}{number}" data-to="{links}" tabindex="0" role="button" '
-            f'aria-describedby="said" title="{said}">{_text(shown)}</span>'
+            f'title="{said}">{_text(shown)}</span>'
         )
 
     def _said(self, rows: Iterable[Row]) -> str:

@@ -95,17 +95,30 @@ def _places(text: str, tokens: Tokens) -> list[tuple[int, int, bool] | None]:
     places: list[tuple[int, int, bool] | None] = [None] * len(tokens.ids)
     ids, offsets = tokens.whole["input_ids"], tokens.whole["offset_mapping"]
     words, shift = tokens.whole.word_ids(), len(tokens.prompt)
-    # The model may have put a marker between the tokens, cut the end, or added tokens there.
-    for first, other, size in SequenceMatcher(None, tokens.ids, ids, autojunk=False).get_matching_blocks():
-        for step in range(size):
-            start, end = (place - shift for place in offsets[other + step])
-            word = words[other + step]
-            while 0 <= start < end and text[start].isspace() and text[start:end].strip():
-                start += 1
-            if word is not None and 0 <= start < end <= len(text):
-                continues = other + step > 0 and words[other + step - 1] == word and start > 0
-                places[first + step] = start, end, continues and not text[start - 1].isspace()
+    for number, other in _matched(tokens.ids, ids):
+        start, end = (place - shift for place in offsets[other])
+        while 0 <= start < end and text[start].isspace() and text[start:end].strip():
+            start += 1
+        if words[other] is not None and 0 <= start < end <= len(text):
+            continues = start > 0 and not text[start - 1].isspace() and words[other - 1] == words[other]
+            places[number] = start, end, continues
     return places
+
+
+def _matched(ids: list[int], whole: list[int]) -> list[tuple[int, int]]:
+    """Pair the tokens of a model, as numbers, with the equal tokens that the tokenizer gives for the whole text.
+
+    In most models the two differ only in tokens that the model adds, and in an end that is cut. One pass pairs these.
+    Where it pairs less than half, as with a prompt that is unknown here, the longest common runs are paired.
+    """
+    pairs: list[tuple[int, int]] = []
+    for number, token in enumerate(ids):
+        if len(pairs) < len(whole) and token == whole[len(pairs)]:
+            pairs.append((number, len(pairs)))
+    if 2 * len(pairs) >= min(len(ids), len(whole)):
+        return pairs
+    blocks = SequenceMatcher(None, ids, whole, autojunk=False).get_matching_blocks()
+    return [(first + step, other + step) for first, other, size in blocks for step in range(size)]
 
 
 def _side_without_places(tokens: Tokens) -> Side:

@@ -195,6 +195,20 @@ def test_a_tokenizer_without_places(neural_cherche: Path, monkeypatch: pytest.Mo
     assert strings(explanation.query, "marker") == ["[CLS]", "[SEP]"]
 
 
+def test_a_prompt_that_is_unknown(multi_vector: Path) -> None:
+    """The default prompt of an encoder is no prompt of its queries by name; so its tokens match only in part."""
+    model = MultiVectorEncoder(str(multi_vector), device="cpu", prompts={"query": "find " * 9, "other": "a b c d "})
+    model.encode_query = lambda texts, **options: model.encode(texts, prompt_name="other", task="query", **options)
+    explanation = cf.explain(model, QUERY, DOCUMENT)
+    check(model, explanation)
+    assert strings(explanation.query)[-4:] == ["Capital", "of", "France", "?"]
+
+
+def test_one_word_many_times(multi_vector: Path) -> None:
+    document = "berlin " * 50
+    assert strings(cf.explain(ColBERT(multi_vector, device="cpu"), QUERY, document).document) == ["berlin"] * 50
+
+
 def test_a_model_that_pools_its_tokens(multi_vector: Path) -> None:
     model = MultiVectorEncoder(str(multi_vector), device="cpu")
     model.append(HierarchicalTokenPooling(pool_factor=2))

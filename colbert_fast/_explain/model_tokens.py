@@ -1,4 +1,4 @@
-"""Explain the score of a model for one query and one document."""
+"""Explain the score of a model for two texts: the tokens that a model makes of them, and its embeddings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from colbert_fast._encoders import encode, uses_mean
 from colbert_fast._explain.explanation import Explanation, explained
 from colbert_fast._explain.sides import Side, Tokens, side_of_tokens, with_padding
+from colbert_fast._forks import safe_after_fork
 
 
+@safe_after_fork
 def explain(model: Any, query: str, document: str) -> Explanation:
     """Say which document token answered each query token, and what each answer adds to the score.
 
