@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -34,7 +35,7 @@ from colbert_fast.cli import bm25, embedding, measures
 from colbert_fast.models import ColBERT
 
 # One judged document is not in the corpus.
-ABSENT = "colbert-fast: warning: 1 judged documents are not in corpus.jsonl, such as 'absent'\n"
+ABSENT = "colbert-fast: warning: judged documents that are not in corpus.jsonl: 1, such as 'absent'\n"
 MODULE = [sys.executable, "-m", "colbert_fast"]
 
 
@@ -261,6 +262,11 @@ class TestMistakes:
         [
             ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}', "line 2: "),
             ("corpus.jsonl", '{"_id": "a"}', "line 1: "),
+            (
+                "corpus.jsonl",
+                '{"_id": "a", "text": "\\ud800"}',
+                "the document 'a' must be Unicode text; it has half of a",
+            ),
             ("corpus.jsonl", "", "has 0 documents, and 3 queries with judgements"),
             ("queries.jsonl", '{"_id": "q1", "text": "x"}', "the query 'q2' is not in queries.jsonl"),
             ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "and 0 queries with judgements"),
@@ -302,6 +308,20 @@ def test_a_closed_pipe_and_a_full_disk(files: Path) -> None:
             done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
         said = "colbert-fast: cannot write to standard output: No space left on device\n"
         assert (done.returncode, done.stderr) == (2, ABSENT + said)
+
+
+def test_progress_on_a_terminal(
+    models: tuple[Path, Path], files: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    command("evaluate", files, "--model", models[0], *OPTIONS, "--first-stage", "bm25")
+    drawn = sys.stderr.getvalue()
+    for what in ("bm25: queries", f"{models[0].name}: queries", f"{models[0].name}: documents"):
+        assert what in drawn
 
 
 @pytest.mark.needs("demo")

@@ -80,6 +80,7 @@ def test_exact_search(
     monkeypatch.setattr(embedding, "_PIECE", 2)
     words = ["rank", files / "queries.jsonl", files / "corpus.jsonl", "--model", model, *OPTIONS]
     close(parsed(command(*words, "--k", 3)), best(scores, 3))
+    close(parsed(command(*words, "--k", "9" * 30)), best(scores, 7))
     found = json.loads(command(*words, "--format", "json"))
     assert [row["query"] for row in found] == [*QUERIES, "q4"]
     close([[(hit["id"], hit["score"]) for hit in row["results"]] for row in found], best(scores, 100))
@@ -188,6 +189,11 @@ class TestWhatIsRead:
             ("c.jsonl", b'{"_id": "a", "text": ["x"]}', "line 1: text must be a string; got ['x']"),
             ("c.jsonl", b'{"_id": "a", "title": 1, "text": "x"}', "line 1: title must be a string; got 1"),
             ("c.jsonl", b'{"_id": "a", "text": "\\ud800"}', "line 1: text must be Unicode text; it has half of a surr"),
+            (
+                "c.jsonl",
+                b'{"_id": "\\ud800", "text": ""}',
+                "line 1: _id (or id) must be Unicode text; it has half of a",
+            ),
             ("c.jsonl", b'{"_id": 1, "text": "x"}\n{"id": "1", "text": ""}', "line 2: the id '1' is already on line 1"),
             ("c.jsonl", b"[" * 100_000, "line 1: "),
             ("c.tsv", b"a\tx\nb x\n", "line 2: must be an id, a tab and a text"),

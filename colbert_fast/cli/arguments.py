@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,16 @@ def add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
         )
     else:
         group.add_argument("--model", required=True, metavar="M", type=unicode_text, help=name)
-    default: Any = argparse.SUPPRESS
-    group.add_argument(
-        *("--embedding-size",), default=default, type=_size, metavar="N", help="size of a new projection, or none"
-    )
-    for side in ("query", "document"):
-        group.add_argument(
-            *(f"--max-length-{side}",), default=default, type=positive, metavar="N", help=f"tokens of a {side} at most"
-        )
-    for side in ("query", "document"):
-        group.add_argument(
-            *(f"--{side}-prefix",), default=default, type=unicode_text, metavar="TEXT", help=f"put before every {side}"
-        )
-    group.add_argument("--device", default=default, help="such as cpu or cuda; default: the best")
+    options: list[tuple[str, Callable[[str], object], str, str]] = [
+        ("--embedding-size", _size, "N", "size of a new projection; none: the model's own states"),
+        ("--max-length-query", positive, "N", "tokens of a query at most"),
+        ("--max-length-document", positive, "N", "tokens of a document at most"),
+        ("--query-prefix", unicode_text, "TEXT", "what is put before every query"),
+        ("--document-prefix", unicode_text, "TEXT", "what is put before every document"),
+        ("--device", unicode_text, "NAME", "such as cpu or cuda; default: the best"),
+    ]
+    for option, kind, shown, told in options:
+        group.add_argument(option, default=argparse.SUPPRESS, type=kind, metavar=shown, help=told)
 
 
 def model_options(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -36,10 +36,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=tuple(_DTYPES), default="float32", help="of the embeddings (default float32)"
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="keep shards in the folder FILE.parts until FILE is there, and go on from"
-        " the shards that are in it"
-    )  # fmt: skip
+    resume = "keep shards in the folder FILE.parts until FILE is whole, and go on from those that are there"
+    parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     texts.add_format(parser, "--format", "CORPUS")
     add_model(parser)

@@ -16,7 +16,7 @@ from colbert_fast.cli import bm25, encoders, measures, runs
 from colbert_fast.cli.arguments import add_backend, add_cache, add_model, model_options, positive
 from colbert_fast.cli.notices import warnings_as_lines
 from colbert_fast.cli.output import check_output, tell, write_file
-from colbert_fast.cli.texts import Texts, document_text
+from colbert_fast.cli.texts import Texts, check_unicode, document_text
 
 _MEASURES = {"ir-measures": "0.3.6"}
 _BM25 = {"bm25s": "0.2.6", "PyStemmer": "2.2"}
@@ -128,9 +128,12 @@ def _task(chosen: argparse.Namespace) -> Task:
     if not corpus.ids or not queries.ids:
         msg = f"{chosen.folder} has {len(corpus.ids)} documents, and {len(queries.ids)} queries with judgements"
         raise ValueError(msg)
+    for what, given in (("document", corpus), ("query", queries)):
+        for name, text in zip(given.ids, given.texts, strict=True):
+            check_unicode(f"{chosen.folder}: the {what} {name!r}", name + text)
     known = set(corpus.ids)
     if unknown := {name for judged in qrels.values() for name in judged} - known:
-        tell(f"warning: {len(unknown)} judged documents are not in corpus.jsonl, such as {min(unknown)!r}")
+        tell(f"warning: judged documents that are not in corpus.jsonl: {len(unknown)}, such as {min(unknown)!r}")
     files: dict[str, Path] = {}
     if chosen.run_output is not None:
         runs.check_trec_ids(queries, "query")

@@ -57,19 +57,19 @@ def check_output(path: Path, *, ordinary: bool = False) -> None:
     ``ordinary``: refuse a device or a pipe too.
     """
     with _told(path):
-        problem = None
-        if path.is_dir():
+        kind = _kind(path)
+        if kind == stat.S_IFDIR:
             problem = "it is a folder"
+        elif kind not in (None, stat.S_IFREG):
+            problem = "it is not an ordinary file" if ordinary else ""
         elif not path.parent.is_dir():
             problem = f"the folder {path.parent} does not exist"
-        elif _is_special(path):
-            problem = "it is not an ordinary file" if ordinary else None
         else:
+            problem = ""
             beside = _beside(path.resolve())
             _create(beside)
             beside.unlink()
-            _check_name(path)
-        if problem is not None:
+        if problem:
             raise OSError(problem)
 
 
@@ -84,7 +84,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     to it: that would put a file in the place of the device. See `check_output`.
     """
     with _told(path):
-        if _is_special(path):
+        if _kind(path) not in (None, stat.S_IFREG):
             yield path
             return
         target = path.resolve()  # of a link, the file that it leads to
@@ -112,12 +112,12 @@ def write_file(path: Path, text: str) -> None:
         beside.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def _is_special(path: Path) -> bool:
-    """Return whether there is something at the path that is not an ordinary file."""
+def _kind(path: Path) -> int | None:
+    """Return what is at the path, as the module `stat` names it, or None if nothing is there."""
     try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
+        return stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
 
 
 def _beside(path: Path) -> Path:
@@ -127,12 +127,6 @@ def _beside(path: Path) -> Path:
 
 def _create(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-
-
-def _check_name(path: Path) -> None:
-    """Raise OSError if the name itself is one that the system refuses, such as one that is too long."""
-    with contextlib.suppress(FileNotFoundError):
-        path.stat()
 
 
 def _to_disk(path: Path) -> None:

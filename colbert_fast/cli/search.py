@@ -42,6 +42,7 @@ def search(
         For each query the numbers of its documents. None: all documents.
     """
     started = time.perf_counter()
+    k = min(k, len(documents))
     used = None if candidates is None else sorted({number for row in candidates for number in row})
     rows = None if candidates is None else [sorted(row) for row in candidates]
     normalize = uses_mean(embedder.encoder)

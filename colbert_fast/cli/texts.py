@@ -99,6 +99,15 @@ def document_text(title: str, text: str) -> str:
     return f"{title} {text}" if title and text else title or text
 
 
+def check_unicode(what: str, text: str) -> None:
+    """Raise ValueError for half of a surrogate pair, which JSON can escape and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        msg = f"{what} must be Unicode text; it has half of a surrogate pair"
+        raise ValueError(msg) from None
+
+
 def _decoded(file: Iterable[bytes], shown: str) -> Iterator[tuple[int, str]]:
     for number, raw in enumerate(file, start=1):
         try:
@@ -124,6 +133,7 @@ def _of_json(line: str, number: int) -> tuple[str, str]:
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         msg = f"_id (or id) must be a string; got {name!r}"
         raise ValueError(msg)
+    check_unicode("_id (or id)", str(name))
     title = found.get("title")
     return str(name), document_text(
         _string("title", "" if title is None else title), _string("text", found.get("text"))
@@ -134,11 +144,7 @@ def _string(field: str, value: Any) -> str:
     if not isinstance(value, str):
         msg = f"{field} must be a string; got {value!r}"
         raise ValueError(msg)
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can escape it
-        msg = f"{field} must be Unicode text; it has half of a surrogate pair"
-        raise ValueError(msg) from None
+    check_unicode(field, value)
     return value
 
 
