@@ -18,7 +18,7 @@ from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, save_collecti
 
 import colbert_fast as cf
 from colbert_fast import cli
-from colbert_fast.cli import embedding
+from colbert_fast.cli import embedding, output
 from colbert_fast.models import ColBERT
 
 
@@ -117,6 +117,8 @@ class TestEncode:
         parts = tmp_path / "resumed.parts"
         assert len(list(parts.iterdir())) == 2 and not path.exists()
         (parts / "notes").write_text("mine")
+        # What a killed process leaves.
+        output._beside(next(parts.glob("documents-*"))).write_text("half")
         command(*words, path, "--resume")
         assert len(calls) == 5
         for name, tensor in load_file(tmp_path / "whole").items():

@@ -20,7 +20,8 @@ from colbert_fast.cli.notices import warnings_as_lines
 from colbert_fast.cli.output import check_output
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
-_SHARD = re.compile(r"(queries|documents)-[0-9a-f]{32}\.safetensors")
+# The file of a shard, or what a killed process left of one.
+_SHARD = re.compile(r"(queries|documents)-[0-9a-f]{30,32}\.(safetensors|[0-9a-f]{8}\.part)")
 
 
 def add(commands: Any) -> None:
