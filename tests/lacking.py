@@ -35,7 +35,8 @@ PACKAGES = {
 }
 # Files and folders of tests that cannot be imported without these packages.
 FILES = {
-    "models": ["doors", "encoders", "test_sentence_transformers.py"],
+    "models": ["doors", "encoders", "test_cli_encode.py", "test_cli_rank.py", "test_sentence_transformers.py"],
+    "retrieval": ["test_cli_evaluate.py"],
     **{name: [f"doors/test_{name}.py"] for name in ("haystack", "langchain", "llama_index", "mteb", "rerankers")},
     "interpreter": ["test_triton.py", "test_triton_code.py"],
     "benchmarks": ["test_benchmarks.py"],

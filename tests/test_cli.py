@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import colbert_fast as cf
-from colbert_fast import _backends, _interrupts, cli
+from colbert_fast import _backends, _info, _interrupts, cli
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_demo_takes_questions_and_a_backend(capsys: pytest.CaptureFixture[str]) 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["demo", "--backend", "nonsense"]) == 1
     assert capsys.readouterr().err.startswith("colbert-fast: no backend is called 'nonsense'")
-    monkeypatch.setattr(cli, "_DEMO_MODEL", "no_such_package")
+    monkeypatch.setattr(cli.encoders, "_DEMO_MODEL", "no_such_package")
     assert cli.main(["demo"]) == 1
     said = capsys.readouterr().err
     assert "pip install 'colbert-fast[demo]'" in said and len(said.splitlines()) == 1
@@ -154,7 +154,7 @@ def test_usage(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[
 @pytest.mark.needs("demo")
 @pytest.mark.parametrize("top", ["1000000000", "9" * 30])
 def test_demo_shows_at_most_all_passages(top: str, capsys: pytest.CaptureFixture[str]) -> None:
-    passages = json.loads(cli._TEXTS.read_text(encoding="utf-8"))["passages"]
+    passages = json.loads(cli.demo._TEXTS.read_text(encoding="utf-8"))["passages"]
     assert cli.main(["demo", "what makes the tides?", "--top", top]) == 0
     ranks = [line.split()[0] for line in capsys.readouterr().out.splitlines() if re.match(r" +\d+ +\d", line)]
     assert ranks == [str(rank) for rank in range(1, len(passages) + 1)]
@@ -167,7 +167,7 @@ def test_demo_texts_that_cannot_be_read(
     texts = tmp_path / "texts.json"
     if content is not None:
         texts.write_text(content)
-    monkeypatch.setattr(cli, "_TEXTS", texts)
+    monkeypatch.setattr(cli.demo, "_TEXTS", texts)
     assert cli.main(["demo"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"colbert-fast: the demo's texts cannot be read from {texts}: ")
@@ -179,7 +179,7 @@ def test_any_error_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
         msg = "no memory\nfor it"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(cli._info, "facts", fail)
+    monkeypatch.setattr(_info, "facts", fail)
     assert cli.main(["info"]) == 1
     assert capsys.readouterr().err == "colbert-fast: RuntimeError: no memory for it\n"
 
@@ -320,7 +320,7 @@ def test_what_is_the_command(
 
 @posix
 @pytest.mark.usefixtures("ctrl_c_is_heard")
-@pytest.mark.parametrize("place", ["_info.facts", "_demo", "_parse", "_write"])
+@pytest.mark.parametrize("place", ["_info.facts", "cli.demo.run", "cli._parse", "cli.write"])
 def test_ctrl_c_in_a_command(place: str) -> None:
     script = f"""
 import os, signal, sys
@@ -329,9 +329,9 @@ def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
     while True:
         pass
-{place if "." in place else "cli." + place} = interrupt
+{place} = interrupt
 sys.exit(cli.main())
 """
-    command = [sys.executable, "-c", script, "demo" if place == "_demo" else "info"]
+    command = [sys.executable, "-c", script, "demo" if "demo" in place else "info"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "colbert-fast: interrupted\n")

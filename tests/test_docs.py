@@ -14,6 +14,7 @@ import pytest
 from source import SOURCE, files
 
 import colbert_fast as cf
+from colbert_fast import cli
 from colbert_fast._backends import cpu
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_commands_exist() -> None:
-    assert mentioned(r"(?:`|^)colbert-fast (\w+)") <= {"info", "demo", "bench"}
+    assert mentioned(r"(?:`|^)colbert-fast (\w+)") <= {module.__name__.rpartition(".")[2] for module in cli._COMMANDS}
     modules = mentioned(r"python -m (benchmarks[\w.]*|colbert_fast)\b")
     for module in modules:
         path = module.replace(".", "/")

@@ -51,8 +51,8 @@ for statement in ("from colbert_fast import models", "import colbert_fast.models
         raise AssertionError(statement)
 assert main(["info"]) == 0
 print(main(["demo"]), file=sys.stderr)
-from colbert_fast import cli
-cli._DEMO_MODEL = "json"  # any package that is there
+from colbert_fast.cli import encoders
+encoders._DEMO_MODEL = "json"  # any package that is there
 print(main(["demo"]), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", BASE + code], capture_output=True, text=True)

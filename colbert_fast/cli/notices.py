@@ -1,0 +1,43 @@
+"""Show the warnings of a command as lines on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from colbert_fast.cli.output import tell
+
+# What the encoder says about the texts of one call. A command makes many calls, so their numbers are added up.
+_CUTS = re.compile(
+    r"(?P<cut>\d+) of \d+ (?P<which>\w+ were cut to \d+ tokens.*): the longest has (?P<longest>\d+)(?P<more>.*)"
+)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print each warning in this context as one line. What was cut is told once for all queries, and all documents."""
+    cuts: dict[tuple[str, str], list[int]] = {}
+    said: set[str] = set()
+
+    def show(message: Warning | str, *arguments: Any, **named: Any) -> None:
+        text = str(message)
+        if found := _CUTS.fullmatch(text):
+            total = cuts.setdefault((found["which"], found["more"]), [0, 0])
+            total[:] = total[0] + int(found["cut"]), max(total[1], int(found["longest"]))
+        elif text not in said:
+            said.add(text)
+            tell(f"warning: {text}")
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=r"\d+ of \d+ \w+ were cut to ")
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            for (which, more), (cut, longest) in cuts.items():
+                if sys.exc_info()[0] is None:
+                    tell(f"warning: {cut} {which}: the longest has {longest}{more}")

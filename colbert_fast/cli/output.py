@@ -1,0 +1,149 @@
+"""What commands write: standard output, one line on standard error, and whole files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# The exit statuses that a shell reports for a command that Ctrl-C ended, and for one that wrote to a closed pipe.
+INTERRUPTED, CLOSED_PIPE = 128 + 2, 128 + 13
+
+
+def write(text: str, wrong: int = 1) -> int:
+    """Print to standard output, and return the exit status: 0 if all of the text was written, or else ``wrong``."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        return 0
+    except BrokenPipeError:
+        status = CLOSED_PIPE
+    except OSError as error:
+        tell(f"cannot write to standard output: {error.strerror or error}")
+        status = wrong
+    # Python would try to write the rest of its buffer at the end, and fail again. So the rest goes to the null device.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def tell(message: str) -> None:
+    """Print one line to standard error. Do nothing if standard error cannot be written."""
+    with contextlib.suppress(OSError):
+        print(f"colbert-fast: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def flush_stderr() -> None:
+    """Write the buffer of standard error now. If this fails, forget the buffer."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        # Python would try to write the buffer again at the end, fail, and change the exit status.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def shortened(text: str, width: int = 92) -> str:
+    """Return the text on at most ``width`` characters."""
+    return text if len(text) <= width else text[: width - 3].rstrip() + "..."
+
+
+def check_output(path: Path, *, ordinary: bool = False) -> None:
+    """Raise OSError now if a file could not be written there later, after minutes of work.
+
+    ``ordinary``: refuse a device or a pipe too.
+    """
+    with _told(path):
+        kind = _kind(path)
+        if kind == stat.S_IFDIR:
+            problem = "it is a folder"
+        elif kind not in (None, stat.S_IFREG):
+            problem = "it is not an ordinary file" if ordinary else ""
+        elif not path.parent.is_dir():
+            problem = f"the folder {path.parent} does not exist"
+        else:
+            problem = ""
+            beside = _beside(path.resolve())
+            _create(beside)
+            beside.unlink()
+        if problem:
+            raise OSError(problem)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the path of an empty file to fill. At the end it takes the name ``path`` in one step.
+
+    If the context ends with an exception, the file is removed, and what was at ``path`` before is still there. If the
+    process is killed, the unfinished file stays beside, with the ending ``.part``.
+
+    A device or a pipe has no content to keep, so its own path is yielded. Never let a library that replaces files write
+    to it: that would put a file in the place of the device. See `check_output`.
+    """
+    with _told(path):
+        if _kind(path) not in (None, stat.S_IFREG):
+            yield path
+            return
+        target = path.resolve()  # of a link, the file that it leads to
+        beside = _beside(target)
+        try:
+            _create(beside)
+            mode = beside.stat().st_mode
+            yield beside
+            # A library may have put a file of its own, for its user only, in the place of ours.
+            beside.chmod(stat.S_IMODE(mode))
+            _to_disk(beside)
+            os.replace(beside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        # Without this, a crash of the machine could undo the new name. Some systems cannot open a folder.
+        with contextlib.suppress(OSError):
+            _to_disk(target.parent)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def _kind(path: Path) -> int | None:
+    """Return what is at the path, as the module `stat` names it, or None if nothing is there."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _beside(path: Path) -> Path:
+    # Short: a file system allows 255 bytes for a name, and the name of the user may be long.
+    return path.with_name(f"{path.name[:40]}.{secrets.token_hex(4)}.part")
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Name the file that the user asked for in errors of the system. A closed pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror or error}"
+        raise OSError(msg) from None

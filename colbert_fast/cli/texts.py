@@ -1,0 +1,167 @@
+"""Read queries or a corpus from a file: JSONL, TSV or plain text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+FORMATS = ("jsonl", "tsv", "text")
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv"}
+STANDARD_INPUT = "-"
+# A TSV file may begin with the names of its columns.
+_HEADER = (("id", "text"), ("_id", "text"))
+
+
+class Texts(NamedTuple):
+    """n texts, and the id of each."""
+
+    ids: list[str]
+    texts: list[str]
+
+
+def add_format(parser: argparse.ArgumentParser, name: str, of: str) -> None:
+    """Add an option that says how a file is read."""
+    parser.add_argument(
+        name,
+        choices=FORMATS,
+        help=f"how {of} is read; default: jsonl or tsv by the ending of its name, else text, a line a text",
+    )
+
+
+def read(path: str, form: str | None = None) -> Texts:
+    """Read the texts of a file.
+
+    Parameters
+    ----------
+    path
+        A file in UTF-8, or "-" for standard input. Lines end in a newline or in a carriage return and a newline. Lines
+        without content are skipped.
+    form
+        "jsonl": an object on each line, with ``_id`` or ``id``, ``text``, and perhaps ``title``, which is put before
+        the text. "tsv": an id, a tab and a text. "text": a text; its id is the number of its line. None: by the ending
+        of the file's name.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        A line that cannot be read, two lines with one id, or a file without any text. The message names file and line.
+    """
+    shown = "standard input" if path == STANDARD_INPUT else path
+    parse = _PARSERS[form or _ENDINGS.get(path[path.rfind(".") :].lower(), "text")]
+    ids: list[str] = []
+    texts: list[str] = []
+    places: dict[str, int] = {}
+    for number, line in lines(path):
+        try:
+            found = parse(line, number)
+        except (ValueError, RecursionError) as error:
+            msg = f"{shown}, line {number}: {error}"
+            raise ValueError(msg) from None
+        if found is None:
+            continue
+        name, text = found
+        if (earlier := places.setdefault(name, number)) != number:
+            msg = f"{shown}, line {number}: the id {name!r} is already on line {earlier}"
+            raise ValueError(msg)
+        ids.append(name)
+        texts.append(text)
+    if not ids:
+        msg = f"{shown} holds no text"
+        raise ValueError(msg)
+    return Texts(ids, texts)
+
+
+def lines(path: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that have content, each with its number."""
+    if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            msg = "standard input is closed"
+            raise OSError(msg)
+        # As bytes: the locale may not be UTF-8, and a line ends at a newline only, so that a bad line has a number.
+        yield from _decoded(sys.stdin.buffer, "standard input")
+        return
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror or error}"
+        raise OSError(msg) from None
+    with file:
+        yield from _decoded(file, path)
+
+
+def document_text(title: str, text: str) -> str:
+    """Return what is embedded of a document: its title and its text, with a space between them."""
+    return f"{title} {text}" if title and text else title or text
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Raise ValueError for half of a surrogate pair, which JSON can escape and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        msg = f"{what} must be Unicode text; it has half of a surrogate pair"
+        raise ValueError(msg) from None
+
+
+def _decoded(file: Iterable[bytes], shown: str) -> Iterator[tuple[int, str]]:
+    for number, raw in enumerate(file, start=1):
+        try:
+            # The first line may begin with a byte order mark.
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            msg = f"{shown}, line {number}: not UTF-8: {error.reason} at byte {error.start}"
+            raise ValueError(msg) from None
+        if line.strip():
+            yield number, line
+
+
+def _of_json(line: str, number: int) -> tuple[str, str]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        msg = f"not JSON: {error}"
+        raise ValueError(msg) from None
+    if not isinstance(found, dict):
+        msg = f"must be a JSON object with _id (or id) and text; got {type(found).__name__}"
+        raise ValueError(msg)
+    name = found.get("_id", found.get("id"))
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        msg = f"_id (or id) must be a string; got {name!r}"
+        raise ValueError(msg)
+    check_unicode("_id (or id)", str(name))
+    title = found.get("title")
+    return str(name), document_text(
+        _string("title", "" if title is None else title), _string("text", found.get("text"))
+    )
+
+
+def _string(field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        msg = f"{field} must be a string; got {value!r}"
+        raise ValueError(msg)
+    check_unicode(field, value)
+    return value
+
+
+def _of_tsv(line: str, number: int) -> tuple[str, str] | None:
+    name, tab, text = line.partition("\t")
+    if not tab or not name.strip():
+        msg = "must be an id, a tab and a text"
+        raise ValueError(msg)
+    return None if number == 1 and (name, text) in _HEADER else (name.strip(), text)
+
+
+def _of_text(line: str, number: int) -> tuple[str, str]:
+    return str(number), line
+
+
+_PARSERS: dict[str, Callable[[str, int], tuple[str, str] | None]] = {
+    "jsonl": _of_json,
+    "tsv": _of_tsv,
+    "text": _of_text,
+}

@@ -1,0 +1,1 @@
+"""What neural-cherche's `utils` has for ColBERT: batches, data, and evaluation."""
