@@ -18,6 +18,7 @@ from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.embedding import embed, inference, sees_padding
+from colbert_fast.models.freezing import freeze
 from colbert_fast.models.given_arguments import remembers_given
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
@@ -173,7 +174,7 @@ class ColBERT(nn.Module):
         for name, value in loaded.settings.items():
             setattr(self, name, value)
         if freeze_layers_except_last_n is not None:
-            _freeze_layers(self.model, freeze_layers_except_last_n)
+            freeze(self.model, freeze_layers_except_last_n, "freeze_layers_except_last_n")
         self.eval()
         self._encoding(True, {})
         as_document = self._encoding(False, {})
@@ -222,7 +223,9 @@ class ColBERT(nn.Module):
         return size
 
     @safe_after_fork
-    def forward(self, texts: Iterable[str], query_mode: bool = True, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def forward(
+        self, texts: Iterable[str], query_mode: bool = True, *, packed: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """Embed texts. Gradients flow if autograd records.
 
         Parameters
@@ -231,6 +234,8 @@ class ColBERT(nn.Module):
             n texts. A str that is not in a list is refused; neural-cherche treated it as a list of characters.
         query_mode
             True: embed as queries. False: embed as documents.
+        packed
+            Whether to return `PackedTokens`, which hold each text at its own length, instead of one padded tensor.
         **kwargs
             Other values for this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
 
@@ -241,18 +246,28 @@ class ColBERT(nn.Module):
             maximum length if `padding` is "max_length", or else the length of the longest text. The rows of a text
             come first, and zero rows after them.
 
+            With `packed=True`: `PackedTokens` of n items, with gradients. If neural-cherche would score the zero rows
+            after a document, one of them is kept. So MaxSim over the items is the score that neural-cherche computes
+            from the padded tensor.
+
         Raises
         ------
         TypeError, ValueError
             The texts are not a list of str, or an option does not exist.
         """
         encoding = self._encoding(query_mode, kwargs)
+        if not isinstance(packed, bool):
+            msg = f"packed must be True or False; got {packed!r}"
+            raise TypeError(msg)
         tokenized = tokenize(self.encoder, as_texts("texts", texts), encoding, "texts")
         warn_of_cuts((encoding, tokenized))
         longest = int(tokenized.rows.max()) if len(tokenized.rows) else 0
         width = max(encoding.max_length, longest) if encoding.padding == "max_length" else longest
-        packed = embed(self.encoder, tokenized, encoding, width=width)
-        return {"embeddings": packed.tokens.view(len(packed), width, packed.dim)}
+        if packed:
+            pads = self._scores_padding and not query_mode
+            return {"embeddings": embed(self.encoder, tokenized, encoding, pad_row=pads, full=width)}
+        padded = embed(self.encoder, tokenized, encoding, width=width)
+        return {"embeddings": padded.tokens.view(len(padded), width, padded.dim)}
 
     def encode(
         self,
@@ -574,15 +589,3 @@ def _check_last_n(last_n: Any) -> None:
     if not isinstance(last_n, int) or isinstance(last_n, bool) or last_n < 0:
         msg = f"freeze_layers_except_last_n must be an int of at least 0, or None; got {last_n!r}"
         raise ValueError(msg)
-
-
-def _freeze_layers(model: nn.Module, last_n: int) -> None:
-    """Freeze all parameters of the transformer except those in its last n layers."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        msg = f"freeze_layers_except_last_n needs a transformer with a list of layers; got {type(model).__name__}"
-        raise ValueError(msg)
-    layers = max(lists, key=len)
-    model.requires_grad_(False)
-    for layer in list(layers)[max(0, len(layers) - last_n) :]:
-        layer.requires_grad_(True)
