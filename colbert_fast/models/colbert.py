@@ -66,7 +66,8 @@ class ColBERT(nn.Module):
         Device of the encoder. None: CUDA if there is one, else MPS, else the CPU.
     max_length_query
         Largest number of tokens of a query, prefix and special tokens included. With query expansion, every query is
-        filled up to this length.
+        filled up to this length. The defaults 32 and 350 are the lengths in neural-cherche's documentation; its
+        release 1.4.3 has 64 and 256: `ColBERT(name, **models.NEURAL_CHERCHE_1_4_3)`.
     max_length_document
         Largest number of tokens of a document, prefix and special tokens included.
     query_prefix
@@ -85,8 +86,10 @@ class ColBERT(nn.Module):
     freeze_layers_except_last_n
         Train only the projection and the last n layers of the transformer. None: train everything.
     **kwargs
-        Keyword arguments of `MultiVectorEncoder`, such as `revision` or `model_kwargs={"dtype": torch.bfloat16}`, which
-        gives all weights another dtype ("auto": the dtype of the files).
+        Keyword arguments of `MultiVectorEncoder`, such as `revision`; and keyword arguments of transformers'
+        `from_pretrained`, such as `attn_implementation`, `cache_dir`, or `dtype=torch.bfloat16`, which gives all
+        weights another dtype ("auto": the dtype of the files). They may also be values of the model's configuration,
+        such as `hidden_dropout_prob=0.0`, or stand in `model_kwargs`, `processor_kwargs` and `config_kwargs`.
 
     Attributes
     ----------
@@ -107,7 +110,7 @@ class ColBERT(nn.Module):
         The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
         not hold the checkpoint.
     TypeError
-        An argument of the wrong type.
+        An argument of the wrong type; or a keyword argument that is unknown or given twice.
     ValueError
         An argument that no encoder can have or that this checkpoint cannot obey, such as a length above the
         transformer's positions; or a damaged file, which the message names. A file is never run as code.
