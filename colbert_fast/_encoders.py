@@ -16,7 +16,9 @@ _KINDS = (
 )
 
 
-def encode(model: Any, texts: Sequence[Any], *, query: bool, show_progress_bar: bool = False) -> PackedTokens:
+def encode(
+    model: Any, texts: Sequence[Any], *, query: bool, show_progress_bar: bool = False, **options: Any
+) -> PackedTokens:
     """Embed texts with an encoder of this package, of sentence-transformers or of PyLate.
 
     Parameters
@@ -29,6 +31,8 @@ def encode(model: Any, texts: Sequence[Any], *, query: bool, show_progress_bar: 
         True: embed as queries. False: embed as documents.
     show_progress_bar
         Whether the encoder shows its progress bar.
+    **options
+        Other arguments of the encoder's method. All three encoders have ``batch_size``.
 
     Returns
     -------
@@ -43,18 +47,21 @@ def encode(model: Any, texts: Sequence[Any], *, query: bool, show_progress_bar: 
     texts = list(texts)
     ours = getattr(model, "encode_queries" if query else "encode_documents", None)
     if callable(ours):
-        found = ours(texts, show_progress_bar=show_progress_bar)
+        found = ours(texts, show_progress_bar=show_progress_bar, **options)
     elif not texts:
         found = []
     elif _takes_is_query(model):
         # PyLate's encoder has encode_query() too, from its base class, which would give one vector for each text.
-        found = model.encode(texts, is_query=query, convert_to_tensor=True, show_progress_bar=show_progress_bar)
+        found = model.encode(
+            texts, is_query=query, convert_to_tensor=True, show_progress_bar=show_progress_bar, **options
+        )
     else:
         theirs = getattr(model, "encode_query" if query else "encode_document", None)
         if not callable(theirs):
             msg = f"the model must have {_KINDS}; got {type(model).__name__}"
             raise TypeError(msg)
-        found = theirs(texts, convert_to_tensor=True, show_progress_bar=show_progress_bar)
+        # MultiVectorEncoder gives a list of tensors, and refuses convert_to_tensor.
+        found = theirs(texts, show_progress_bar=show_progress_bar, **options)
     if isinstance(found, PackedTokens):
         return found
     if not isinstance(found, list) or any(getattr(item, "ndim", 0) != 2 for item in found):

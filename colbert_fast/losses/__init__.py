@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from colbert_fast._absent import no_attribute
 from colbert_fast.losses.ranking import Ranking
 
 __all__ = ["Ranking"]
+
+
+def __getattr__(name: str) -> Any:
+    raise no_attribute(__name__, name)

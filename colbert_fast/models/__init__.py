@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from colbert_fast._absent import no_attribute
 from colbert_fast._extras import need
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ def __getattr__(name: str) -> Any:
         from colbert_fast.models.colbert import ColBERT
 
         return ColBERT
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    raise no_attribute(__name__, name)
 
 
 def __dir__() -> list[str]:

@@ -312,6 +312,7 @@ class ColBERT(nn.Module):
         batch_size: int | None = None,
         tqdm_bar: bool = False,
         show_progress_bar: bool | None = None,
+        desc: str | None = None,
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> PackedTokens:
@@ -334,6 +335,8 @@ class ColBERT(nn.Module):
             Whether to show a progress bar over the texts.
         show_progress_bar
             Another name for `tqdm_bar`, as in sentence-transformers.
+        desc
+            The name of the progress bar.
         device
             The device to which the encoder moves first. None: the encoder stays where it is.
         **kwargs
@@ -366,7 +369,7 @@ class ColBERT(nn.Module):
         tokenized = tokenize(self.encoder, listed, encoding, "texts")
         warn_of_cuts((encoding, tokenized))
         shown = tqdm_bar if show_progress_bar is None else show_progress_bar
-        bar = tqdm(total=len(listed), desc=f"Encoding {encoding.plural}", unit="text", disable=not shown)
+        bar = tqdm(total=len(listed), desc=desc or f"Encoding {encoding.plural}", unit="text", disable=not shown)
         with inference(self), bar:
             return embed(
                 self.encoder,
