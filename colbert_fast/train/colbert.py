@@ -67,7 +67,8 @@ def train_colbert(
     Raises
     ------
     TypeError
-        The texts are not lists of str; a number is no int; the optimizer is none; or an option does not exist.
+        The texts are not lists of str; a number is no int; the model or the optimizer is none; or an option does not
+        exist.
     ValueError
         The three lists do not fit; or a number is too small.
 
@@ -76,6 +77,10 @@ def train_colbert(
     UserWarning
         Once per list, with the number of texts that were cut; and if `in_batch_negatives` has only one triple.
     """
+    # A Sequential, such as a MultiVectorEncoder, takes a single argument and no query_mode.
+    if not isinstance(model, nn.Module) or isinstance(model, nn.Sequential):
+        msg = f"model must be a models.ColBERT or a module around one; got {type(model).__name__}"
+        raise TypeError(msg)
     lists = {
         name: as_texts(name, texts)
         for name, texts in {"anchor": anchor, "positive": positive, "negative": negative}.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,14 +64,17 @@ def colbert_scores(
     own = torch.arange(n)
     query = own if n_anchors == n else torch.zeros_like(own)
     pairs = torch.stack([query, own], dim=1)
-    negative_scores = maxsim_pairs(anchor_embeddings, negative_embeddings, pairs, pad="zero")
+    with _naming("negative_embeddings"):
+        negative_scores = maxsim_pairs(anchor_embeddings, negative_embeddings, pairs, pad="zero")
     if not in_batch_negatives:
-        positive_scores = maxsim_pairs(anchor_embeddings, positive_embeddings, pairs, pad="zero")
+        with _naming("positive_embeddings"):
+            positive_scores = maxsim_pairs(anchor_embeddings, positive_embeddings, pairs, pad="zero")
         return {"positive_scores": positive_scores, "negative_scores": negative_scores}
     if n == 1:
         warn_caller("in_batch_negatives needs at least two triples: here the only positive is its own negative")
     both = torch.cat([pairs, torch.stack([query, own.roll(1)], dim=1)])
-    positive_scores, others = maxsim_pairs(anchor_embeddings, positive_embeddings, both, pad="zero").view(2, n)
+    with _naming("positive_embeddings"):
+        positive_scores, others = maxsim_pairs(anchor_embeddings, positive_embeddings, both, pad="zero").view(2, n)
     return {"positive_scores": positive_scores, "negative_scores": torch.stack([negative_scores, others], dim=1)}
 
 
@@ -90,6 +95,16 @@ def check_triples(counts: dict[str, int], in_batch_negatives: Any) -> None:
             f"(one query may stand for n); got {anchors}, {positives} and {negatives}"
         )
         raise ValueError(msg)
+
+
+@contextmanager
+def _naming(b: str) -> Iterator[None]:
+    """Say in an error of `maxsim_pairs` which arguments its a and its b are."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        msg = f"{error} (a is anchor_embeddings, b is {b})"
+        raise type(error)(msg) from None
 
 
 def _counts(anchors: Any, positives: Any, negatives: Any) -> dict[str, int]:

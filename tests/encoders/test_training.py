@@ -174,17 +174,20 @@ class TestTrainColbert:
             ({"gradient_accumulation_steps": 0}, ValueError, "gradient_accumulation_steps must be 1 or more"),
             ({"optimizer": None}, TypeError, "optimizer must be an optimizer of torch; got NoneType"),
             ({"max_len": 5}, TypeError, r"unknown options \['max_len'\]"),
+            ({"model": None}, TypeError, "model must be a models.ColBERT or a module around one; got NoneType"),
+            ({"model": nn.Sequential()}, TypeError, "got Sequential"),
         ],
     )
     def test_errors(self, model: ColBERT, change: dict[str, Any], error: type[Exception], message: str) -> None:
         given = {
+            "model": model,
             "optimizer": Kept(model),
             "anchor": QUERIES,
             "positive": DOCUMENTS,
             "negative": NEGATIVES,
         }
         with pytest.raises(error, match=message):
-            train.train_colbert(model, **{**given, **change})
+            train.train_colbert(**{**given, **change})
         assert all(p.grad is None for p in model.parameters())
 
 
@@ -310,7 +313,7 @@ class TestColbertScores:
             ([(2, 4, 8), (3, 4, 8), (3, 4, 8)], ValueError, "anchor_embeddings, positive_embeddings and.*2, 3 and 3"),
             ([(3, 4, 8), (3, 4, 8), (2, 4, 8)], ValueError, "got 3, 3 and 2"),
             ([(0, 4, 8), (0, 4, 8), (0, 4, 8)], ValueError, "at least one"),
-            ([(3, 4, 8), (3, 4, 8), (3, 4, 9)], ValueError, "same dim"),
+            ([(3, 4, 8), (3, 4, 8), (3, 4, 9)], ValueError, r"same dim.*\(a is anchor_embeddings, b is negative_emb"),
         ],
     )
     def test_shapes_that_do_not_fit(self, shapes: list[Any], error: type[Exception], message: str) -> None:
