@@ -249,9 +249,9 @@ class ColBERT(nn.Module):
             maximum length if `padding` is "max_length", or else the length of the longest text. The rows of a text
             come first, and zero rows after them.
 
-            With `packed=True`: `PackedTokens` of n items, with gradients. If neural-cherche would score the zero rows
-            after a document, one of them is kept. So MaxSim over the items is the score that neural-cherche computes
-            from the padded tensor.
+            With `packed=True`: `PackedTokens` of n items, with gradients. If neural-cherche would pad a document and
+            score the zero rows after it, one zero row is kept. So MaxSim over the items is the score that
+            neural-cherche computes from the padded tensor.
 
         Raises
         ------
@@ -265,10 +265,11 @@ class ColBERT(nn.Module):
         tokenized = tokenize(self.encoder, as_texts("texts", texts), encoding, "texts")
         warn_of_cuts((encoding, tokenized))
         longest = int(tokenized.rows.max()) if len(tokenized.rows) else 0
-        width = max(encoding.max_length, longest) if encoding.padding == "max_length" else longest
+        full = encoding.max_length if encoding.padding == "max_length" else longest
         if packed:
             pads = self._scores_padding and not query_mode
-            return {"embeddings": embed(self.encoder, tokenized, encoding, pad_row=pads, full=width)}
+            return {"embeddings": embed(self.encoder, tokenized, encoding, pad_row=pads, full=full)}
+        width = max(full, longest)
         padded = embed(self.encoder, tokenized, encoding, width=width)
         return {"embeddings": padded.tokens.view(len(padded), width, padded.dim)}
 
