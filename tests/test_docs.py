@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/colbert-fast/colbert-fast"
 PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted(ROOT.glob("docs/**/*.md"))]
 # The title of an example that only some machines can run, and what it needs: lacking.py.
-NEEDS = {"needs the extra demo": "demo", "needs a CUDA device": "cuda"}
+NEEDS = {"needs the extra demo": "demo", "needs the extra retrieval": "retrieval", "needs a CUDA device": "cuda"}
 FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 # A line that promises the shapes of what it assigns: `best, numbers = ...  # [2, 2]`.
 PROMISE = re.compile(r"^([\w, ]+) = .*# \[([\d, ]+)\]$", re.MULTILINE)

@@ -14,7 +14,7 @@ from colbert_fast._arrays import float_tensor
 from colbert_fast.packed import PackedTokens
 
 
-class TokenEmbeddings(MutableMapping[Hashable, NDArray[np.float32]]):
+class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
     """Token embeddings by key, used like a dict of arrays: read, replace, add, delete, `update`, `dict(...)`.
 
     Reading an item gives a new array, float32 ``[rows, dim]``, padded with zero rows to the maximum length where
@@ -167,7 +167,7 @@ def rows_of(array: Any, name: str) -> Tensor:
 
 def without_padding(rows: Tensor, pad_row: bool) -> Tensor:
     """Leave out the zero rows at the end, except one if ``pad_row``: more of them score the same as one."""
-    real = rows.ne(0).any(dim=1).nonzero()
+    real = np.flatnonzero(rows.numpy().any(axis=1))  # torch would start its threads for each small array
     length = int(real[-1]) + 1 if len(real) else 0
     return rows[: length + 1] if pad_row else rows[:length]
 
