@@ -37,17 +37,12 @@ from colbert_fast.models.checkpoint_checks import (
 )
 from colbert_fast.models.file_checks import read_tensors
 from colbert_fast.models.files import Files, cache_folder
+from colbert_fast.models.keywords import sort_by_config, sort_keywords
 from colbert_fast.models.load_report import Report, quiet_loading
 from colbert_fast.models.load_request import Request, with_dtype
 from colbert_fast.models.projection import Projection, read_projection
 from colbert_fast.models.settings import SETTINGS, check_settings_of
 from colbert_fast.models.staging import reading
-
-_KEYWORDS = tuple(
-    name
-    for name in inspect.signature(MultiVectorEncoder.__init__).parameters
-    if name not in ("self", "model_name_or_path", "modules", "device", "prompts")
-)
 
 
 @dataclass
@@ -89,7 +84,7 @@ def load(
         Names of the arguments that the user gave. With a neural-cherche checkpoint the values in the files win, and a
         warning names each given argument that is not used. With the other kinds of checkpoint the given argument wins.
     kwargs
-        Keyword arguments of `MultiVectorEncoder`.
+        Keyword arguments of `MultiVectorEncoder`, and of `from_pretrained` of transformers.
 
     Raises
     ------
@@ -97,32 +92,24 @@ def load(
         The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
         not hold the checkpoint.
     TypeError
-        A keyword argument that `MultiVectorEncoder` does not have.
+        A keyword argument that is unknown or given twice.
     ValueError
         A damaged file, which the message names; a projection that does not fit the transformer; or an argument that
         the checkpoint cannot obey.
     """
-    if unknown := sorted(set(kwargs) - set(_KEYWORDS)):
-        msg = (
-            f"unknown keyword arguments {unknown}; besides its own arguments ColBERT takes {sorted(_KEYWORDS)}. "
-            'Arguments of the transformer go into model_kwargs, as in model_kwargs={"dtype": torch.bfloat16}'
-        )
-        raise TypeError(msg)
+    kwargs, unsorted = sort_keywords(kwargs)
     with_dtype(kwargs.get("model_kwargs"))
     checked_device(device)
     with reading(source):
-        return _load(source, embedding_size, device, settings, given, kwargs)
+        files = Files(source, kwargs)
+        if kwargs.get("revision") is not None and os.path.isdir(os.path.expanduser(source)):
+            warn_caller(f"revision={kwargs['revision']!r} is not used: {os.fspath(source)!r} is a folder.")
+        kwargs = sort_by_config(files, kwargs, unsorted)
+        return _load(os.fspath(source), Request(files, embedding_size, device, settings, given, kwargs))
 
 
-def _load(
-    source: str | os.PathLike[str],
-    embedding_size: int | None,
-    device: str,
-    settings: dict[str, Any],
-    given: Collection[str],
-    kwargs: dict[str, Any],
-) -> Checkpoint:
-    request = Request(Files(source, kwargs), embedding_size, device, settings, given, kwargs)
+def _load(name: str, request: Request) -> Checkpoint:
+    """Load the checkpoint that the user calls `name`."""
     files = request.files
     linear = files.find("linear.pt")
     metadata = files.read_json("metadata.json")
@@ -141,9 +128,9 @@ def _load(
             loaded = _load_transformer_with(request, linear, metadata)
     check_missing(files, report, loaded.encoder)
     check_lengths(request, loaded.encoder, loaded.settings)
-    warn_of_missing(files, report, loaded.encoder)
-    if loaded.fresh_projection and embedding_size is not None:
-        warn_of_fresh(os.fspath(source), embedding_size, report)
+    warn_of_missing(request, report, loaded.encoder)
+    if loaded.fresh_projection and request.embedding_size is not None:
+        warn_of_fresh(name, request.embedding_size, report)
     if loaded.overruled:
         warn_caller(
             f"{files.source!r} is a neural-cherche checkpoint, so its files win over arguments. "

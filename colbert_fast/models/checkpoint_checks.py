@@ -31,6 +31,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MODEL_TYPES = ("SentenceTransformer", "MultiVectorEncoder", "ColBERT")
 # The number of a layer, or a run of such numbers, as in "layer.1." and "layer.{1, 2}.".
 _NUMBERS = re.compile(r"(?<=\.)(\d+|\{[^}]*\})(?=\.)")
+# The names of the number of layers in configurations.
+_LAYER_COUNTS = {"num_hidden_layers", "num_layers", "n_layers", "n_layer"}
 # The names that a late-interaction projection can have among the weights of a transformer.
 _PROJECTION_NAME = re.compile(r"^(\w+\.)?(linear|compressor|projection|proj|\w*colbert\w*|custom_text_proj)\.weight$")
 
@@ -242,8 +244,9 @@ def _pattern(name: str) -> str:
     return "".join(parts)
 
 
-def warn_of_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -> None:
+def warn_of_missing(request: Request, report: Report, encoder: MultiVectorEncoder) -> None:
     """Warn of weights that are missing and now random, and of layers in the files that the transformer lacks."""
+    files = request.files
     unexpected = report.weights.get("UNEXPECTED", [])
     # A parameter is named "0.model.encoder.layer.0...", and in a file perhaps "bert.encoder.layer.0...". So only the
     # ends of the names are compared, with "#" in place of the numbers.
@@ -253,9 +256,11 @@ def warn_of_missing(files: Files, report: Report, encoder: MultiVectorEncoder) -
     layers = layers or tuple({f".{_NUMBERS.sub('#', name)}" for name in unexpected if _NUMBERS.search(name)})
     unread = [name for name in unexpected if f".{_NUMBERS.sub('#', name)}".endswith(layers)]
     if unread:
+        asked = sorted(_LAYER_COUNTS & set(request.kwargs.get("config_kwargs") or {}))
+        reason = f"You asked for this with {asked[0]}" if asked else "num_hidden_layers in config.json may be wrong"
         warn_caller(
             f"{files.source!r} holds layers that its transformer does not have. They are not read: "
-            f"{_shortened(unread)}. The number num_hidden_layers in config.json may be wrong."
+            f"{_shortened(unread)}. {reason}."
         )
     # Late interaction does not use the pooler, so its weights may be missing.
     if missing := [name for name in report.weights.get("MISSING", []) if "pooler" not in name]:

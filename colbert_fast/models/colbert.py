@@ -20,6 +20,7 @@ from colbert_fast._rerank import rerank
 from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.embedding import embed, inference, sees_padding
+from colbert_fast.models.freezing import freeze
 from colbert_fast.models.given_arguments import remembers_given
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
@@ -67,7 +68,8 @@ class ColBERT(nn.Module):
         Device of the encoder. None: CUDA if there is one, else MPS, else the CPU.
     max_length_query
         Largest number of tokens of a query, prefix and special tokens included. With query expansion, every query is
-        filled up to this length.
+        filled up to this length. The defaults 32 and 350 are the lengths in neural-cherche's documentation; its
+        release 1.4.3 has 64 and 256: `ColBERT(name, **models.NEURAL_CHERCHE_1_4_3)`.
     max_length_document
         Largest number of tokens of a document, prefix and special tokens included.
     query_prefix
@@ -86,8 +88,10 @@ class ColBERT(nn.Module):
     freeze_layers_except_last_n
         Train only the projection and the last n layers of the transformer. None: train everything.
     **kwargs
-        Keyword arguments of `MultiVectorEncoder`, such as `revision` or `model_kwargs={"dtype": torch.bfloat16}`, which
-        gives all weights another dtype ("auto": the dtype of the files).
+        Keyword arguments of `MultiVectorEncoder`, such as `revision`; and keyword arguments of transformers'
+        `from_pretrained`, such as `attn_implementation`, `cache_dir`, or `dtype=torch.bfloat16`, which gives all
+        weights another dtype ("auto": the dtype of the files). They may also be values of the model's configuration,
+        such as `hidden_dropout_prob=0.0`, or stand in `model_kwargs`, `processor_kwargs` and `config_kwargs`.
 
     Attributes
     ----------
@@ -108,7 +112,7 @@ class ColBERT(nn.Module):
         The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
         not hold the checkpoint.
     TypeError
-        An argument of the wrong type.
+        An argument of the wrong type; or a keyword argument that is unknown or given twice.
     ValueError
         An argument that no encoder can have or that this checkpoint cannot obey, such as a length above the
         transformer's positions; or a damaged file, which the message names. A file is never run as code.
@@ -175,7 +179,7 @@ class ColBERT(nn.Module):
         for name, value in loaded.settings.items():
             setattr(self, name, value)
         if freeze_layers_except_last_n is not None:
-            _freeze_layers(self.model, freeze_layers_except_last_n)
+            freeze(self.model, freeze_layers_except_last_n, "freeze_layers_except_last_n")
         self.eval()
         self._encoding(True, {})
         as_document = self._encoding(False, {})
@@ -224,7 +228,9 @@ class ColBERT(nn.Module):
         return size
 
     @safe_after_fork
-    def forward(self, texts: Iterable[str], query_mode: bool = True, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def forward(
+        self, texts: Iterable[str], query_mode: bool = True, *, packed: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """Embed texts. Gradients flow if autograd records.
 
         Parameters
@@ -233,6 +239,8 @@ class ColBERT(nn.Module):
             n texts. A str that is not in a list is refused; neural-cherche treated it as a list of characters.
         query_mode
             True: embed as queries. False: embed as documents.
+        packed
+            Whether to return `PackedTokens`, which hold each text at its own length, instead of one padded tensor.
         **kwargs
             Other values for this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
 
@@ -243,18 +251,29 @@ class ColBERT(nn.Module):
             maximum length if `padding` is "max_length", or else the length of the longest text. The rows of a text
             come first, and zero rows after them.
 
+            With `packed=True`: `PackedTokens` of n items, with gradients. If neural-cherche would pad a document and
+            score the zero rows after it, one zero row is kept. So MaxSim over the items is the score that
+            neural-cherche computes from the padded tensor.
+
         Raises
         ------
         TypeError, ValueError
             The texts are not a list of str, or an option does not exist.
         """
         encoding = self._encoding(query_mode, kwargs)
+        if not isinstance(packed, bool):
+            msg = f"packed must be True or False; got {packed!r}"
+            raise TypeError(msg)
         tokenized = tokenize(self.encoder, as_texts("texts", texts), encoding, "texts")
         warn_of_cuts((encoding, tokenized))
         longest = int(tokenized.rows.max()) if len(tokenized.rows) else 0
-        width = max(encoding.max_length, longest) if encoding.padding == "max_length" else longest
-        packed = embed(self.encoder, tokenized, encoding, width=width)
-        return {"embeddings": packed.tokens.view(len(packed), width, packed.dim)}
+        full = encoding.max_length if encoding.padding == "max_length" else longest
+        if packed:
+            pads = self._scores_padding and not query_mode
+            return {"embeddings": embed(self.encoder, tokenized, encoding, pad_row=pads, full=full)}
+        width = max(full, longest)
+        padded = embed(self.encoder, tokenized, encoding, width=width)
+        return {"embeddings": padded.tokens.view(len(padded), width, padded.dim)}
 
     def encode(
         self,
@@ -296,6 +315,7 @@ class ColBERT(nn.Module):
         batch_size: int | None = None,
         tqdm_bar: bool = False,
         show_progress_bar: bool | None = None,
+        desc: str | None = None,
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> PackedTokens:
@@ -318,6 +338,8 @@ class ColBERT(nn.Module):
             Whether to show a progress bar over the texts.
         show_progress_bar
             Another name for `tqdm_bar`, as in sentence-transformers.
+        desc
+            The name of the progress bar.
         device
             The device to which the encoder moves first. None: the encoder stays where it is.
         **kwargs
@@ -350,7 +372,7 @@ class ColBERT(nn.Module):
         tokenized = tokenize(self.encoder, listed, encoding, "texts")
         warn_of_cuts((encoding, tokenized))
         shown = tqdm_bar if show_progress_bar is None else show_progress_bar
-        bar = tqdm(total=len(listed), desc=f"Encoding {encoding.plural}", unit="text", disable=not shown)
+        bar = tqdm(total=len(listed), desc=desc or f"Encoding {encoding.plural}", unit="text", disable=not shown)
         with inference(self), bar:
             return embed(
                 self.encoder,
@@ -613,15 +635,3 @@ def _check_last_n(last_n: Any) -> None:
     if not isinstance(last_n, int) or isinstance(last_n, bool) or last_n < 0:
         msg = f"freeze_layers_except_last_n must be an int of at least 0, or None; got {last_n!r}"
         raise ValueError(msg)
-
-
-def _freeze_layers(model: nn.Module, last_n: int) -> None:
-    """Freeze all parameters of the transformer except those in its last n layers."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        msg = f"freeze_layers_except_last_n needs a transformer with a list of layers; got {type(model).__name__}"
-        raise ValueError(msg)
-    layers = max(lists, key=len)
-    model.requires_grad_(False)
-    for layer in list(layers)[max(0, len(layers) - last_n) :]:
-        layer.requires_grad_(True)

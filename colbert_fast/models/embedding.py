@@ -81,6 +81,7 @@ def embed(
     *,
     texts: Tensor | None = None,
     pad_row: bool = False,
+    full: int | None = None,
     width: int | None = None,
     batch_size: int | None = None,
     done: Callable[[int], object] = lambda count: None,
@@ -96,7 +97,9 @@ def embed(
     texts
         int64 [n]: numbers of the texts to embed. None: all texts.
     pad_row
-        Add one zero row to the end of every text that is shorter than the maximum length.
+        Add one zero row to the end of every text that has fewer than `full` rows.
+    full
+        The number of rows of a text that gets no pad row. None: the maximum length.
     width
         The number of rows that every item takes in the matrix; the rows after an item's own rows are zero. None: the
         items follow one another without rows between them.
@@ -114,8 +117,9 @@ def embed(
     max_tokens = _CPU_BATCH_TOKENS if encoder.device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
     equal_lengths = sees_padding(encoder, encoding)
     most = tokenized.rows[texts]
+    full = encoding.max_length if full is None else full
     if pad_row:
-        most = most + (most < encoding.max_length)
+        most = most + (most < full)
     rows = _Rows(encoder, most, width)
     many = int(tokenized.lengths[texts].sum()) > _TRIM_AFTER * max_tokens
     for number, (places, features) in enumerate(batches(tokenized, texts, max_tokens, batch_size, equal_lengths)):
@@ -124,7 +128,7 @@ def embed(
         tokens, real = _pass(encoder, features, len(places), encoding)
         if pad_row:
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))
-            real = torch.cat([real, real.sum(1, keepdim=True) < encoding.max_length], dim=1)
+            real = torch.cat([real, real.sum(1, keepdim=True) < full], dim=1)
         rows.place(places, tokens, real)
         done(len(places))
     if many:
@@ -159,7 +163,9 @@ class _Rows:
         self.counts[places] = counts
         first = (self.starts[places] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
         index = (first + torch.arange(len(first))).to(tokens.device)
-        rows = tokens[real]
+        # In autocast the rows of a batch without any token have another dtype. Such a batch comes last.
+        before = self.recorded[0][1] if self.recorded else self.matrix
+        rows = tokens[real] if before is None else tokens[real].to(before.dtype)
         if rows.requires_grad:
             self.recorded.append((index, rows))
             return

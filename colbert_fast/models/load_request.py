@@ -56,12 +56,15 @@ class Request:
 def with_dtype(model_kwargs: dict[str, Any] | None) -> dict[str, Any]:
     """Return the arguments of a model with "dtype" set to a torch.dtype or "auto"; without a given dtype, float32."""
     model_kwargs = dict(model_kwargs or {})
+    if "dtype" in model_kwargs and "torch_dtype" in model_kwargs:
+        msg = "dtype and torch_dtype are one argument that was given twice in model_kwargs: leave one of the two out"
+        raise TypeError(msg)
     old = model_kwargs.pop("torch_dtype", None)
     given = model_kwargs.pop("dtype", old)
     dtype = torch.float32 if given is None else given
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        msg = f'model_kwargs must have a floating-point torch.dtype, its name or "auto" under "dtype"; got {given!r}'
+        msg = f'dtype must be a floating-point torch.dtype, its name or "auto"; got {given!r}'
         raise ValueError(msg)
     return {**model_kwargs, "dtype": dtype}

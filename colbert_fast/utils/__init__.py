@@ -1,1 +1,45 @@
-"""What neural-cherche's `utils` has for ColBERT: batches, data, and evaluation."""
+"""What neural-cherche's `utils` has for ColBERT: batches and scores of training data, collections, and evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from colbert_fast._absent import no_attribute
+from colbert_fast.utils.batches import batchify, iter
+from colbert_fast.utils.beir import read_beir
+from colbert_fast.utils.datasets import get_beir_triples, load_beir
+from colbert_fast.utils.duplicates import duplicates_queries_warning
+from colbert_fast.utils.scores import colbert_scores
+
+if TYPE_CHECKING:
+    from colbert_fast.utils.freeze import freeze_layers
+    from colbert_fast.utils.measures import evaluate
+
+__all__ = [
+    "batchify",
+    "colbert_scores",
+    "duplicates_queries_warning",
+    "evaluate",
+    "freeze_layers",
+    "get_beir_triples",
+    "iter",
+    "load_beir",
+    "read_beir",
+]
+
+
+# These two need the packages of an extra.
+def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        from colbert_fast.utils.measures import evaluate
+
+        return evaluate
+    if name == "freeze_layers":
+        from colbert_fast.utils.freeze import freeze_layers
+
+        return freeze_layers
+    raise no_attribute(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

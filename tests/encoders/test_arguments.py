@@ -16,6 +16,7 @@ from sentence_transformers import MultiVectorEncoder
 from tiny import DOCUMENTS, HIDDEN, METADATA, QUERIES, SIZE, close, config, tokenizer, write_json
 from transformers import ModernBertConfig, ModernBertModel
 
+from colbert_fast import models
 from colbert_fast.models import ColBERT
 
 # The settings in a folder of each kind; None for a setting that the folder does not have.
@@ -92,6 +93,13 @@ def test_the_signature_shows_the_defaults() -> None:
         "freeze_layers_except_last_n": None,
         "kwargs": inspect.Parameter.empty,
     }
+
+
+def test_the_defaults_of_neural_cherche_1_4_3(plain: Path, pylate: Path) -> None:
+    for folder in (plain, pylate):
+        encoder = load(folder, **{**models.NEURAL_CHERCHE_1_4_3, "max_length_document": 20})
+        assert (encoder.max_length_query, encoder.max_length_document) == (64, 20)
+    assert models.NEURAL_CHERCHE_1_4_3 == {"max_length_query": 64, "max_length_document": 256}
 
 
 class TestWhereArgumentsWin:

@@ -97,7 +97,7 @@ def test_what_is_asked_for(kind: str, asked: dict[str, Any], dtype: torch.dtype,
 
 @pytest.mark.parametrize("dtype", [torch.int8, "int8", "float33", "nonsense", 16, torch.complex64])
 def test_no_dtype_of_an_encoder(dtype: object, neural_cherche: Path) -> None:
-    with pytest.raises(ValueError, match="model_kwargs must have a floating-point"):
+    with pytest.raises(ValueError, match="dtype must be a floating-point"):
         ColBERT(neural_cherche, device="cpu", model_kwargs={"dtype": dtype})
 
 

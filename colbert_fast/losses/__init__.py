@@ -1,0 +1,14 @@
+"""The loss with which `colbert_fast.train` trains an encoder, as neural-cherche's `losses` has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colbert_fast._absent import no_attribute
+from colbert_fast.losses.ranking import Ranking
+
+__all__ = ["Ranking"]
+
+
+def __getattr__(name: str) -> Any:
+    raise no_attribute(__name__, name)

@@ -1,0 +1,14 @@
+"""One step of training, as neural-cherche's `train` has it. It needs the extra `models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colbert_fast._absent import no_attribute
+from colbert_fast.train.colbert import train_colbert
+
+__all__ = ["train_colbert"]
+
+
+def __getattr__(name: str) -> Any:
+    raise no_attribute(__name__, name)
