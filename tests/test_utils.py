@@ -121,6 +121,8 @@ def test_get_beir_triples(collection: Path) -> None:
     assert utils.get_beir_triples("id", "text", documents, ["unknown"], qrels) == []
     with pytest.raises(ValueError, match=r"'two' is answered by the document 'd3', which is not in documents"):
         utils.get_beir_triples("id", "text", documents[:2], ["two"], qrels)
+    with pytest.raises(TypeError, match=r"queries must be a list of str; got str"):
+        utils.get_beir_triples("id", "text", documents, "two", qrels)
     with pytest.raises(ValueError, match=r"every document answers the query 'one'"):
         utils.get_beir_triples("id", "text", documents[:2], ["one"], qrels)
 
@@ -167,6 +169,14 @@ def test_measures_of_odd_rankings() -> None:
 
 
 @pytest.mark.needs("retrieval")
+def test_measures_of_what_is_no_list() -> None:
+    with pytest.raises(TypeError, match=r"scores must be a list of rankings, one for each query; got NoneType"):
+        utils.evaluate(None, {"a": {"d": 1}}, ["a"])
+    with pytest.raises(TypeError, match=r"queries must be a list of queries; got str"):
+        utils.evaluate([[]], {"a": {"d": 1}}, "a")
+
+
+@pytest.mark.needs("retrieval")
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -174,9 +184,9 @@ def test_measures_of_odd_rankings() -> None:
         (([[]], {"a": {"d": 1}}, ["a"], ["ndcg@0"]), r"got 'ndcg@0'"),
         (([[]], {"a": {"d": 1}}, ["a"], ["r-precision@3"]), r"got 'r-precision@3'"),
         (([[]], {"a": {"d": 1}}, ["a"], [None]), r"got None"),
-        (([[]], {}, ["a"]), r"qrels must have judgements of one query or more"),
+        (([[]], {}, ["a"]), r"qrels must be a dict with the judgements of one query or more; got {}"),
         (([[], []], {"a": {"d": 1}}, ["a"]), r"one ranking for each query; got 2 rankings for 1 queries"),
-        (([[]], {"a": {"d": 1}}, "a"), r"one ranking for each query"),
+        (([[]], None, ["a"]), r"qrels must be a dict with the judgements of .*; got None"),
         (([["d"]], {"a": {"d": 1}}, ["a"]), r"scores\[0\]\[0\] must be a dict with an \"id\"; got 'd'"),
     ],
 )

@@ -115,14 +115,15 @@ class ColBERT:
             As `encode_documents`; or a candidate is not among the documents.
         """
         listed, keys = keys_of(documents, self.key)
-        numbers = {name: number for number, name in enumerate(keys)}
+        named: dict[Hashable, list[Mapping[str, Any]]] = {}
+        for document, name in zip(listed, keys, strict=True):
+            named.setdefault(name, []).append(document)
         needed = dict.fromkeys(name for _, names in self._candidates("candidates", candidates) for name in names)
-        chosen = []
         for name in needed:
-            if name not in numbers:
+            if name not in named:
                 msg = f"candidates has a document with the {self.key} {name!r}, which is not in documents"
                 raise ValueError(msg)
-            chosen.append(listed[numbers[name]])
+        chosen = [document for name in needed for document in named[name]]
         return self.encode_documents(chosen, batch_size, tqdm_bar, query_mode, **kwargs)
 
     def encode_queries(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from colbert_fast.utils.beir import read_beir
-from colbert_fast.utils.documents import checked_fields, texts_by_key
+from colbert_fast.utils.documents import checked_fields, checked_list, texts_by_key
 
 _URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 # Where neural-cherche downloads to.
@@ -113,7 +113,7 @@ def get_beir_triples(
     texts = texts_by_key(documents, key, fields)
     names = list(texts)
     triples = []
-    for query in queries:
+    for query in checked_list("queries", queries, str, "str"):
         positives = {name for name, judgement in qrels.get(query, {}).items() if judgement > 0}
         if unknown := positives - texts.keys():
             msg = (

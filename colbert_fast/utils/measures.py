@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from colbert_fast._extras import need
+from colbert_fast.utils.documents import checked_list
 
 need("colbert_fast.utils.evaluate", "retrieval", {"ir-measures": "0.3.6"})
 
@@ -75,12 +76,13 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        `scores` and `queries` do not fit; a result has no "id"; there are no judgements; or a name is unknown.
+        `scores` and `queries` are no lists, or do not fit; a result has no "id"; there are no judgements; or a name is
+        unknown.
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics) or list(_DEFAULT)
     parsed = {name: _parsed(name) for name in names}
-    if not qrels:
-        msg = "qrels must have judgements of one query or more; got none"
+    if not isinstance(qrels, Mapping) or not qrels:
+        msg = f"qrels must be a dict with the judgements of one query or more; got {qrels!r}"
         raise ValueError(msg)
     run = _run_of(scores, queries)
     judged = {query: {str(name): int(value) for name, value in given.items()} for query, given in qrels.items()}
@@ -103,11 +105,12 @@ def _parsed(metric: Any) -> tuple[str, int, int]:
 
 def _run_of(scores: Any, queries: Any) -> dict[str, dict[str, float]]:
     """Return a value for each document of each ranking, which falls with the place."""
-    rankings, asked = list(scores), list(queries)
+    rankings = checked_list("scores", scores, Iterable, "rankings, one for each query")
+    asked = checked_list("queries", queries, Hashable, "queries")
     distinct = list(dict.fromkeys(asked))
     if len(rankings) == len(distinct):
         asked = distinct
-    if isinstance(queries, str) or len(rankings) != len(asked):
+    if len(rankings) != len(asked):
         told = f"{len(asked)} queries ({len(distinct)} distinct ones)"
         msg = f"scores needs one ranking for each query; got {len(rankings)} rankings for {told}"
         raise ValueError(msg)

@@ -151,6 +151,8 @@ def test_repeated_documents(ranker: rank.ColBERT) -> None:
     assert [name for name, _ in same] == [0, 0, "other"] and len({score for _, score in same}) == 1
     with pytest.raises(ValueError, match=r"documents\[4\] and an earlier document have the id 0 and different texts"):
         ranker.encode_documents([*DOCUMENTS, {"id": 0, "title": "", "text": ""}])
+    with pytest.raises(ValueError, match=r"an earlier document have the id 0 and different texts"):
+        ranker.encode_candidates_documents([*DOCUMENTS, {"id": 0, "title": "", "text": ""}], [[{"id": 0}]])
 
 
 @pytest.mark.parametrize("k", [None, 1, 3, 9, 2000, np.int64(2)])
