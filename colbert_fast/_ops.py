@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ def _score(problem: Problem, name: str | None) -> Tensor:
         problem = problem.explicit()
     scores, _, empty_document = backend.score(problem)
     if empty_document:
-        _warn_of_empty_document()
+        tell_of_empty_document.get()()
     return scores
 
 
@@ -73,7 +74,7 @@ def _score_argmax(problem: Problem, name: str | None) -> tuple[Tensor, Tensor]:
     scores, argmax, empty_document = _select(problem, name).score_argmax(problem)
     assert argmax is not None
     if empty_document:
-        _warn_of_empty_document()
+        tell_of_empty_document.get()()
     return scores, argmax
 
 
@@ -97,6 +98,11 @@ def _warn_of_empty_document() -> None:
         "a document without a token scores -1e9, below every real document; "
         "a mask without a true entry, or an embedding without rows, makes such a document"
     )
+
+
+# What is done where a document has no token. An integration sets it while it scores, to tell its users of such a
+# document in the way of their library.
+tell_of_empty_document: ContextVar[Callable[[], None]] = ContextVar("tell", default=_warn_of_empty_document)
 
 
 def _check(p: Problem) -> None:
