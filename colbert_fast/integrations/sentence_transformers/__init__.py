@@ -9,13 +9,13 @@ from colbert_fast._extras import need
 
 need("colbert_fast.integrations.sentence_transformers", "models", {"sentence-transformers": "6", "transformers": "5.1"})
 
-from colbert_fast.integrations.sentence_transformers.encoder import (  # noqa: E402
+from colbert_fast.integrations.sentence_transformers.encoder import (
     MultiVectorEncoder,
     accelerate,
     restore,
     score_functions,
 )
-from colbert_fast.integrations.sentence_transformers.scoring import (  # noqa: E402
+from colbert_fast.integrations.sentence_transformers.scoring import (
     colbert_kd_scores,
     colbert_scores,
     colbert_scores_pairwise,
