@@ -1,6 +1,6 @@
 """A few training steps of sentence-transformers' own trainer, with its scoring functions and with ours.
 
-    python -m benchmarks.train_sentence_transformers [--batch 16] [--steps 4] [--turns 2]
+    python -m benchmarks.train_sentence_transformers [--batch 16] [--steps 4] [--turns 2] [--loss NAME]
 
 It needs ``accelerate`` and ``datasets`` beside the extra ``demo``. The model is all-MiniLM-L6-v2 with a projection that
 is random but always the same. Both functions train turn by turn in one process, from the same weights and on the same
@@ -114,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, default in (("batch", 16), ("steps", 4), ("turns", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--loss", default="", help="only losses whose name contains this")
     given = parser.parse_args()
 
     from sentence_transformers import MultiVectorEncoder
@@ -128,7 +129,8 @@ def main() -> None:
     print(
         "largest difference of the loss curves, CPU seconds of a step, CPU ms of scoring, MB of scoring: theirs / ours"
     )
-    for name, (loss, function) in losses().items():
+    chosen = {name: parts for name, parts in losses().items() if given.loss in name}
+    for name, (loss, function) in chosen.items():
         data = dataset(given.batch * given.steps, labels="Ranking" not in name)
         found: dict[str, list[Any]] = {"theirs": [], "ours": []}
         for turn in range(given.turns):

@@ -304,6 +304,8 @@ def test_accelerate_and_restore(model: Any, kind: Any, monkeypatch: pytest.Monke
     assert ours.accelerate(encoder) is encoder and type(encoder) is accelerated
     assert isinstance(encoder, kind) and isinstance(encoder, ours.MultiVectorEncoder)
     assert type(encoder).__name__ == kind.__name__
+    # The processes of a pool get the class too.
+    assert pickle.loads(pickle.dumps(accelerated)) is accelerated
     for twin in (encoder, copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert type(twin) is accelerated
         assert twin.state_dict().keys() == encoder.state_dict().keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -26,7 +27,7 @@ class MultiVectorEncoder(sentence_transformers.MultiVectorEncoder):
         Parameters
         ----------
         embeddings1
-            Queries, in any form that :func:`colbert_fast.maxsim` takes.
+            Queries, in any form that ``colbert_fast.maxsim`` takes.
         embeddings2
             Documents, likewise.
         **kwargs
@@ -53,12 +54,6 @@ class MultiVectorEncoder(sentence_transformers.MultiVectorEncoder):
         """
         score = scoring.mean_maxsim_pairwise if uses_mean(self) else scoring.maxsim_pairwise
         return score(embeddings1, embeddings2, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # A class that `accelerate` made is in no module, so pickle and copy get the class that it was made of.
-        reduced = super().__reduce_ex__(protocol)
-        original = _original(type(self))
-        return reduced if original is None else (_new, (original,), *reduced[2:])
 
 
 def accelerate(model: sentence_transformers.MultiVectorEncoder) -> MultiVectorEncoder:
@@ -109,13 +104,14 @@ def restore(model: sentence_transformers.MultiVectorEncoder) -> sentence_transfo
         that somebody wrote.
     """
     _check(model)
-    kind = type(model)
-    if issubclass(kind, MultiVectorEncoder):
-        original = sentence_transformers.MultiVectorEncoder if kind is MultiVectorEncoder else _original(kind)
-        if original is None:
-            msg = f"model must be an encoder that accelerate changed; {kind.__name__} is a subclass that was defined so"
-            raise TypeError(msg)
-        model.__class__ = original
+    kind: Any = type(model)
+    if isinstance(kind, _Made):
+        model.__class__ = kind._original
+    elif kind is MultiVectorEncoder:
+        model.__class__ = sentence_transformers.MultiVectorEncoder
+    elif issubclass(kind, MultiVectorEncoder):
+        msg = f"model must be an encoder that accelerate changed; {kind.__name__} is a subclass that was defined so"
+        raise TypeError(msg)
     return model
 
 
@@ -132,7 +128,7 @@ def score_functions(
     model
         The encoder to evaluate: its ``similarity_fn_name`` says which function.
     chunk_elements
-        As in :func:`colbert_fast.maxsim`. The evaluators take no ``chunk_elements`` of their own beside
+        As in ``colbert_fast.maxsim``. The evaluators take no ``chunk_elements`` of their own beside
         ``score_functions``.
 
     Returns
@@ -158,6 +154,12 @@ def _check(model: Any) -> None:
         raise TypeError(msg)
 
 
+class _Made(type(sentence_transformers.MultiVectorEncoder)):  # type: ignore[misc]
+    """The type of the classes that :func:`accelerate` makes. They are in no module, so pickle makes them again."""
+
+    _original: type[sentence_transformers.MultiVectorEncoder]
+
+
 @functools.cache
 def _accelerated(kind: type[sentence_transformers.MultiVectorEncoder]) -> type[MultiVectorEncoder]:
     """Return the class that has our similarities and else everything of ``kind``."""
@@ -168,14 +170,13 @@ def _accelerated(kind: type[sentence_transformers.MultiVectorEncoder]) -> type[M
     if own:
         msg = f"{kind.__name__} defines {' and '.join(own)} itself, which accelerate would replace"
         raise TypeError(msg)
-    return type(kind.__name__, (kind, MultiVectorEncoder), {"__module__": kind.__module__, "_original": kind})
+    made = _Made(kind.__name__, (kind, MultiVectorEncoder), {"__module__": kind.__module__})
+    made._original = kind
+    return made
 
 
-def _original(kind: type) -> type[sentence_transformers.MultiVectorEncoder] | None:
-    """Return the class that :func:`accelerate` made this class of, or None if it made none."""
-    return vars(kind).get("_original")
+def _reduced(made: _Made) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    return _accelerated, (made._original,)
 
 
-def _new(original: type[sentence_transformers.MultiVectorEncoder]) -> MultiVectorEncoder:
-    kind = _accelerated(original)
-    return kind.__new__(kind)
+copyreg.pickle(_Made, _reduced)

@@ -35,13 +35,13 @@ def maxsim(
 ) -> Tensor:
     """Score every query against every document, as ``sentence_transformers.util.maxsim``.
 
-    This is :func:`colbert_fast.maxsim` with the arguments of that library alone. Only the notice of a document without
+    This is ``colbert_fast.maxsim`` with the arguments of that library alone. Only the notice of a document without
     a token differs: it is a record of that library's logger, once, instead of a warning.
 
     Returns
     -------
     torch.Tensor
-        ``[A, B]``, as of :func:`colbert_fast.maxsim`.
+        ``[A, B]``, as of ``colbert_fast.maxsim``.
     """
     return _logged(ours.maxsim, a, b, a_mask, b_mask, chunk_elements, length_normalize, device)
 
@@ -57,12 +57,12 @@ def maxsim_pairwise(
 ) -> Tensor:
     """Score query i against document i, as ``sentence_transformers.util.maxsim_pairwise``.
 
-    This is :func:`colbert_fast.maxsim_pairwise` in the way that :func:`maxsim` is :func:`colbert_fast.maxsim`.
+    This is ``colbert_fast.maxsim_pairwise`` in the way that :func:`maxsim` is ``colbert_fast.maxsim``.
 
     Returns
     -------
     torch.Tensor
-        ``[A]``, as of :func:`colbert_fast.maxsim_pairwise`.
+        ``[A]``, as of ``colbert_fast.maxsim_pairwise``.
     """
     return _logged(ours.maxsim_pairwise, a, b, a_mask, b_mask, chunk_elements, length_normalize, device)
 
@@ -108,16 +108,16 @@ def colbert_scores(
     Parameters
     ----------
     queries_embeddings
-        ``[Q, tokens, dim]``, or any other form that :func:`colbert_fast.maxsim` takes.
+        ``[Q, tokens, dim]``, or any other form that ``colbert_fast.maxsim`` takes.
     documents_embeddings
-        ``[D, N, tokens, dim]``: D groups of N documents. Documents in a form that :func:`colbert_fast.maxsim` takes
+        ``[D, N, tokens, dim]``: D groups of N documents. Documents in a form that ``colbert_fast.maxsim`` takes
         (a list of ``[length, dim]``, or ``[D, tokens, dim]``) are scored too, as groups of one document.
     queries_mask
         ``[Q, tokens]``, true or non-zero where a row is a token. Without it rows of zeros are padding.
     documents_mask
         ``[D, N, tokens]`` for groups, likewise.
     chunk_elements, length_normalize
-        As in :func:`colbert_fast.maxsim`.
+        As in ``colbert_fast.maxsim``.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def colbert_scores(
     Raises
     ------
     TypeError, ValueError
-        As :func:`colbert_fast.maxsim`, whose ``a`` and ``b`` are the queries and the documents; also if the groups
+        As ``colbert_fast.maxsim``, whose ``a`` and ``b`` are the queries and the documents; also if the groups
         have different shapes, or the mask does not fit.
     """
     documents: Any = documents_embeddings
@@ -150,7 +150,7 @@ def colbert_scores_pairwise(
 ) -> Tensor:
     """Score query i against document i: for ``MultiVectorMarginMSELoss`` and ``MultiVectorDistillationEvaluator``.
 
-    Arguments, errors and precision are as in :func:`colbert_fast.maxsim_pairwise`.
+    Arguments, errors and precision are as in ``colbert_fast.maxsim_pairwise``.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def colbert_kd_scores(
     Parameters
     ----------
     queries_embeddings
-        ``[B, tokens, dim]``, or any other form that :func:`colbert_fast.maxsim_pairwise` takes.
+        ``[B, tokens, dim]``, or any other form that ``colbert_fast.maxsim_pairwise`` takes.
     documents_embeddings
         ``[B, n_ways, tokens, dim]``: the documents of each query.
     queries_mask
@@ -183,7 +183,7 @@ def colbert_kd_scores(
     documents_mask
         ``[B, n_ways, tokens]``, likewise.
     chunk_elements, length_normalize
-        As in :func:`colbert_fast.maxsim`.
+        As in ``colbert_fast.maxsim``.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def colbert_kd_scores(
     Raises
     ------
     TypeError, ValueError
-        As :func:`colbert_fast.maxsim_pairwise`, whose ``a`` and ``b`` are the queries and the documents; also if the
+        As ``colbert_fast.maxsim_pairwise``, whose ``a`` and ``b`` are the queries and the documents; also if the
         documents are not ``[B, n_ways, tokens, dim]``, or the mask does not fit.
     """
     if (ndim := _ndim(documents_embeddings)) != 4:
