@@ -65,7 +65,10 @@ def encode(
     if isinstance(found, PackedTokens):
         return found
     if not isinstance(found, list) or any(getattr(item, "ndim", 0) != 2 for item in found):
-        msg = f"the model must give a list of [length, dim] embeddings, one for each text; got {_told(found)}"
+        msg = (
+            f"the model must give a list of [length, dim] embeddings, one for each text; got {_told(found)}. "
+            "A SentenceTransformer gives one embedding for a text: take a MultiVectorEncoder"
+        )
         raise TypeError(msg)
     return PackedTokens.from_list(found)
 
