@@ -111,6 +111,8 @@ def _rows_of_winners(argmax: Tensor, documents: Tensor, keep: Tensor) -> Tensor:
 
 def _in_rows(argmax: Tensor, queries: Tensor, keep: Tensor) -> Tensor:
     """Move the winners of kept query tokens to the rows of these tokens; ``keep`` is ``[A, length]``."""
-    keep = keep[queries.squeeze(-1)]
-    place = (keep.cumsum(-1) - 1).clamp(min=0).expand(argmax.shape)
+    keep = keep[queries.squeeze(-1)].expand(*argmax.shape[:-1], keep.shape[1])
+    place = (keep.cumsum(-1) - 1).clamp(min=0)
+    if argmax.shape[-1] == 0:  # no query has a kept token
+        return argmax.new_full(keep.shape, -1)
     return torch.where(keep, argmax.gather(-1, place), -1)

@@ -196,4 +196,6 @@ def _mask_list(items: Sequence[Any], mask: Mask, name: str) -> PackedTokens:
     lengths = keep.sum(1)
     starts = lengths.cumsum(0) - lengths
     tokens = packed.tokens[keep[real]]
-    return PackedTokens(tokens, starts, lengths, _trusted=(packed.max_length, longest_first(lengths)))
+    # No item is longer than all rows together, and the kernels refuse a bound beyond that.
+    longest = min(packed.max_length, tokens.shape[0])
+    return PackedTokens(tokens, starts, lengths, _trusted=(longest, longest_first(lengths)))

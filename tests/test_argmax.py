@@ -251,3 +251,26 @@ def test_numpy_arrays_go_to_the_queries() -> None:
     b = np.random.default_rng(0).standard_normal((3, 9, 8), dtype=np.float32)
     scores, argmax = cf.maxsim_with_argmax(torch.randn(2, 5, 8), b)
     assert scores.device == argmax.device == torch.device("cpu")
+
+
+@pytest.mark.filterwarnings("ignore:a document without a token")
+@pytest.mark.parametrize("kept", [[[0]], [[2], [0, 1]], [[], [3]], [[], []]])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_list_whose_mask_keeps_fewer_rows_than_the_longest_item_has(side: str, kept: list[list[int]]) -> None:
+    items = [torch.randn(5, 3) for _ in kept]
+    mask = torch.zeros(len(kept), 5, dtype=torch.bool)
+    for row, places in zip(mask, kept, strict=True):
+        row[places] = True
+    other = [torch.randn(4, 3)]
+    sides: dict[str, Any] = {"a": other, "b": other, side: items, f"{side}_mask": mask}
+    padded = {**sides, side: torch.stack(items)}
+    scores, argmax = cf.maxsim_with_argmax(**sides)
+    expected, winners = cf.maxsim_with_argmax(**padded)
+    assert torch.equal(scores, expected)
+    assert torch.equal(argmax, winners)
+    assert torch.equal(cf.maxsim(**sides), expected)
+    leaves = [item.clone().requires_grad_() for item in items]
+    cf.maxsim(**{**sides, side: leaves}).sum().backward()
+    for leaf, row in zip(leaves, mask, strict=True):
+        assert leaf.grad is not None
+        assert not leaf.grad[~row].any()
