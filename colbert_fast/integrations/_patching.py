@@ -95,7 +95,7 @@ def _swap_everywhere(pairs: Iterable[tuple[_Function, _Function]]) -> None:
 
 
 class _Walk:
-    """One walk, which visits every function, class and container once."""
+    """One walk, which visits every class and container once."""
 
     def __init__(self, swap: _Swap) -> None:
         self.swap = swap
@@ -148,13 +148,16 @@ class _Walk:
                     value[i] = new
 
     def function(self, function: FunctionType) -> None:
-        """Replace in the default arguments."""
+        """Replace in the default arguments, but not inside of them: a function may be a default of itself."""
         if function.__defaults__ is not None:
             defaults = tuple(map(self.new, function.__defaults__))
             if any(new is not old for new, old in zip(defaults, function.__defaults__, strict=True)):
                 function.__defaults__ = defaults
-        if function.__kwdefaults__ is not None:
-            self.names(function.__kwdefaults__)
+        by_keyword = function.__kwdefaults__ or {}
+        for name, value in list(by_keyword.items()):
+            new = self.new(value)
+            if new is not value:
+                by_keyword[name] = new
 
     def class_(self, owner: type) -> None:
         """Replace in the attributes of a class, and in the values and attributes of the members of an enum."""
