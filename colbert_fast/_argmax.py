@@ -80,7 +80,7 @@ def maxsim_with_argmax(
 
 
 def joined(each: Sequence[tuple[Tensor, Tensor]], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Join the scores ``[A, part]`` and winners of parts of the documents, and number the winners' pairs as scores."""
+    """Join the results of parts of the documents. The winners get the dimensions of the scores, and one for tokens."""
     scores = [some.to(device) for some, _ in each]
     winners = [some[:, :length].to(device, torch.int64) for _, some in each]
     winners = [some.view(*shape.shape, length) for some, shape in zip(winners, scores, strict=True)]

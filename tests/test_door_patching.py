@@ -325,7 +325,7 @@ BAD_CALLS = [
     (lambda: pylate.colbert_scores([q3[0], q3[0, :1]], d3, torch.ones(2, 3)), ValueError, "one shape"),
     (lambda: pylate.colbert_scores_pairwise(q3, d3[:1]), ValueError, "same number of items"),
     (lambda: pylate.colbert_kd_scores(q3, d3), ValueError, r"documents_embeddings must be \[n, candidates"),
-    (lambda: pylate.colbert_kd_scores(q3[:1], d4), ValueError, "1 queries and candidates for 2"),
+    (lambda: pylate.colbert_kd_scores(q3[:1], d4), ValueError, "in pairs; got 1 and 2"),
     (lambda: pylate.colbert_kd_scores("text", d4), TypeError, "queries_embeddings"),
     (lambda: pylate.rerank([[1]], q3, [d3]), ValueError, "one entry for each query; got 2, 1 and 1"),
     (lambda: pylate.rerank([[1], [2]], q3, [d3, d3]), ValueError, r"documents_ids\[0\] must hold one id"),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import float_tensor, tensor_of
-from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast._torch_modes import unwatched
 
 # Of a piece of masked documents: 16 MiB in float32.
@@ -68,32 +67,6 @@ def _factors(tokens: Tensor, mask: Any, name: str) -> Tensor:
     except RuntimeError as error:
         msg = f"{name} must be {list(tokens.shape[:-1])}, one entry for each token; got shape {list(factors.shape)}"
         raise ValueError(msg) from error
-
-
-def candidate_scores(queries: Tensor, documents: Tensor, backend: str | None = None) -> Tensor:
-    """Score each query against its own candidates, where rows of zeros are tokens.
-
-    Parameters
-    ----------
-    queries
-        ``[A, length, dim]``.
-    documents
-        ``[A, n, length, dim]``.
-    backend
-        As in ``cf.maxsim``.
-
-    Returns
-    -------
-    Tensor
-        ``[A, n]``.
-    """
-    count, n = documents.shape[:2]
-    if len(queries) != count:
-        msg = f"queries and candidates must be equally many; got {len(queries)} queries and candidates for {count}"
-        raise ValueError(msg)
-    numbers = torch.arange(count * n, device=documents.device)
-    pairs = torch.stack([numbers // max(n, 1), numbers], dim=1)
-    return maxsim_pairs(queries, documents.flatten(0, 1), pairs, pad="zero", backend=backend).view(count, n)
 
 
 def with_row_of_zeros(items: Sequence[Tensor]) -> list[Tensor]:

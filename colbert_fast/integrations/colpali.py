@@ -19,8 +19,8 @@ from torch import Tensor
 
 from colbert_fast._extras import need
 from colbert_fast._integers import positive_int
-from colbert_fast._maxsim import maxsim
-from colbert_fast.integrations._padding import candidate_scores, matrices, padded, with_row_of_zeros
+from colbert_fast._maxsim import maxsim, maxsim_pairwise
+from colbert_fast.integrations._padding import matrices, padded, with_row_of_zeros
 from colbert_fast.integrations._patching import Patch
 
 __all__ = ["maxsim_inbatch", "maxsim_kd", "patched", "score_multi_vector"]
@@ -140,7 +140,7 @@ def maxsim_kd(query: Tensor, doc: Tensor) -> Tensor:
     TypeError, ValueError
         As ``cf.maxsim``; also ValueError unless there are candidates for each query.
     """
-    return candidate_scores(padded(query, "query", 3), padded(doc, "doc", 4))
+    return maxsim_pairwise(padded(query, "query", 3), padded(doc, "doc", 4), pad="zero")
 
 
 @contextlib.contextmanager

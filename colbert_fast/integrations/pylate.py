@@ -22,7 +22,6 @@ from colbert_fast._arrays import Mask
 from colbert_fast._extras import need
 from colbert_fast._maxsim import maxsim, maxsim_pairwise
 from colbert_fast.integrations._padding import (
-    candidate_scores,
     matrices,
     padded,
     pieces_times_mask,
@@ -135,7 +134,7 @@ def colbert_kd_scores(
         As :func:`colbert_scores`.
     """
     queries, documents = _with_candidates(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
-    return candidate_scores(queries, documents, _backend(backend))
+    return maxsim_pairwise(queries, documents, pad="zero", backend=_backend(backend))
 
 
 class ColBERTScores:
