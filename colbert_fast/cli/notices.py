@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,10 @@ _CUTS = re.compile(
 
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Print each warning in this context as one line. What was cut is told once for all queries, and all documents."""
+    """Print each warning in this context as one line.
+
+    How many texts were cut is said at the end, once for all queries and once for all documents.
+    """
     cuts: dict[tuple[str, str], list[int]] = {}
     said: set[str] = set()
 
@@ -35,9 +37,7 @@ def warnings_as_lines() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=r"\d+ of \d+ \w+ were cut to ")
         warnings.showwarning = show
-        try:
-            yield
-        finally:
-            for (which, more), (cut, longest) in cuts.items():
-                if sys.exc_info()[0] is None:
-                    tell(f"warning: {cut} {which}: the longest has {longest}{more}")
+        yield
+    # Not after an error, which is one line alone.
+    for (which, more), (cut, longest) in cuts.items():
+        tell(f"warning: {cut} {which}: the longest has {longest}{more}")
