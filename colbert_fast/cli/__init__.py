@@ -7,7 +7,7 @@ Which file does what:
 - Read: `arguments` (words of the command line), `texts` (files of queries and documents), `runs` (TREC run files).
 - Work: `encoders` loads a model; `embedding` embeds texts in shards, which may be kept; `search` ranks the documents;
   `bm25` finds candidates; `measures` measures rankings.
-- Write: `output` writes standard output, and files that are whole or not there; `notices` shows warnings.
+- Write: `output` writes standard output, and files that are whole or not there; `notices` shows warnings and progress.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from colbert_fast.cli.embedding import progress
+from colbert_fast.cli.notices import progress
 from colbert_fast.cli.runs import Ranking
 
 

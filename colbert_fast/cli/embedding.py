@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 
 import colbert_fast as cf
 from colbert_fast.cli.encoders import fingerprint
+from colbert_fast.cli.notices import progress
 from colbert_fast.cli.output import check_output, tell, whole_file
 
 if TYPE_CHECKING:
@@ -106,14 +106,6 @@ class Embedder:
             found.update(f"{len(raw)} ".encode())
             found.update(raw)
         return self._folder / f"{'queries' if query else 'documents'}-{found.hexdigest()}.safetensors"
-
-
-def progress(total: int, what: str) -> Any:
-    """Return a progress bar on standard error, which shows nothing if that is no terminal."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    # A terminal may not know its own size, and tqdm would draw nothing there.
-    return tqdm(total=total, desc=what, unit="text", file=sys.stderr, disable=None, ncols=80, nrows=24, leave=False)
 
 
 def save(

@@ -1,9 +1,10 @@
-"""Show the warnings of a command as lines on standard error."""
+"""What a command shows on standard error while it works: warnings as lines, and progress bars."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -41,3 +42,11 @@ def warnings_as_lines() -> Iterator[None]:
     # Not after an error, which is one line alone.
     for (which, more), (cut, longest) in cuts.items():
         tell(f"warning: {cut} {which}: the longest has {longest}{more}")
+
+
+def progress(total: int, what: str) -> Any:
+    """Return a progress bar on standard error, which shows nothing where standard error is no terminal."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    # A terminal may not know its own size, and tqdm would draw nothing there.
+    return tqdm(total=total, desc=what, unit="text", file=sys.stderr, disable=None, ncols=80, nrows=24, leave=False)
