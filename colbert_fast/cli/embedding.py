@@ -1,9 +1,11 @@
-"""Embed many texts in shards, each of which may be kept in a file, so that a later run goes on where this one ends."""
+"""Embed many texts in shards. A shard may be kept in a file, so that a later run need not embed its texts again."""
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,13 @@ from colbert_fast.cli.output import check_output, tell, whole_file
 if TYPE_CHECKING:
     from colbert_fast.models import ColBERT
 
-# What is lost when a run is killed, and what is in memory at once: a minute of MiniLM on two cores, and 150 MiB of its
-# states for texts of 200 tokens.
+# The number of texts of a shard. When a run is killed, the work on one shard is lost: about a minute of MiniLM on
+# two cores. A search holds one shard in memory: 150 MiB of MiniLM's states for texts of 200 tokens.
 SHARD = 512
 # The progress bar moves after so many texts. The encoder sorts them by length, and a few texts fill one batch.
 _PIECE = 128
+# The name of a shard's file, or of what a killed process left of one. `output` shortens the second.
+_SHARD_FILE = re.compile(r"(queries|documents)-[0-9a-f]{30,32}\.(safetensors|[0-9a-f]{8}\.part)")
 
 
 class Embedder:
@@ -69,7 +73,8 @@ class Embedder:
 
     def all(self, texts: Sequence[str], *, query: bool) -> cf.PackedTokens:
         """Return the embeddings of all texts."""
-        return cf.PackedTokens.cat([found for _, found in self.shards(texts, query=query)])
+        parts = [found for _, found in self.shards(texts, query=query)]
+        return parts[0] if len(parts) == 1 else cf.PackedTokens.cat(parts)  # cat copies
 
     def _groups(self, texts: Sequence[str], query: bool, used: Sequence[int] | None) -> list[Sequence[int]]:
         """Return the numbers of the texts of each shard."""
@@ -106,6 +111,15 @@ class Embedder:
             found.update(f"{len(raw)} ".encode())
             found.update(raw)
         return self._folder / f"{'queries' if query else 'documents'}-{found.hexdigest()}.safetensors"
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove the files of shards, and the folder if nothing else is in it."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _SHARD_FILE.fullmatch(path.name):
+                path.unlink()
+        folder.rmdir()
 
 
 def save(

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import colbert_fast as cf
 from colbert_fast.cli import encoders, texts
 from colbert_fast.cli.arguments import add_model, model_options
 from colbert_fast.cli.notices import warnings_as_lines
 from colbert_fast.cli.output import check_output
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
-# The file of a shard, or what a killed process left of one.
-_SHARD = re.compile(r"(queries|documents)-[0-9a-f]{30,32}\.(safetensors|[0-9a-f]{8}\.part)")
 
 
 def add(commands: Any) -> None:
@@ -54,11 +48,11 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
     with warnings_as_lines():
         encoder = encoders.load(chosen.model, model_options(chosen))
         # Imported only here, because they need what `load` looks for.
-        from colbert_fast.cli.embedding import Embedder, save
+        from colbert_fast.cli.embedding import Embedder, remove_shards, save
 
         embedder = Embedder(encoder, dtype=_DTYPES[chosen.dtype], folder=parts)
         started = time.perf_counter()
-        found = _joined([some for _, some in embedder.shards(given.texts, query=chosen.queries)])
+        found = embedder.all(given.texts, query=chosen.queries)
         seconds = time.perf_counter() - started
     metadata = {
         "format": "colbert_fast embeddings 1",
@@ -69,7 +63,7 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
     ids = torch.frombuffer(bytearray(json.dumps(given.ids, ensure_ascii=False).encode()), dtype=torch.uint8)
     save(output, found, {"ids": ids}, metadata)
     if parts is not None:
-        _remove(parts)
+        remove_shards(parts)
     facts = {
         "file": str(output),
         "kind": metadata["kind"],
@@ -86,19 +80,6 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
 def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     if chosen.queries and chosen.dtype == "int8":
         parser.error("argument --dtype: int8 is for documents; queries can be float32 or float16")
-
-
-def _joined(parts: Sequence[cf.PackedTokens]) -> cf.PackedTokens:
-    return parts[0] if len(parts) == 1 else cf.PackedTokens.cat(parts)
-
-
-def _remove(parts: Path) -> None:
-    """Remove the shards, and the folder if nothing else is in it."""
-    with contextlib.suppress(OSError):
-        for path in parts.iterdir():
-            if _SHARD.fullmatch(path.name):
-                path.unlink()
-        parts.rmdir()
 
 
 def _told(facts: dict[str, Any]) -> str:
