@@ -15,7 +15,7 @@ import torch
 import colbert_fast as cf
 from colbert_fast.cli.encoders import fingerprint
 from colbert_fast.cli.notices import progress
-from colbert_fast.cli.output import check_output, tell, whole_file
+from colbert_fast.cli.output import check_output, make_folder, tell, whole_file
 
 if TYPE_CHECKING:
     from colbert_fast.models import ColBERT
@@ -42,11 +42,7 @@ class Embedder:
         self._name = f"{name}: " if name else ""
         self._fingerprint = f"{fingerprint(encoder)} {dtype}" if folder is not None else ""
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                msg = f"cannot write {folder}: {error.strerror or error}"
-                raise OSError(msg) from None
+            make_folder(folder)
 
     def shards(
         self, texts: Sequence[str], *, query: bool, used: Sequence[int] | None = None

@@ -15,7 +15,7 @@ from colbert_fast._extras import need
 from colbert_fast.cli import bm25, encoders, measures, runs
 from colbert_fast.cli.arguments import add_backend, add_cache, add_model, model_options, positive
 from colbert_fast.cli.notices import warnings_as_lines
-from colbert_fast.cli.output import check_output, tell, write_file
+from colbert_fast.cli.output import check_output, make_folder, tell, write_file
 from colbert_fast.cli.texts import Texts, check_unicode, document_text
 
 _MEASURES = {"ir-measures": "0.3.6"}
@@ -118,7 +118,7 @@ def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
 
 
 def _task(chosen: argparse.Namespace) -> Task:
-    # It needs the extra that `run` looks for.
+    # Imported only here, because it needs the extra that `run` looks for.
     from colbert_fast.utils.beir import read_beir
 
     asked = measures.parse(chosen.metrics, chosen.depth)
@@ -145,11 +145,7 @@ def _task(chosen: argparse.Namespace) -> Task:
 def _run_files(chosen: argparse.Namespace) -> dict[str, Path]:
     """Return the run file of each system. The folder is made."""
     folder: Path = chosen.run_output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"cannot write {folder}: {error.strerror or error}"
-        raise OSError(msg) from None
+    make_folder(folder)
     names = [*(["bm25"] if chosen.first_stage == "bm25" else []), *chosen.model]
     files: dict[str, Path] = {}
     for name in names:

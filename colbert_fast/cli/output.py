@@ -73,6 +73,12 @@ def check_output(path: Path, *, ordinary: bool = False) -> None:
             raise OSError(problem)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents. A folder that is there already stays as it is."""
+    with _told(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of an empty file to fill. At the end it takes the name ``path`` in one step.
