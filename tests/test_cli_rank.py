@@ -145,6 +145,15 @@ def test_reranking_where_some_shards_are_kept(
         close(reranked(command, [*words, "--cache", some], tmp_path / "run", 100), of_candidates(scores, 100))
 
 
+def test_a_run_from_standard_input(words: list[object], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages name it. A TREC run without results has no line, not even an empty one."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
+    said = "colbert-fast: warning: 4 of 4 queries have no candidates in standard input\n"
+    assert command.both(*words, "--candidates", "-") == ("", said)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\nq1 d1\n")))
+    assert command.refused(*words, "--candidates", "-").startswith("standard input, line 2: a line must have 6 columns")
+
+
 def test_equal_scores_keep_the_order_of_the_documents(
     model: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from colbert_fast._extras import need
 from colbert_fast.cli import bm25, encoders, measures, runs
 from colbert_fast.cli.arguments import add_backend, add_cache, add_model, model_options, positive
 from colbert_fast.cli.notices import warnings_as_lines
-from colbert_fast.cli.output import check_output, make_folder, tell, write_file
+from colbert_fast.cli.output import check_output, make_folder, tell, write_lines
 from colbert_fast.cli.texts import Texts, check_unicode, document_text
 
 _MEASURES = {"ir-measures": "0.3.6"}
@@ -46,8 +46,7 @@ class Task:
         """Measure what a system found, and write its run file if the user wants one."""
         found = measures.measured(self.measures, self.qrels, self.queries, self.corpus.ids, rankings)
         if name in self.files:
-            text = runs.as_text(runs.TREC, self.queries, self.corpus.ids, rankings, name)
-            write_file(self.files[name], text + "\n" if text else "")
+            write_lines(self.files[name], runs.as_trec(self.queries, self.corpus.ids, rankings, name))
         return Row(name, found, encode, search)
 
 

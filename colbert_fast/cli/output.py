@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # The exit statuses that a shell reports for a command that Ctrl-C ended, and for one that wrote to a closed pipe.
@@ -116,6 +116,11 @@ def write_file(path: Path, text: str) -> None:
     """Write a file in UTF-8, whole or not at all."""
     with whole_file(path) as beside:
         beside.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a file of lines, each of which ends in a newline."""
+    write_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def _kind(path: Path) -> int | None:

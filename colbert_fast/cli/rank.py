@@ -10,7 +10,7 @@ from colbert_fast._backends import named
 from colbert_fast.cli import encoders, runs, texts
 from colbert_fast.cli.arguments import add_backend, add_cache, add_model, model_options, positive
 from colbert_fast.cli.notices import warnings_as_lines
-from colbert_fast.cli.output import check_output, tell, write_file
+from colbert_fast.cli.output import check_output, tell, write_lines
 
 
 def add(commands: Any) -> None:
@@ -56,7 +56,8 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
     if chosen.candidates is not None:
         candidates = runs.read_run(chosen.candidates, queries, corpus)
         if without := sum(not row for row in candidates):
-            tell(f"warning: {without} of {len(candidates)} queries have no candidates in {chosen.candidates}")
+            run_file = texts.shown(chosen.candidates)
+            tell(f"warning: {without} of {len(candidates)} queries have no candidates in {run_file}")
     with warnings_as_lines():
         encoder = encoders.load(chosen.model, model_options(chosen))
         encoders.check_backend(encoder, chosen.backend)
@@ -66,8 +67,8 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
 
         embedder = Embedder(encoder, folder=chosen.cache)
         found = search(embedder, queries.texts, corpus.texts, chosen.k, candidates, chosen.backend)
-    text = runs.as_text(chosen.format, queries, corpus.ids, found.rankings, "colbert-fast")
+    lines = runs.as_lines(chosen.format, queries, corpus.ids, found.rankings)
     if chosen.output is None:
-        return [text], 0
-    write_file(chosen.output, text + "\n" if text else "")
+        return lines, 0
+    write_lines(chosen.output, lines)
     return [], 0

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
-from colbert_fast.cli.texts import Texts, lines
+from colbert_fast.cli.texts import Texts, lines, shown
 
 TREC, JSON, JSONL = "trec", "json", "jsonl"
 # The results of one query: the number of each document and its score, best first.
@@ -32,7 +32,7 @@ def read_run(path: str, queries: Texts, corpus: Texts) -> list[list[int]]:
     numbers = {name: number for number, name in enumerate(corpus.ids)}
     found: list[dict[int, None]] = [{} for _ in queries.ids]
     for line_number, line in lines(path):
-        where = f"{path}, line {line_number}"
+        where = f"{shown(path)}, line {line_number}"
         fields = line.split()
         if len(fields) != 6:
             msg = f"{where}: a line must have 6 columns, query Q0 document rank score tag; got {len(fields)}"
@@ -57,9 +57,11 @@ def check_trec_ids(texts: Texts, what: str) -> None:
             raise ValueError(msg)
 
 
-def as_trec(queries: Texts, corpus_ids: Sequence[str], rankings: Sequence[Ranking], tag: str) -> Iterator[str]:
-    """Yield the lines of a TREC run file."""
-    tag = "-".join(tag.split()) or "colbert-fast"
+def as_trec(
+    queries: Texts, corpus_ids: Sequence[str], rankings: Sequence[Ranking], system: str = "colbert-fast"
+) -> Iterator[str]:
+    """Yield the lines of a TREC run file. The tag, which is their last column, is the name of the system."""
+    tag = "-".join(system.split()) or "colbert-fast"
     for name, ranking in zip(queries.ids, rankings, strict=True):
         for rank, (number, score) in enumerate(ranking, start=1):
             yield f"{name} Q0 {corpus_ids[number]} {rank} {score:.9g} {tag}"
@@ -75,9 +77,9 @@ def as_json(queries: Texts, corpus_ids: Sequence[str], rankings: Sequence[Rankin
         yield json.dumps({"query": name, "results": results}, ensure_ascii=False)
 
 
-def as_text(form: str, queries: Texts, corpus_ids: Sequence[str], rankings: Sequence[Ranking], tag: str) -> str:
-    """Return rankings in one of the three formats. It does not end in a newline."""
+def as_lines(form: str, queries: Texts, corpus_ids: Sequence[str], rankings: Sequence[Ranking]) -> list[str]:
+    """Return the lines of rankings in one of the three formats. A TREC run without results has no line."""
     if form == TREC:
-        return "\n".join(as_trec(queries, corpus_ids, rankings, tag))
+        return list(as_trec(queries, corpus_ids, rankings))
     rows = list(as_json(queries, corpus_ids, rankings))
-    return "[\n" + ",\n".join(rows) + "\n]" if form == JSON else "\n".join(rows)
+    return ["[", ",\n".join(rows), "]"] if form == JSON else rows

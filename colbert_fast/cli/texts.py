@@ -51,7 +51,7 @@ def read(path: str, form: str | None = None) -> Texts:
     ValueError
         A line that cannot be read, two lines with one id, or a file without any text. The message names file and line.
     """
-    shown = "standard input" if path == STANDARD_INPUT else path
+    where = shown(path)
     parse = _PARSERS[form or _ENDINGS.get(path[path.rfind(".") :].lower(), "text")]
     ids: list[str] = []
     texts: list[str] = []
@@ -60,20 +60,25 @@ def read(path: str, form: str | None = None) -> Texts:
         try:
             found = parse(line, number)
         except (ValueError, RecursionError) as error:
-            msg = f"{shown}, line {number}: {error}"
+            msg = f"{where}, line {number}: {error}"
             raise ValueError(msg) from None
         if found is None:
             continue
         name, text = found
         if (earlier := places.setdefault(name, number)) != number:
-            msg = f"{shown}, line {number}: the id {name!r} is already on line {earlier}"
+            msg = f"{where}, line {number}: the id {name!r} is already on line {earlier}"
             raise ValueError(msg)
         ids.append(name)
         texts.append(text)
     if not ids:
-        msg = f"{shown} holds no text"
+        msg = f"{where} holds no text"
         raise ValueError(msg)
     return Texts(ids, texts)
+
+
+def shown(path: str) -> str:
+    """Return what messages call a file."""
+    return "standard input" if path == STANDARD_INPUT else path
 
 
 def lines(path: str) -> Iterator[tuple[int, str]]:
@@ -83,7 +88,7 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
             msg = "standard input is closed"
             raise OSError(msg)
         # As bytes: the locale may not be UTF-8, and a line ends at a newline only, so that a bad line has a number.
-        yield from _decoded(sys.stdin.buffer, "standard input")
+        yield from _decoded(sys.stdin.buffer, shown(path))
         return
     try:
         file = open(path, "rb")  # noqa: SIM115
@@ -108,13 +113,13 @@ def check_unicode(what: str, text: str) -> None:
         raise ValueError(msg) from None
 
 
-def _decoded(file: Iterable[bytes], shown: str) -> Iterator[tuple[int, str]]:
+def _decoded(file: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
     for number, raw in enumerate(file, start=1):
         try:
             # The first line may begin with a byte order mark.
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            msg = f"{shown}, line {number}: not UTF-8: {error.reason} at byte {error.start}"
+            msg = f"{where}, line {number}: not UTF-8: {error.reason} at byte {error.start}"
             raise ValueError(msg) from None
         if line.strip():
             yield number, line
