@@ -25,8 +25,8 @@ from colbert_fast.cli import bench, demo, encode, evaluate, explain, info, rank
 from colbert_fast.cli.output import CLOSED_PIPE, INTERRUPTED, flush_stderr, tell, write
 
 _COMMANDS = (info, demo, bench, rank, evaluate, explain, encode)
-# What a user can mend. A command whose users give it files tells this by the status 2, as argparse does.
-_TOLD = (ValueError, NotImplementedError, ImportError, OSError)
+# The errors that a user can mend. Commands that read files of the user end with the status 2 then, as argparse does.
+_MISTAKES = (ValueError, NotImplementedError, ImportError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,10 +65,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return CLOSED_PIPE
     except Exception as error:
         # One line and no traceback, because a traceback does not help a user of the command.
-        told = isinstance(error, _TOLD)
-        tell(str(error) if told else f"{type(error).__name__}: {error}")
-        return chosen.wrong if told else 1
-    return (write("\n".join(lines), chosen.wrong) if lines else 0) or status
+        mistake = isinstance(error, _MISTAKES)
+        tell(str(error) if mistake else f"{type(error).__name__}: {error}")
+        return chosen.mistake_status if mistake else 1
+    return (write("\n".join(lines), chosen.mistake_status) if lines else 0) or status
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -77,8 +77,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for command in _COMMANDS:
         command.add(commands)
-    # `wrong`: the exit status where the user can mend the error. `check`: what argparse cannot check by itself.
-    parser.set_defaults(wrong=1, check=lambda chosen: None)
+    # `mistake_status`: the exit status after one of _MISTAKES. `check`: what argparse cannot check by itself.
+    parser.set_defaults(mistake_status=1, check=lambda chosen: None)
     said = io.StringIO()
     try:
         # argparse ignores a full disk. So its output is kept here and written by `write`.

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     texts.add_format(parser, "--format", "CORPUS")
     add_model(parser)
-    parser.set_defaults(run=run, wrong=2, check=lambda chosen: _check(parser, chosen))
+    parser.set_defaults(run=run, mistake_status=2, check=lambda chosen: _check(parser, chosen))
 
 
 def run(chosen: argparse.Namespace) -> tuple[list[str], int]:

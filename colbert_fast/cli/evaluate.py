@@ -72,7 +72,7 @@ def add(commands: Any) -> None:
     add_cache(parser)
     add_backend(parser)
     add_model(parser, many=True)
-    parser.set_defaults(run=run, wrong=2, check=lambda chosen: _check(parser, chosen))
+    parser.set_defaults(run=run, mistake_status=2, check=lambda chosen: _check(parser, chosen))
 
 
 def run(chosen: argparse.Namespace) -> tuple[list[str], int]:

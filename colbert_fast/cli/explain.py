@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_model(parser)
-    parser.set_defaults(run=run, wrong=2)
+    parser.set_defaults(run=run, mistake_status=2)
 
 
 def run(chosen: argparse.Namespace) -> tuple[list[str], int]:

@@ -14,8 +14,11 @@ from pathlib import Path
 INTERRUPTED, CLOSED_PIPE = 128 + 2, 128 + 13
 
 
-def write(text: str, wrong: int = 1) -> int:
-    """Print to standard output, and return the exit status: 0 if all of the text was written, or else ``wrong``."""
+def write(text: str, failed: int = 1) -> int:
+    """Print to standard output, and return the exit status.
+
+    It is 0 if all of the text was written, CLOSED_PIPE if nobody reads it any more, and ``failed`` after another error.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
@@ -24,7 +27,7 @@ def write(text: str, wrong: int = 1) -> int:
         status = CLOSED_PIPE
     except OSError as error:
         tell(f"cannot write to standard output: {error.strerror or error}")
-        status = wrong
+        status = failed
     # Python would try to write the rest of its buffer at the end, and fail again. So the rest goes to the null device.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
