@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from colbert_fast._explain.table import formula, readable
+from colbert_fast._explain.words import formula, readable, shortened
 from colbert_fast._extras import need
 from colbert_fast._integers import not_negative_int, positive_int
 
@@ -151,5 +151,4 @@ def _patch_rows(explanation: Explanation, count: int, image_mask: Any) -> list[i
 
 
 def _name(string: str) -> str:
-    string = readable(string)
-    return string if len(string) <= _NAME else string[: _NAME - 1] + "\u2026"
+    return shortened(readable(string), _NAME)

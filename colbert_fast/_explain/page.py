@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from colbert_fast._explain.look import SCRIPT, STYLE
 from colbert_fast._explain.sides import Side
-from colbert_fast._explain.table import formula, readable, share_of
+from colbert_fast._explain.words import formula, largest_share, level, readable, share_of, shortened
 
 if TYPE_CHECKING:
     from colbert_fast._explain.explanation import Explanation, Row
@@ -82,9 +81,9 @@ class _Unit:
 def page(explanation: Explanation) -> str:
     """Return the page."""
     rows = explanation.rows
-    most = max((row.share for row in rows if math.isfinite(row.share)), default=0.0)
+    most = largest_share(rows)
     view = _View(explanation, rows)
-    title = explanation.query.text[:_TITLE] + ("\u2026" if len(explanation.query.text) > _TITLE else "")
+    title = shortened(explanation.query.text, _TITLE)
     return _PAGE.format(
         style_hash=_hash(STYLE),
         script_hash=_hash(SCRIPT),
@@ -107,17 +106,14 @@ class _View:
 
     def __init__(self, explanation: Explanation, rows: tuple[Row, ...]) -> None:
         self.score = explanation.score
-        answered = defaultdict(list)
+        answered: dict[int, list[Row]] = defaultdict(list)
         for row in rows:
             answered[row.document_index].append(row)
         self.sides: dict[str, Side] = {"q": explanation.query, "d": explanation.document}
-        # The query tokens of each row of a side: the token itself, or the tokens that it answers.
-        self.rows: dict[str, dict[int, list[Row]]] = {
-            "q": {row.query_index: [row] for row in rows},
-            "d": dict(answered),
-        }
-        self.units = {side: _units(self.sides[side], self.rows[side]) for side in "qd"}
-        # The name of the element that shows each row.
+        # A query token has one row. A document token has a row for each query token that it answers.
+        rows_of_tokens = {"q": {row.query_index: [row] for row in rows}, "d": answered}
+        self.units = {side: _units(self.sides[side], rows_of_tokens[side]) for side in "qd"}
+        # The name of the element that shows each token.
         self.names: dict[str, dict[int, str]] = {"q": {}, "d": {}}
         for side, units in self.units.items():
             for number, unit in enumerate(units):
@@ -167,7 +163,7 @@ class _View:
         other = "d" if side == "q" else "q"
         indices = [row.document_index if side == "q" else row.query_index for row in unit.rows]
         links = " ".join(dict.fromkeys(self.names[other][index] for index in indices))
-        kind = _strength(share, most) + (" minus" if share < 0 else "")
+        kind = f"s{level(share, most, _STRENGTHS)}" + (" minus" if share < 0 else "")
         said = _text(self._said(unit.rows))
         return (
             f'<span class="{kind}" id="{side}{number}" data-to="{links}" tabindex="0" role="button" '
@@ -183,7 +179,10 @@ class _View:
 
 
 def _units(side: Side, rows: dict[int, list[Row]]) -> list[_Unit]:
-    """Group the tokens that take part in the score: those of the text in its order, then those outside the text."""
+    """Group the tokens that take part in the score.
+
+    First come the tokens of the text, in the order of the text. Then come the other tokens, each in a group of its own.
+    """
     places = [(side.tokens[i].start, side.tokens[i].end, i) for i in rows if side.tokens[i].kind == "text"]
     units: list[_Unit] = []
     for start, end, index in sorted(places):
@@ -195,12 +194,6 @@ def _units(side: Side, rows: dict[int, list[Row]]) -> list[_Unit]:
         units.append(_Unit(0, 0))
         units[-1].rows += rows[index]
     return units
-
-
-def _strength(share: float, most: float) -> str:
-    if not (math.isfinite(share) and share > 0 and most > 0):
-        return "s0"
-    return f"s{min(_STRENGTHS, max(1, round(_STRENGTHS * share / most)))}"
 
 
 def _text(string: str) -> str:

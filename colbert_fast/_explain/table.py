@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from colbert_fast._explain.words import JOINER, formula, largest_share, level, readable, share_of
 
 if TYPE_CHECKING:
     from colbert_fast._explain.explanation import Explanation, Row
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 _TOKEN, _BAR = 24, 20
 # The most different tokens that a summary names.
 _NAMED = 6
-# A joiner holds the parts of an emoji together. It is the only invisible character that a table shows as it is.
-_JOINER = "\u200d"
 
 
 def table(explanation: Explanation, encoding: str) -> str:
@@ -27,7 +26,7 @@ def table(explanation: Explanation, encoding: str) -> str:
     signs = _Signs(encoding)
     rows = explanation.rows
     shown = [row for row in rows if row.query_kind == "text"]
-    most = max((row.share for row in shown if math.isfinite(row.share)), default=0.0)
+    most = largest_share(shown)
     tokens = explanation.query.tokens
     lines: list[tuple[str, ...]] = [("query", "answer", "at", "similarity", "share", "")]
     for row in shown:
@@ -52,32 +51,11 @@ def table(explanation: Explanation, encoding: str) -> str:
     return "\n".join(parts)
 
 
-def share_of(share: float, score: float) -> str:
-    """Return a share as a percentage of the score. If the score is not positive, return the share itself."""
-    if math.isfinite(share) and math.isfinite(score) and score > 0:
-        return f"{100 * share / score:.1f} %"
-    return f"{share:.3f}"
-
-
 def summary(rows: Sequence[Row]) -> str:
     """Name the query tokens of some rows: "[CLS] [SEP]" or "[MASK] x 20"."""
     counts = Counter(row.query_token for row in rows)
     names = [f"{name} x {count}" if count > 1 else name for name, count in counts.items()]
     return " ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
-
-
-def readable(string: str) -> str:
-    """Return a string with escapes in the place of characters that are invisible or move the cursor."""
-    return "".join(
-        char if char.isprintable() or char == _JOINER else char.encode("unicode_escape").decode() for char in string
-    )
-
-
-def formula(explanation: Explanation) -> str:
-    """Say in words what the score is."""
-    kind = "mean" if explanation.mean else "sum"
-    count = len(explanation.query.tokens)
-    return f"the {kind} of the best similarities of {count} query token{'s' if count != 1 else ''}"
 
 
 def _title(explanation: Explanation) -> str:
@@ -113,15 +91,13 @@ class _Signs:
         return string + self.ellipsis
 
     def bar(self, share: float, most: float) -> str:
-        if not (math.isfinite(share) and share > 0 and most > 0):
-            return ""
-        return self.block * max(1, round(_BAR * share / most))
+        return self.block * level(share, most, _BAR)
 
 
 def _width(string: str) -> int:
     """Return the number of columns that a string takes in a terminal."""
     return sum(
-        0 if unicodedata.combining(char) or char == _JOINER else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        0 if unicodedata.combining(char) or char == JOINER else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in string
     )
 
