@@ -50,7 +50,7 @@ def encode(
         found = ours(texts, show_progress_bar=show_progress_bar, **options)
     elif not texts:
         found = []
-    elif _takes_is_query(model):
+    elif takes_is_query(model):
         # PyLate's encoder has encode_query() too, from its base class, which would give one vector for each text.
         found = model.encode(
             texts, is_query=query, convert_to_tensor=True, show_progress_bar=show_progress_bar, **options
@@ -80,7 +80,8 @@ def uses_mean(model: Any) -> bool:
     return str(getattr(name, "value", name)).lower() == "meanmaxsim"
 
 
-def _takes_is_query(model: Any) -> bool:
+def takes_is_query(model: Any) -> bool:
+    """Return whether the encoder is PyLate's, whose encode() makes queries and documents."""
     encode_ = getattr(model, "encode", None)
     return callable(encode_) and "is_query" in inspect.signature(encode_).parameters
 

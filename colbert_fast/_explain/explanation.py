@@ -82,6 +82,11 @@ class Explanation:
         length_normalize
             Divide the score by the number of query tokens, as in MeanMaxSim.
 
+        Returns
+        -------
+        Explanation
+            Its rows have the kind "text".
+
         Raises
         ------
         TypeError
@@ -169,7 +174,13 @@ class Explanation:
         return page(self)
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the page of `to_html` to a file."""
+        """Write the page of `to_html` to a file in UTF-8. A file that is there already is replaced.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
         page = self.to_html()
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(page)

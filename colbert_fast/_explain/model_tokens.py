@@ -1,13 +1,12 @@
-"""Explain the score of a model for two texts: the tokens that a model makes of them, and its embeddings."""
+"""Explain the score of a model for two texts. This module asks the model for its tokens and its embeddings."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor
 
-from colbert_fast._encoders import encode, uses_mean
+from colbert_fast._encoders import encode, takes_is_query, uses_mean
 from colbert_fast._explain.explanation import Explanation, explained
 from colbert_fast._explain.sides import Side, Tokens, side_of_tokens, with_padding
 from colbert_fast._forks import safe_after_fork
@@ -35,9 +34,9 @@ def explain(model: Any, query: str, document: str) -> Explanation:
     TypeError
         The model is no late-interaction encoder, or a text is no str.
     ValueError
-        A text is empty.
+        A text is empty or holds only white space, or is no Unicode text.
     NotImplementedError
-        The embeddings of the model do not stand for single tokens, because the model pools its tokens.
+        A row of the model's embedding does not stand for one token, because the model pools its tokens.
         `Explanation.from_embeddings` takes such embeddings, with names that you choose.
 
     Examples
@@ -79,7 +78,7 @@ def _side(model: Any, text: str, query: bool, rows: Tensor) -> Side:
 
 def _tokens_of_rows(model: Any, text: str, query: bool) -> tuple[list[int], list[bool], str, Any]:
     """Return what `models.ColBERT._tokens_of_rows` returns, for an encoder of sentence-transformers or PyLate."""
-    if "is_query" in inspect.signature(model.encode).parameters:
+    if takes_is_query(model):
         options = {"output_value": None, "convert_to_numpy": False, "show_progress_bar": False}
         features = model.encode([text], is_query=query, **options)
         # A dict of lists, one entry for each text.
