@@ -48,16 +48,19 @@ def check(model: Any, explanation: cf.Explanation, query: str = QUERY, document:
             assert token.string == text[token.start : token.end] or token.kind != "text"
 
 
-@pytest.mark.parametrize("kind", ["neural_cherche", "pylate", "stanford", "multi_vector"])
-@pytest.mark.parametrize("theirs", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        ("neural_cherche", False),
+        *((kind, theirs) for kind in ("pylate", "stanford", "multi_vector") for theirs in (False, True)),
+    ],
+)
 def test_the_score_is_the_models_own(kind: str, theirs: bool, request: pytest.FixtureRequest) -> None:
-    if theirs and kind == "neural_cherche":
-        return
     folder = request.getfixturevalue(kind)
     model = MultiVectorEncoder(str(folder), device="cpu") if theirs else ColBERT(folder, device="cpu")
     explanation = cf.explain(model, QUERY, DOCUMENT)
     check(model, explanation)
-    assert strings(explanation.query)[-2:] == ["France", "?"] or kind == "stanford"
+    assert strings(explanation.query) == ["Capital", "of", "France", "?"]
     # "Paris" is a word of the vocabulary, and PyLate's and Stanford's models leave punctuation out.
     expected = ["Paris", "is", "the", "CAPITAL", ",", "bananas", "!"]
     if kind in ("pylate", "stanford"):
