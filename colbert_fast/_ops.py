@@ -100,9 +100,11 @@ def _warn_of_empty_document() -> None:
     )
 
 
-# What is done where a document has no token. An integration sets it while it scores, to tell its users of such a
-# document in the way of their library.
-tell_of_empty_document: ContextVar[Callable[[], None]] = ContextVar("tell", default=_warn_of_empty_document)
+# Is called where a document has no token. An integration sets it while it scores, so that its users hear of such a
+# document as their own library tells it.
+tell_of_empty_document: ContextVar[Callable[[], None]] = ContextVar(
+    "tell_of_empty_document", default=_warn_of_empty_document
+)
 
 
 def _check(p: Problem) -> None:
