@@ -59,9 +59,8 @@ def maxsim_with_argmax(
 
     Notes
     -----
-    The argmax takes 8 bytes for each pair and query token. On a CPU the scores have the same bits as those of
-    :func:`maxsim`. On a GPU the last bit may differ, because the kernel that keeps the winners has tiles of another
-    size.
+    The argmax takes 8 bytes for each pair and query token. On a CPU the scores equal the scores of :func:`maxsim`
+    exactly. On a GPU the last bit may differ, because the kernel that keeps the winners has tiles of another size.
     """
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device, move_documents=pairs is not None)
     target = q._like.device

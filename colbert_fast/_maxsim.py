@@ -132,7 +132,7 @@ def maxsim_pairwise(
     ----------
     b
         As many documents as ``a`` has queries. Or N candidates for each of B queries, a padded
-        ``[B, N, length, dim]`` tensor or array: what distillation and reranking hold.
+        ``[B, N, length, dim]`` tensor or array, as in distillation and reranking.
     b_mask
         For candidates: ``[B, N, length]``, where B and N may be 1 for a mask that is the same everywhere.
 

@@ -83,9 +83,9 @@ def rerank(
 
     Notes
     -----
-    The score is MaxSim, or MeanMaxSim if the model was made for it (``similarity_fn_name`` of sentence-transformers).
-    For ``models.ColBERT`` it is the score of its ``scores``, where padding counts if it counts there. PyLate's own
-    ``rank.rerank`` pads the documents of a query with rows of zeros that can win; here nothing is padded.
+    The score is MaxSim as in :func:`maxsim`, or MeanMaxSim if the model was made for it (``similarity_fn_name`` of
+    sentence-transformers). For ``models.ColBERT`` the method ``scores`` gives the same score, with the same padding.
+    PyLate's own ``rank.rerank`` pads the documents of a query with rows of zeros that can win; here nothing is padded.
 
     Examples
     --------
@@ -208,7 +208,7 @@ def _result(document: _Document, score: float) -> dict[str, Any]:
 
 
 def _embedded(model: Any, texts: list[str], query: bool, normalize: bool, show_progress_bar: bool) -> PackedTokens:
-    """Embed every distinct text once. Equal texts share their rows."""
+    """Embed texts, each distinct text once. Equal texts share their rows."""
     numbers: dict[str, int] = {}
     order = [numbers.setdefault(text, len(numbers)) for text in texts]
     packed = encode(model, list(numbers), query=query, show_progress_bar=show_progress_bar)
