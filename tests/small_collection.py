@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from encoders.tiny import config, tokenizer
 from transformers import BertModel
 
+import colbert_fast as cf
 from colbert_fast import cli
+from colbert_fast.models import ColBERT
 
 DOCUMENTS = {
     "d1": ("berlin", "berlin is the capital of germany."),
@@ -54,6 +57,33 @@ def save_collection(folder: Path) -> Path:
 
 def texts_of_documents() -> list[str]:
     return [f"{title} {text}".strip() for title, text in DOCUMENTS.values()]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """Return a list that grows by each call that embeds; one of them may be interrupted."""
+    calls: list[int] = []
+    encode = ColBERT.encode_packed
+
+    def counting(self: ColBERT, texts: list[str], **options: Any) -> cf.PackedTokens:
+        calls.append(len(texts))
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(ColBERT, "encode_packed", counting)
+    return calls
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Let this process write no more than 1000 bytes to a file."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Command:

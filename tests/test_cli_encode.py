@@ -14,7 +14,17 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, save_collection, save_model, texts_of_documents
+from small_collection import (
+    DOCUMENTS,
+    OPTIONS,
+    QUERIES,
+    Command,
+    counted,
+    full_disk,
+    save_collection,
+    save_model,
+    texts_of_documents,
+)
 
 import colbert_fast as cf
 from colbert_fast import cli
@@ -102,16 +112,7 @@ class TestEncode:
         monkeypatch.setattr(embedding, "SHARD", 2)
         words = ["encode", files / "corpus.jsonl", "--model", model, *OPTIONS, "--dtype", dtype, "--output"]
         command(*words, tmp_path / "whole")
-        calls: list[int] = []
-        encode = ColBERT.encode_packed
-
-        def counting(self: ColBERT, texts: list[str], **options: Any) -> cf.PackedTokens:
-            calls.append(len(texts))
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return encode(self, texts, **options)
-
-        monkeypatch.setattr(ColBERT, "encode_packed", counting)
+        calls = counted(monkeypatch, stop_at=3)
         path = tmp_path / "resumed"
         assert command.both(*words, path, "--resume", status=130) == ("", "colbert-fast: interrupted\n")
         parts = tmp_path / "resumed.parts"
@@ -127,15 +128,10 @@ class TestEncode:
         assert [other.name for other in parts.iterdir()] == ["notes"]
 
     def test_a_full_disk(self, model: Path, files: Path, tmp_path: Path, command: Command) -> None:
-        resource = pytest.importorskip("resource")
         path = tmp_path / "x"
         path.write_text("old")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        try:
+        with full_disk():
             said = command.refused("encode", files / "corpus.jsonl", "--model", model, *OPTIONS, "--output", path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert said.startswith(f"cannot write {path}: ") and "File too large" in said
         assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 

@@ -24,6 +24,8 @@ from small_collection import (
     QRELS,
     QUERIES,
     Command,
+    counted,
+    full_disk,
     save_collection,
     save_model,
     texts_of_documents,
@@ -212,31 +214,11 @@ class TestCache:
         assert len(list((tmp_path / "cache").iterdir())) == 4
 
     def test_a_full_disk(self, models: tuple[Path, Path], files: Path, tmp_path: Path, command: Command) -> None:
-        resource = pytest.importorskip("resource")
         words = ["evaluate", files, "--model", models[0], *OPTIONS, "--cache", tmp_path / "cache"]
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        try:
+        with full_disk():
             _, err = command.both(*words, status=2)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert err.startswith(ABSENT + "colbert-fast: cannot write ") and len(err.splitlines()) == 2
         assert list((tmp_path / "cache").iterdir()) == []
-
-
-def counted(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
-    """Return a list that grows by each call that embeds; one of them may be interrupted."""
-    calls: list[int] = []
-    encode = ColBERT.encode_packed
-
-    def counting(self: ColBERT, texts: list[str], **options: Any) -> cf.PackedTokens:
-        calls.append(len(texts))
-        if len(calls) == stop_at:
-            raise KeyboardInterrupt
-        return encode(self, texts, **options)
-
-    monkeypatch.setattr(ColBERT, "encode_packed", counting)
-    return calls
 
 
 class TestMistakes:
