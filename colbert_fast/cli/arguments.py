@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colbert_fast.cli.output import shortened
+from colbert_fast.cli.texts import FORMATS
 
 # Options of every command with a model. One that is not given has no value here, because an encoder must know whether
 # its caller chose a value.
@@ -59,6 +60,12 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep embeddings in this folder; a later run goes on from them"
     )
+
+
+def add_format(parser: argparse.ArgumentParser, name: str, of: str) -> None:
+    """Add an option that says how a file is read."""
+    told = f"how {of} is read; default: jsonl or tsv by the ending of its name; of any other name: a text on each line"
+    parser.add_argument(name, choices=FORMATS, help=told)
 
 
 def positive(text: str) -> int:

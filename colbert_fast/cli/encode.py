@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from colbert_fast.cli import encoders, texts
-from colbert_fast.cli.arguments import add_model, model_options
+from colbert_fast.cli.arguments import add_format, add_model, model_options
 from colbert_fast.cli.notices import warnings_as_lines
 from colbert_fast.cli.output import check_output
 
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     resume = "keep shards in the folder FILE.parts until FILE is whole, and go on from those that are there"
     parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    texts.add_format(parser, "--format", "CORPUS")
+    add_format(parser, "--format", "CORPUS")
     add_model(parser)
     parser.set_defaults(run=run, mistake_status=2, check=lambda chosen: _check(parser, chosen))
 

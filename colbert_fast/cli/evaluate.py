@@ -66,7 +66,8 @@ def add(commands: Any) -> None:
         help="none: rank all documents (default). bm25: rank what BM25 finds, and show BM25 alone",
     )
     parser.add_argument("--depth", type=positive, default=100, help="results of each query (default 100)")
-    measures.add_metrics(parser)
+    metrics = f"measures in the notation of ir-measures (default {' '.join(measures.DEFAULT)})"
+    parser.add_argument("--metrics", nargs="+", default=list(measures.DEFAULT), metavar="NAME", help=metrics)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--run-output", type=Path, metavar="DIR", help="write a TREC run of each system to this folder")
     add_cache(parser)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,14 +47,3 @@ def measured(
     }
     found = ir_measures.calc_aggregate(list(measures), qrels, run)
     return {str(measure): float(found[measure]) for measure in measures}
-
-
-def add_metrics(parser: argparse.ArgumentParser) -> None:
-    """Add ``--metrics``."""
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        default=list(DEFAULT),
-        metavar="NAME",
-        help=f"measures in the notation of ir-measures (default {' '.join(DEFAULT)})",
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from colbert_fast._backends import named
 from colbert_fast.cli import encoders, runs, texts
-from colbert_fast.cli.arguments import add_backend, add_cache, add_model, model_options, positive
+from colbert_fast.cli.arguments import add_backend, add_cache, add_format, add_model, model_options, positive
 from colbert_fast.cli.notices import warnings_as_lines
 from colbert_fast.cli.output import check_output, tell, write_lines
 
@@ -31,8 +31,8 @@ def add(commands: Any) -> None:
         help="of the output: a TREC run (default), one JSON list, or a line of JSON for each query",
     )
     parser.add_argument("--candidates", metavar="RUN", help="a TREC run; only its documents are ranked, query by query")
-    texts.add_format(parser, "--queries-format", "QUERIES")
-    texts.add_format(parser, "--corpus-format", "CORPUS")
+    add_format(parser, "--queries-format", "QUERIES")
+    add_format(parser, "--corpus-format", "CORPUS")
     add_cache(parser)
     add_backend(parser)
     add_model(parser)

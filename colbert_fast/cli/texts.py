@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,15 +19,6 @@ class Texts(NamedTuple):
 
     ids: list[str]
     texts: list[str]
-
-
-def add_format(parser: argparse.ArgumentParser, name: str, of: str) -> None:
-    """Add an option that says how a file is read."""
-    parser.add_argument(
-        name,
-        choices=FORMATS,
-        help=f"how {of} is read; default: jsonl or tsv by the ending of its name, else text, a line a text",
-    )
 
 
 def read(path: str, form: str | None = None) -> Texts:
