@@ -21,7 +21,7 @@ def padded(value: Any, name: str, ndim: int) -> Tensor:
         items = [float_tensor(item, f"{name}[{i}]") for i, item in enumerate(value)]
         shapes = {tuple(item.shape) for item in items}
         if len(shapes) > 1:
-            msg = f"{name} must hold items of one shape here; got {sorted(shapes)}: pad them, or leave the mask out"
+            msg = f"{name} must hold items of one shape here; got {sorted(shapes)}: pad the shorter items"
             raise ValueError(msg)
         tensor = torch.stack(items)
     else:
