@@ -6,6 +6,8 @@ import contextlib
 import enum
 import functools
 import gc
+import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +76,28 @@ class Patch:
             return (ours if self._blocks else original)(*args, **kwargs)
 
         return stand_in
+
+
+def unless_named(theirs: _Function, ours: _Function, variable: str) -> _Function:
+    """Return a function that calls theirs where a backend of theirs is named, and ours elsewhere.
+
+    A backend is named by the argument ``backend``, if there is one, or else by the environment variable. The name
+    ``"auto"``, in any case, leaves the choice open.
+    """
+    signature = inspect.signature(theirs)
+
+    @functools.wraps(theirs)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        backend = signature.bind(*args, **kwargs).arguments.get("backend")
+        if backend is None:
+            backend = os.environ.get(variable, "auto")
+        return (ours if means_automatic(backend) else theirs)(*args, **kwargs)
+
+    return chosen
+
+
+def means_automatic(backend: Any) -> bool:
+    return isinstance(backend, str) and backend.lower() == "auto"
 
 
 def _swap_everywhere(pairs: Iterable[tuple[_Function, _Function]]) -> None:

@@ -8,10 +8,7 @@ half-precision embeddings are float32, and are not rounded to half precision.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import inspect
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +26,7 @@ from colbert_fast.integrations._padding import (
     wants_gradient,
     with_row_of_zeros,
 )
-from colbert_fast.integrations._patching import Patch
+from colbert_fast.integrations._patching import Patch, means_automatic, unless_named
 from colbert_fast.packed import Tokens
 
 __all__ = ["ColBERTScores", "colbert_kd_scores", "colbert_scores", "colbert_scores_pairwise", "patched", "rerank"]
@@ -255,16 +252,12 @@ def _with_candidates(queries: Any, documents: Any, queries_mask: Any, documents_
 
 def _backend(backend: str | None) -> str | None:
     """Return the name of a backend of this package, or None for the best. PyLate takes names in any case."""
-    if backend is None or _means_automatic(backend):
+    if backend is None or means_automatic(backend):
         return None
     if isinstance(backend, str) and backend.lower() in ("flash", "lik"):
         msg = f"backend={backend!r} is one of PyLate: call pylate.scores for it, or name one of colbert_fast.backends()"
         raise ValueError(msg)
     return backend
-
-
-def _means_automatic(backend: Any) -> bool:
-    return isinstance(backend, str) and backend.lower() == "auto"
 
 
 def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -277,21 +270,7 @@ def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
         vars(scores.ColBERTScores)["__call__"]: ColBERTScores.__call__,
         ranking.rerank: rerank,
     }
-    return {theirs: _unless_named(theirs, our) for theirs, our in ours.items()}
-
-
-def _unless_named(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls theirs where a backend is named, and ours elsewhere."""
-    signature = inspect.signature(theirs)
-
-    @functools.wraps(theirs)
-    def chosen(*args: Any, **kwargs: Any) -> Any:
-        backend = signature.bind(*args, **kwargs).arguments.get("backend")
-        if backend is None:
-            backend = os.environ.get("PYLATE_SCORES_BACKEND", "auto")
-        return (ours if _means_automatic(backend) else theirs)(*args, **kwargs)
-
-    return chosen
+    return {theirs: unless_named(theirs, our, "PYLATE_SCORES_BACKEND") for theirs, our in ours.items()}
 
 
 _PATCH = Patch(_replacements)
