@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from encoders.tiny import save_model
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, save_collection, save_model, texts_of_documents
+from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, save_collection, texts_of_documents
 
 import colbert_fast as cf
 from colbert_fast import cli

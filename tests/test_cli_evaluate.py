@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import Stemmer
 import torch
+from encoders.tiny import save_model
 from small_collection import (
     DOCUMENTS,
     OPTIONS,
@@ -25,7 +26,6 @@ from small_collection import (
     QUERIES,
     Command,
     save_collection,
-    save_model,
     texts_of_documents,
 )
 

@@ -224,12 +224,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An encoder of PyLate with random weights."""
     from encoders import tiny
     from pylate import models
-    from transformers import BertModel
 
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    BertModel(tiny.config(), add_pooling_layer=False).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    folder = tiny.save_model(tmp_path_factory.mktemp("model"))
     lengths = {"query_length": 12, "document_length": 20}
     return models.ColBERT(str(folder), embedding_size=16, device="cpu", do_query_expansion=False, **lengths).eval()
 
