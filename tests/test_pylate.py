@@ -26,14 +26,14 @@ def scores() -> Any:
 
 
 def padded(lengths: list[int], longest: int) -> tuple[Tensor, Tensor]:
-    """Tokens with positive elements, and what must not be heard in the rows behind them; and the mask."""
+    """Tokens with positive elements, with rows behind them that must not score; and the mask."""
     tokens = torch.rand(len(lengths), longest, 16)
     mask = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
     return torch.where(mask.unsqueeze(2), tokens, 100.0), mask
 
 
 def signed(lengths: list[int], longest: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Tokens of which many have negative similarities only, so that masked tokens win; and the mask."""
+    """Tokens, and the mask. Many tokens have only negative similarities, so that masked tokens win."""
     tokens, mask = padded(lengths, longest)
     signs = torch.randint(0, 2, (len(lengths), 1, 1)) * 2 - 1
     # Half precision would overflow where padding meets padding.

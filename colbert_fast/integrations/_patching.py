@@ -19,7 +19,7 @@ import torch
 _Function = Callable[..., Any]
 # The id of a function, and what takes its place.
 _Swap = dict[int, _Function]
-# Most values are of these types. Nothing can be in them, so that the walk passes over them.
+# Most values are of these types. The walk skips them, because no function of a library is in them.
 _PLAIN = frozenset([str, int, float, bool, bytes, type(None), ModuleType, type(len), type(int.__add__), property])
 
 

@@ -107,8 +107,8 @@ def maxsim_inbatch(query: Tensor, doc: Tensor) -> Tensor:
     Returns
     -------
     torch.Tensor
-        ``[A, B]`` on the device of ``doc``: float32, or float64 if either side is. Differentiable. Of equal maxima the
-        first gets the gradient; colpali-engine divides it among them.
+        ``[A, B]`` on the device of ``doc``: float32, or float64 if either side is. Differentiable. Where
+        maxima are equal, the first gets the gradient; colpali-engine divides the gradient among them.
 
     Raises
     ------

@@ -44,16 +44,16 @@ def colbert_scores(
     Parameters
     ----------
     queries_embeddings
-        ``[A, length, dim]`` tensor or array, or a list of ``[length, dim]``. Without masks also all else that
-        ``cf.maxsim`` takes, such as lists whose items differ in length.
+        ``[A, length, dim]`` tensor or array, or a list of ``[length, dim]``. Without masks, also anything
+        else that ``cf.maxsim`` takes, such as lists whose items differ in length.
     documents_embeddings
         The same for B documents.
     queries_mask
         ``[A, length]``, bool or numbers: each similarity is multiplied by its query token's entry.
     documents_mask
         ``[B, length]``, bool or numbers: each similarity is multiplied by its document token's entry. So a masked token
-        has the similarity 0, and wins where the other similarities are negative. As in PyLate, a NaN in a masked token
-        is heard.
+        has the similarity 0, and wins where the other similarities are negative. A NaN in a masked token reaches
+        the scores, as in PyLate.
     backend
         None or ``"auto"``: the best of this package that can run. Otherwise a name of ``cf.backends()``.
 
@@ -94,8 +94,8 @@ def colbert_scores_pairwise(
     Raises
     ------
     ValueError
-        As :func:`colbert_scores`; also if there are not equally many queries and documents. PyLate leaves out what is
-        too many.
+        As :func:`colbert_scores`; also if there are not equally many queries and documents. PyLate leaves out
+        queries or documents that have no partner.
     """
     return maxsim_pairwise(queries_embeddings, documents_embeddings, pad="zero", backend=_backend(backend))
 
@@ -172,9 +172,9 @@ def rerank(
     queries_embeddings
         For each query ``[length, dim]``: a list of tensors or arrays, or ``[A, length, dim]``; or one query alone.
     documents_embeddings
-        For each query, its candidates: a list of ``[length, dim]``, or ``[n, length, dim]``. A query may have none,
-        for which PyLate raises an error. A candidate that is shorter than the longest one of the same query scores at
-        least 0 for each query token, because PyLate pads it with zeros.
+        For each query, its candidates: a list of ``[length, dim]``, or ``[n, length, dim]``. A query may have no
+        candidates, where PyLate raises an error. A candidate that is shorter than the longest one of the same query
+        scores at least 0 for each query token, because PyLate pads it with zeros.
     device
         The device to score on. Default: the device of the query.
 
@@ -186,8 +186,8 @@ def rerank(
     Raises
     ------
     TypeError, ValueError
-        As ``cf.maxsim``; also ValueError if the three do not hold equally many queries, or one query has not equally
-        many ids and candidates.
+        As ``cf.maxsim``; also ValueError if the three do not hold equally many queries, or if a query has
+        more or fewer ids than candidates.
     """
     queries = [queries_embeddings] if getattr(queries_embeddings, "ndim", 0) == 2 else queries_embeddings
     queries = matrices(queries, "queries_embeddings")
