@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from encoders.tiny import config, tokenizer
-from transformers import BertModel
 
 import colbert_fast as cf
 from colbert_fast import cli
@@ -30,13 +27,6 @@ QUERIES = {"q1": "capital of france", "q2": "rich bananas", "q3": "tides"}
 QRELS = {"q1": {"d2": 1, "d1": 1}, "q2": {"d3": 2}, "q3": {"d6": 1, "absent": 1}}
 # The tiny transformer's own states. A new projection would be another one at each load.
 OPTIONS = ["--embedding-size", "none", "--device", "cpu"]
-
-
-def save_model(folder: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    BertModel(config(), add_pooling_layer=False).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
 
 
 def jsonl(rows: Iterable[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from encoders.tiny import save_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_collection import (
@@ -22,7 +23,6 @@ from small_collection import (
     counted,
     full_disk,
     save_collection,
-    save_model,
     texts_of_documents,
 )
 

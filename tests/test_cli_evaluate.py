@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import Stemmer
 import torch
+from encoders.tiny import save_model
 from small_collection import (
     DOCUMENTS,
     OPTIONS,
@@ -27,7 +28,6 @@ from small_collection import (
     counted,
     full_disk,
     save_collection,
-    save_model,
     texts_of_documents,
 )
 

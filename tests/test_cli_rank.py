@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, save_collection, save_model, texts_of_documents
+from encoders.tiny import save_model
+from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, save_collection, texts_of_documents
 
 import colbert_fast as cf
 from colbert_fast import cli

@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def pages(lengths: list[int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Pages, every other of which has negative similarities to queries of positive elements."""
+    """Pages. Every second page has negative elements, and negative similarities to queries of positive elements."""
     return [((-1) ** i * torch.rand(length, 16)).to(dtype) for i, length in enumerate(lengths)]
 
 

@@ -300,7 +300,7 @@ def test_results_of_score_multi_vector(dtype: torch.dtype) -> None:
     assert_close(scores, cf.maxsim(queries, [pages[0], torch.cat([pages[1], zero]), pages[2]]))
 
 
-def test_a_tensor_of_a_gradient() -> None:
+def test_gradients_of_score_multi_vector() -> None:
     queries = [q.requires_grad_() for q in embeddings([3, 4], 8)]
     pages = [p.requires_grad_() for p in embeddings([6, 5], 8)]
     leaves = [*queries, *pages]

@@ -26,14 +26,14 @@ def scores() -> Any:
 
 
 def padded(lengths: list[int], longest: int) -> tuple[Tensor, Tensor]:
-    """Tokens with positive elements, and what must not be heard in the rows behind them; and the mask."""
+    """Tokens with positive elements, with rows behind them that must not score; and the mask."""
     tokens = torch.rand(len(lengths), longest, 16)
     mask = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
     return torch.where(mask.unsqueeze(2), tokens, 100.0), mask
 
 
 def signed(lengths: list[int], longest: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Tokens of which many have negative similarities only, so that masked tokens win; and the mask."""
+    """Tokens, and the mask. Many tokens have only negative similarities, so that masked tokens win."""
     tokens, mask = padded(lengths, longest)
     signs = torch.randint(0, 2, (len(lengths), 1, 1)) * 2 - 1
     # Half precision would overflow where padding meets padding.
@@ -224,12 +224,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An encoder of PyLate with random weights."""
     from encoders import tiny
     from pylate import models
-    from transformers import BertModel
 
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    BertModel(tiny.config(), add_pooling_layer=False).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    folder = tiny.save_model(tmp_path_factory.mktemp("model"))
     lengths = {"query_length": 12, "document_length": 20}
     return models.ColBERT(str(folder), embedding_size=16, device="cpu", do_query_expansion=False, **lengths).eval()
 

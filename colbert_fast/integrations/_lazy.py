@@ -21,14 +21,14 @@ class LazyEncoder:
     Parameters
     ----------
     model
-        An encoder that `colbert_fast.rerank` takes, the path or name of a checkpoint, or a `LazyEncoder`.
+        An encoder that `colbert_fast.rerank` takes, or the path or name of a checkpoint.
     **options
         Keyword arguments of `ColBERT`, if `model` is a path or a name.
 
     Raises
     ------
     TypeError
-        `model` is neither; or `options` are given with an encoder.
+        `model` is neither, or `options` are given with an encoder.
     """
 
     def __init__(self, model: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Scores as libraries give them that pad with rows of zeros, and let a row of zeros win with a similarity of 0."""
+"""Arguments for the scores of libraries that pad with rows of zeros, where such a row can win with its similarity 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from colbert_fast._arrays import float_tensor, tensor_of
 from colbert_fast._torch_modes import unwatched
 
-# Of a piece of masked documents: 16 MiB in float32.
+# The elements of one piece of masked documents: 16 MiB in float32.
 _PIECE_ELEMENTS = 2**22
 
 
@@ -21,7 +21,7 @@ def padded(value: Any, name: str, ndim: int) -> Tensor:
         items = [float_tensor(item, f"{name}[{i}]") for i, item in enumerate(value)]
         shapes = {tuple(item.shape) for item in items}
         if len(shapes) > 1:
-            msg = f"{name} must hold items of one shape here; got {sorted(shapes)}: pad them, or leave the mask out"
+            msg = f"{name} must hold items of one shape here; got {sorted(shapes)}: pad the shorter items"
             raise ValueError(msg)
         tensor = torch.stack(items)
     else:

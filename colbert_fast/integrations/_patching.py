@@ -6,6 +6,8 @@ import contextlib
 import enum
 import functools
 import gc
+import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +19,7 @@ import torch
 _Function = Callable[..., Any]
 # The id of a function, and what takes its place.
 _Swap = dict[int, _Function]
-# Most values are of these types. Nothing can be in them, so that the walk passes over them.
+# Most values are of these types. The walk skips them, because no function of a library is in them.
 _PLAIN = frozenset([str, int, float, bool, bytes, type(None), ModuleType, type(len), type(int.__add__), property])
 
 
@@ -74,6 +76,28 @@ class Patch:
             return (ours if self._blocks else original)(*args, **kwargs)
 
         return stand_in
+
+
+def unless_named(theirs: _Function, ours: _Function, variable: str) -> _Function:
+    """Return a function that calls theirs where a backend of theirs is named, and ours elsewhere.
+
+    A backend is named by the argument ``backend``, if there is one, or else by the environment variable. The name
+    ``"auto"``, in any case, leaves the choice open.
+    """
+    signature = inspect.signature(theirs)
+
+    @functools.wraps(theirs)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        backend = signature.bind(*args, **kwargs).arguments.get("backend")
+        if backend is None:
+            backend = os.environ.get(variable, "auto")
+        return (ours if means_automatic(backend) else theirs)(*args, **kwargs)
+
+    return chosen
+
+
+def means_automatic(backend: Any) -> bool:
+    return isinstance(backend, str) and backend.lower() == "auto"
 
 
 def _swap_everywhere(pairs: Iterable[tuple[_Function, _Function]]) -> None:

@@ -8,9 +8,7 @@ the pages around it. That is so here too, unless ``padding="skip"`` is given.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -21,7 +19,7 @@ from colbert_fast._extras import need
 from colbert_fast._integers import positive_int
 from colbert_fast._maxsim import maxsim, maxsim_pairwise
 from colbert_fast.integrations._padding import matrices, padded, with_row_of_zeros
-from colbert_fast.integrations._patching import Patch
+from colbert_fast.integrations._patching import Patch, unless_named
 
 __all__ = ["maxsim_inbatch", "maxsim_kd", "patched", "score_multi_vector"]
 
@@ -109,8 +107,8 @@ def maxsim_inbatch(query: Tensor, doc: Tensor) -> Tensor:
     Returns
     -------
     torch.Tensor
-        ``[A, B]`` on the device of ``doc``: float32, or float64 if either side is. Differentiable. Of equal maxima the
-        first gets the gradient; colpali-engine divides it among them.
+        ``[A, B]`` on the device of ``doc``: float32, or float64 if either side is. Differentiable. Where
+        maxima are equal, the first gets the gradient; colpali-engine divides the gradient among them.
 
     Raises
     ------
@@ -174,18 +172,7 @@ def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
         scoring.maxsim_kd: maxsim_kd,
         processing.BaseVisualRetrieverProcessor.score_multi_vector: score_multi_vector,
     }
-    return {theirs: _unless_named(theirs, our) for theirs, our in ours.items()}
-
-
-def _unless_named(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls theirs where a backend is named, and ours elsewhere."""
-
-    @functools.wraps(theirs)
-    def chosen(*args: Any, **kwargs: Any) -> Any:
-        automatic = os.environ.get("COLPALI_SCORES_BACKEND", "auto").lower() == "auto"
-        return (ours if automatic else theirs)(*args, **kwargs)
-
-    return chosen
+    return {theirs: unless_named(theirs, our, "COLPALI_SCORES_BACKEND") for theirs, our in ours.items()}
 
 
 _PATCH = Patch(_replacements)

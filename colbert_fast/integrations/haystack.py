@@ -41,7 +41,17 @@ class LateInteractionRanker:
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
-        """Return copies of the best documents, best first, with their scores. Of equal ids only the first is ranked."""
+        """Return ``{"documents": [...]}``: copies of the best documents, best first, with their scores.
+
+        Of documents with the same id only the first is ranked. ``top_k`` replaces the ranker's own.
+
+        Raises
+        ------
+        TypeError
+            ``query`` is not a str.
+        ValueError
+            ``top_k`` is less than 1; or the ranker normalizes, and the model's embeddings are no unit vectors.
+        """
         documents = list({document.id: document for document in reversed(documents)}.values())[::-1]
         texts = [document.content or "" for document in documents]
         k = self.top_k if top_k is None else positive_int(top_k, "top_k")

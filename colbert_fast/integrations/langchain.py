@@ -37,7 +37,15 @@ class LateInteractionReranker(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Return copies of the best documents, best first, with their scores in ``metadata["relevance_score"]``."""
+        """Return copies of the best documents, best first, with their scores in ``metadata["relevance_score"]``.
+
+        Raises
+        ------
+        TypeError
+            ``query`` is not a str.
+        ValueError
+            The reranker normalizes, and the model's embeddings are no unit vectors.
+        """
         found = self.model.rank(query, [document.page_content for document in documents], self.top_n, self.normalize)
         return [
             documents[i].model_copy(update={"metadata": {**documents[i].metadata, "relevance_score": score}})

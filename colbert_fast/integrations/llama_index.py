@@ -19,8 +19,8 @@ from colbert_fast.integrations._lazy import LazyEncoder
 class LateInteractionRerank(BaseNodePostprocessor):
     """Ranks the nodes of a retriever with :func:`colbert_fast.rerank`.
 
-    The text of a node is what LlamaIndex embeds: ``get_content(MetadataMode.EMBED)``. The result is new nodes with
-    scores: those that came in keep their scores.
+    The text of a node is what LlamaIndex embeds: ``get_content(MetadataMode.EMBED)``. The result holds new nodes with
+    the new scores. The nodes that came in keep their scores.
 
     Parameters
     ----------

@@ -59,7 +59,16 @@ class LateInteractionSearch:
     def search(
         self, queries: Any, *, top_k: int, top_ranked: Mapping[str, list[str]] | None = None, **options: Any
     ) -> dict[str, dict[str, float]]:
-        """Return the scores of each query's best documents: of the corpus, or of its list in ``top_ranked``."""
+        """Return ``{query id: {document id: score}}``: the ``top_k`` best documents of each query, best first.
+
+        A query's documents are the whole corpus; or with ``top_ranked`` the list of the query there, which may be
+        missing or empty.
+
+        Raises
+        ------
+        ValueError
+            :meth:`index` was not called before.
+        """
         if self._corpus is None:
             msg = "index() must come before search()"
             raise ValueError(msg)

@@ -8,10 +8,7 @@ half-precision embeddings are float32, and are not rounded to half precision.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import inspect
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +26,7 @@ from colbert_fast.integrations._padding import (
     wants_gradient,
     with_row_of_zeros,
 )
-from colbert_fast.integrations._patching import Patch
+from colbert_fast.integrations._patching import Patch, means_automatic, unless_named
 from colbert_fast.packed import Tokens
 
 __all__ = ["ColBERTScores", "colbert_kd_scores", "colbert_scores", "colbert_scores_pairwise", "patched", "rerank"]
@@ -47,16 +44,16 @@ def colbert_scores(
     Parameters
     ----------
     queries_embeddings
-        ``[A, length, dim]`` tensor or array, or a list of ``[length, dim]``. Without masks also all else that
-        ``cf.maxsim`` takes, such as lists whose items differ in length.
+        ``[A, length, dim]`` tensor or array, or a list of ``[length, dim]``. Without masks, also anything
+        else that ``cf.maxsim`` takes, such as lists whose items differ in length.
     documents_embeddings
         The same for B documents.
     queries_mask
         ``[A, length]``, bool or numbers: each similarity is multiplied by its query token's entry.
     documents_mask
         ``[B, length]``, bool or numbers: each similarity is multiplied by its document token's entry. So a masked token
-        has the similarity 0, and wins where the other similarities are negative. As in PyLate, a NaN in a masked token
-        is heard.
+        has the similarity 0, and wins where the other similarities are negative. A NaN in a masked token reaches
+        the scores, as in PyLate.
     backend
         None or ``"auto"``: the best of this package that can run. Otherwise a name of ``cf.backends()``.
 
@@ -97,8 +94,8 @@ def colbert_scores_pairwise(
     Raises
     ------
     ValueError
-        As :func:`colbert_scores`; also if there are not equally many queries and documents. PyLate leaves out what is
-        too many.
+        As :func:`colbert_scores`; also if there are not equally many queries and documents. PyLate leaves out
+        queries or documents that have no partner.
     """
     return maxsim_pairwise(queries_embeddings, documents_embeddings, pad="zero", backend=_backend(backend))
 
@@ -175,9 +172,9 @@ def rerank(
     queries_embeddings
         For each query ``[length, dim]``: a list of tensors or arrays, or ``[A, length, dim]``; or one query alone.
     documents_embeddings
-        For each query, its candidates: a list of ``[length, dim]``, or ``[n, length, dim]``. A query may have none,
-        for which PyLate raises an error. A candidate that is shorter than the longest one of the same query scores at
-        least 0 for each query token, because PyLate pads it with zeros.
+        For each query, its candidates: a list of ``[length, dim]``, or ``[n, length, dim]``. A query may have no
+        candidates, where PyLate raises an error. A candidate that is shorter than the longest one of the same query
+        scores at least 0 for each query token, because PyLate pads it with zeros.
     device
         The device to score on. Default: the device of the query.
 
@@ -189,8 +186,8 @@ def rerank(
     Raises
     ------
     TypeError, ValueError
-        As ``cf.maxsim``; also ValueError if the three do not hold equally many queries, or one query has not equally
-        many ids and candidates.
+        As ``cf.maxsim``; also ValueError if the three do not hold equally many queries, or if a query has
+        more or fewer ids than candidates.
     """
     queries = [queries_embeddings] if getattr(queries_embeddings, "ndim", 0) == 2 else queries_embeddings
     queries = matrices(queries, "queries_embeddings")
@@ -255,16 +252,12 @@ def _with_candidates(queries: Any, documents: Any, queries_mask: Any, documents_
 
 def _backend(backend: str | None) -> str | None:
     """Return the name of a backend of this package, or None for the best. PyLate takes names in any case."""
-    if backend is None or _means_automatic(backend):
+    if backend is None or means_automatic(backend):
         return None
     if isinstance(backend, str) and backend.lower() in ("flash", "lik"):
         msg = f"backend={backend!r} is one of PyLate: call pylate.scores for it, or name one of colbert_fast.backends()"
         raise ValueError(msg)
     return backend
-
-
-def _means_automatic(backend: Any) -> bool:
-    return isinstance(backend, str) and backend.lower() == "auto"
 
 
 def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -277,21 +270,7 @@ def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
         vars(scores.ColBERTScores)["__call__"]: ColBERTScores.__call__,
         ranking.rerank: rerank,
     }
-    return {theirs: _unless_named(theirs, our) for theirs, our in ours.items()}
-
-
-def _unless_named(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls theirs where a backend is named, and ours elsewhere."""
-    signature = inspect.signature(theirs)
-
-    @functools.wraps(theirs)
-    def chosen(*args: Any, **kwargs: Any) -> Any:
-        backend = signature.bind(*args, **kwargs).arguments.get("backend")
-        if backend is None:
-            backend = os.environ.get("PYLATE_SCORES_BACKEND", "auto")
-        return (ours if _means_automatic(backend) else theirs)(*args, **kwargs)
-
-    return chosen
+    return {theirs: unless_named(theirs, our, "PYLATE_SCORES_BACKEND") for theirs, our in ours.items()}
 
 
 _PATCH = Patch(_replacements)

@@ -50,7 +50,16 @@ class LateInteractionRanker(BaseRanker):
         doc_ids: list[str] | list[int] | None = None,
         metadata: list[dict[str, Any]] | None = None,
     ) -> RankedResults:
-        """Return all documents, best first, with their scores."""
+        """Return all documents, best first, with their scores.
+
+        Raises
+        ------
+        TypeError
+            ``query`` is not a str.
+        ValueError
+            ``doc_ids`` or ``metadata`` do not have one entry for each document; or the ranker normalizes, and the
+            model's embeddings are no unit vectors.
+        """
         listed = [docs] if isinstance(docs, (str, Document)) else list(docs)
         for name, given in (("doc_ids", doc_ids), ("metadata", metadata)):
             if given is not None and len(given) != len(listed):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,16 @@ sys.path.append(str(Path(__file__).parents[1] / "encoders"))  # the parts of a t
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        pytest.fail(f"the network was asked for {args[1:]}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+def offline(no_network: None) -> None:
+    """Every test of this folder fails if it asks the network."""
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder in neural-cherche's layout. Padding scores nothing, as in sentence-transformers."""
-    from tiny import HIDDEN, METADATA, SIZE, config, tokenizer, write_json
-    from transformers import BertModel
+    from tiny import HIDDEN, METADATA, SIZE, save_model, write_json
 
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    BertModel(config(), add_pooling_layer=False).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    folder = save_model(tmp_path_factory.mktemp("checkpoint"))
     torch.save({"weight": torch.randn(SIZE, HIDDEN)}, folder / "linear.pt")
     write_json(folder / "metadata.json", {**METADATA, "max_length_query": 30, "padding": True})
     return str(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-from tiny import DATA, HIDDEN, METADATA, SIZE, config, tokenizer, write_json
+from tiny import DATA, HIDDEN, METADATA, SIZE, config, save_model, tokenizer, write_json
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel, PreTrainedConfig
 
 
@@ -27,22 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        pytest.fail(f"the network was asked for {args[1:]}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+def offline(no_network: None) -> None:
+    """Every test of this folder fails if it asks the network."""
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A transformer without any projection."""
-    folder = tmp_path_factory.mktemp("plain")
-    torch.manual_seed(0)
-    BertModel(config(), add_pooling_layer=False).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def test_gradients_equal_theirs(name: str) -> None:
 
 @pytest.mark.parametrize("name", GROUPED + PAIRED + PLAIN)
 def test_empty_document_is_logged_and_not_warned_of(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Their loggers tell of it once in a process, so the records of earlier tests are forgotten first."""
+    """Their loggers write it once in a process, so the records of earlier tests are forgotten first."""
     q, d, q_mask, d_mask = inputs(name)
     d_mask[1] = False
     logging.Logger.warning_once.cache_clear()
@@ -137,15 +137,19 @@ def test_documents_without_groups() -> None:
     for form in (list, Tensor.numpy, Tensor.tolist, lambda embeddings: list(embeddings.numpy())):
         for name in ("colbert_scores", "colbert_kd_scores"):
             assert_close(getattr(ours, name)(groups[:, 0], form(groups)), their(name)(groups[:, 0], groups))
+            mask = torch.rand(2, 3, 5) < 0.6
+            mask[..., 2] = True
+            found = getattr(ours, name)(groups[:, 0], form(groups), documents_mask=form(mask))
+            assert_close(found, their(name)(groups[:, 0], groups, documents_mask=mask))
 
 
 def test_what_does_not_fit_is_refused() -> None:
     q, d = torch.randn(2, 4, DIM), torch.randn(2, 3, 5, DIM)
     for name in ("colbert_scores", "colbert_kd_scores"):
         for mask in (torch.ones(2, 3, 6), torch.ones(2, 5), torch.ones(2, 3, 5, 1), torch.ones(3, 3, 5)):
-            with pytest.raises(ValueError, match=r"documents_mask must be \[2, 3, 5\]"):
+            with pytest.raises(ValueError, match=r"b_mask must be \[2, 3, 5\]"):
                 getattr(ours, name)(q, d, documents_mask=mask)
-        with pytest.raises(ValueError, match="all groups need the same shape"):
+        with pytest.raises(ValueError, match="documents_embeddings must hold items of one shape"):
             getattr(ours, name)(q, [d[0], d[1, :2]])
         with pytest.raises(TypeError, match="documents_embeddings"):
             getattr(ours, name)(q, [[[["a"]]]])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerFast
 
 DATA = Path(__file__).parent.parent / "data"
 HIDDEN, SIZE = 32, 16
@@ -61,6 +61,14 @@ def config(kind: type[PreTrainedConfig] = BertConfig) -> PreTrainedConfig:
         initializer_range=0.5,
         pad_token_id=0,
     )
+
+
+def save_model(folder: Path, seed: int = 0) -> Path:
+    """Write a transformer with random weights, and its tokenizer. There is no projection."""
+    torch.manual_seed(seed)
+    BertModel(config(), add_pooling_layer=False).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def write_json(path: Path, content: object) -> None:

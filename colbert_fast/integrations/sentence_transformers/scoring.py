@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
 import colbert_fast._maxsim as ours
 from colbert_fast import _ops
-from colbert_fast._arrays import Mask, float_tensor, tensor_of
+from colbert_fast._arrays import Mask, tensor_of
+from colbert_fast._lowering import flat_candidates
+from colbert_fast.integrations._padding import padded
 from colbert_fast.packed import Tokens
 
-# sentence-transformers tells of a document without a token in a record of this logger, once, and so do we.
+# Where a document has no token, sentence-transformers writes one record to this logger, and so do we.
 _LOGGER = "sentence_transformers.util.similarity"
 _NO_TOKEN = (
     "A document has no token that can be scored: MultiVectorMask removed all of them (see its keep_only_token_ids and "
@@ -131,13 +132,14 @@ def colbert_scores(
         As ``colbert_fast.maxsim``, whose ``a`` and ``b`` are the queries and the documents; also if the groups
         have different shapes, or the mask does not fit.
     """
-    documents: Any = documents_embeddings
-    if _ndim(documents) == 4:
-        queries_embeddings = _padded(queries_embeddings)
-        documents, documents_mask = _groups(documents, documents_mask)
-        documents = documents.flatten(0, 1)
-        documents_mask = None if documents_mask is None else documents_mask.flatten(0, 1)
-    return maxsim(queries_embeddings, documents, queries_mask, documents_mask, chunk_elements, length_normalize)
+    if _ndim(documents_embeddings) == 4:
+        queries_embeddings = _stacked_if_equal(queries_embeddings, "queries_embeddings")
+        groups = padded(documents_embeddings, "documents_embeddings", 4)
+        mask = _stacked_if_equal(documents_mask, "documents_mask")
+        documents_embeddings, documents_mask = flat_candidates(groups, mask)
+    return maxsim(
+        queries_embeddings, documents_embeddings, queries_mask, documents_mask, chunk_elements, length_normalize
+    )
 
 
 def colbert_scores_pairwise(
@@ -201,8 +203,9 @@ def colbert_kd_scores(
             f"documents_embeddings must be [B, n_ways, tokens, dim], the documents of each query; got {ndim} dimensions"
         )
         raise ValueError(msg)
-    queries = _padded(queries_embeddings)
-    documents, mask = _groups(documents_embeddings, documents_mask)
+    queries = _stacked_if_equal(queries_embeddings, "queries_embeddings")
+    documents = padded(documents_embeddings, "documents_embeddings", 4)
+    mask = _stacked_if_equal(documents_mask, "documents_mask")
     return maxsim_pairwise(queries, documents, queries_mask, mask, chunk_elements, length_normalize)
 
 
@@ -271,34 +274,9 @@ def _ndim(value: Any) -> int:
     return depth + int(getattr(value, "ndim", 0))
 
 
-def _padded(queries: Any) -> Any:
-    """Stack a list of queries that are equally long, whose rows of zeros are then padding, as in the library."""
-    if not isinstance(queries, (list, tuple)) or not len(queries):
-        return queries
-    parts = [tensor_of(part, f"queries_embeddings[{i}]") for i, part in enumerate(queries)]
-    return torch.stack(parts) if all(part.shape == parts[0].shape for part in parts) else queries
-
-
-def _groups(documents: Any, mask: Any) -> tuple[Tensor, Tensor | None]:
-    """Return documents ``[D, N, tokens, dim]`` as one tensor, and their mask ``[D, N, tokens]`` or None."""
-    documents = float_tensor(_stacked(documents, "documents_embeddings"), "documents_embeddings")
-    if mask is None:
-        return documents, None
-    mask = _stacked(mask, "documents_mask")
-    groups, n, length, _ = documents.shape
-    if mask.ndim != 3 or mask.shape[0] not in (1, groups) or mask.shape[1:] != (n, length):
-        msg = f"documents_mask must be [{groups}, {n}, {length}], one entry per token; got shape {list(mask.shape)}"
-        raise ValueError(msg)
-    return documents, mask.expand(groups, -1, -1)
-
-
-def _stacked(value: Any, name: str) -> Tensor:
-    """Return one tensor. A list of tensors or arrays is stacked."""
-    if not (isinstance(value, (list, tuple)) and isinstance(value[0], (Tensor, np.ndarray))):
-        return tensor_of(value, name)
+def _stacked_if_equal(value: Any, name: str) -> Any:
+    """Stack a list of equal shapes. Rows of zeros in the tensor are then padding, as in the library."""
+    if not isinstance(value, (list, tuple)) or not len(value):
+        return value
     parts = [tensor_of(part, f"{name}[{i}]") for i, part in enumerate(value)]
-    for i, part in enumerate(parts):
-        if part.shape != parts[0].shape:
-            msg = f"all groups need the same shape; got {name}[{i}] {list(part.shape)} beside {list(parts[0].shape)}"
-            raise ValueError(msg)
-    return torch.stack(parts)
+    return torch.stack(parts) if all(part.shape == parts[0].shape for part in parts) else value
