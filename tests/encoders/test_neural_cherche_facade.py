@@ -234,6 +234,15 @@ def test_embeddings_are_a_dict_of_arrays(ranker: rank.ColBERT, tmp_path: Path) -
         changed["bad"] = [1.0, 2.0]
 
 
+def test_a_deleted_query_that_comes_back_is_asked_once(ranker: rank.ColBERT) -> None:
+    queries = ranker.encode_queries(["berlin", "paris", "berlin"], tqdm_bar=False)
+    array = queries.pop("berlin")
+    queries["berlin"] = array
+    assert list(queries) == ["paris", "berlin"] == queries.order
+    queries.update({"berlin": array})  # replaced: no other place
+    assert queries.order == ["paris", "berlin"]
+
+
 def test_one_field_and_read_only_arrays(encoder: models.ColBERT) -> None:
     ranker = rank.ColBERT("name", "text", encoder, device="cpu")
     assert ranker.on == ["text"] and ranker.device == "cpu" == rank.ColBERT("name", "text", encoder).device
