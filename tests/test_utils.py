@@ -121,6 +121,8 @@ def test_get_beir_triples(collection: Path) -> None:
     assert utils.get_beir_triples("id", "text", documents, ["unknown"], qrels) == []
     with pytest.raises(ValueError, match=r"'two' is answered by the document 'd3', which is not in documents"):
         utils.get_beir_triples("id", "text", documents[:2], ["two"], qrels)
+    with pytest.raises(TypeError, match=r"qrels must be a dict with the judgements of each query; got list"):
+        utils.get_beir_triples("id", "text", documents, ["two"], ["two"])
     with pytest.raises(TypeError, match=r"queries must be a list of str; got str"):
         utils.get_beir_triples("id", "text", documents, "two", qrels)
     with pytest.raises(ValueError, match=r"every document answers the query 'one'"):
@@ -166,6 +168,7 @@ def test_measures_of_odd_rankings() -> None:
     assert utils.evaluate([hit, miss, hit], qrels, ["a", "b", "a"], "hit_rate@1") == 0.5
     assert utils.evaluate([[], miss, hit], qrels, ["b", "not judged", "a"], "f1@2") == pytest.approx(1 / 3)
     assert utils.evaluate([], qrels, [], ["map", "hits@3"]) == {"map": 0, "hits@3": 0}
+    assert utils.evaluate([hit], {"a": {1: np.float32(1), 3: np.int64(0)}}, ["a"], "mrr") == 1.0
 
 
 @pytest.mark.needs("retrieval")
@@ -174,6 +177,11 @@ def test_measures_of_what_is_no_list() -> None:
         utils.evaluate(None, {"a": {"d": 1}}, ["a"])
     with pytest.raises(TypeError, match=r"queries must be a list of queries; got str"):
         utils.evaluate([[]], {"a": {"d": 1}}, "a")
+    with pytest.raises(TypeError, match=r"metrics must be a list of names; got NoneType"):
+        utils.evaluate([[]], {"a": {"d": 1}}, ["a"], None)
+    for qrels, message in ((None, r"qrels must be a dict .*; got NoneType"), ({"a": ["d"]}, r"\['a'\] .*; got list")):
+        with pytest.raises(TypeError, match=message):
+            utils.evaluate([[]], qrels, ["a"])
 
 
 @pytest.mark.needs("retrieval")
@@ -184,9 +192,10 @@ def test_measures_of_what_is_no_list() -> None:
         (([[]], {"a": {"d": 1}}, ["a"], ["ndcg@0"]), r"got 'ndcg@0'"),
         (([[]], {"a": {"d": 1}}, ["a"], ["r-precision@3"]), r"got 'r-precision@3'"),
         (([[]], {"a": {"d": 1}}, ["a"], [None]), r"got None"),
-        (([[]], {}, ["a"]), r"qrels must be a dict with the judgements of one query or more; got {}"),
+        (([[]], {}, ["a"]), r"qrels must have the judgements of one query or more; got an empty dict"),
         (([[], []], {"a": {"d": 1}}, ["a"]), r"one ranking for each query; got 2 rankings for 1 queries"),
-        (([[]], None, ["a"]), r"qrels must be a dict with the judgements of .*; got None"),
+        (([[]], {"a": {"d": 0.7}}, ["a"]), r"qrels\['a'\]\['d'\] must be an integer; got 0.7"),
+        (([[]], {"a": {"d": "1"}}, ["a"]), r"qrels\['a'\]\['d'\] must be an integer; got '1'"),
         (([["d"]], {"a": {"d": 1}}, ["a"]), r"scores\[0\]\[0\] must be a dict with an \"id\"; got 'd'"),
     ],
 )
