@@ -343,6 +343,7 @@ class TestRanking:
             (torch.ones(2, 1), torch.ones(2), ValueError, r"positive_scores must be \[n\], .*got \[2, 1\]"),
             (torch.ones(2), torch.ones(2, 1, 1), ValueError, r"negative_scores must be \[n\] or \[n, m\]"),
             (torch.ones(2), torch.ones(()), ValueError, "negative_scores must be"),
+            (torch.ones(2), torch.ones(2, 0), ValueError, r"with n and m at least 1; got \[2, 0\]"),
             ([1.0], torch.ones(1), TypeError, "positive_scores must be a floating-point tensor; got list"),
             (torch.ones(1), torch.ones(1, dtype=torch.int64), TypeError, "got torch.int64"),
         ],
