@@ -14,10 +14,10 @@ from colbert_fast.utils.duplicates import QueryDict, queries_of
 
 need("colbert_fast.retrieve.TfIdf", "retrieval", {"scikit-learn": "1.1"})
 
-import numpy as np  # noqa: E402
-from scipy.sparse import csr_matrix, vstack  # noqa: E402
-from sklearn.exceptions import NotFittedError  # noqa: E402
-from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 class TfIdf:

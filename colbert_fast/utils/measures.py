@@ -12,8 +12,8 @@ from colbert_fast.utils.judgements import Judgements, checked_judgements
 
 need("colbert_fast.utils.evaluate", "retrieval", {"ir-measures": "0.3.6"})
 
-import ir_measures  # noqa: E402
-from ir_measures import AP, RR, NumRelRet, P, R, Rprec, SetF, SetP, SetR, Success, nDCG  # noqa: E402
+import ir_measures
+from ir_measures import AP, RR, NumRelRet, P, R, Rprec, SetF, SetP, SetR, Success, nDCG
 
 _DEFAULT = ("ndcg@10", "hits@1", "hits@2", "hits@3", "hits@4", "hits@5", "hits@10")
 # What a name stands for without a cutoff. A ranking is never longer than the cutoff of `hit_rate`.
