@@ -78,6 +78,11 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
             The number of rows that the array of each item has at least when it is read: a number for all, or for each.
         order
             The keys with repetitions. Default: `keys`.
+
+        Raises
+        ------
+        ValueError
+            The items that are here have another dim, or there is not one key for each item.
         """
         packed = packed.to("cpu", torch.float32)
         if self._heights and len(packed) and packed.dim != self.dim:

@@ -42,6 +42,11 @@ class BM25(TfIdf):
         How slowly the weight of a repeated term saturates, 0 or more.
     epsilon
         Added to the weight of every term that a document has, 0 or more.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `TfIdf`; or `b`, `k1` or `epsilon` is no number, or out of its range.
     """
 
     def __init__(
