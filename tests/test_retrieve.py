@@ -105,8 +105,8 @@ class Words:
 
 
 def test_tfidf_equals_the_recorded_results() -> None:
-    """Those of neural-cherche 1.4.3, whose vectors come from lenlp: data/make_rank_oracle.py."""
-    path = Path(__file__).parent / "data" / "neural_cherche_rank_oracle.json"
+    """The scores of neural-cherche 1.4.3, which makes its vectors with lenlp: data/neural_cherche_rank.py."""
+    path = Path(__file__).parent / "data" / "neural_cherche_rank.json"
     oracle = json.loads(path.read_text(encoding="utf-8"))
     retriever = retrieve.TfIdf(key="id", on=["title", "text"])
     retriever.add(retriever.encode_documents(oracle["documents"]))

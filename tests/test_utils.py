@@ -20,8 +20,8 @@ TRIPLES = [(str(i), f"+{i}", f"-{i}") for i in range(7)]
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
-    """The results of neural-cherche 1.4.3: data/make_rank_oracle.py."""
-    path = Path(__file__).parent / "data" / "neural_cherche_rank_oracle.json"
+    """The results of neural-cherche 1.4.3: data/neural_cherche_rank.py."""
+    path = Path(__file__).parent / "data" / "neural_cherche_rank.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -148,7 +148,7 @@ def rankings(oracle: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 @pytest.mark.needs("retrieval")
 def test_measures_equal_the_recorded_ones(oracle: dict[str, Any], rankings: list[list[dict[str, Any]]]) -> None:
-    """Those of ranx: also for a query without relevant documents, one that was not asked, and an unknown document."""
+    """ranx gives the same for a query without relevant documents, one that was not asked, and an unknown document."""
     recorded = dict(oracle["measures"])
     default = recorded.pop("default")
     names = list(recorded)

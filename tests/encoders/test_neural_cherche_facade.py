@@ -30,8 +30,8 @@ QUERIES = ["berlin", "capital of france", "berlin", "", "bananas"]
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
-    """The results of neural-cherche 1.4.3: data/make_rank_oracle.py."""
-    return json.loads((DATA / "neural_cherche_rank_oracle.json").read_text(encoding="utf-8"))
+    """The results of neural-cherche 1.4.3: data/neural_cherche_rank.py."""
+    return json.loads((DATA / "neural_cherche_rank.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
