@@ -61,8 +61,8 @@ def test_iter_has_the_recorded_orders(oracle: dict[str, Any]) -> None:
 def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(utils.batchify([1, 2, 3], 2, desc="cut"))) == 2
     assert len(list(utils.iter(TRIPLES, 2, 3))) == 6
-    told = capsys.readouterr().err
-    assert all(f"{name}: 100%" in told for name in ("cut", "Epoch 0", "Epoch 1")) and " 2/2 " in told
+    written = capsys.readouterr().err
+    assert all(f"{name}: 100%" in written for name in ("cut", "Epoch 0", "Epoch 1")) and " 2/2 " in written
 
 
 def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         (lambda: utils.batchify("text", 2), TypeError, r"X must be a list; got str"),
         (lambda: utils.batchify(None, 2), TypeError, r"X must be a list; got NoneType"),
@@ -89,8 +89,8 @@ def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: utils.load_beir("no/where"), FileNotFoundError, r"the folder no/where does not exist"),
     ],
 )
-def test_bad_arguments(call: Callable[[], object], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_arguments(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         call()
 
 
@@ -186,7 +186,7 @@ def test_measures_of_what_is_no_list() -> None:
 
 @pytest.mark.needs("retrieval")
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (([[]], {"a": {"d": 1}}, ["a"], ["ndgc@10"]), r"metrics must be names of \['f1', .*; got 'ndgc@10'"),
         (([[]], {"a": {"d": 1}}, ["a"], ["ndcg@0"]), r"got 'ndcg@0'"),
@@ -199,6 +199,6 @@ def test_measures_of_what_is_no_list() -> None:
         (([["d"]], {"a": {"d": 1}}, ["a"]), r"scores\[0\]\[0\] must be a dict with an \"id\"; got 'd'"),
     ],
 )
-def test_bad_measures(arguments: tuple[Any, ...], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_measures(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         utils.evaluate(*arguments)

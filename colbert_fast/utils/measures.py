@@ -111,8 +111,8 @@ def _run_of(scores: Any, queries: Any) -> dict[str, dict[str, float]]:
     if len(rankings) == len(distinct):
         asked = distinct
     if len(rankings) != len(asked):
-        told = f"{len(asked)} queries ({len(distinct)} distinct ones)"
-        msg = f"scores needs one ranking for each query; got {len(rankings)} rankings for {told}"
+        given = f"{len(rankings)} rankings for {len(asked)} queries ({len(distinct)} distinct ones)"
+        msg = f"scores needs one ranking for each query; got {given}"
         raise ValueError(msg)
     run: dict[str, dict[str, float]] = {}
     for index, (query, ranking) in enumerate(zip(asked, rankings, strict=True)):

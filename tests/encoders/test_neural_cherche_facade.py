@@ -256,7 +256,7 @@ def test_one_field_and_read_only_arrays(encoder: models.ColBERT) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         (lambda r, q, d: rank.ColBERT(3, "text", r.model), TypeError, r"key must be the name of a field; got 3"),
         (lambda r, q, d: rank.ColBERT("id", [3], r.model), TypeError, r"on must be the name of a field or a list of"),
@@ -310,9 +310,9 @@ def test_one_field_and_read_only_arrays(encoder: models.ColBERT) -> None:
         ),
     ],
 )
-def test_bad_arguments(ranker: rank.ColBERT, call: Callable[..., Any], error: type[Exception], told: str) -> None:
+def test_bad_arguments(ranker: rank.ColBERT, call: Callable[..., Any], error: type[Exception], message: str) -> None:
     queries, encoded = ranker.encode_queries(["a"], tqdm_bar=False), ranker.encode_documents(DOCUMENTS, tqdm_bar=False)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         call(ranker, queries, encoded)
 
 
@@ -320,8 +320,8 @@ def test_progress_bars_can_be_named(ranker: rank.ColBERT, capsys: pytest.Capture
     queries = ranker.encode_queries(["a"], desc="my queries")
     encoded = ranker.encode_documents(DOCUMENTS)
     ranker([DOCUMENTS], queries, encoded)
-    told = capsys.readouterr().err
-    assert all(name in told for name in ("ColBERT my queries", "ColBERT documents embeddings", "ColBERT ranker"))
+    written = capsys.readouterr().err
+    assert all(name in written for name in ("ColBERT my queries", "ColBERT documents embeddings", "ColBERT ranker"))
     ranker.encode_documents(DOCUMENTS, tqdm_bar=False)
     ranker([DOCUMENTS], queries, encoded, tqdm_bar=False)
     assert capsys.readouterr().err == ""
