@@ -44,7 +44,7 @@ def test_another_split_without_a_header(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "line", "told"),
+    ("name", "line", "message"),
     [
         ("corpus.jsonl", b'{"_id": "d9", "text": "cut', r"corpus.jsonl, line 5: not JSON: .+"),
         ("corpus.jsonl", b"[" * 100_000, r"corpus.jsonl, line 5: not JSON: .+"),
@@ -63,10 +63,10 @@ def test_another_split_without_a_header(folder: Path) -> None:
         ("qrels/test.tsv", b"q1\td1\t1", r"line 6: an earlier line has another judgement of the document 'd1' .+"),
     ],
 )
-def test_a_bad_line_has_its_number(folder: Path, name: str, line: bytes, told: str) -> None:
+def test_a_bad_line_has_its_number(folder: Path, name: str, line: bytes, message: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes().rstrip() + b"\n" + line)
-    with pytest.raises(ValueError, match=rf"{told}$"):
+    with pytest.raises(ValueError, match=rf"{message}$"):
         read_beir(folder, split=Path(name).stem if "qrels" in name else "test")
 
 

@@ -105,8 +105,8 @@ class Words:
 
 
 def test_tfidf_equals_the_recorded_results() -> None:
-    """Those of neural-cherche 1.4.3, whose vectors come from lenlp: data/make_rank_oracle.py."""
-    path = Path(__file__).parent / "data" / "neural_cherche_rank_oracle.json"
+    """The scores of neural-cherche 1.4.3, which makes its vectors with lenlp: data/neural_cherche_rank.py."""
+    path = Path(__file__).parent / "data" / "neural_cherche_rank.json"
     oracle = json.loads(path.read_text(encoding="utf-8"))
     retriever = retrieve.TfIdf(key="id", on=["title", "text"])
     retriever.add(retriever.encode_documents(oracle["documents"]))
@@ -144,7 +144,7 @@ def test_text_is_read_without_case_accents_and_punctuation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         (lambda r: r.BM25("id", "text", b=2), ValueError, r"b must be a number from 0 to 1; got 2"),
         (lambda r: r.BM25("id", "text", k1=float("nan")), ValueError, r"k1 must be a number of 0 or more; got nan"),
@@ -169,8 +169,8 @@ def test_text_is_read_without_case_accents_and_punctuation() -> None:
         (lambda r: r.TfIdf("id", "text")({}, k=0), ValueError, r"k must be 1 or more; got 0"),
     ],
 )
-def test_bad_arguments(call: Callable[[Any], object], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_arguments(call: Callable[[Any], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         call(retrieve)
 
 
@@ -178,10 +178,12 @@ def test_vectors_of_two_vectorizers() -> None:
     one, two = (retrieve.TfIdf("id", "text") for _ in range(2))
     one.add(one.encode_documents(DOCUMENTS))
     other = two.encode_documents(DOCUMENTS[:1])
-    told = r"^all vectors must be of one fitted vectorizer; the vector of '.*' has \d+ features and the vectors before"
-    with pytest.raises(ValueError, match=told):
+    message = (
+        r"^all vectors must be of one fitted vectorizer; the vector of '.*' has \d+ features and the vectors before"
+    )
+    with pytest.raises(ValueError, match=message):
         one.add({"new": other["doc1"]})
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         one(two.encode_queries(["paris"]))
 
 

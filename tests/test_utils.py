@@ -20,8 +20,8 @@ TRIPLES = [(str(i), f"+{i}", f"-{i}") for i in range(7)]
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
-    """The results of neural-cherche 1.4.3: data/make_rank_oracle.py."""
-    path = Path(__file__).parent / "data" / "neural_cherche_rank_oracle.json"
+    """The results of neural-cherche 1.4.3: data/neural_cherche_rank.py."""
+    path = Path(__file__).parent / "data" / "neural_cherche_rank.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -61,8 +61,8 @@ def test_iter_has_the_recorded_orders(oracle: dict[str, Any]) -> None:
 def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(utils.batchify([1, 2, 3], 2, desc="cut"))) == 2
     assert len(list(utils.iter(TRIPLES, 2, 3))) == 6
-    told = capsys.readouterr().err
-    assert all(f"{name}: 100%" in told for name in ("cut", "Epoch 0", "Epoch 1")) and " 2/2 " in told
+    written = capsys.readouterr().err
+    assert all(f"{name}: 100%" in written for name in ("cut", "Epoch 0", "Epoch 1")) and " 2/2 " in written
 
 
 def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         (lambda: utils.batchify("text", 2), TypeError, r"X must be a list; got str"),
         (lambda: utils.batchify(None, 2), TypeError, r"X must be a list; got NoneType"),
@@ -89,8 +89,8 @@ def test_a_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: utils.load_beir("no/where"), FileNotFoundError, r"the folder no/where does not exist"),
     ],
 )
-def test_bad_arguments(call: Callable[[], object], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_bad_arguments(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         call()
 
 
@@ -121,6 +121,8 @@ def test_get_beir_triples(collection: Path) -> None:
     assert utils.get_beir_triples("id", "text", documents, ["unknown"], qrels) == []
     with pytest.raises(ValueError, match=r"'two' is answered by the document 'd3', which is not in documents"):
         utils.get_beir_triples("id", "text", documents[:2], ["two"], qrels)
+    with pytest.raises(TypeError, match=r"qrels must be a dict with the judgements of each query; got list"):
+        utils.get_beir_triples("id", "text", documents, ["two"], ["two"])
     with pytest.raises(TypeError, match=r"queries must be a list of str; got str"):
         utils.get_beir_triples("id", "text", documents, "two", qrels)
     with pytest.raises(ValueError, match=r"every document answers the query 'one'"):
@@ -146,7 +148,7 @@ def rankings(oracle: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 @pytest.mark.needs("retrieval")
 def test_measures_equal_the_recorded_ones(oracle: dict[str, Any], rankings: list[list[dict[str, Any]]]) -> None:
-    """Those of ranx: also for a query without relevant documents, one that was not asked, and an unknown document."""
+    """ranx gives the same for a query without relevant documents, one that was not asked, and an unknown document."""
     recorded = dict(oracle["measures"])
     default = recorded.pop("default")
     names = list(recorded)
@@ -166,6 +168,7 @@ def test_measures_of_odd_rankings() -> None:
     assert utils.evaluate([hit, miss, hit], qrels, ["a", "b", "a"], "hit_rate@1") == 0.5
     assert utils.evaluate([[], miss, hit], qrels, ["b", "not judged", "a"], "f1@2") == pytest.approx(1 / 3)
     assert utils.evaluate([], qrels, [], ["map", "hits@3"]) == {"map": 0, "hits@3": 0}
+    assert utils.evaluate([hit], {"a": {1: np.float32(1), 3: np.int64(0)}}, ["a"], "mrr") == 1.0
 
 
 @pytest.mark.needs("retrieval")
@@ -174,22 +177,28 @@ def test_measures_of_what_is_no_list() -> None:
         utils.evaluate(None, {"a": {"d": 1}}, ["a"])
     with pytest.raises(TypeError, match=r"queries must be a list of queries; got str"):
         utils.evaluate([[]], {"a": {"d": 1}}, "a")
+    with pytest.raises(TypeError, match=r"metrics must be a list of names; got NoneType"):
+        utils.evaluate([[]], {"a": {"d": 1}}, ["a"], None)
+    for qrels, message in ((None, r"qrels must be a dict .*; got NoneType"), ({"a": ["d"]}, r"\['a'\] .*; got list")):
+        with pytest.raises(TypeError, match=message):
+            utils.evaluate([[]], qrels, ["a"])
 
 
 @pytest.mark.needs("retrieval")
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (([[]], {"a": {"d": 1}}, ["a"], ["ndgc@10"]), r"metrics must be names of \['f1', .*; got 'ndgc@10'"),
         (([[]], {"a": {"d": 1}}, ["a"], ["ndcg@0"]), r"got 'ndcg@0'"),
         (([[]], {"a": {"d": 1}}, ["a"], ["r-precision@3"]), r"got 'r-precision@3'"),
         (([[]], {"a": {"d": 1}}, ["a"], [None]), r"got None"),
-        (([[]], {}, ["a"]), r"qrels must be a dict with the judgements of one query or more; got {}"),
+        (([[]], {}, ["a"]), r"qrels must have the judgements of one query or more; got an empty dict"),
         (([[], []], {"a": {"d": 1}}, ["a"]), r"one ranking for each query; got 2 rankings for 1 queries"),
-        (([[]], None, ["a"]), r"qrels must be a dict with the judgements of .*; got None"),
+        (([[]], {"a": {"d": 0.7}}, ["a"]), r"qrels\['a'\]\['d'\] must be an integer; got 0.7"),
+        (([[]], {"a": {"d": "1"}}, ["a"]), r"qrels\['a'\]\['d'\] must be an integer; got '1'"),
         (([["d"]], {"a": {"d": 1}}, ["a"]), r"scores\[0\]\[0\] must be a dict with an \"id\"; got 'd'"),
     ],
 )
-def test_bad_measures(arguments: tuple[Any, ...], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_measures(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         utils.evaluate(*arguments)

@@ -34,7 +34,8 @@ class Ranking(nn.Module):
         positive_scores
             [n], floating point, n at least 1: the score of the positive document of each query.
         negative_scores
-            [n] or [n, m], floating point, on the same device: the scores of the negative documents of each query.
+            [n] or [n, m], floating point, m at least 1, on the same device: the scores of the negative documents of
+            each query.
 
         Returns
         -------
@@ -46,7 +47,7 @@ class Ranking(nn.Module):
         TypeError
             An argument is not a floating-point tensor.
         ValueError
-            A shape that does not fit, or no query at all.
+            A shape that does not fit, no query at all, or no negative document.
         """
         _check_scores("positive_scores", positive_scores, 1)
         _check_scores("negative_scores", negative_scores, 1, 2)
@@ -67,8 +68,7 @@ def _check_scores(name: str, scores: Any, *dims: int) -> None:
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         msg = f"{name} must be a floating-point tensor; got {got}"
         raise TypeError(msg)
-    if scores.ndim not in dims or not len(scores):
-        msg = (
-            f"{name} must be {' or '.join(['[n]', '[n, m]'][: len(dims)])}, with n at least 1; got {list(scores.shape)}"
-        )
+    if scores.ndim not in dims or not scores.numel():
+        shapes = "[n], with n" if dims == (1,) else "[n] or [n, m], with n and m"
+        msg = f"{name} must be {shapes} at least 1; got {list(scores.shape)}"
         raise ValueError(msg)

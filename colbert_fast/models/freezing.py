@@ -6,7 +6,7 @@ from torch import nn
 
 
 def freeze(model: nn.Module, last_n: int, name: str) -> None:
-    """Freeze all parameters of the transformer except those in its last n layers.
+    """Freeze all parameters of the transformer except its last n layers.
 
     Parameters that were frozen before stay frozen. `name` is what asked for this, for the error if the model has no
     list of layers.

@@ -35,17 +35,10 @@ _OF_MODEL = (
 # What tokenizers take.
 _OF_TOKENIZER = (
     *("add_bos_token", "add_eos_token", "add_prefix_space", "additional_special_tokens", "bos_token", "chat_template"),
-    *(
-        "clean_up_tokenization_spaces",
-        "cls_token",
-        "code_revision",
-        "do_lower_case",
-        "eos_token",
-        "extra_special_tokens",
-    ),
-    *("fix_mistral_regex", "from_slow", "legacy", "mask_token", "model_max_length", "pad_token", "padding_side"),
-    *("sep_token", "split_special_tokens", "strip_accents", "tokenize_chinese_chars", "tokenizer_type"),
-    *("truncation_side", "unk_token", "use_fast"),
+    *("clean_up_tokenization_spaces", "cls_token", "code_revision", "do_lower_case", "eos_token"),
+    *("extra_special_tokens", "fix_mistral_regex", "from_slow", "legacy", "mask_token", "model_max_length"),
+    *("pad_token", "padding_side", "sep_token", "split_special_tokens", "strip_accents", "tokenize_chinese_chars"),
+    *("tokenizer_type", "truncation_side", "unk_token", "use_fast"),
 )
 _OF_CONFIG = ("code_revision",)
 _TARGETS = {"model_kwargs": _OF_MODEL, "processor_kwargs": _OF_TOKENIZER, "config_kwargs": _OF_CONFIG}

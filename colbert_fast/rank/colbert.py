@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from colbert_fast._encoders import encode, uses_mean
 from colbert_fast._integers import positive_int
@@ -21,7 +22,7 @@ class ColBERT:
     """Rank documents for queries by MaxSim, exactly; a drop-in for neural-cherche's `rank.ColBERT`.
 
     Texts are encoded at their own length and packed once. The scores of a batch of queries with all their documents are
-    one call of :func:`colbert_fast.topk`, on the ranker's device. The scores are those of `models.ColBERT.scores`.
+    one call of :func:`colbert_fast.topk`, on the ranker's device. They equal the scores of `models.ColBERT.scores`.
 
     Parameters
     ----------
@@ -240,11 +241,7 @@ class ColBERT:
         rows = list(torch.arange(len(numbers)).split(sizes))
         most = max(sizes) if k is None else min(k, max(sizes))
         scores, best = topk(q.to(self.device), d, most, candidates=rows, length_normalize=uses_mean(self.model))
-        flat = [document for documents in lists for document in documents]
-        return [
-            [{**flat[place], "similarity": value} for value, place in zip(values, row, strict=True) if place >= 0]
-            for values, row in zip(scores.tolist(), best.tolist(), strict=True)
-        ]
+        return scored([document for documents in lists for document in documents], scores, best)
 
     def _candidates(self, name: str, lists: Any) -> list[tuple[list[Mapping[str, Any]], list[Hashable]]]:
         """Return for each query its documents and their keys."""
@@ -298,3 +295,14 @@ class ColBERT:
         encoding = self.model._encoding(query_mode, options)
         height = encoding.max_length if encoding.padding == "max_length" else 0
         return height, bool(self.model._scores_padding and height)
+
+
+def scored(documents: Sequence[Mapping[str, Any]], scores: Tensor, best: Tensor) -> list[list[dict[str, Any]]]:
+    """Return for each query its best documents, each with its score as "similarity".
+
+    `scores` and `best` are what `topk` gives, [nq, k]; a place of -1 is none.
+    """
+    return [
+        [{**documents[place], "similarity": value} for value, place in zip(values, places, strict=True) if place >= 0]
+        for values, places in zip(scores.tolist(), best.tolist(), strict=True)
+    ]

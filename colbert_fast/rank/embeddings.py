@@ -34,7 +34,9 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
         # The number of each key's item, and how many rows its array has.
         self._numbers: dict[Hashable, int] = {}
         self._heights: list[int] = []
+        # The keys with repetitions; it may still hold keys that were deleted since they were added.
         self._order: list[Hashable] = []
+        self._deleted = False
 
     @property
     def packed(self) -> PackedTokens:
@@ -76,6 +78,11 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
             The number of rows that the array of each item has at least when it is read: a number for all, or for each.
         order
             The keys with repetitions. Default: `keys`.
+
+        Raises
+        ------
+        ValueError
+            The items that are here have another dim, or there is not one key for each item.
         """
         packed = packed.to("cpu", torch.float32)
         if self._heights and len(packed) and packed.dim != self.dim:
@@ -84,6 +91,8 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
         least = [heights] * len(keys) if isinstance(heights, int) else heights
         before = len(self._heights)
         new = {key for key in keys if key not in self._numbers}
+        if self._deleted:  # a deleted key may come back, and its place is then the last one
+            self._order, self._deleted = self.order, False
         self._order.extend(key for key in (keys if order is None else order) if key in new)
         self._numbers.update(zip(keys, range(before, before + len(keys)), strict=True))
         self._batches = [*self._batches, packed] if before else [packed]
@@ -116,6 +125,7 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
 
     def __delitem__(self, key: Hashable) -> None:
         del self._numbers[key]
+        self._deleted = True
 
     def __contains__(self, key: object) -> bool:
         return key in self._numbers

@@ -10,11 +10,11 @@ from colbert_fast.retrieve.vectorizers import plain
 
 need("colbert_fast.retrieve.BM25", "retrieval", {"scikit-learn": "1.1"})
 
-import numpy as np  # noqa: E402
-from scipy.sparse import csr_matrix  # noqa: E402
-from sklearn.feature_extraction.text import CountVectorizer  # noqa: E402
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
 
-from colbert_fast.retrieve.tfidf import TfIdf  # noqa: E402
+from colbert_fast.retrieve.tfidf import TfIdf
 
 
 class BM25(TfIdf):
@@ -42,6 +42,11 @@ class BM25(TfIdf):
         How slowly the weight of a repeated term saturates, 0 or more.
     epsilon
         Added to the weight of every term that a document has, 0 or more.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `TfIdf`; or `b`, `k1` or `epsilon` is no number, or out of its range.
     """
 
     def __init__(

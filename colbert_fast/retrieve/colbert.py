@@ -12,6 +12,7 @@ from colbert_fast._encoders import uses_mean
 from colbert_fast._integers import positive_int
 from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
+from colbert_fast.rank.colbert import scored
 from colbert_fast.rank.embeddings import TokenEmbeddings, check_dims, token_embeddings
 from colbert_fast.utils.batches import batchify
 
@@ -107,10 +108,7 @@ class ColBERT(rank.ColBERT):
                 continue
             q = embeddings.packed[embeddings.numbers(batch)].to(self.device)
             scores, best = topk(q, documents, most, length_normalize=mean)
-            found += [
-                [{**self.documents[i], "similarity": value} for value, i in zip(values, row, strict=True) if i >= 0]
-                for values, row in zip(scores.tolist(), best.tolist(), strict=True)
-            ]
+            found += scored(self.documents, scores, best)
         return found
 
     def _on_device(self) -> PackedTokens:

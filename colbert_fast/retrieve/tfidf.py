@@ -14,16 +14,16 @@ from colbert_fast.utils.duplicates import QueryDict, queries_of
 
 need("colbert_fast.retrieve.TfIdf", "retrieval", {"scikit-learn": "1.1"})
 
-import numpy as np  # noqa: E402
-from scipy.sparse import csr_matrix, vstack  # noqa: E402
-from sklearn.exceptions import NotFittedError  # noqa: E402
-from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 class TfIdf:
     """Search by the cosine of TF-IDF vectors; a drop-in for neural-cherche's `retrieve.TfIdf`.
 
-    The vectors are those of scikit-learn's `TfidfVectorizer` over character n-grams.
+    scikit-learn's `TfidfVectorizer` makes the vectors, of length 1, over character n-grams.
 
     Parameters
     ----------
@@ -32,8 +32,9 @@ class TfIdf:
     on
         The field or the fields of a document's text. Several fields are joined by spaces. A document may lack some.
     tfidf
-        A vectorizer with the methods `fit_transform(raw_documents=)` and `transform(raw_documents=)`, such as those of
-        scikit-learn and lenlp. None: 3 to 5 characters of the text without case, accents and punctuation.
+        A vectorizer with the methods `fit_transform(raw_documents=)` and `transform(raw_documents=)`, such as the
+        `TfidfVectorizer` of scikit-learn and of lenlp. None: 3 to 5 characters of the text without case, accents and
+        punctuation.
     fit
         Whether the first `encode_documents` fits the vectorizer. False: it is fitted already.
 
@@ -43,6 +44,13 @@ class TfIdf:
         The documents that were added, each as a dict with the field `key`, in their order.
     n_documents
         The number of these documents.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `key` or `on` are no names of fields, or the vectorizer lacks a method.
+    ImportError
+        scikit-learn is missing, when this class is first looked up.
     """
 
     def __init__(self, key: str, on: str | Sequence[str], tfidf: Any = None, fit: bool = True) -> None:
@@ -73,7 +81,7 @@ class TfIdf:
         Returns
         -------
         dict
-            For each document, by its key: a row [1, features].
+            For each document, by its key: a row [1, features] of the vectorizer's dtype, by default float32.
 
         Raises
         ------
@@ -103,7 +111,7 @@ class TfIdf:
         Returns
         -------
         dict
-            For each text: a row [1, features]. It remembers the order of the queries.
+            For each text: a row [1, features], as from `encode_documents`. It remembers the order of the queries.
 
         Raises
         ------

@@ -11,6 +11,7 @@ from typing import Any
 
 from colbert_fast.utils.beir import read_beir
 from colbert_fast.utils.documents import checked_fields, checked_list, texts_by_key
+from colbert_fast.utils.judgements import Judgements, checked_judgements
 
 _URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 # Where neural-cherche downloads to.
@@ -81,7 +82,7 @@ def get_beir_triples(
     on: str | Sequence[str],
     documents: Iterable[Mapping[str, Any]],
     queries: Iterable[str],
-    qrels: Mapping[str, Mapping[Any, int]],
+    qrels: Judgements,
 ) -> list[tuple[str, str, str]]:
     """Make training triples: a query, a document that answers it, and a random other document.
 
@@ -107,14 +108,16 @@ def get_beir_triples(
     Raises
     ------
     TypeError, ValueError
-        A field is missing or not a str; a positive is not among the documents; or all documents are positives.
+        A field is missing or not a str; a judgement is no integer; a positive is not among the documents; or all
+        documents are positives.
     """
     key, fields = checked_fields(key, on)
     texts = texts_by_key(documents, key, fields)
     names = list(texts)
+    judgements = checked_judgements(qrels)
     triples = []
     for query in checked_list("queries", queries, str, "str"):
-        positives = {name for name, judgement in qrels.get(query, {}).items() if judgement > 0}
+        positives = {name for name, judgement in judgements.get(query, {}).items() if judgement > 0}
         if unknown := positives - texts.keys():
             msg = (
                 f"the query {query!r} is answered by the document {min(unknown, key=str)!r}, which is not in documents"
@@ -123,7 +126,7 @@ def get_beir_triples(
         if positives and len(positives) == len(names):
             msg = f"every document answers the query {query!r}, so that no document can be its negative"
             raise ValueError(msg)
-        for name in qrels.get(query, {}):
+        for name in judgements.get(query, {}):
             if name in positives:
                 triples.append((query, texts[name], texts[_drawn(names, positives)]))
     return triples

@@ -24,7 +24,7 @@ def checked_fields(key: Any, on: Any) -> tuple[str, list[str]]:
 
 
 def checked_list(name: str, values: Any, kind: type, described: str) -> list[Any]:
-    """Return an argument as a list, each item of which is of one kind."""
+    """Return an argument as a list. Raise TypeError unless each item is of this kind."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         msg = f"{name} must be a list of {described}; got {type(values).__name__}"
         raise TypeError(msg)

@@ -14,7 +14,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def freeze_layers(model: _Model, n_layers: int = 5) -> _Model:
-    """Freeze all parameters of the transformer except those in its last n layers.
+    """Freeze all parameters of the transformer except its last n layers.
 
     neural-cherche 1.4.3 has a function of this name that ignores `n_layers`: it counts tensors and not layers, and
     leaves five tensors of the masked-language-model head trainable, so the transformer does not learn at all. This
@@ -25,8 +25,8 @@ def freeze_layers(model: _Model, n_layers: int = 5) -> _Model:
     model
         A `models.ColBERT`, whose projection stays trainable, or a transformer with a list of layers.
     n_layers
-        The number of layers that stay as they are. 0: all layers are frozen. Nothing that was frozen before becomes
-        trainable.
+        The number of last layers that are not frozen. 0: all layers are frozen. A parameter that was frozen before
+        stays frozen.
 
     Returns
     -------

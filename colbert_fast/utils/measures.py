@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from colbert_fast._extras import need
 from colbert_fast.utils.documents import checked_list
+from colbert_fast.utils.judgements import Judgements, checked_judgements
 
 need("colbert_fast.utils.evaluate", "retrieval", {"ir-measures": "0.3.6"})
 
-import ir_measures  # noqa: E402
-from ir_measures import AP, RR, NumRelRet, P, R, Rprec, SetF, SetP, SetR, Success, nDCG  # noqa: E402
+import ir_measures
+from ir_measures import AP, RR, NumRelRet, P, R, Rprec, SetF, SetP, SetR, Success, nDCG
 
 _DEFAULT = ("ndcg@10", "hits@1", "hits@2", "hits@3", "hits@4", "hits@5", "hits@10")
 # What a name stands for without a cutoff. A ranking is never longer than the cutoff of `hit_rate`.
@@ -40,16 +41,14 @@ _CUT: dict[str, list[Any]] = {
 }
 _NAME = re.compile(r"(?P<name>[a-z0-9_]+(?:-precision)?)(?:@(?P<cut>[1-9]\d*))?(?:-l(?P<level>[1-9]\d*))?")
 
-_Judgements: TypeAlias = Mapping[str, Mapping[Any, int]]
-
 
 def evaluate(
     scores: Sequence[Sequence[Mapping[str, Any]]],
-    qrels: _Judgements,
+    qrels: Judgements,
     queries: Sequence[str],
     metrics: str | Sequence[str] = (),
 ) -> dict[str, float] | float:
-    """Measure rankings against judgements, as neural-cherche does; the measures are those of ir-measures.
+    """Measure rankings against judgements, as neural-cherche does; ir-measures computes them.
 
     Only the order of each ranking counts, not its scores, so that there are no ties. A mean is over all queries of
     `qrels`: a judged query that is not in `queries` counts as 0, and queries without judgements are left out.
@@ -76,16 +75,17 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        `scores` and `queries` are no lists, or do not fit; a result has no "id"; there are no judgements; or a name is
-        unknown.
+        `scores` and `queries` are no lists, or do not fit; a result has no "id"; there are no judgements, or one is no
+        integer; or a name is unknown.
     """
-    names = [metrics] if isinstance(metrics, str) else list(metrics) or list(_DEFAULT)
+    names = [metrics] if isinstance(metrics, str) else checked_list("metrics", metrics, object, "names")
+    names = names or list(_DEFAULT)
     parsed = {name: _parsed(name) for name in names}
-    if not isinstance(qrels, Mapping) or not qrels:
-        msg = f"qrels must be a dict with the judgements of one query or more; got {qrels!r}"
+    judged = {query: {str(d): v for d, v in given.items()} for query, given in checked_judgements(qrels).items()}
+    if not judged:
+        msg = "qrels must have the judgements of one query or more; got an empty dict"
         raise ValueError(msg)
     run = _run_of(scores, queries)
-    judged = {query: {str(name): int(value) for name, value in given.items()} for query, given in qrels.items()}
     means = {}
     for name, (kind, cut, level) in parsed.items():
         relevant = {q: {d: v if v >= level else 0 for d, v in given.items()} for q, given in judged.items()}
@@ -111,8 +111,8 @@ def _run_of(scores: Any, queries: Any) -> dict[str, dict[str, float]]:
     if len(rankings) == len(distinct):
         asked = distinct
     if len(rankings) != len(asked):
-        told = f"{len(asked)} queries ({len(distinct)} distinct ones)"
-        msg = f"scores needs one ranking for each query; got {len(rankings)} rankings for {told}"
+        given = f"{len(rankings)} rankings for {len(asked)} queries ({len(distinct)} distinct ones)"
+        msg = f"scores needs one ranking for each query; got {given}"
         raise ValueError(msg)
     run: dict[str, dict[str, float]] = {}
     for index, (query, ranking) in enumerate(zip(asked, rankings, strict=True)):

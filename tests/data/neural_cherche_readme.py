@@ -86,10 +86,15 @@ def run(package: str, start: Path, folder: Path) -> dict[str, Any]:
         batch_size=32,
     )
     measures = utils.evaluate(scores=scores, qrels=QRELS, queries=QUERIES, metrics=["ndcg@10", "hits@1", "map"])
-    return {"losses": found, "candidates": told(candidates), "rankings": told(scores), "measures": dict(measures)}
+    return {
+        "losses": found,
+        "candidates": scores_by_id(candidates),
+        "rankings": scores_by_id(scores),
+        "measures": dict(measures),
+    }
 
 
-def told(rankings: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+def scores_by_id(rankings: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
     """Return what each ranking holds, in its order."""
     return [{result["id"]: float(result["similarity"]) for result in ranking} for ranking in rankings]
 

@@ -30,8 +30,8 @@ QUERIES = ["berlin", "capital of france", "berlin", "", "bananas"]
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
-    """The results of neural-cherche 1.4.3: data/make_rank_oracle.py."""
-    return json.loads((DATA / "neural_cherche_rank_oracle.json").read_text(encoding="utf-8"))
+    """The results of neural-cherche 1.4.3: data/neural_cherche_rank.py."""
+    return json.loads((DATA / "neural_cherche_rank.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +178,12 @@ def test_documents_are_not_packed_again(ranker: rank.ColBERT, monkeypatch: pytes
     queries, encoded = ranker.encode_queries(QUERIES), ranker.encode_documents(DOCUMENTS)
     retriever = retrieve.ColBERT("id", FIELDS, ranker.model).add(encoded)
     expected = ranker([DOCUMENTS] * 5, queries, encoded), retriever(queries)
+    packed = encoded.packed
     with monkeypatch.context() as patch:
         for name in ("from_list", "from_padded", "cat"):
             patch.setattr(cf.PackedTokens, name, None)
         assert (ranker([DOCUMENTS] * 5, queries, encoded), retriever(queries)) == expected
-    assert encoded.packed.tokens.data_ptr() == encoded.packed.tokens.data_ptr()
+    assert encoded.packed is packed
 
 
 def test_other_models(multi_vector: Path) -> None:
@@ -234,6 +235,15 @@ def test_embeddings_are_a_dict_of_arrays(ranker: rank.ColBERT, tmp_path: Path) -
         changed["bad"] = [1.0, 2.0]
 
 
+def test_a_deleted_query_that_comes_back_is_asked_once(ranker: rank.ColBERT) -> None:
+    queries = ranker.encode_queries(["berlin", "paris", "berlin"], tqdm_bar=False)
+    array = queries.pop("berlin")
+    queries["berlin"] = array
+    assert list(queries) == ["paris", "berlin"] == queries.order
+    queries.update({"berlin": array})  # replaced: no other place
+    assert queries.order == ["paris", "berlin"]
+
+
 def test_one_field_and_read_only_arrays(encoder: models.ColBERT) -> None:
     ranker = rank.ColBERT("name", "text", encoder, device="cpu")
     assert ranker.on == ["text"] and ranker.device == "cpu" == rank.ColBERT("name", "text", encoder).device
@@ -246,7 +256,7 @@ def test_one_field_and_read_only_arrays(encoder: models.ColBERT) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         (lambda r, q, d: rank.ColBERT(3, "text", r.model), TypeError, r"key must be the name of a field; got 3"),
         (lambda r, q, d: rank.ColBERT("id", [3], r.model), TypeError, r"on must be the name of a field or a list of"),
@@ -300,9 +310,9 @@ def test_one_field_and_read_only_arrays(encoder: models.ColBERT) -> None:
         ),
     ],
 )
-def test_bad_arguments(ranker: rank.ColBERT, call: Callable[..., Any], error: type[Exception], told: str) -> None:
+def test_bad_arguments(ranker: rank.ColBERT, call: Callable[..., Any], error: type[Exception], message: str) -> None:
     queries, encoded = ranker.encode_queries(["a"], tqdm_bar=False), ranker.encode_documents(DOCUMENTS, tqdm_bar=False)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         call(ranker, queries, encoded)
 
 
@@ -310,8 +320,8 @@ def test_progress_bars_can_be_named(ranker: rank.ColBERT, capsys: pytest.Capture
     queries = ranker.encode_queries(["a"], desc="my queries")
     encoded = ranker.encode_documents(DOCUMENTS)
     ranker([DOCUMENTS], queries, encoded)
-    told = capsys.readouterr().err
-    assert all(name in told for name in ("ColBERT my queries", "ColBERT documents embeddings", "ColBERT ranker"))
+    written = capsys.readouterr().err
+    assert all(name in written for name in ("ColBERT my queries", "ColBERT documents embeddings", "ColBERT ranker"))
     ranker.encode_documents(DOCUMENTS, tqdm_bar=False)
     ranker([DOCUMENTS], queries, encoded, tqdm_bar=False)
     assert capsys.readouterr().err == ""

