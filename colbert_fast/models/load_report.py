@@ -60,6 +60,9 @@ class Report(logging.Filter):
         if record.thread == self._thread and "LOAD REPORT" in message:
             for name, status in _ROW.findall(_COLOUR.sub("", message)):
                 self.weights.setdefault(status, []).append(name)
+            # Some of these names come out of a set, so their order differs from process to process.
+            for names in self.weights.values():
+                names.sort()
             return False
         return record.levelno >= self._quietest
 
