@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from colbert_fast._arrays import float_tensor
 from colbert_fast.packed import PackedTokens
+from colbert_fast.rank.lent_arrays import LentArrays
 
 
 class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
     """Token embeddings by key, used like a dict of arrays: read, replace, add, delete, `update`, `dict(...)`.
 
-    Reading an item gives a new array, float32 ``[rows, dim]``, padded with zero rows to the maximum length where
-    neural-cherche pads it. The memory holds no padding: all items lie in one :class:`PackedTokens`, which is made when
-    the texts are encoded, and which the rankers score as it is. An item that is replaced or deleted stays in memory.
+    Reading an item gives an array, float32 ``[rows, dim]``, padded with zero rows to the maximum length where
+    neural-cherche pads it. What is written into this array changes the item. The memory holds no padding, except that
+    of arrays which somebody has: all items lie in one :class:`PackedTokens`, which is made when the texts are encoded,
+    and which the rankers score as it is. An item that is replaced or deleted stays in memory.
 
     Parameters
     ----------
@@ -30,23 +33,27 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
 
     def __init__(self, *, pad_row: bool = False) -> None:
         self._pad_row = pad_row
-        self._batches = [PackedTokens.from_list([])]
+        # Where the items lie, and the number of the first item of each batch.
+        self._batches, self._starts = [PackedTokens.from_list([])], [0]
         # The number of each key's item, and how many rows its array has.
         self._numbers: dict[Hashable, int] = {}
         self._heights: list[int] = []
         # The keys with repetitions; it may still hold keys that were deleted since they were added.
         self._order: list[Hashable] = []
         self._deleted = False
+        self._lent = LentArrays()
 
     @property
     def packed(self) -> PackedTokens:
         """All items, float32 on the CPU; :meth:`numbers` says which is which."""
+        self._take_changes(self._lent.lent())
         if len(self._batches) > 1:
-            self._batches = [PackedTokens.cat(self._batches)]
+            self._batches, self._starts = [PackedTokens.cat(self._batches)], [0]
         return self._batches[0]
 
     def numbers(self, keys: Iterable[Hashable]) -> list[int]:
         """Return the number of each key's item in :attr:`packed`. Raises KeyError for a key that is not here."""
+        self._take_changes(self._lent.lent())
         return [self._numbers[key] for key in keys]
 
     @property
@@ -88,14 +95,29 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
         if self._heights and len(packed) and packed.dim != self.dim:
             msg = f"all embeddings need the same dim; these have dim {packed.dim} and the others {self.dim}"
             raise ValueError(msg)
-        least = [heights] * len(keys) if isinstance(heights, int) else heights
+        self._take_changes()
+        for key in keys if len(self._lent) else ():
+            self._lent.forget(key)
+        self._append(keys, packed, [heights] * len(keys) if isinstance(heights, int) else heights, order)
+
+    def _append(
+        self,
+        keys: Sequence[Hashable],
+        packed: PackedTokens,
+        least: Sequence[int],
+        order: Iterable[Hashable] | None = None,
+    ) -> None:
         before = len(self._heights)
         new = {key for key in keys if key not in self._numbers}
         if self._deleted:  # a deleted key may come back, and its place is then the last one
             self._order, self._deleted = self.order, False
         self._order.extend(key for key in (keys if order is None else order) if key in new)
         self._numbers.update(zip(keys, range(before, before + len(keys)), strict=True))
-        self._batches = [*self._batches, packed] if before else [packed]
+        if before:
+            self._batches.append(packed)
+            self._starts.append(before)
+        else:
+            self._batches = [packed]
         self._heights.extend(max(pair) for pair in zip(least, packed.lengths.tolist(), strict=True))
 
     def add_from(self, other: TokenEmbeddings, keys: Sequence[Hashable]) -> None:
@@ -106,18 +128,45 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
             self.add_packed(keys, other.packed[numbers], heights, [key for key in other.order if key in chosen])
 
     def update(self, other: Any = (), /, **others: Any) -> None:
-        """Add or replace items, as ``dict.update`` does. Items of other TokenEmbeddings stay packed."""
-        if isinstance(other, TokenEmbeddings):
-            self.add_from(other, list(other))
+        """Add or replace items, as ``dict.update`` does. The items of a mapping are packed at once."""
+        if isinstance(other, Mapping):
+            keys = list(other)
+            self.add_from(token_embeddings(other, keys, "embeddings", pad_row=self._pad_row), keys)
             other = ()
         super().update(other, **others)
 
+    def copy(self) -> TokenEmbeddings:
+        """Return TokenEmbeddings with the same items. No change of the one is a change of the other."""
+        found = TokenEmbeddings(pad_row=self._pad_row)
+        found._batches, found._order, found._deleted = [self.packed], [*self._order], self._deleted
+        found._numbers, found._heights = dict(self._numbers), [*self._heights]
+        return found
+
+    __copy__ = copy
+
+    def __or__(self, other: Mapping[Any, Any]) -> TokenEmbeddings:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        found = self.copy()
+        found.update(other)
+        return found
+
+    def __ror__(self, other: Mapping[Any, Any]) -> TokenEmbeddings:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        found = TokenEmbeddings(pad_row=self._pad_row)
+        found.update(other)
+        found.update(self)
+        return found
+
+    def __ior__(self, other: Any) -> TokenEmbeddings:  # type: ignore[misc]
+        self.update(other)
+        return self
+
     def __getitem__(self, key: Hashable) -> NDArray[np.float32]:
+        self._take_changes()
         number = self._numbers[key]
-        rows = self.packed[number].detach().numpy()
-        array = np.zeros((self._heights[number], rows.shape[1]), np.float32)
-        array[: len(rows)] = rows
-        return array
+        return self._lent.lend(key, self._rows(number), self._heights[number])
 
     def __setitem__(self, key: Hashable, array: Any) -> None:
         rows = rows_of(array, f"embeddings[{key!r}]")
@@ -125,7 +174,45 @@ class TokenEmbeddings(MutableMapping[Any, NDArray[np.float32]]):
 
     def __delitem__(self, key: Hashable) -> None:
         del self._numbers[key]
+        self._lent.forget(key)
         self._deleted = True
+
+    def popitem(self) -> tuple[Any, NDArray[np.float32]]:
+        """Remove the last item, and return its key and its array. Raises KeyError if there is none."""
+        for key in reversed(self):
+            return key, self.pop(key)
+        msg = "popitem(): there are no embeddings"
+        raise KeyError(msg)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return reversed(self._numbers)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return an array that holds a dict, as numpy makes it of a dict, so that `numpy.save` saves the items."""
+        found = np.empty((), object if dtype is None else dtype)
+        found[()] = dict(self)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**vars(self), "_batches": [self.packed], "_starts": [0]}
+        return {name: value for name, value in state.items() if name != "_lent"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lent=LentArrays())
+
+    def _take_changes(self, lent: Iterable[tuple[Hashable, NDArray[np.float32]]] = ()) -> None:
+        """Store the arrays that were written to: of those that nobody has any more, and of the given ones."""
+        for key, array in [*self._lent.returned(), *lent]:
+            number = self._numbers[key]
+            rows, words = self._rows(number).view(np.uint32), array.view(np.uint32)  # NaN equals itself
+            if not np.array_equal(words[: len(rows)], rows) or words[len(rows) :].any():
+                item = without_padding(torch.from_numpy(array.copy()), self._pad_row)
+                self._append([key], PackedTokens.from_list([item]), [len(array)])
+
+    def _rows(self, number: int) -> NDArray[np.float32]:
+        batch = bisect_right(self._starts, number) - 1
+        rows: NDArray[np.float32] = self._batches[batch][number - self._starts[batch]].detach().numpy()
+        return rows
 
     def __contains__(self, key: object) -> bool:
         return key in self._numbers

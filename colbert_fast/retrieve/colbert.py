@@ -15,6 +15,7 @@ from colbert_fast.packed import PackedTokens
 from colbert_fast.rank.colbert import scored
 from colbert_fast.rank.embeddings import TokenEmbeddings, check_dims, token_embeddings
 from colbert_fast.utils.batches import batchify
+from colbert_fast.utils.documents import keys_of
 
 
 class ColBERT(rank.ColBERT):
@@ -31,17 +32,27 @@ class ColBERT(rank.ColBERT):
     Attributes
     ----------
     documents
-        The documents that were added, each as a dict with the field `key`, in their order.
-    documents_embeddings
-        Their embeddings.
+        The documents that are searched, in their order: those that were added, each as a dict with the field `key`. The
+        list and its dicts may be changed, and each result has all fields of its document.
     """
 
     def __init__(self, key: str, on: str | Sequence[str], model: Any, device: str | torch.device | None = None) -> None:
         super().__init__(key, on, model, device)
         self.documents: list[dict[str, Hashable]] = []
         self.documents_embeddings = TokenEmbeddings(pad_row=self._pads)
-        # All documents in their order, on the device; None after documents were added.
+        # All documents in their order, on the device; and which items of which batch they are copies of.
         self._index: PackedTokens | None = None
+        self._indexed: tuple[PackedTokens | None, list[int]] = (None, [])
+
+    @property
+    def documents_embeddings(self) -> TokenEmbeddings:
+        """The embeddings of the documents by their keys. They may be changed, or replaced by a dict of arrays."""
+        return self._embeddings
+
+    @documents_embeddings.setter
+    def documents_embeddings(self, embeddings: Mapping[Any, Any]) -> None:
+        keys = list(embeddings) if isinstance(embeddings, Mapping) else []
+        self._embeddings = token_embeddings(embeddings, keys, "documents_embeddings", pad_row=self._pads)
 
     def add(self, documents_embeddings: Mapping[Any, Any]) -> ColBERT:
         """Add documents to search, and return the retriever. A document that was added before stays as it is.
@@ -62,7 +73,6 @@ class ColBERT(rank.ColBERT):
         if new:
             self.documents_embeddings.add_from(given, new)
             self.documents += [{self.key: key} for key in new]
-            self._index = None
         return self
 
     def __call__(  # type: ignore[override]
@@ -95,7 +105,7 @@ class ColBERT(rank.ColBERT):
         Raises
         ------
         TypeError, ValueError
-            Not a mapping to embeddings, or embeddings of different dims.
+            Not a mapping to embeddings; embeddings of different dims; or a document without its key or embedding.
         """
         most = len(self.documents) if k is None else min(positive_int(k, "k"), len(self.documents))
         queries, embeddings = self._queries(queries_embeddings)
@@ -112,7 +122,9 @@ class ColBERT(rank.ColBERT):
         return found
 
     def _on_device(self) -> PackedTokens:
-        if self._index is None:
-            numbers = self.documents_embeddings.numbers(document[self.key] for document in self.documents)
-            self._index = self.documents_embeddings.packed[numbers].to(self.device)
+        _, keys = keys_of(self.documents, self.key)
+        embeddings = token_embeddings(self.documents_embeddings, keys, "documents_embeddings", pad_row=self._pads)
+        numbers, packed = embeddings.numbers(keys), embeddings.packed
+        if self._index is None or self._indexed[0] is not packed or self._indexed[1] != numbers:
+            self._index, self._indexed = packed[numbers].to(self.device), (packed, numbers)
         return self._index

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import pickle
 from collections.abc import Callable
@@ -233,6 +235,101 @@ def test_embeddings_are_a_dict_of_arrays(ranker: rank.ColBERT, tmp_path: Path) -
         changed["bad"] = np.ones((1, 3))
     with pytest.raises(ValueError, match=r"embeddings\['bad'\] must be \[length, dim\]; got shape \[2\]"):
         changed["bad"] = [1.0, 2.0]
+
+
+def test_embeddings_join_and_copy_as_dicts_do(ranker: rank.ColBERT) -> None:
+    first, second = (ranker.encode_documents(part, tqdm_bar=False) for part in (DOCUMENTS[:2], DOCUMENTS[2:]))
+    extra = {"new": np.ones((3, 1), np.float32)}
+    whole = first | second | extra
+    assert list(whole) == [0, "one", 2, (3, 3), "new"] == list(reversed(list(reversed(whole))))
+    assert list(extra | second) == ["new", 2, (3, 3)] and list(first) == [0, "one"] and list(extra) == ["new"]
+    queries, documents = ranker.encode_queries(["berlin"], tqdm_bar=False), [{"id": key} for key in whole]
+    expected = ranker([documents], queries, {**first, **second, **extra})
+    assert ranker([documents], queries, whole) == expected
+    first |= second
+    first |= extra
+    assert list(first) == list(whole) and ranker([documents], queries, first) == expected
+    for copied in (whole.copy(), copy.copy(whole), copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
+        assert ranker([documents], queries, copied) == expected
+        copied["one"] = copied["other"] = extra["new"]
+        assert list(copied) == [*whole, "other"] and copied.popitem()[0] == "other"
+    assert ranker([documents], queries, whole) == expected
+    with pytest.raises(TypeError, match="unsupported operand"):
+        whole | [1]
+    with pytest.raises(KeyError, match="there are no embeddings"):
+        TokenEmbeddings().popitem()
+
+
+def test_what_is_written_into_an_array_counts(ranker: rank.ColBERT) -> None:
+    """A dict of arrays has every change, whether its user still has the array or not."""
+    queries, encoded = ranker.encode_queries(["berlin"], tqdm_bar=False), ranker.encode_documents(DOCUMENTS)
+    plain = {key: array.copy() for key, array in encoded.items()}
+    row, packed = encoded["one"][1], encoded.packed
+    for mapping in (plain, encoded):
+        mapping[0][:] = -1
+        mapping[2] *= 2
+        for array in mapping.values():
+            array += 0.5
+    assert encoded.packed is not packed
+    for _ in range(2):
+        assert ranker([DOCUMENTS], queries, encoded) == ranker([DOCUMENTS], queries, plain)
+        row[:] = plain["one"][1] = 7
+    assert (encoded["one"] == plain["one"]).all() and np.shares_memory(encoded["one"], row)
+    del encoded["one"], row
+    encoded["one"] = plain["one"]
+    assert ranker([DOCUMENTS], queries, encoded) == ranker([DOCUMENTS], queries, plain)
+    # Arrays that nobody changed, or that belong to an older item of their key, change nothing.
+    old, packed = encoded["one"], encoded.packed
+    assert torch.from_numpy(encoded[2]).shape == (20, 1) and encoded.packed is packed
+    encoded["one"] = plain["one"]
+    packed, old[:] = encoded.packed, 0
+    assert encoded.packed is packed
+
+
+def test_reading_all_arrays_keeps_none(ranker: rank.ColBERT) -> None:
+    encoded = ranker.encode_documents(DOCUMENTS, tqdm_bar=False)
+    for array in encoded.values():
+        assert array.shape == (20, 1)
+    del array
+    gc.disable()
+    try:
+        assert len(encoded._lent) <= 2 and encoded.numbers([0]) == [0] and len(encoded._lent) == 0
+    finally:
+        gc.enable()
+
+
+def test_numpy_saves_embeddings_as_a_dict(ranker: rank.ColBERT, tmp_path: Path) -> None:
+    encoded = ranker.encode_documents(DOCUMENTS, tqdm_bar=False)
+    np.save(tmp_path / "file.npy", encoded, allow_pickle=True)
+    loaded = np.load(tmp_path / "file.npy", allow_pickle=True).item()
+    assert type(loaded) is dict and list(loaded) == list(encoded)
+    assert all((loaded[key] == encoded[key]).all() for key in encoded)
+
+
+def test_the_documents_of_a_retriever_may_be_changed(ranker: rank.ColBERT) -> None:
+    queries, encoded = ranker.encode_queries(["berlin", "france"]), ranker.encode_documents(DOCUMENTS)
+    retriever = retrieve.ColBERT("id", FIELDS, ranker.model).add(encoded)
+    assert all(len(ranking) == 4 for ranking in retriever(queries))
+
+    def check_all(documents: list[dict[str, Any]], embeddings: Any) -> None:
+        assert retriever(queries, tqdm_bar=False) == ranker([documents] * 2, queries, embeddings, tqdm_bar=False)
+
+    retriever.documents = DOCUMENTS[::-1]  # with all their fields
+    check_all(DOCUMENTS[::-1], encoded)
+    retriever.documents_embeddings["one"] = np.ones((20, 1))
+    check_all(DOCUMENTS[::-1], {**encoded, "one": np.ones((20, 1))})
+    retriever.documents_embeddings["one"][:] = encoded["one"]
+    retriever.documents = [{"id": 0}, {"id": "one"}]
+    del retriever.documents_embeddings[2]
+    check_all([{"id": 0}, {"id": "one"}], encoded)
+    retriever.documents, retriever.documents_embeddings = [], {}
+    assert retriever(queries) == [[], []]
+    check_all([{"id": 2}], retriever.add({2: encoded[2]}).documents_embeddings)
+    retriever.documents.append({"id": "lost"})
+    with pytest.raises(ValueError, match=r"documents_embeddings has no embedding of 'lost'"):
+        retriever(queries)
+    with pytest.raises(TypeError, match=r"documents_embeddings must be a dict of embeddings; got list"):
+        retriever.documents_embeddings = [1]
 
 
 def test_a_deleted_query_that_comes_back_is_asked_once(ranker: rank.ColBERT) -> None:
