@@ -68,6 +68,26 @@ def test_documents_may_be_added_in_parts(kind: str) -> None:
     assert parts.n_documents == 4
 
 
+@pytest.mark.parametrize("kind", ["BM25", "TfIdf"])
+def test_a_field_that_documents_lack(kind: str) -> None:
+    """A document without a title is found in the same way alone as among others, and when no document has one."""
+    texts = [{"id": document["id"], "text": document["text"]} for document in DOCUMENTS]
+    whole = searched(getattr(retrieve, kind)("id", ["text", "title"]), texts)
+    retriever = getattr(retrieve, kind)("id", ["text", "title"])
+    rows = retriever.encode_documents([*texts[:3], {**texts[3], "title": ""}])
+    assert searched(retriever.add(rows), texts[3:]) == whole
+
+
+@pytest.mark.parametrize("kind", ["BM25", "TfIdf"])
+def test_the_matrix_has_a_column_for_each_document(kind: str) -> None:
+    retriever = getattr(retrieve, kind)("id", "text")
+    assert retriever.matrix is None
+    (query,) = retriever.add(retriever.encode_documents(DOCUMENTS)).encode_queries(QUERIES[:1]).values()
+    assert retriever.matrix.shape == (query.shape[1], 4)
+    best = retriever({"": query}, tqdm_bar=False)[0][0]
+    assert (query @ retriever.matrix).toarray()[0, 0] == best["similarity"] > 0
+
+
 def test_bm25_equals_bm25s() -> None:
     """The real library, with the same terms; it calls the form of the term weight "atire"."""
     import bm25s
@@ -155,7 +175,11 @@ def test_text_is_read_without_case_accents_and_punctuation() -> None:
             r"must have a method fit_transform\(raw_documents=\); got",
         ),
         (lambda r: r.TfIdf("id", None), TypeError, r"on must be the name of a field or a list of names; got None"),
-        (lambda r: r.TfIdf("id", "body").encode_documents(DOCUMENTS), ValueError, r"no document has the field 'body'"),
+        (
+            lambda r: r.TfIdf("id", "body").encode_documents(DOCUMENTS),
+            ValueError,
+            r"no document has a field of \['body'\]",
+        ),
         (
             lambda r: r.TfIdf("key", "text").encode_documents(DOCUMENTS),
             ValueError,

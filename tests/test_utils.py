@@ -54,6 +54,9 @@ def test_iter_has_the_recorded_orders(oracle: dict[str, Any]) -> None:
     assert triples == TRIPLES
     unshuffled = list(utils.iter(iter(TRIPLES), 1, 4, shuffle=False, tqdm_bar=False))
     assert [anchors for anchors, _, _ in unshuffled] == [["0", "1", "2", "3"], ["4", "5", "6"]]
+    assert list(utils.iter(np.array(TRIPLES), 1, 7, shuffle=False, tqdm_bar=False)) == [
+        tuple([triple[side] for triple in TRIPLES] for side in range(3))
+    ]
     assert list(utils.iter([], 2, 4, tqdm_bar=False)) == list(utils.iter(TRIPLES, 0, 4)) == []
 
 

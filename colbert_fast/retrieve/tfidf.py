@@ -86,8 +86,8 @@ class TfIdf:
         Raises
         ------
         TypeError, ValueError
-            Not a list of dicts; a field that no document has, or that is not a str; a key with two texts; or documents
-            without any n-gram to fit to.
+            Not a list of dicts; a field that is not a str; a key with two texts; no document has a field of `on`; or
+            documents without any n-gram to fit to.
         """
         texts = texts_by_key(documents, self.key, self.on, optional=True)
         if not texts:
@@ -193,16 +193,16 @@ class TfIdf:
             if not self.documents:
                 found += [[] for _ in batch]
                 continue
-            scores = csr_matrix(vstack([queries_embeddings[query] for query in batch]) @ self.matrix.T)
+            scores = csr_matrix(vstack([queries_embeddings[query] for query in batch]) @ self.matrix)
             found += [self._best(scores[number], most) for number in range(len(batch))]
         return found
 
     @property
-    def matrix(self) -> csr_matrix:
-        """The vectors of the documents that were added, [documents, features]."""
-        if self._matrix is None:
+    def matrix(self) -> csr_matrix | None:
+        """The vectors of the documents that were added, [features, documents]. None: no document was added."""
+        if self._matrix is None and self._rows:
             self._rows = [csr_matrix(vstack(self._rows))]
-            self._matrix = self._weighted(self._rows[0])
+            self._matrix = self._weighted(self._rows[0]).T.tocsr()
         return self._matrix
 
     def _weighted(self, rows: csr_matrix) -> csr_matrix:

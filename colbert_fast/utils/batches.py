@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from colbert_fast._extras import need
@@ -83,7 +83,7 @@ def iter(
         raise TypeError(msg)
     triples = list(X)
     for index, triple in enumerate(triples):
-        if not isinstance(triple, (tuple, list)) or len(triple) != 3:
+        if isinstance(triple, (str, bytes, Mapping)) or not hasattr(triple, "__getitem__") or len(triple) != 3:
             msg = f"X must be a list of triples (anchor, positive, negative); X[{index}] is {triple!r}"
             raise TypeError(msg)
     epochs, batch_size = not_negative_int(epochs, "epochs"), positive_int(batch_size, "batch_size")

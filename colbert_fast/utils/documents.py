@@ -57,7 +57,7 @@ def texts_by_key(documents: Any, key: str, on: Sequence[str], *, optional: bool 
     documents, key, on
         The dicts, the field that identifies a document, and the fields of its text.
     optional
-        Whether a document may lack a field, as long as another document has it.
+        Whether a document may lack fields, as long as a document has one of them.
 
     Raises
     ------
@@ -67,8 +67,9 @@ def texts_by_key(documents: Any, key: str, on: Sequence[str], *, optional: bool 
         A missing field, or two documents with one identifier and different texts.
     """
     listed, keys = keys_of(documents, key)
-    if optional:
-        _check_known(listed, on)
+    if optional and listed and not any(field in document for document in listed for field in on):
+        msg = f"no document has a field of {list(on)}; the first document has {list(listed[0])}"
+        raise ValueError(msg)
     texts: dict[Hashable, str] = {}
     for index, (document, name) in enumerate(zip(listed, keys, strict=True)):
         text = " ".join(_field(document, field, index, optional) for field in on)
@@ -76,13 +77,6 @@ def texts_by_key(documents: Any, key: str, on: Sequence[str], *, optional: bool 
             msg = f"documents[{index}] and an earlier document have the {key} {name!r} and different texts"
             raise ValueError(msg)
     return texts
-
-
-def _check_known(documents: list[Document], on: Sequence[str]) -> None:
-    for field in on if documents else ():
-        if not any(field in document for document in documents):
-            msg = f"no document has the field {field!r}; the first document has {list(documents[0])}"
-            raise ValueError(msg)
 
 
 def _field(document: Document, field: str, index: int, optional: bool) -> str:
