@@ -59,6 +59,7 @@ class Files:
         self._access: dict[str, Any] = {
             "token": kwargs.get("token"),
             "local_files_only": kwargs.get("local_files_only", False),
+            "force_download": bool((kwargs.get("model_kwargs") or {}).get("force_download")),
         }
         self._found: dict[str, str | None] = {}
         self._offline = bool(self._access["local_files_only"] or constants.HF_HUB_OFFLINE)

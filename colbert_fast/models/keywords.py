@@ -31,16 +31,25 @@ _OF_MODEL = (
     *("load_in_8bit", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder", "offload_state_dict"),
     *("quantization_config", "state_dict", "tp_plan", "tp_size", "use_kernels", "use_safetensors", "variant"),
     "weights_only",
+    "force_download",
 )
 # What tokenizers take.
 _OF_TOKENIZER = (
     *("add_bos_token", "add_eos_token", "add_prefix_space", "additional_special_tokens", "bos_token", "chat_template"),
     *("clean_up_tokenization_spaces", "cls_token", "code_revision", "do_lower_case", "eos_token"),
-    *("extra_special_tokens", "fix_mistral_regex", "from_slow", "legacy", "mask_token", "model_max_length"),
-    *("pad_token", "padding_side", "sep_token", "split_special_tokens", "strip_accents", "tokenize_chinese_chars"),
+    *("extra_special_tokens", "fix_mistral_regex", "force_download", "from_slow", "legacy", "mask_token"),
+    *(
+        "model_max_length",
+        "pad_token",
+        "padding_side",
+        "sep_token",
+        "split_special_tokens",
+        "strip_accents",
+        "tokenize_chinese_chars",
+    ),
     *("tokenizer_type", "truncation_side", "unk_token", "use_fast"),
 )
-_OF_CONFIG = ("code_revision",)
+_OF_CONFIG = ("code_revision", "force_download")
 _TARGETS = {"model_kwargs": _OF_MODEL, "processor_kwargs": _OF_TOKENIZER, "config_kwargs": _OF_CONFIG}
 # Entries of a configuration that say what the checkpoint is. Nobody can choose them.
 _NOT_CHOSEN = ("architectures", "auto_map", "model_type", "transformers_version")
@@ -96,9 +105,9 @@ def sort_by_config(files: Files, kwargs: dict[str, Any], unsorted: dict[str, Any
     known = _names_in_config(files)
     if unknown := sorted(set(unsorted) - known):
         msg = (
-            f"unknown keyword arguments {unknown}; besides its own arguments ColBERT takes {sorted(_OWN)}, and what "
-            "transformers documents for from_pretrained of a model or a tokenizer, or as a value of the model's "
-            "configuration. Whatever else the model, the tokenizer or the configuration takes goes into model_kwargs, "
+            f"unknown keyword arguments {unknown}; besides its own arguments ColBERT takes {sorted(_OWN)}, options of "
+            "from_pretrained, such as attn_implementation and dtype, and values of the model's configuration by their "
+            "names. Whatever else the model, the tokenizer or the configuration takes goes into model_kwargs, "
             "processor_kwargs or config_kwargs"
         )
         raise TypeError(msg)
@@ -128,5 +137,5 @@ def _names_in_config(files: Files) -> set[str]:
     kind: Any = CONFIG_MAPPING[found["model_type"]] if found.get("model_type") in CONFIG_MAPPING else None
     names = set(found)
     if kind is not None:
-        names |= {*kind().to_dict(), *getattr(kind, "attribute_map", {})}
+        names |= {*kind().to_dict(), *getattr(kind, "attribute_map", {}), "num_labels"}
     return {name for name in names if name not in _NOT_CHOSEN and not name.startswith("_")}

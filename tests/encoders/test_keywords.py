@@ -37,12 +37,14 @@ def test_every_kind_of_checkpoint(kind: str, request: pytest.FixtureRequest) -> 
         output_attentions=True,
         model_max_length=40,
         use_fast=True,
+        num_labels=3,
+        force_download=False,
     )
     assert encoder.model.config._attn_implementation == "eager"
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
     assert encoder.model.config.hidden_dropout_prob == 0.25
     assert encoder.model.config.output_attentions is True
-    assert encoder.tokenizer.model_max_length == 40
+    assert encoder.tokenizer.model_max_length == 40 and encoder.model.config.num_labels == 3
     assert encoder.encode(QUERIES)["embeddings"].isfinite().all()
 
 
@@ -126,6 +128,19 @@ def test_names_of_the_hub() -> None:
     assert rest == {"more": 1}
 
 
+def test_a_forced_download_is_one_of_every_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_, _ = keywords.sort_keywords({"force_download": True})
+    assert sorted_ == {name: {"force_download": True} for name in ("model_kwargs", "processor_kwargs", "config_kwargs")}
+    asked: list[Any] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        "colbert_fast.models.files.hf_hub_download", lambda *names, **given: asked.append(given["force_download"])
+    )
+    keywords.Files("some/repository", sorted_).find("linear.pt")
+    keywords.Files("some/repository", {}).find("linear.pt")
+    assert asked == [True, False]
+
+
 def test_a_folder_has_no_revisions(plain: Path) -> None:
     with pytest.warns(UserWarning, match="revision='v1' is not used: .* is a folder") as caught:
         load(plain, revision="v1")
@@ -150,6 +165,6 @@ def test_the_configuration_of_a_model_that_transformers_does_not_have(tmp_path: 
 def test_no_name_is_in_two_tables() -> None:
     ours = set(keywords._OWN) & {*keywords._OF_MODEL, *keywords._OF_TOKENIZER}
     assert not ours
-    assert set(keywords._OF_MODEL) & set(keywords._OF_TOKENIZER) == {"code_revision"}
+    assert set(keywords._OF_MODEL) & set(keywords._OF_TOKENIZER) == {"code_revision", "force_download"}
     theirs = MultiVectorEncoder.__init__.__kwdefaults__
     assert {"cache_folder", "token", "model_kwargs"} <= set(keywords._OWN) <= set(theirs)
