@@ -52,7 +52,9 @@ class LentArrays:
 
     def lent(self) -> list[tuple[Hashable, _Array]]:
         """Return each array that a user has, with its key."""
-        return [(memory.key, memory.array()) for memory in list(self._lent.values())]
+        # valuerefs() copies in one step, so that another thread may read an item meanwhile.
+        found = [reference() for reference in self._lent.valuerefs()]
+        return [(memory.key, memory.array()) for memory in found if memory is not None]
 
 
 class _Memory(bytearray):
@@ -69,5 +71,6 @@ class _Memory(bytearray):
     def __del__(self) -> None:
         home = self.home() if self.home is not None else None
         if home is not None:
-            home._lent.pop(self.key, None)
+            if home._lent.get(self.key) is self:
+                home._lent.pop(self.key, None)
             home._returned.append(self)

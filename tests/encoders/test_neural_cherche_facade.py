@@ -7,6 +7,7 @@ import gc
 import json
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,23 @@ def test_reading_all_arrays_keeps_none(ranker: rank.ColBERT) -> None:
         assert len(encoded._lent) <= 2 and encoded.numbers([0]) == [0] and len(encoded._lent) == 0
     finally:
         gc.enable()
+
+
+def test_threads_read_and_rank_the_same_embeddings(ranker: rank.ColBERT) -> None:
+    queries, encoded = ranker.encode_queries(["berlin"], tqdm_bar=False), ranker.encode_documents(DOCUMENTS)
+    many = TokenEmbeddings(pad_row=True)
+    many.update(dict.fromkeys(range(64), encoded[0]))
+    documents = [[{"id": number} for number in range(64)]]
+    expected, packed = ranker(documents, queries, many, tqdm_bar=False), many.packed
+
+    def work(number: int) -> bool:
+        if number % 2:
+            return all((array == encoded[0]).all() for array in dict(many).values())
+        return ranker(documents, queries, many, tqdm_bar=False) == expected
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(200)))
+    assert many.packed is packed
 
 
 def test_numpy_saves_embeddings_as_a_dict(ranker: rank.ColBERT, tmp_path: Path) -> None:
