@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -44,9 +44,23 @@ class LazyEncoder:
         self._lock = Lock()
 
     @staticmethod
-    def of(model: Any) -> LazyEncoder:
-        """Return the argument if it is a LazyEncoder, else a LazyEncoder of it."""
-        return model if isinstance(model, LazyEncoder) else LazyEncoder(model)
+    def of(model: Any, device: str | None = None, model_kwargs: Mapping[str, Any] | None = None) -> LazyEncoder:
+        """Return a LazyEncoder of a model, with its options as most libraries name them.
+
+        A model that is a LazyEncoder already is returned as it is, if it has no other options than the given ones.
+        """
+        options = dict(model_kwargs or {})
+        if device is not None and options.setdefault("device", device) != device:
+            msg = f"device is {device!r}, but model_kwargs['device'] is {options['device']!r}: give it once"
+            raise TypeError(msg)
+        if isinstance(model, LazyEncoder) and options in ({}, model._options):
+            return model
+        return LazyEncoder(model, **options)
+
+    @staticmethod
+    def of_field(model: Any, info: Any) -> LazyEncoder:
+        """Validate the field ``model`` of pydantic. The fields ``device`` and ``model_kwargs`` stand before it."""
+        return LazyEncoder.of(model, info.data.get("device"), info.data.get("model_kwargs"))
 
     def get(self) -> Any:
         """Return the encoder. The first call loads the checkpoint; other threads wait for it."""
@@ -64,6 +78,10 @@ class LazyEncoder:
         if not isinstance(query, str):
             msg = f"query must be one str; got {type(query).__name__}"
             raise TypeError(msg)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                msg = f"each document must have a text, a str; the text of documents[{i}] is {type(text).__name__}"
+                raise TypeError(msg)
         if not texts:
             return []
         found = rerank(self.get(), query, list(enumerate(texts)), k, normalize=normalize)

@@ -12,8 +12,7 @@ from colbert_fast._extras import need
 need("colbert_fast.integrations.mteb", "integrations", {"mteb": "2.18"})
 
 from mteb._create_dataloaders import create_dataloader
-from mteb.models import ModelMeta
-from mteb.models.model_meta import ScoringFunction
+from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
 from colbert_fast._encoders import encode, uses_mean
@@ -34,15 +33,19 @@ class LateInteractionSearch:
         What mteb calls the model, in its results and in its cache. None: the path or name of the checkpoint.
     corpus_chunk_size
         How many documents are embedded and searched at once. This bounds the memory for embeddings.
+    **kwargs
+        Keyword arguments of `colbert_fast.models.ColBERT` for a checkpoint that is loaded here, such as ``device``.
 
     Raises
     ------
+    TypeError
+        Keyword arguments of a checkpoint, but ``model`` is an encoder already.
     ValueError
         An encoder without a name: mteb would take the cached results of another encoder for its own.
     """
 
-    def __init__(self, model: Any, name: str | None = None, corpus_chunk_size: int = 10_000) -> None:
-        self.model = LazyEncoder.of(model)
+    def __init__(self, model: Any, name: str | None = None, corpus_chunk_size: int = 10_000, **kwargs: Any) -> None:
+        self.model = LazyEncoder(model, **kwargs)
         name = name or self.model.name
         if name is None:
             msg = "name is required for an encoder, because mteb keeps results by the name of the model; got None"
@@ -72,9 +75,8 @@ class LateInteractionSearch:
         if self._corpus is None:
             msg = "index() must come before search()"
             raise ValueError(msg)
-        names, ids = list(queries["id"]), list(self._corpus["id"])
+        names, ids, given = list(queries["id"]), list(self._corpus["id"]), None
         row_of = {document: row for row, document in enumerate(ids)}
-        given = None
         if top_ranked is not None:
             given = [dict.fromkeys(row_of[document] for document in top_ranked.get(name, ())) for name in names]
         rows: Sequence[int] = range(len(ids)) if given is None else sorted(set().union(*given))

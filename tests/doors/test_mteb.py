@@ -144,6 +144,10 @@ def test_the_name(checkpoint: str, loads: list[Any], encoder: Counting) -> None:
     assert model.mteb_model_meta.name == checkpoint
     assert model.mteb_model_meta.model_type == ["late-interaction"]
     assert not loads
+    LateInteractionSearch(checkpoint, device="cpu", max_length_query=30).model.get()
+    assert loads == [(checkpoint, {"device": "cpu", "max_length_query": 30})]
+    with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes device"):
+        LateInteractionSearch(encoder, name="me/mine", device="cpu")
     assert LateInteractionSearch(checkpoint, name="me/mine").mteb_model_meta.name == "me/mine"
     with pytest.raises(ValueError, match="name is required for an encoder"):
         LateInteractionSearch(encoder)
