@@ -121,6 +121,29 @@ def test_a_document_that_was_cut(encoder: ColBERT) -> None:
     assert '<span class="cut" title=' in explanation.to_html()
 
 
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("Paris is the cafe\u0301", "\u0301"),  # the tokenizer removes accents
+        ("the capital \u2764\ufe0f", "\u2764\ufe0f"),  # and the sign that makes a heart red
+        ("the capital\u200b\ue000 \n", "capital"),  # and what has no width or no meaning
+    ],
+)
+def test_what_a_tokenizer_drops_was_read(encoder: ColBERT, text: str, last: str) -> None:
+    explanation = encoder.explain(text, text)
+    check(encoder, explanation, text, text)
+    for side in (explanation.query, explanation.document):
+        assert side.read == len(text)
+        assert strings(side)[-1].endswith(last)
+    assert "was cut" not in explanation.to_html()
+
+
+def test_marks_belong_to_the_letter_before(encoder: ColBERT) -> None:
+    text = "Zu\u0308rich: a\u0300\u0301 capital"
+    letters = "".join(strings(encoder.explain(QUERY, text).document))
+    assert letters == text.replace(" ", "")
+
+
 def test_pieces_of_a_word(encoder: ColBERT) -> None:
     explanation = cf.explain(encoder, "Cab?", DOCUMENT)
     tokens = [token for token in explanation.query.tokens if token.kind == "text"]
