@@ -98,10 +98,11 @@ def _places(text: str, tokens: Tokens) -> list[tuple[int, int, bool] | None]:
     words, shift = tokens.whole.word_ids(), len(tokens.prompt)
     begins = {start - shift for start, _ in offsets}
     for number, other in _matched(tokens.ids, ids):
-        start, end = (place - shift for place in offsets[other])
-        while 0 <= start < end and text[start].isspace() and text[start:end].strip():
+        # The first token of the text may begin with the space at the end of the prompt.
+        start, end = max(offsets[other][0] - shift, 0), offsets[other][1] - shift
+        while start < end and text[start].isspace() and text[start:end].strip():
             start += 1
-        if words[other] is not None and 0 <= start < end <= len(text):
+        if words[other] is not None and start < end <= len(text):
             # A tokenizer that removes accents leaves the marks after a letter out of every place.
             while end < len(text) and end not in begins and unicodedata.category(text[end]).startswith("M"):
                 end += 1

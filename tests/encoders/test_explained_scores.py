@@ -212,6 +212,18 @@ def test_tokens_of_bytes_are_shown_as_text(of_bytes: MultiVectorEncoder) -> None
     assert page.count(">\U0001f600</span>") == 2
 
 
+@pytest.mark.parametrize("prompt", ["b ", "b: ", "b\n", "b"])
+def test_the_space_before_the_text_may_be_part_of_its_first_token(
+    of_bytes: MultiVectorEncoder, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    monkeypatch.setattr(of_bytes, "prompts", {"query": prompt, "document": prompt})
+    explanation = cf.explain(of_bytes, "in b", " in")
+    check(of_bytes, explanation, "in b", " in")
+    assert "".join(strings(explanation.query)).replace(" ", "") == "inb"
+    assert "".join(strings(explanation.document)).strip() == "in"
+    assert set("".join(strings(explanation.query, "marker"))) <= set("<s></s>:b\n\u010a\u0120")
+
+
 def test_a_tokenizer_without_places(neural_cherche: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ColBERT(neural_cherche, device="cpu")
     monkeypatch.setattr(type(encoder.tokenizer), "is_fast", property(lambda self: False))
