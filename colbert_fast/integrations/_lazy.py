@@ -11,6 +11,8 @@ from colbert_fast._rerank import rerank
 
 # An encoder has at least one of these methods.
 _METHODS = ("encode", "encode_query", "encode_queries")
+# Arguments of a checkpoint that do not change its scores, or that are no setting.
+_NO_SETTINGS = ("cache_dir", "cache_folder", "device", "local_files_only", "revision", "token", "use_auth_token")
 
 
 class LazyEncoder:
@@ -70,6 +72,10 @@ class LazyEncoder:
 
                 self._encoder = ColBERT(self.name, **self._options)  # type: ignore[arg-type]
             return self._encoder
+
+    def settings(self) -> dict[str, str]:
+        """Return as text the options that may change a score, apart from the revision."""
+        return {name: str(value) for name, value in self._options.items() if name not in _NO_SETTINGS}
 
     def rank(
         self, query: str, texts: Sequence[str], k: int | None = None, normalize: bool = False

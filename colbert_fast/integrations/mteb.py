@@ -35,6 +35,7 @@ class LateInteractionSearch:
         How many documents are embedded and searched at once. This bounds the memory for embeddings.
     **kwargs
         Keyword arguments of `colbert_fast.models.ColBERT` for a checkpoint that is loaded here, such as ``device``.
+        mteb keeps results apart by those that may change a score.
 
     Raises
     ------
@@ -51,6 +52,7 @@ class LateInteractionSearch:
             msg = "name is required for an encoder, because mteb keeps results by the name of the model; got None"
             raise ValueError(msg)
         about = {"name": name, "model_type": ["late-interaction"], "similarity_fn_name": ScoringFunction.MAX_SIM}
+        about |= {"revision": kwargs.get("revision"), "experiment_kwargs": self.model.settings() or None}
         self.mteb_model_meta = ModelMeta.create_empty(overwrites=about)
         self.corpus_chunk_size = positive_int(corpus_chunk_size, "corpus_chunk_size")
         self._corpus: Any = None
@@ -94,10 +96,8 @@ class LateInteractionSearch:
             found = torch.tensor([*part, -1], device=q.device)[places]
             best_rows = torch.cat([best_rows, found], dim=1).gather(1, order)
             best, best_rows = best[:, :top_k], best_rows[:, :top_k]
-        return {
-            name: {ids[row]: score for row, score in zip(*hits, strict=True) if row >= 0}
-            for name, *hits in zip(names, best_rows.tolist(), best.tolist(), strict=True)
-        }
+        lists = zip(names, best_rows.tolist(), best.tolist(), strict=True)
+        return {name: {ids[row]: score for row, score in zip(*hits, strict=True) if row >= 0} for name, *hits in lists}
 
     def _embed(self, rows: Any, kind: PromptType, options: Mapping[str, Any]) -> PackedTokens:
         """Embed the texts as mteb prepares them: title and text of a document, text and instruction of a query."""

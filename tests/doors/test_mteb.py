@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import datasets
 import mteb
 import pytest
+import torch
 from counting import Counting
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -137,6 +138,16 @@ def test_the_scores_and_the_order(encoder: Counting) -> None:
     only = {"q1": ["d3", "d0", "d3"], "q2": []}
     few = model.search(split["queries"], top_k=5, encode_kwargs={}, top_ranked=only, **options)
     assert {query: set(names) for query, names in few.items()} == {"q1": {"d0", "d3"}, "q2": set(), "q3": set()}
+
+
+def test_results_are_kept_apart_by_how_the_checkpoint_is_loaded(checkpoint: str, loads: list[Any]) -> None:
+    def about(**options: Any) -> Any:
+        return LateInteractionSearch(checkpoint, name="me/mine", **options).mteb_model_meta
+
+    assert about(device="cpu", token="a secret") == about() and about().experiment_name is None
+    assert about(revision="abc").revision == "abc" and about().revision == "no_revision_available"
+    names = {about(max_length_query=n, dtype=torch.float32).experiment_name for n in (8, 16)}
+    assert len(names) == 2 and not loads
 
 
 def test_the_name(checkpoint: str, loads: list[Any], encoder: Counting) -> None:
