@@ -43,6 +43,8 @@ def encode(
     ------
     TypeError
         The model is no late-interaction encoder.
+    ValueError
+        The model gives more or fewer embeddings than there are texts.
     """
     texts = list(texts)
     ours = getattr(model, "encode_queries" if query else "encode_documents", None)
@@ -62,8 +64,15 @@ def encode(
             raise TypeError(msg)
         # MultiVectorEncoder gives a list of tensors, and refuses convert_to_tensor.
         found = theirs(texts, show_progress_bar=show_progress_bar, **options)
-    if isinstance(found, PackedTokens):
-        return found
+    if not isinstance(found, PackedTokens):
+        found = _packed(found)
+    if len(found) != len(texts):
+        msg = f"the model must give one embedding for each of the {len(texts)} texts; got {len(found)} embeddings"
+        raise ValueError(msg)
+    return found
+
+
+def _packed(found: Any) -> PackedTokens:
     if not isinstance(found, list) or any(getattr(item, "ndim", 0) != 2 for item in found):
         msg = (
             f"the model must give a list of [length, dim] embeddings, one for each text; got {_told(found)}. "

@@ -339,6 +339,47 @@ class TestFigures:
         # The second token is answered by a row that is no patch.
         assert [outline.get_xy() for outline in axes.patches] == [(10, 10)]
 
+    @pytest.mark.parametrize("shape", [(3000, 1, 3), (1, 3000, 3), (1, 1), (3, 3)])
+    def test_an_image_of_any_shape(self, shape: tuple[int, ...]) -> None:
+        figure, _ = cf.Explanation.from_embeddings(unit(1, 8), unit(35, 8), ["a"]).plot_image(np.zeros(shape), (7, 5))
+        width, height = figure.get_size_inches()
+        assert width == 7 and 2 <= height <= 21
+        figure.canvas.draw()
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "CMYK", "YCbCr", "HSV"])
+    def test_the_colours_of_an_image(self, tmp_path: Path, mode: str) -> None:
+        from PIL import Image
+
+        image = Image.new("RGB", (4, 3), (250, 120, 10)).convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+        shown = [image]
+        if mode in ("RGB", "RGBA", "P", "LA"):
+            image.save(tmp_path / "page.png")
+            shown.append(tmp_path / "page.png")
+        for one in shown:
+            _, axes = cf.Explanation.from_embeddings(unit(1, 8), unit(6, 8), ["a"]).plot_image(one, (3, 2))
+            np.testing.assert_array_equal(axes.images[0].get_array()[..., :3], expected)
+
+    def test_a_page_of_16_bits_is_grey(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        Image.fromarray(np.arange(0, 60000, 5000, dtype=np.uint16).reshape(3, 4)).save(tmp_path / "page.png")
+        found = cf.Explanation.from_embeddings(unit(1, 8), unit(6, 8), ["a"])
+        _, axes = found.plot_image(tmp_path / "page.png", (3, 2))
+        assert axes.images[0].get_array().max() == 55000
+
+    def test_similarities_that_are_not_finite(self) -> None:
+        d = unit(6, 8)
+        d[1], d[2], d[4] = math.inf, -math.inf, math.nan
+        figure, axes = cf.Explanation.from_embeddings(unit(2, 8), d, ["a", "b"]).plot_image(np.zeros((8, 8)), (3, 2))
+        figure.canvas.draw()
+        assert axes.images[1].get_alpha().min() == 0 and axes.images[1].get_alpha().max() == pytest.approx(0.6)
+
+    @pytest.mark.parametrize("axes", [3, np.array([None])], ids=["number", "array"])
+    def test_axes_of_another_kind(self, axes: Any) -> None:
+        with pytest.raises(TypeError, match="axes must be one Axes of matplotlib"):
+            explanation(WORDS, WORDS).plot(axes=axes)
+
     @pytest.mark.parametrize(
         ("arguments", "options", "error", "message"),
         [

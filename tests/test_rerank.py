@@ -206,3 +206,19 @@ def test_a_model_that_is_none() -> None:
     for model in (None, object(), torch.nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="the model must have encode_queries"):
             cf.rerank(model, "a", ["a"])
+
+
+@pytest.mark.parametrize("missing", [1, -1])
+def test_a_model_that_does_not_embed_each_text(missing: int) -> None:
+    class Wrong(Letters):
+        def encode_documents(self, texts: list[str], *, show_progress_bar: bool) -> cf.PackedTokens:
+            given = texts[missing:] if missing > 0 else [*texts, "a"]
+            return super().encode_documents(given, show_progress_bar=show_progress_bar)
+
+    with pytest.raises(ValueError, match=f"one embedding for each of the 4 texts; got {4 - missing} embeddings"):
+        cf.rerank(Wrong(), "a", DOCUMENTS)
+
+
+def test_explain_needs_a_model_that_tells_its_tokens() -> None:
+    with pytest.raises(NotImplementedError, match=r"cannot ask a Letters for its tokens: Explanation\.from_embeddings"):
+        cf.explain(Letters(), "a", "cab")

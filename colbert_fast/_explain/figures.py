@@ -22,8 +22,13 @@ _NAMED = 80
 # The longest name of a token, in characters.
 _NAME = 24
 _INCHES_A_TOKEN = 0.22
+# The width of a figure with an image, and its smallest and largest height, in inches. An image that is far higher or
+# far wider than this does not fill its figure.
+_WIDTH, _HEIGHTS = 7.0, (2.0, 21.0)
 _COLOURS, _HEAT, _MARK = "viridis", "YlOrRd", "#ff3b30"
 _OUTLINE = "#0a58ca"
+# Modes of PIL whose numbers are not grey or red, green and blue.
+_CONVERTED = ("P", "PA", "LA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa")
 
 
 def matrix(explanation: Explanation, axes: Any = None) -> tuple[Any, Any]:
@@ -64,15 +69,13 @@ def patches(
         chosen = [_checked_number(query_token, len(explanation.query.tokens))]
         row = explanation.rows[chosen[0]]
         title = f"{_name(row.query_token)}: similarity {row.similarity:.3f}"
-    heat = explanation.similarities[np.ix_(chosen, rows)].mean(axis=0).reshape(lines, columns)
-    figure, axes = _figure(axes, (7.0, 7.0 * pixels.shape[0] / pixels.shape[1] + 0.5))
+    with np.errstate(invalid="ignore"):  # the mean of inf and -inf is NaN
+        heat = explanation.similarities[np.ix_(chosen, rows)].astype(np.float64).mean(axis=0).reshape(lines, columns)
+    height = _WIDTH * pixels.shape[0] / pixels.shape[1] + 0.5
+    figure, axes = _figure(axes, (_WIDTH, min(max(height, _HEIGHTS[0]), _HEIGHTS[1])))
     extent = (0, pixels.shape[1], pixels.shape[0], 0)
     axes.imshow(pixels, cmap="gray", extent=extent)
-    # Where the similarity is low, the page stays readable.
-    finite = heat[np.isfinite(heat)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    alpha = 0.6 * np.nan_to_num((heat - low) / (high - low if high > low else 1))
-    shown = axes.imshow(heat, cmap=_HEAT, alpha=alpha, extent=extent, interpolation="nearest")
+    shown = axes.imshow(heat, cmap=_HEAT, alpha=_opacity(heat), extent=extent, interpolation="nearest")
     patch_of = {row: patch for patch, row in enumerate(rows)}
     size = pixels.shape[1] / columns, pixels.shape[0] / lines
     for winner in sorted({explanation.rows[i].document_index for i in chosen} & set(patch_of)):
@@ -84,6 +87,14 @@ def patches(
     return figure, axes
 
 
+def _opacity(heat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return 0 to 0.6: where the similarity is low, the page stays readable."""
+    finite = heat[np.isfinite(heat)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    opacity: np.ndarray[Any, Any] = 0.6 * np.nan_to_num((heat - low) / (high - low if high > low else 1)).clip(0, 1)
+    return opacity
+
+
 def _outline(corner: tuple[float, float], width: float, height: float) -> Any:
     from matplotlib.patches import Rectangle
 
@@ -92,6 +103,9 @@ def _outline(corner: tuple[float, float], width: float, height: float) -> Any:
 
 def _figure(axes: Any, size: tuple[float, float]) -> tuple[Any, Any]:
     if axes is not None:
+        if not hasattr(axes, "imshow"):
+            msg = f"axes must be one Axes of matplotlib; got {type(axes).__name__}"
+            raise TypeError(msg)
         return axes.figure, axes
     import matplotlib.pyplot as plt
 
@@ -104,7 +118,9 @@ def _pixels(image: Any) -> np.ndarray[Any, Any]:
         from PIL import Image
 
         with Image.open(image) as opened:
-            image = opened.convert("RGB")
+            image = opened.copy()
+    if getattr(image, "mode", None) in _CONVERTED:
+        image = image.convert("RGB")
     pixels = np.asarray(image)
     if pixels.dtype == object or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         msg = (

@@ -36,7 +36,8 @@ def explain(model: Any, query: str, document: str) -> Explanation:
     ValueError
         A text is empty or holds only white space, or is no Unicode text.
     NotImplementedError
-        A row of the model's embedding does not stand for one token, because the model pools its tokens.
+        A row of the model's embedding does not stand for one token, because the model pools its tokens; or the model
+        is an encoder of another kind, which does not tell its tokens.
         `Explanation.from_embeddings` takes such embeddings, with names that you choose.
 
     Examples
@@ -84,7 +85,13 @@ def _tokens_of_rows(model: Any, text: str, query: bool) -> tuple[list[int], list
         # A dict of lists, one entry for each text.
         ids, kept = features["input_ids"][0], features["masks"][0]
     else:
-        method = model.encode_query if query else model.encode_document
+        method = getattr(model, "encode_query" if query else "encode_document", None)
+        if not callable(method):
+            msg = (
+                f"explain cannot ask a {type(model).__name__} for its tokens: Explanation.from_embeddings takes its "
+                "embeddings, with names that you choose"
+            )
+            raise NotImplementedError(msg)
         (features,) = method([text], output_value=None, show_progress_bar=False)
         ids, kept = features["input_ids"], features["attention_mask"]
     prompt = (getattr(model, "prompts", None) or {}).get("query" if query else "document") or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any, Literal, NamedTuple
@@ -61,7 +62,7 @@ def side_of_tokens(text: str, tokens: Tokens) -> Side:
         else:
             start, end, continues = place
             named.append(Token(text[start:end], "text", start, end, continues))
-    return Side(text, tuple(named), max((place[1] for place in places if place is not None), default=0))
+    return Side(text, tuple(named), _read(text, tokens, places))
 
 
 def side_of_strings(strings: Sequence[str], kinds: Sequence[Kind] | None = None) -> Side:
@@ -95,14 +96,30 @@ def _places(text: str, tokens: Tokens) -> list[tuple[int, int, bool] | None]:
     places: list[tuple[int, int, bool] | None] = [None] * len(tokens.ids)
     ids, offsets = tokens.whole["input_ids"], tokens.whole["offset_mapping"]
     words, shift = tokens.whole.word_ids(), len(tokens.prompt)
+    begins = {start - shift for start, _ in offsets}
     for number, other in _matched(tokens.ids, ids):
-        start, end = (place - shift for place in offsets[other])
-        while 0 <= start < end and text[start].isspace() and text[start:end].strip():
+        # The first token of the text may begin with the space at the end of the prompt.
+        start, end = max(offsets[other][0] - shift, 0), offsets[other][1] - shift
+        while start < end and text[start].isspace() and text[start:end].strip():
             start += 1
-        if words[other] is not None and 0 <= start < end <= len(text):
+        if words[other] is not None and start < end <= len(text):
+            # A tokenizer that removes accents leaves the marks after a letter out of every place.
+            while end < len(text) and end not in begins and unicodedata.category(text[end]).startswith("M"):
+                end += 1
             continues = start > 0 and not text[start - 1].isspace() and words[other - 1] == words[other]
             places[number] = start, end, continues
     return places
+
+
+def _read(text: str, tokens: Tokens, places: list[tuple[int, int, bool] | None]) -> int:
+    """Return how much of the text the model has read: all of it, unless its last token is not among the model's.
+
+    After its last token a text may have characters that the tokenizer drops. These were read too.
+    """
+    read = max((place[1] for place in places if place is not None), default=0)
+    ends = zip(tokens.whole["offset_mapping"], tokens.whole.word_ids(), strict=True)
+    last = max((end - len(tokens.prompt) for (_, end), word in ends if word is not None), default=0)
+    return len(text) if read >= last else read
 
 
 def _matched(ids: list[int], whole: list[int]) -> list[tuple[int, int]]:

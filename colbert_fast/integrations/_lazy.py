@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -11,6 +11,8 @@ from colbert_fast._rerank import rerank
 
 # An encoder has at least one of these methods.
 _METHODS = ("encode", "encode_query", "encode_queries")
+# Arguments of a checkpoint that do not change its scores, or that are no setting.
+_NO_SETTINGS = ("cache_dir", "cache_folder", "device", "local_files_only", "revision", "token", "use_auth_token")
 
 
 class LazyEncoder:
@@ -44,9 +46,23 @@ class LazyEncoder:
         self._lock = Lock()
 
     @staticmethod
-    def of(model: Any) -> LazyEncoder:
-        """Return the argument if it is a LazyEncoder, else a LazyEncoder of it."""
-        return model if isinstance(model, LazyEncoder) else LazyEncoder(model)
+    def of(model: Any, device: str | None = None, model_kwargs: Mapping[str, Any] | None = None) -> LazyEncoder:
+        """Return a LazyEncoder of a model, with its options as most libraries name them.
+
+        A model that is a LazyEncoder already is returned as it is, if it has no other options than the given ones.
+        """
+        options = dict(model_kwargs or {})
+        if device is not None and options.setdefault("device", device) != device:
+            msg = f"device is {device!r}, but model_kwargs['device'] is {options['device']!r}: give it once"
+            raise TypeError(msg)
+        if isinstance(model, LazyEncoder) and options in ({}, model._options):
+            return model
+        return LazyEncoder(model, **options)
+
+    @staticmethod
+    def of_field(model: Any, info: Any) -> LazyEncoder:
+        """Validate the field ``model`` of pydantic. The fields ``device`` and ``model_kwargs`` stand before it."""
+        return LazyEncoder.of(model, info.data.get("device"), info.data.get("model_kwargs"))
 
     def get(self) -> Any:
         """Return the encoder. The first call loads the checkpoint; other threads wait for it."""
@@ -57,6 +73,10 @@ class LazyEncoder:
                 self._encoder = ColBERT(self.name, **self._options)  # type: ignore[arg-type]
             return self._encoder
 
+    def settings(self) -> dict[str, str]:
+        """Return as text the options that may change a score, apart from the revision."""
+        return {name: str(value) for name, value in self._options.items() if name not in _NO_SETTINGS}
+
     def rank(
         self, query: str, texts: Sequence[str], k: int | None = None, normalize: bool = False
     ) -> list[tuple[int, float]]:
@@ -64,6 +84,10 @@ class LazyEncoder:
         if not isinstance(query, str):
             msg = f"query must be one str; got {type(query).__name__}"
             raise TypeError(msg)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                msg = f"each document must have a text, a str; the text of documents[{i}] is {type(text).__name__}"
+                raise TypeError(msg)
         if not texts:
             return []
         found = rerank(self.get(), query, list(enumerate(texts)), k, normalize=normalize)

@@ -11,7 +11,7 @@ need("colbert_fast.integrations.langchain", "integrations", {"langchain-core": "
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from colbert_fast.integrations._lazy import LazyEncoder
 
@@ -28,9 +28,20 @@ class LateInteractionReranker(BaseDocumentCompressor):
         How many documents are kept. None: all.
     normalize
         Scores in 0..1.
+    device
+        The device of a checkpoint that is loaded here. None: CUDA if there is one, else MPS, else the CPU.
+    model_kwargs
+        More keyword arguments of `colbert_fast.models.ColBERT` for that checkpoint.
     """
 
-    model: Annotated[Any, BeforeValidator(LazyEncoder.of), PlainSerializer(lambda model: model.name)]
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    # The checkpoint is loaded with these, so they stand before the model, and none of the three can be assigned later.
+    device: str | None = Field(default=None, frozen=True)
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, frozen=True)
+    model: Annotated[
+        Any, BeforeValidator(LazyEncoder.of_field), PlainSerializer(lambda model: model.name), Field(frozen=True)
+    ]
     top_n: int | None = Field(default=None, ge=1)
     normalize: bool = False
 
@@ -46,6 +57,7 @@ class LateInteractionReranker(BaseDocumentCompressor):
         ValueError
             The reranker normalizes, and the model's embeddings are no unit vectors.
         """
+        documents = list(documents)
         found = self.model.rank(query, [document.page_content for document in documents], self.top_n, self.normalize)
         return [
             documents[i].model_copy(update={"metadata": {**documents[i].metadata, "relevance_score": score}})

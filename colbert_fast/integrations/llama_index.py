@@ -11,7 +11,7 @@ need("colbert_fast.integrations.llama_index", "integrations", {"llama-index-core
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from colbert_fast.integrations._lazy import LazyEncoder
 
@@ -31,11 +31,28 @@ class LateInteractionRerank(BaseNodePostprocessor):
         How many nodes are kept. None: all.
     normalize
         Scores in 0..1.
+    device
+        The device of a checkpoint that is loaded here. None: CUDA if there is one, else MPS, else the CPU.
+    model_kwargs
+        More keyword arguments of `colbert_fast.models.ColBERT` for that checkpoint.
     """
 
-    model: Annotated[Any, BeforeValidator(LazyEncoder.of), PlainSerializer(lambda model: model.name)]
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    # The checkpoint is loaded with these, so they stand before the model, and none of the three can be assigned later.
+    device: str | None = Field(default=None, frozen=True)
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, frozen=True)
+    model: Annotated[
+        Any, BeforeValidator(LazyEncoder.of_field), PlainSerializer(lambda model: model.name), Field(frozen=True)
+    ]
     top_n: int | None = Field(default=None, ge=1)
     normalize: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_class_name(cls, data: Any) -> Any:
+        """Let `model_validate` take what `model_dump` gives, which has the name of the class too."""
+        return {key: data[key] for key in data if key != "class_name"} if isinstance(data, dict) else data
 
     @classmethod
     def class_name(cls) -> str:
@@ -47,7 +64,7 @@ class LateInteractionRerank(BaseNodePostprocessor):
         if query_bundle is None:
             msg = "query_bundle or query_str is required; got neither"
             raise ValueError(msg)
-        query = query_bundle.query_str
+        query, nodes = query_bundle.query_str, list(nodes)
         told = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: repr(self.model),
@@ -57,7 +74,7 @@ class LateInteractionRerank(BaseNodePostprocessor):
         with self.callback_manager.event(CBEventType.RERANKING, payload=told) as event:
             texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
             found = self.model.rank(query, texts, self.top_n, self.normalize)
-            best = [NodeWithScore(node=nodes[i].node, score=score) for i, score in found]
+            best = [nodes[i].model_copy(update={"score": score}) for i, score in found]
             event.on_end(payload={EventPayload.NODES: best})
         return best
 

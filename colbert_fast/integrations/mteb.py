@@ -12,8 +12,7 @@ from colbert_fast._extras import need
 need("colbert_fast.integrations.mteb", "integrations", {"mteb": "2.18"})
 
 from mteb._create_dataloaders import create_dataloader
-from mteb.models import ModelMeta
-from mteb.models.model_meta import ScoringFunction
+from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
 from colbert_fast._encoders import encode, uses_mean
@@ -34,20 +33,26 @@ class LateInteractionSearch:
         What mteb calls the model, in its results and in its cache. None: the path or name of the checkpoint.
     corpus_chunk_size
         How many documents are embedded and searched at once. This bounds the memory for embeddings.
+    **kwargs
+        Keyword arguments of `colbert_fast.models.ColBERT` for a checkpoint that is loaded here, such as ``device``.
+        mteb keeps results apart by those that may change a score.
 
     Raises
     ------
+    TypeError
+        Keyword arguments of a checkpoint, but ``model`` is an encoder already.
     ValueError
         An encoder without a name: mteb would take the cached results of another encoder for its own.
     """
 
-    def __init__(self, model: Any, name: str | None = None, corpus_chunk_size: int = 10_000) -> None:
-        self.model = LazyEncoder.of(model)
+    def __init__(self, model: Any, name: str | None = None, corpus_chunk_size: int = 10_000, **kwargs: Any) -> None:
+        self.model = LazyEncoder(model, **kwargs)
         name = name or self.model.name
         if name is None:
             msg = "name is required for an encoder, because mteb keeps results by the name of the model; got None"
             raise ValueError(msg)
         about = {"name": name, "model_type": ["late-interaction"], "similarity_fn_name": ScoringFunction.MAX_SIM}
+        about |= {"revision": kwargs.get("revision"), "experiment_kwargs": self.model.settings() or None}
         self.mteb_model_meta = ModelMeta.create_empty(overwrites=about)
         self.corpus_chunk_size = positive_int(corpus_chunk_size, "corpus_chunk_size")
         self._corpus: Any = None
@@ -72,9 +77,8 @@ class LateInteractionSearch:
         if self._corpus is None:
             msg = "index() must come before search()"
             raise ValueError(msg)
-        names, ids = list(queries["id"]), list(self._corpus["id"])
+        names, ids, given = list(queries["id"]), list(self._corpus["id"]), None
         row_of = {document: row for row, document in enumerate(ids)}
-        given = None
         if top_ranked is not None:
             given = [dict.fromkeys(row_of[document] for document in top_ranked.get(name, ())) for name in names]
         rows: Sequence[int] = range(len(ids)) if given is None else sorted(set().union(*given))
@@ -92,10 +96,8 @@ class LateInteractionSearch:
             found = torch.tensor([*part, -1], device=q.device)[places]
             best_rows = torch.cat([best_rows, found], dim=1).gather(1, order)
             best, best_rows = best[:, :top_k], best_rows[:, :top_k]
-        return {
-            name: {ids[row]: score for row, score in zip(*hits, strict=True) if row >= 0}
-            for name, *hits in zip(names, best_rows.tolist(), best.tolist(), strict=True)
-        }
+        lists = zip(names, best_rows.tolist(), best.tolist(), strict=True)
+        return {name: {ids[row]: score for row, score in zip(*hits, strict=True) if row >= 0} for name, *hits in lists}
 
     def _embed(self, rows: Any, kind: PromptType, options: Mapping[str, Any]) -> PackedTokens:
         """Embed the texts as mteb prepares them: title and text of a document, text and instruction of a query."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from colbert_fast._extras import need
@@ -12,7 +13,6 @@ from rerankers.documents import Document
 from rerankers.models import AVAILABLE_RANKERS
 from rerankers.models.ranker import BaseRanker
 from rerankers.results import RankedResults, Result
-from rerankers.utils import prep_docs
 
 from colbert_fast.integrations._lazy import LazyEncoder
 
@@ -50,7 +50,9 @@ class LateInteractionRanker(BaseRanker):
         doc_ids: list[str] | list[int] | None = None,
         metadata: list[dict[str, Any]] | None = None,
     ) -> RankedResults:
-        """Return all documents, best first, with their scores.
+        """Return copies of all documents, best first, with their scores.
+
+        ``doc_ids`` and ``metadata`` replace what a document holds. A document without an id gets its position as id.
 
         Raises
         ------
@@ -65,7 +67,13 @@ class LateInteractionRanker(BaseRanker):
             if given is not None and len(given) != len(listed):
                 msg = f"{name} needs one entry for each of the {len(listed)} docs; got {len(given)}"
                 raise ValueError(msg)
-        prepared = prep_docs(listed, doc_ids, metadata) if listed else []
+        # The library's own `prep_docs` changes the documents that it gets.
+        prepared = [copy(doc) if isinstance(doc, Document) else Document(doc) for doc in listed]
+        for i, document in enumerate(prepared):
+            if doc_ids is not None or document.doc_id is None:
+                document.doc_id = i if doc_ids is None else doc_ids[i]
+            if metadata is not None:
+                document.metadata = metadata[i]
         found = self.model.rank(query, [document.text for document in prepared], normalize=self.normalize)
         results = [Result(prepared[i], score=score, rank=rank) for rank, (i, score) in enumerate(found, start=1)]
         return RankedResults(results, query=query, has_scores=True)

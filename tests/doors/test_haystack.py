@@ -3,10 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from counting import QUERY, TEXTS, Counting
 from haystack import Document, Pipeline
 from haystack.components.joiners import DocumentJoiner
 from haystack.core.errors import SerializationError
+from haystack.utils import ComponentDevice
 
 from colbert_fast.integrations.haystack import LateInteractionRanker
 
@@ -61,7 +63,7 @@ def test_in_a_pipeline_that_is_saved(checkpoint: str, loads: list[Any], encoder:
 
 
 def test_to_dict(checkpoint: str, encoder: Counting) -> None:
-    settings = {"model": checkpoint, "top_k": 2, "normalize": True}
+    settings = {"model": checkpoint, "top_k": 2, "normalize": True, "device": None, "model_kwargs": {}}
     ranker = LateInteractionRanker(**settings)
     saved = ranker.to_dict()
     assert saved == {
@@ -73,11 +75,39 @@ def test_to_dict(checkpoint: str, encoder: Counting) -> None:
         LateInteractionRanker(encoder).to_dict()
 
 
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), ComponentDevice.from_str("cpu")], ids=repr)
+def test_how_the_checkpoint_is_loaded(
+    checkpoint: str, loads: list[Any], encoder: Counting, device: ComponentDevice | str | torch.device
+) -> None:
+    options = {"max_length_query": 30, "dtype": torch.float32, "model_kwargs": {"attn_implementation": "eager"}}
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", LateInteractionRanker(checkpoint, device=device, model_kwargs=options))
+    saved = pipeline.dumps()
+    again = Pipeline.loads(saved, allowed_modules=["colbert_fast.integrations.haystack"])
+    assert again.dumps() == saved
+    for one in (pipeline, again):
+        one.warm_up()
+        assert loads.pop() == (checkpoint, {**options, "device": "cpu"})
+    assert options["dtype"] is torch.float32
+    data = again.get_component("ranker").to_dict()
+    assert data["init_parameters"]["device"] == {"type": "single", "device": "cpu"}
+    assert LateInteractionRanker.from_dict(data).to_dict() == data == again.get_component("ranker").to_dict()
+    with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes device"):
+        LateInteractionRanker(encoder, device=device)
+
+
+def test_documents_from_a_generator(encoder: Counting) -> None:
+    ranker = LateInteractionRanker(encoder)
+    assert ranker.run(QUERY, (document for document in documents())) == ranker.run(QUERY, documents())
+
+
 def test_errors(encoder: Counting) -> None:
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="top_k"):
             LateInteractionRanker(encoder, top_k=wrong)
         with pytest.raises(ValueError, match="top_k"):
             LateInteractionRanker(encoder).run(QUERY, documents(), top_k=wrong)
+    with pytest.raises(ValueError, match="device"):
+        LateInteractionRanker("checkpoint", device=3)
     with pytest.raises(TypeError, match="model must be an encoder"):
         LateInteractionRanker(None)

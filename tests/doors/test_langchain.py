@@ -51,7 +51,7 @@ def test_saves_the_name_and_never_the_weights(checkpoint: str, loads: list[Any],
     assert not loads
     compressor.compress_documents(documents(), QUERY)
     saved = compressor.model_dump()
-    assert saved == {"model": checkpoint, "top_n": 3, "normalize": False}
+    assert saved == {"model": checkpoint, "top_n": 3, "normalize": False, "device": None, "model_kwargs": {}}
     again = LateInteractionReranker.model_validate_json(compressor.model_dump_json())
     assert again.model_dump() == saved
     assert len(pickle.dumps(compressor)) < 1000
@@ -63,6 +63,34 @@ def test_saves_the_name_and_never_the_weights(checkpoint: str, loads: list[Any],
     assert LateInteractionReranker.model_json_schema()["required"] == ["model"]
     with pytest.raises(TypeError, match="an encoder is not pickled"):
         pickle.dumps(given)
+
+
+def test_how_the_checkpoint_is_loaded(checkpoint: str, loads: list[Any], encoder: Counting) -> None:
+    settings = {"model": checkpoint, "device": "cpu", "model_kwargs": {"max_length_query": 30}}
+    compressor = LateInteractionReranker(**settings)
+    assert compressor.model_dump() == {**settings, "top_n": None, "normalize": False}
+    for one in (compressor, pickle.loads(pickle.dumps(compressor)), LateInteractionReranker(**compressor.model_dump())):
+        one.compress_documents(documents(), QUERY)
+        assert loads.pop() == (checkpoint, {"max_length_query": 30, "device": "cpu"})
+    assert LateInteractionReranker.model_fields["device"].default is None
+    with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes device"):
+        LateInteractionReranker(model=encoder, device="cpu")
+
+
+def test_what_cannot_be_obeyed_is_refused(checkpoint: str) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        LateInteractionReranker(model=checkpoint, top_k=3)
+    with pytest.raises(ValidationError, match="device"):
+        LateInteractionReranker(model=checkpoint, device=3)
+    compressor = LateInteractionReranker(model=checkpoint)
+    for name, value in (("model", checkpoint), ("device", "cpu"), ("model_kwargs", {})):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(compressor, name, value)
+
+
+def test_documents_from_a_generator(encoder: Counting) -> None:
+    compressor = LateInteractionReranker(model=encoder)
+    assert compressor.compress_documents(iter(documents()), QUERY) == compressor.compress_documents(documents(), QUERY)
 
 
 def test_errors(encoder: Counting) -> None:

@@ -47,6 +47,20 @@ def test_ranks_as_rerank_does(encoder: Counting) -> None:
     assert encoder.documents == [len(set(TEXTS))]  # once, and equal texts once
 
 
+def test_options_as_most_libraries_name_them(checkpoint: str, loads: list[Any]) -> None:
+    lazy = LazyEncoder.of(checkpoint, "cpu", {"max_length_query": 30})
+    lazy.get()
+    assert loads == [(checkpoint, {"max_length_query": 30, "device": "cpu"})]
+    assert LazyEncoder.of(lazy, "cpu", {"max_length_query": 30}) is lazy
+    for device, options in (("cpu", {}), (None, {"dtype": "bfloat16"})):
+        with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes"):
+            LazyEncoder.of(Counting(None), device, options)
+        with pytest.raises(TypeError, match="model must be an encoder"):
+            LazyEncoder.of(lazy, device, options)
+    with pytest.raises(TypeError, match=r"device is 'cpu', but model_kwargs\['device'\] is 'cuda'"):
+        LazyEncoder.of(checkpoint, "cpu", {"device": "cuda"})
+
+
 def test_errors() -> None:
     for wrong in (None, 3, [], object):
         with pytest.raises(TypeError, match="model must be an encoder, or the path or name of a checkpoint; got "):
@@ -56,6 +70,10 @@ def test_errors() -> None:
     for wrong in (None, ["two", "queries"], 3):
         with pytest.raises(TypeError, match="query must be one str; got "):
             LazyEncoder(Counting(None)).rank(wrong, TEXTS)
+    with pytest.raises(
+        TypeError, match=r"each document must have a text, a str; the text of documents\[1\] is NoneType"
+    ):
+        LazyEncoder(Counting(None)).rank(QUERY, ["paris", None])
 
 
 def test_a_missing_library_is_named_with_the_extra() -> None:

@@ -61,7 +61,9 @@ def test_saves_the_name_and_never_the_weights(checkpoint: str, loads: list[Any],
     assert not loads
     rerank.postprocess_nodes(nodes(), query_str=QUERY)
     saved = rerank.to_dict()
-    assert saved == {"model": checkpoint, "top_n": 3, "normalize": False, "class_name": "LateInteractionRerank"}
+    settings = {"model": checkpoint, "top_n": 3, "normalize": False, "device": None, "model_kwargs": {}}
+    assert saved == {**settings, "class_name": "LateInteractionRerank"}
+    assert LateInteractionRerank.model_validate(rerank.model_dump()).to_dict() == saved
     assert LateInteractionRerank.from_json(rerank.to_json()).to_dict() == saved
     assert pickle.loads(pickle.dumps(rerank)).to_dict() == saved
     assert len(loads) == 1
@@ -69,6 +71,32 @@ def test_saves_the_name_and_never_the_weights(checkpoint: str, loads: list[Any],
     assert given.to_dict()["model"] is None
     with pytest.raises(TypeError, match="an encoder is not pickled"):
         pickle.dumps(given)
+
+
+def test_how_the_checkpoint_is_loaded(checkpoint: str, loads: list[Any], encoder: Counting) -> None:
+    settings = {"model": checkpoint, "device": "cpu", "model_kwargs": {"max_length_query": 30}}
+    rerank = LateInteractionRerank(**settings)
+    assert settings.items() <= rerank.to_dict().items()
+    for one in (rerank, pickle.loads(pickle.dumps(rerank)), LateInteractionRerank.from_json(rerank.to_json())):
+        one.postprocess_nodes(nodes(), query_str=QUERY)
+        assert loads.pop() == (checkpoint, {"max_length_query": 30, "device": "cpu"})
+    with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes device"):
+        LateInteractionRerank(model=encoder, device="cpu")
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        LateInteractionRerank(model=checkpoint, top_k=3)
+    with pytest.raises(ValidationError, match="frozen"):
+        rerank.device = "cuda"
+
+
+class Named(NodeWithScore):
+    retriever: str
+
+
+def test_nodes_from_a_generator_keep_what_they_hold(encoder: Counting) -> None:
+    given = [Named(**vars(node), retriever=f"r{i}") for i, node in enumerate(nodes())]
+    found = LateInteractionRerank(model=encoder).postprocess_nodes((node for node in given), query_str=QUERY)
+    assert [node.retriever for node in found] == [f"r{i}" for i, _ in encoder.best()]
+    assert [node.score for node in given] == [node.score for node in nodes()]
 
 
 def test_errors(encoder: Counting) -> None:

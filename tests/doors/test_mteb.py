@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import datasets
 import mteb
 import pytest
+import torch
 from counting import Counting
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -139,11 +140,25 @@ def test_the_scores_and_the_order(encoder: Counting) -> None:
     assert {query: set(names) for query, names in few.items()} == {"q1": {"d0", "d3"}, "q2": set(), "q3": set()}
 
 
+def test_results_are_kept_apart_by_how_the_checkpoint_is_loaded(checkpoint: str, loads: list[Any]) -> None:
+    def about(**options: Any) -> Any:
+        return LateInteractionSearch(checkpoint, name="me/mine", **options).mteb_model_meta
+
+    assert about(device="cpu", token="a secret") == about() and about().experiment_name is None
+    assert about(revision="abc").revision == "abc" and about().revision == "no_revision_available"
+    names = {about(max_length_query=n, dtype=torch.float32).experiment_name for n in (8, 16)}
+    assert len(names) == 2 and not loads
+
+
 def test_the_name(checkpoint: str, loads: list[Any], encoder: Counting) -> None:
     model = LateInteractionSearch(checkpoint)
     assert model.mteb_model_meta.name == checkpoint
     assert model.mteb_model_meta.model_type == ["late-interaction"]
     assert not loads
+    LateInteractionSearch(checkpoint, device="cpu", max_length_query=30).model.get()
+    assert loads == [(checkpoint, {"device": "cpu", "max_length_query": 30})]
+    with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes device"):
+        LateInteractionSearch(encoder, name="me/mine", device="cpu")
     assert LateInteractionSearch(checkpoint, name="me/mine").mteb_model_meta.name == "me/mine"
     with pytest.raises(ValueError, match="name is required for an encoder"):
         LateInteractionSearch(encoder)

@@ -39,6 +39,16 @@ def test_documents_keep_their_ids_and_metadata(encoder: Counting) -> None:
     assert ranker.rank(QUERY, given[3]).results[0].doc_id == "d3"
 
 
+def test_documents_are_not_changed(encoder: Counting) -> None:
+    given = [Document("paris", doc_id="p", metadata={"n": 1}), Document("bananas")]
+    ranker = LateInteractionRanker(encoder)
+    results = ranker.rank(QUERY, given, doc_ids=["x", "y"], metadata=[{"m": 1}, {"m": 2}])
+    assert {(r.doc_id, r.metadata["m"]) for r in results} == {("x", 1), ("y", 2)}
+    assert [(d.doc_id, d.metadata) for d in given] == [("p", {"n": 1}), (None, {})]
+    assert {r.doc_id for r in ranker.rank(QUERY, given)} == {"p", 1}
+    assert {r.doc_id for r in ranker.rank(QUERY, ["paris", *given])} == {0, "p", 2}
+
+
 def test_one_document_and_none(encoder: Counting) -> None:
     ranker = LateInteractionRanker(encoder)
     (expected,) = encoder.by_hand(QUERY, ["paris"])

@@ -121,6 +121,29 @@ def test_a_document_that_was_cut(encoder: ColBERT) -> None:
     assert '<span class="cut" title=' in explanation.to_html()
 
 
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("Paris is the cafe\u0301", "\u0301"),  # the tokenizer removes accents
+        ("the capital \u2764\ufe0f", "\u2764\ufe0f"),  # and the sign that makes a heart red
+        ("the capital\u200b\ue000 \n", "capital"),  # and what has no width or no meaning
+    ],
+)
+def test_what_a_tokenizer_drops_was_read(encoder: ColBERT, text: str, last: str) -> None:
+    explanation = encoder.explain(text, text)
+    check(encoder, explanation, text, text)
+    for side in (explanation.query, explanation.document):
+        assert side.read == len(text)
+        assert strings(side)[-1].endswith(last)
+    assert "was cut" not in explanation.to_html()
+
+
+def test_marks_belong_to_the_letter_before(encoder: ColBERT) -> None:
+    text = "Zu\u0308rich: a\u0300\u0301 capital"
+    letters = "".join(strings(encoder.explain(QUERY, text).document))
+    assert letters == text.replace(" ", "")
+
+
 def test_pieces_of_a_word(encoder: ColBERT) -> None:
     explanation = cf.explain(encoder, "Cab?", DOCUMENT)
     tokens = [token for token in explanation.query.tokens if token.kind == "text"]
@@ -187,6 +210,18 @@ def test_tokens_of_bytes_are_shown_as_text(of_bytes: MultiVectorEncoder) -> None
     page = explanation.to_html()
     # The four bytes of the emoji are one element of the page.
     assert page.count(">\U0001f600</span>") == 2
+
+
+@pytest.mark.parametrize("prompt", ["b ", "b: ", "b\n", "b"])
+def test_the_space_before_the_text_may_be_part_of_its_first_token(
+    of_bytes: MultiVectorEncoder, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    monkeypatch.setattr(of_bytes, "prompts", {"query": prompt, "document": prompt})
+    explanation = cf.explain(of_bytes, "in b", " in")
+    check(of_bytes, explanation, "in b", " in")
+    assert "".join(strings(explanation.query)).replace(" ", "") == "inb"
+    assert "".join(strings(explanation.document)).strip() == "in"
+    assert set("".join(strings(explanation.query, "marker"))) <= set("<s></s>:b\n\u010a\u0120")
 
 
 def test_a_tokenizer_without_places(neural_cherche: Path, monkeypatch: pytest.MonkeyPatch) -> None:
