@@ -48,7 +48,7 @@ def test_ranks_as_rerank_does(encoder: Counting) -> None:
 
 
 def test_errors() -> None:
-    for wrong in (None, 3, [], object):
+    for wrong in (None, 3, [], object, Counting):
         with pytest.raises(TypeError, match="model must be an encoder, or the path or name of a checkpoint; got "):
             LazyEncoder(wrong)
     with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes device"):
