@@ -228,6 +228,17 @@ def test_a_walk_back_that_fails_restores(toy: SimpleNamespace, monkeypatch: pyte
     assert toy.user.score is toy.before and toy.user.PARTIAL is partial
 
 
+def test_a_block_that_was_not_entered_is_restored_by_the_next(toy: SimpleNamespace) -> None:
+    """Ctrl-C came after the first walk, so that the library's own name holds a stand-in."""
+    patch = Patch(lambda: {toy.scores.score: lambda x: ("ours", x)})
+    patch._begin()
+    assert toy.scores.score is not toy.before
+    assert answers(toy.user) == {"theirs"}
+    with patch.active():
+        assert answers(toy.user) == {"ours"}
+    assert toy.scores.score is toy.user.score is toy.before
+
+
 def test_a_decorated_function(toy: SimpleNamespace) -> None:
     @toy.patch.active()
     def scored(x: int) -> Any:

@@ -60,7 +60,8 @@ class Patch:
 
     def _begin(self) -> None:
         for original, ours in self._replacements().items():
-            if original not in self._stand_ins:
+            # A stand-in is found here if Ctrl-C came when the walk of an earlier block was done, but not the block.
+            if original not in self._stand_ins and original not in self._stand_ins.values():
                 self._stand_ins[original] = self._stand_in(original, ours)
         try:
             _swap_everywhere(self._stand_ins.items(), self._made)
