@@ -26,6 +26,9 @@ def tensor_of(value: Any, name: str) -> Tensor:
         if isinstance(value, np.ndarray):
             return _from_numpy(value)
         if isinstance(value, (list, tuple)):
+            # torch.tensor refuses tensors in a list, and warns of arrays in it.
+            if any(isinstance(part, (Tensor, np.ndarray)) for part in value):
+                return torch.stack([tensor_of(part, f"{name}[{i}]") for i, part in enumerate(value)])
             return torch.tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         msg = f"{name} must be numbers in a rectangular array: {error}"

@@ -88,12 +88,19 @@ def test_zero_rows_and_layouts_of_queries() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 9), (3, 1, 9), (1, 4, 9)])
-@pytest.mark.parametrize("kind", ["bool", "float", "numpy", "numbers"])
+@pytest.mark.parametrize("kind", ["bool", "float", "numpy", "numbers", "list", "arrays"])
 def test_kinds_of_masks(shape: tuple[int, ...], kind: str) -> None:
     a, b = candidates(3, 4, 9, 8)
     mask = torch.rand(shape) < 0.7
     mask[..., 0] = True
-    turn: dict[str, Any] = {"bool": lambda m: m, "float": Tensor.float, "numpy": Tensor.numpy, "numbers": Tensor.tolist}
+    turn: dict[str, Any] = {
+        "bool": lambda m: m,
+        "float": Tensor.float,
+        "numpy": Tensor.numpy,
+        "numbers": Tensor.tolist,
+        "list": list,
+        "arrays": lambda m: list(m.numpy()),
+    }
     expected = cf.maxsim_pairwise(a, b, None, mask.expand(3, 4, 9))
     assert torch.equal(cf.maxsim_pairwise(a, b, None, turn[kind](mask)), expected)
 

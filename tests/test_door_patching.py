@@ -45,6 +45,16 @@ def by_default(x, f=score):
 def by_keyword(x, *, f=score):
     return f(x)
 
+def decorated(function):
+    @functools.wraps(function)
+    def around(x):
+        return function(x)
+    return around
+
+@decorated
+def by_decorated(x, f=score):
+    return f(x)
+
 def refers_to_itself(x, *, f=score, itself=None):
     return f(x)
 
@@ -52,6 +62,7 @@ refers_to_itself.__kwdefaults__["itself"] = refers_to_itself
 
 class Metric(enum.Enum):
     FIRST = ("first", score)
+    SECOND = ("second", score, ["a value without a hash"])
 
     @property
     def function(self):
@@ -65,7 +76,8 @@ class Loss(torch.nn.Module):
 class Holder:
     f = staticmethod(score)
 
-PARTIAL = functools.partial(score)
+PARTIAL = functools.update_wrapper(functools.partial(score), score)
+TUPLE = (score, 1)
 METRICS = {"score": score}
 LIST = [score]
 """
@@ -98,14 +110,17 @@ def answers(user: ModuleType) -> set[str]:
         user.renamed,
         user.by_default,
         user.by_keyword,
+        user.by_decorated,
         user.Scorer(),
         user.Metric.FIRST.function,
+        user.Metric.SECOND.function,
         user.PARTIAL,
         user.Loss().f,
         user.Holder.f,
         user.Holder().f,
         user.METRICS["score"],
         user.LIST[0],
+        user.TUPLE[0],
     ]
     assert all(call(3)[1] == 3 for call in calls)
     return {call(3)[0] for call in calls}
@@ -130,6 +145,30 @@ def test_every_reference_is_replaced_and_restored(toy: SimpleNamespace) -> None:
     for f in (toy.user.score, toy.user.by_default.__defaults__[0], toy.user.METRICS["score"], loss.f, made_inside.f):
         assert f is toy.before
     assert kept(1) == ("theirs", 1)
+
+
+def test_what_holds_a_function_is_the_same_object_again(toy: SimpleNamespace) -> None:
+    """Also a static method, a partial function, and the tuples of default arguments and of an enum."""
+    loss = toy.user.Loss(toy.user.PARTIAL)
+
+    def holders() -> list[Any]:
+        return [
+            toy.user.PARTIAL,
+            loss.f,
+            toy.user.TUPLE,
+            vars(toy.user.Holder)["f"],
+            vars(toy.scores.Scorer)["static"],
+            toy.user.by_default.__defaults__,
+            *(member.value for member in toy.user.Metric),
+            *toy.user.Metric._value2member_map_,
+        ]
+
+    before = holders()
+    for _ in range(2):
+        with toy.patch.active():
+            assert not any(new is old for new, old in zip(holders(), before, strict=True))
+            assert toy.user.PARTIAL is loss.f and toy.user.PARTIAL.__name__ == "score"
+        assert all(new is old for new, old in zip(holders(), before, strict=True))
 
 
 def test_a_module_imported_meanwhile_is_restored(toy: SimpleNamespace) -> None:
@@ -160,8 +199,8 @@ def test_a_walk_that_fails_restores(toy: SimpleNamespace, monkeypatch: pytest.Mo
     """The first walk is interrupted after half of its work, and the block is not entered."""
     swap, calls = _patching._swap_everywhere, []
 
-    def interrupted(pairs: Any) -> None:
-        swap(pairs)
+    def interrupted(pairs: Any, made: Any) -> None:
+        swap(pairs, made)
         calls.append(1)
         if len(calls) == 1:
             raise KeyboardInterrupt
@@ -170,6 +209,34 @@ def test_a_walk_that_fails_restores(toy: SimpleNamespace, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt), toy.patch.active():
         pytest.fail("the block was entered")
     assert toy.user.score is toy.before
+
+
+def test_a_walk_back_that_fails_restores(toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk at the end is interrupted before its work. The names and the objects are restored all the same."""
+    swap, calls, partial = _patching._swap_everywhere, [], toy.user.PARTIAL
+
+    def interrupted(pairs: Any, made: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        swap(pairs, made)
+
+    monkeypatch.setattr(_patching, "_swap_everywhere", interrupted)
+    with pytest.raises(KeyboardInterrupt), toy.patch.active():
+        assert answers(toy.user) == {"ours"}
+    assert answers(toy.user) == {"theirs"}
+    assert toy.user.score is toy.before and toy.user.PARTIAL is partial
+
+
+def test_a_block_that_was_not_entered_is_restored_by_the_next(toy: SimpleNamespace) -> None:
+    """Ctrl-C came after the first walk, so that the library's own name holds a stand-in."""
+    patch = Patch(lambda: {toy.scores.score: lambda x: ("ours", x)})
+    patch._begin()
+    assert toy.scores.score is not toy.before
+    assert answers(toy.user) == {"theirs"}
+    with patch.active():
+        assert answers(toy.user) == {"ours"}
+    assert toy.scores.score is toy.user.score is toy.before
 
 
 def test_a_decorated_function(toy: SimpleNamespace) -> None:
@@ -224,7 +291,7 @@ def test_masks_leave_the_tensors_as_they_are() -> None:
     d[1, 2] = 100
     mask = torch.tensor([[True, True, True], [True, True, False]])
     before = d.clone()
-    for given in (mask, mask.float(), mask.int(), mask.numpy(), mask.tolist()):
+    for given in (mask, mask.float(), mask.int(), mask.numpy(), mask.tolist(), list(mask), list(mask.numpy())):
         # The masked token wins with its similarity of 0.
         assert_close(pylate.colbert_scores(q, d, documents_mask=given), torch.tensor([[-8.0, 0.0]]))
     assert torch.equal(d, before)
@@ -261,6 +328,13 @@ def test_candidates_and_groups() -> None:
     for backend in ("auto", "AUTO", "torch"):
         assert_close(pylate.colbert_kd_scores(q, d, backend=backend), expected)
     assert torch.equal(colpali.maxsim_kd(q, d), expected)
+    # One query with the candidates of all, and all queries with the candidates of one.
+    masks = torch.rand(2, 4) < 0.7, torch.rand(2, 3, 5) < 0.7
+    for one in ((q[:1], d), (q, d[:1])):
+        repeated = q[:1].expand_as(q) if len(one[0]) == 1 else q, d[:1].expand_as(d) if len(one[1]) == 1 else d
+        assert torch.equal(colpali.maxsim_kd(*one), colpali.maxsim_kd(*repeated))
+        assert torch.equal(pylate.colbert_kd_scores(*one, *masks), pylate.colbert_kd_scores(*repeated, *masks))
+    assert colpali.maxsim_kd(q[:1], d[:0]).shape == (0, 3)
     assert torch.equal(pylate.ColBERTScores()(list(q), list(d)), cf.maxsim(q, d.flatten(0, 1)))
     assert pylate.colbert_kd_scores(q, d[:, :0]).shape == (2, 0)
 
@@ -325,7 +399,7 @@ BAD_CALLS = [
     (lambda: pylate.colbert_scores([q3[0], q3[0, :1]], d3, torch.ones(2, 3)), ValueError, "one shape"),
     (lambda: pylate.colbert_scores_pairwise(q3, d3[:1]), ValueError, "same number of items"),
     (lambda: pylate.colbert_kd_scores(q3, d3), ValueError, r"documents_embeddings must be \[n, candidates"),
-    (lambda: pylate.colbert_kd_scores(q3[:1], d4), ValueError, "in pairs; got 1 and 2"),
+    (lambda: pylate.colbert_kd_scores(torch.ones(3, 3, 4), d4), ValueError, "in pairs; got 3 and 2"),
     (lambda: pylate.colbert_kd_scores("text", d4), TypeError, "queries_embeddings"),
     (lambda: pylate.rerank([[1]], q3, [d3]), ValueError, "one entry for each query; got 2, 1 and 1"),
     (lambda: pylate.rerank([[1], [2]], q3, [d3, d3]), ValueError, r"documents_ids\[0\] must hold one id"),

@@ -126,6 +126,17 @@ class TestFunctions:
             args = q, groups, masks[0], group_mask
             assert_close(ours.ColBERTScores()(*args), scores.ColBERTScores()(*args))
 
+    def test_lists_of_masks_and_single_items(self, scores: Any) -> None:
+        q, q_mask = signed([4, 1, 6], 6)
+        d, d_mask = signed([9, 3, 1, 7, 9, 8], 9)
+        groups, group_mask = d.view(3, 2, 9, 16), d_mask.view(3, 2, 9)
+        for form in (list, lambda mask: list(mask.float().numpy()), Tensor.tolist):
+            args = q, d, form(q_mask), form(d_mask)
+            assert_close(ours.colbert_scores(*args), scores.colbert_scores(*args))
+            for sides in ((q, groups), (q[:1], groups), (q, groups[:1])):
+                masks = form(q_mask[: len(sides[0])]), form(group_mask[: len(sides[1])])
+                assert_close(ours.colbert_kd_scores(*sides, *masks), scores.colbert_kd_scores(*sides, *masks))
+
     def test_the_masked_tokens_win_in_these_inputs(self, scores: Any) -> None:
         """Otherwise the test above could not tell the two conventions apart."""
         q, q_mask = signed([4, 1, 6, 6], 6)

@@ -35,7 +35,8 @@ class LazyEncoder:
 
     def __init__(self, model: Any, **options: Any) -> None:
         self.name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-        if self.name is None and not any(callable(getattr(model, method, None)) for method in _METHODS):
+        methods = [] if isinstance(model, type) else [getattr(model, method, None) for method in _METHODS]
+        if self.name is None and not any(map(callable, methods)):
             msg = f"model must be an encoder, or the path or name of a checkpoint; got {type(model).__name__}"
             raise TypeError(msg)
         if self.name is None and options:

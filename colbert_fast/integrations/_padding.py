@@ -33,6 +33,18 @@ def padded(value: Any, name: str, ndim: int) -> Tensor:
     return tensor
 
 
+def in_pairs(queries: Tensor, documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat a single query, or the candidates of a single query, for each item of the other side.
+
+    The einsum of PyLate and of colpali-engine does so too.
+    """
+    if len(queries) == 1:
+        queries = queries.expand(len(documents), -1, -1)
+    elif len(documents) == 1:
+        documents = documents.expand(len(queries), -1, -1, -1)
+    return queries, documents
+
+
 def times_mask(tokens: Tensor, mask: Any, name: str) -> Tensor:
     """Multiply the rows of ``tokens [..., length, dim]`` by ``mask [..., length]``. The tensor itself stays as it is.
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 _Function = Callable[..., Any]
-# The id of a function, and what takes its place.
-_Swap = dict[int, _Function]
+# An object, and what takes its place.
+_Pair = tuple[Any, Any]
 # Most values are of these types. The walk skips them, because no function of a library is in them.
 _PLAIN = frozenset([str, int, float, bool, bytes, type(None), ModuleType, type(len), type(int.__add__), property])
 
@@ -40,6 +40,7 @@ class Patch:
     def __init__(self, replacements: Callable[[], dict[_Function, _Function]]) -> None:
         self._replacements = replacements
         self._stand_ins: dict[_Function, _Function] = {}
+        self._made: list[_Pair] = []  # objects around stand-ins, which are in the place of objects around functions
         self._blocks = 0  # how many `with` blocks of this process are running
         self._lock = threading.RLock()
 
@@ -59,16 +60,27 @@ class Patch:
 
     def _begin(self) -> None:
         for original, ours in self._replacements().items():
-            if original not in self._stand_ins:
+            # A stand-in is found here if Ctrl-C came when the walk of an earlier block was done, but not the block.
+            if original not in self._stand_ins and original not in self._stand_ins.values():
                 self._stand_ins[original] = self._stand_in(original, ours)
         try:
-            _swap_everywhere(self._stand_ins.items())
+            _swap_everywhere(self._stand_ins.items(), self._made)
         except BaseException:
             self._end()
             raise
 
     def _end(self) -> None:
-        _swap_everywhere((stand_in, original) for original, stand_in in self._stand_ins.items())
+        try:
+            self._restore()
+        except BaseException:  # Ctrl-C has stopped the walk: another one restores the rest
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
+        back = [(stand_in, original) for original, stand_in in self._stand_ins.items()]
+        back += [(new, old) for old, new in self._made]
+        _swap_everywhere(back, [])
+        self._made.clear()
 
     def _stand_in(self, original: _Function, ours: _Function) -> _Function:
         @functools.wraps(original)
@@ -100,15 +112,17 @@ def means_automatic(backend: Any) -> bool:
     return isinstance(backend, str) and backend.lower() == "auto"
 
 
-def _swap_everywhere(pairs: Iterable[tuple[_Function, _Function]]) -> None:
-    """Replace the first function of each pair by the second.
+def _swap_everywhere(pairs: Iterable[_Pair], made: list[_Pair]) -> None:
+    """Replace the first object of each pair by the second.
+
+    Where a static method, a partial function or a tuple holds a function that is replaced, another one takes its place.
+    The list ``made`` gets these pairs too, so that the walk back puts the very same objects back.
 
     These places are visited: the names of every module in sys.modules, and the lists and dicts among them; the names
     of its classes; default arguments; members of enums; and the attributes of every torch.nn.Module that is alive,
     because models and losses keep the function with which they were made.
     """
-    swap = {id(old): new for old, new in pairs}
-    walk = _Walk(swap)
+    walk = _Walk({id(old): new for old, new in pairs}, made)
     for module in list(sys.modules.values()):
         # The type is asked, because isinstance would ask a lazy module for its class, and so import it.
         if issubclass(type(module), ModuleType):
@@ -121,8 +135,9 @@ def _swap_everywhere(pairs: Iterable[tuple[_Function, _Function]]) -> None:
 class _Walk:
     """One walk, which visits every class and container once."""
 
-    def __init__(self, swap: _Swap) -> None:
+    def __init__(self, swap: dict[int, Any], made: list[_Pair]) -> None:
         self.swap = swap
+        self.made = made
         self.seen: set[int] = set()
 
     def new(self, value: Any) -> Any:
@@ -130,13 +145,25 @@ class _Walk:
         found = self.swap.get(id(value))
         if found is not None:
             return found
+        new = self.rebuilt(value)
+        if new is not value:
+            self.made.append((value, new))  # this keeps the value alive, so that its id stays its own
+            self.swap[id(value)] = new
+        return new
+
+    def rebuilt(self, value: Any) -> Any:
+        """Return a value that holds what takes the place of a function, if this value holds the function."""
         kind = type(value)
         if kind is staticmethod or kind is classmethod:
             inner = self.swap.get(id(value.__func__))
             return value if inner is None else kind(inner)
         if kind is functools.partial:
             inner = self.swap.get(id(value.func))
-            return value if inner is None else functools.partial(inner, *value.args, **value.keywords)
+            if inner is None:
+                return value
+            partial = functools.partial(inner, *value.args, **value.keywords)
+            vars(partial).update(vars(value))
+            return partial
         if kind is tuple and any(id(item) in self.swap for item in value):
             return tuple(self.swap.get(id(item), item) for item in value)
         return value
@@ -172,16 +199,25 @@ class _Walk:
                     value[i] = new
 
     def function(self, function: FunctionType) -> None:
-        """Replace in the default arguments, but not inside of them: a function may be a default of itself."""
-        if function.__defaults__ is not None:
-            defaults = tuple(map(self.new, function.__defaults__))
-            if any(new is not old for new, old in zip(defaults, function.__defaults__, strict=True)):
-                function.__defaults__ = defaults
+        """Replace in the default arguments, but not inside of them: a function may be a default of itself.
+
+        A decorator may have put another function around this one, which then has the default arguments.
+        """
+        defaults = function.__defaults__
+        if defaults is not None:
+            for default in defaults:
+                self.new(default)  # so that the tuple of all defaults finds it
+            new = self.new(defaults)
+            if new is not defaults:
+                function.__defaults__ = new
         by_keyword = function.__kwdefaults__ or {}
         for name, value in list(by_keyword.items()):
             new = self.new(value)
             if new is not value:
                 by_keyword[name] = new
+        inner = vars(function).get("__wrapped__")
+        if type(inner) is FunctionType and self.first_time(inner):
+            self.function(inner)
 
     def class_(self, owner: type) -> None:
         """Replace in the attributes of a class, and in the values and attributes of the members of an enum."""
@@ -198,7 +234,9 @@ class _Walk:
                 before = member._value_
                 self.names(vars(member))
                 if member._value_ is not before:
-                    owner._value2member_map_[member._value_] = member
+                    with contextlib.suppress(TypeError):  # a value without a hash is in no dictionary
+                        owner._value2member_map_.pop(before, None)
+                        owner._value2member_map_[member._value_] = member
 
     def first_time(self, value: Any) -> bool:
         """Return whether the value was not visited before, and note that it is now."""

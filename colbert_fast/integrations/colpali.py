@@ -18,7 +18,7 @@ from torch import Tensor
 from colbert_fast._extras import need
 from colbert_fast._integers import positive_int
 from colbert_fast._maxsim import maxsim, maxsim_pairwise
-from colbert_fast.integrations._padding import matrices, padded, with_row_of_zeros
+from colbert_fast.integrations._padding import in_pairs, matrices, padded, with_row_of_zeros
 from colbert_fast.integrations._patching import Patch, unless_named
 
 __all__ = ["maxsim_inbatch", "maxsim_kd", "patched", "score_multi_vector"]
@@ -126,7 +126,8 @@ def maxsim_kd(query: Tensor, doc: Tensor) -> Tensor:
     query
         ``[A, length, dim]``.
     doc
-        ``[A, n, length, dim]``: the n candidates of each query. Each row is a token, also a row of zeros.
+        ``[A, n, length, dim]``: the n candidates of each query. Each row is a token, also a row of zeros. One side may
+        hold a single item, which then goes with every item of the other side.
 
     Returns
     -------
@@ -138,7 +139,8 @@ def maxsim_kd(query: Tensor, doc: Tensor) -> Tensor:
     TypeError, ValueError
         As ``cf.maxsim``; also ValueError unless there are candidates for each query.
     """
-    return maxsim_pairwise(padded(query, "query", 3), padded(doc, "doc", 4), pad="zero")
+    query, doc = in_pairs(padded(query, "query", 3), padded(doc, "doc", 4))
+    return maxsim_pairwise(query, doc, pad="zero")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from colbert_fast._arrays import Mask
 from colbert_fast._extras import need
 from colbert_fast._maxsim import maxsim, maxsim_pairwise
 from colbert_fast.integrations._padding import (
+    in_pairs,
     matrices,
     padded,
     pieces_times_mask,
@@ -114,7 +115,8 @@ def colbert_kd_scores(
     queries_embeddings
         ``[A, length, dim]`` tensor or array, or a list of A matrices of one shape.
     documents_embeddings
-        ``[A, n, length, dim]``: the n candidates of each query.
+        ``[A, n, length, dim]``: the n candidates of each query. One side may hold a single item, which then goes with
+        every item of the other side.
     queries_mask, documents_mask
         ``[A, length]`` and ``[A, n, length]``, with the meaning that they have in :func:`colbert_scores`.
     backend
@@ -130,7 +132,9 @@ def colbert_kd_scores(
     TypeError, ValueError
         As :func:`colbert_scores`.
     """
-    queries, documents = _with_candidates(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
+    queries = padded(queries_embeddings, "queries_embeddings", 3)
+    documents = padded(documents_embeddings, "documents_embeddings", 4)
+    queries, documents = _masked(*in_pairs(queries, documents), queries_mask, documents_mask)
     return maxsim_pairwise(queries, documents, pad="zero", backend=_backend(backend))
 
 
@@ -153,7 +157,9 @@ class ColBERTScores:
         Masks and the backend are as in :func:`colbert_kd_scores`. Returns ``[A, D * n]``: column ``j * n + k`` has the
         scores of document k of group j.
         """
-        queries, documents = _with_candidates(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
+        queries = padded(queries_embeddings, "queries_embeddings", 3)
+        documents = padded(documents_embeddings, "documents_embeddings", 4)
+        queries, documents = _masked(queries, documents, queries_mask, documents_mask)
         return maxsim(queries, documents.flatten(0, 1), pad="zero", backend=_backend(backend))
 
 
@@ -240,9 +246,7 @@ def patched() -> Iterator[None]:
         yield
 
 
-def _with_candidates(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> tuple[Tensor, Tensor]:
-    queries = padded(queries, "queries_embeddings", 3)
-    documents = padded(documents, "documents_embeddings", 4)
+def _masked(queries: Tensor, documents: Tensor, queries_mask: Any, documents_mask: Any) -> tuple[Tensor, Tensor]:
     if queries_mask is not None:
         queries = times_mask(queries, queries_mask, "queries_mask")
     if documents_mask is not None:

@@ -62,7 +62,7 @@ def test_options_as_most_libraries_name_them(checkpoint: str, loads: list[Any]) 
 
 
 def test_errors() -> None:
-    for wrong in (None, 3, [], object):
+    for wrong in (None, 3, [], object, Counting):
         with pytest.raises(TypeError, match="model must be an encoder, or the path or name of a checkpoint; got "):
             LazyEncoder(wrong)
     with pytest.raises(TypeError, match="only a checkpoint that is loaded here takes device"):
