@@ -16,6 +16,7 @@ import pytest
 
 import colbert_fast as cf
 from colbert_fast import _backends, _info, _interrupts, cli
+from colbert_fast.cli.output import tell
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +149,8 @@ def test_usage(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     out, err = capsys.readouterr()
-    assert err.startswith("usage: colbert-fast") and reason in err and not out
+    assert err.startswith("colbert-fast") and reason in err and not out
+    assert len(err.splitlines()) == 1 and err.endswith(" --help\n")
 
 
 @pytest.mark.needs("demo")
@@ -241,6 +243,28 @@ def shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]
 def test_closed_stdout(arguments: list[str]) -> None:
     done = shell(">&-", *arguments)
     assert (done.returncode, done.stderr) == (1, "colbert-fast: standard output is closed\n")
+
+
+@posix
+def test_a_disk_that_gets_full(tmp_path: Path) -> None:
+    """Without a buffer the system takes the first part of the text, and reports no error for it."""
+    script = """
+import resource, signal, sys
+from colbert_fast.cli.output import write
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.exit(write("x" * 5000, 2))
+"""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with open(tmp_path / "out", "w") as out:
+        done = subprocess.run([sys.executable, "-c", script], stdout=out, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (2, b"colbert-fast: cannot write to standard output: File too large\n")
+
+
+def test_a_line_is_never_huge(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(f"line 7: got {'x' * 10**6}: no string")
+    said = capsys.readouterr().err
+    assert said.startswith("colbert-fast: line 7: got x") and said.endswith("x: no string\n") and len(said) < 1100
 
 
 @posix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -157,6 +158,21 @@ class TestExplain:
         assert command(*words) == f"{found}\n"
         assert json.loads(command(*words, "--json")) == json.loads(json.dumps(found.to_dict()))
         assert found.score == pytest.approx(encoder.scores([self.WORDS[1]], [self.WORDS[2]], tqdm_bar=False).item())
+
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+    def test_json_is_utf_8_in_any_case(
+        self, encoding: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An escape of Python would make JSON that nobody can read, and change the ids of a run."""
+        document, options = "caf\xe9 \u65e5 \U0001f600", ["--model", str(model), *OPTIONS]
+        file = tmp_path / "texts.tsv"
+        file.write_text(f"{document.replace(' ', '')}\t{document}\n", encoding="utf-8")
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+        for words in (["explain", "caf\xe9", document, "--json"], ["rank", str(file), str(file)]):
+            assert cli.main([*words, *options]) == 0
+        explained, run = sys.stdout.buffer.getvalue().decode().splitlines()
+        assert json.loads(explained)["document"] == document
+        assert run.split()[:3] == [document.replace(" ", ""), "Q0", document.replace(" ", "")]
 
     def test_a_page(self, model: Path, encoder: ColBERT, tmp_path: Path, command: Command) -> None:
         path = tmp_path / "x.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
@@ -10,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,6 +225,15 @@ class TestWhatIsRead:
         path = tmp_path / name
         expected = f"{path}{said if said.startswith(' ') else ', ' + said}"
         assert command.refused("rank", tmp_path / "q", path, "--model", "absent").startswith(expected)
+
+    def test_a_file_that_cannot_be_read_to_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken() -> Iterator[bytes]:
+            yield b"one\n"
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=broken()))
+        with pytest.raises(OSError, match=r"^cannot read standard input: Input/output error$"):
+            texts.read("-")
 
     def test_missing_files(self, files: Path, tmp_path: Path, command: Command) -> None:
         good, absent = files / "corpus.jsonl", tmp_path / "absent"

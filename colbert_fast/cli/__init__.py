@@ -18,6 +18,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import colbert_fast as cf
 from colbert_fast import _interrupts
@@ -68,17 +69,27 @@ def _run(arguments: Sequence[str] | None) -> int:
         mistake = isinstance(error, _MISTAKES)
         tell(str(error) if mistake else f"{type(error).__name__}: {error}")
         return chosen.mistake_status if mistake else 1
-    return (write("\n".join(lines), chosen.mistake_status) if lines else 0) or status
+    data = chosen.data or getattr(chosen, "json", False)
+    return (write("\n".join(lines), chosen.mistake_status, data) if lines else 0) or status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one line, as the commands do. A usage of ten lines would hide the mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        said = f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help"
+        self.exit(2, f"{said}\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="colbert-fast", description="Late-interaction (ColBERT, ColPali) scoring.")
+    parser = _Parser(prog="colbert-fast", description="Late-interaction (ColBERT, ColPali) scoring.")
     parser.add_argument("--version", action="version", version=f"colbert-fast {cf.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for command in _COMMANDS:
         command.add(commands)
-    # `mistake_status`: the exit status after one of _MISTAKES. `check`: what argparse cannot check by itself.
-    parser.set_defaults(mistake_status=1, check=lambda chosen: None)
+    # `mistake_status`: the exit status after one of _MISTAKES. `check`: what argparse cannot check by itself. `data`:
+    # a machine reads what is printed.
+    parser.set_defaults(mistake_status=1, data=False, check=lambda chosen: None)
     said = io.StringIO()
     try:
         # argparse ignores a full disk. So its output is kept here and written by `write`.

@@ -39,7 +39,7 @@ def add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
         ("--max-length-document", positive, "N", "tokens of a document at most"),
         ("--query-prefix", unicode_text, "TEXT", "what is put before every query"),
         ("--document-prefix", unicode_text, "TEXT", "what is put before every document"),
-        ("--device", unicode_text, "NAME", "such as cpu or cuda; default: the best"),
+        ("--device", _device, "NAME", "such as cpu or cuda; default: the best"),
     ]
     for option, kind, shown, told in options:
         group.add_argument(option, default=argparse.SUPPRESS, type=kind, metavar=shown, help=told)
@@ -91,6 +91,10 @@ def words(text: str) -> str:
 def unicode_text(text: str) -> str:
     """Read a text, which may be empty."""
     return _unicode(text, "a text")
+
+
+def _device(text: str) -> str:
+    return _words(text, "a device")
 
 
 def _words(text: str, what: str) -> str:

@@ -42,6 +42,11 @@ class Task:
     measures: list[Any]
     files: dict[str, Path]
 
+    def tell_what_is_absent(self) -> None:
+        """Tell of judged documents that are not in the corpus. Not before the checks: an error is one line alone."""
+        if unknown := {name for judged in self.qrels.values() for name in judged} - set(self.corpus.ids):
+            tell(f"warning: judged documents that are not in corpus.jsonl: {len(unknown)}, such as {min(unknown)!r}")
+
     def row(self, name: str, rankings: list[runs.Ranking], encode: float | None, search: float) -> Row:
         """Measure what a system found, and write its run file if the user wants one."""
         found = measures.measured(self.measures, self.qrels, self.queries, self.corpus.ids, rankings)
@@ -87,6 +92,7 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
         loaded = {name: encoders.load(name, model_options(chosen)) for name in chosen.model}
         for encoder in loaded.values():
             encoders.check_backend(encoder, chosen.backend)
+        task.tell_what_is_absent()
         candidates = None
         if chosen.first_stage == "bm25":
             started = time.perf_counter()
@@ -113,6 +119,8 @@ def _of_encoder(
 def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     if not chosen.model and chosen.first_stage == "none":
         parser.error("give --model M, or --first-stage bm25 for BM25 alone")
+    if "bm25" in chosen.model and chosen.first_stage == "bm25":
+        parser.error("argument --model: bm25 is the name of the first stage; write ./bm25 for the folder")
     if twice := sorted({name for name in chosen.model if chosen.model.count(name) > 1}):
         parser.error(f"argument --model: {twice[0]!r} is given twice")
 
@@ -131,9 +139,7 @@ def _task(chosen: argparse.Namespace) -> Task:
     for what, given in (("document", corpus), ("query", queries)):
         for name, text in zip(given.ids, given.texts, strict=True):
             check_unicode(f"{chosen.folder}: the {what} {name!r}", name + text)
-    known = set(corpus.ids)
-    if unknown := {name for judged in qrels.values() for name in judged} - known:
-        tell(f"warning: judged documents that are not in corpus.jsonl: {len(unknown)}, such as {min(unknown)!r}")
+    measures.check(asked, qrels)
     files: dict[str, Path] = {}
     if chosen.run_output is not None:
         runs.check_trec_ids(queries, "query")
@@ -149,7 +155,8 @@ def _run_files(chosen: argparse.Namespace) -> dict[str, Path]:
     names = [*(["bm25"] if chosen.first_stage == "bm25" else []), *chosen.model]
     files: dict[str, Path] = {}
     for name in names:
-        plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+        # A file system allows 255 bytes for a name. The end of a path says more than its beginning.
+        plain = re.sub(r"[^\w.-]+", "-", name)[-60:].strip("-.") or "model"
         taken = {path.stem for path in files.values()}
         stem = next(stem for stem in (plain, *(f"{plain}-{n}" for n in range(2, len(names) + 2))) if stem not in taken)
         files[name] = folder / f"{stem}.trec"

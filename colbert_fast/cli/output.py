@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -12,16 +13,20 @@ from pathlib import Path
 
 # The exit statuses that a shell reports for a command that Ctrl-C ended, and for one that wrote to a closed pipe.
 INTERRUPTED, CLOSED_PIPE = 128 + 2, 128 + 13
+# The number of characters of a line of `tell` at most.
+_LONGEST = 1000
 
 
-def write(text: str, failed: int = 1) -> int:
+def write(text: str, failed: int = 1, data: bool = False) -> int:
     """Print to standard output, and return the exit status.
 
     It is 0 if all of the text was written, CLOSED_PIPE if nobody reads it any more, and ``failed`` after another error.
+    A letter that the encoding of standard output lacks becomes an escape. With ``data``, which a machine reads, the
+    encoding is UTF-8 as in files, because an escape would change an id, or make JSON that nobody can read.
     """
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    encoding = "utf-8" if data else getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        _print(f"{text}\n".encode(encoding, "backslashreplace"), encoding)
         return 0
     except BrokenPipeError:
         status = CLOSED_PIPE
@@ -34,10 +39,30 @@ def write(text: str, failed: int = 1) -> int:
     return status
 
 
+def _print(raw: bytes, encoding: str) -> None:
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:  # a stream in memory
+        print(raw.decode(encoding), end="", flush=True)
+        return
+    sys.stdout.flush()
+    rest = memoryview(raw)
+    while rest:
+        # Without a buffer (PYTHONUNBUFFERED), a disk that gets full takes the first part and raises no error.
+        count = buffer.write(rest)
+        if not count:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        rest = rest[count:]
+    buffer.flush()
+
+
 def tell(message: str) -> None:
     """Print one line to standard error. Do nothing if standard error cannot be written."""
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        # Such as a message that quotes a line of a file. What is wrong is told at the beginning or at the end.
+        line = f"{line[: _LONGEST - 300]} ... {line[-295:]}"
     with contextlib.suppress(OSError):
-        print(f"colbert-fast: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"colbert-fast: {line}", file=sys.stderr, flush=True)
 
 
 def flush_stderr() -> None:

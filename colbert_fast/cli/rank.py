@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     add_cache(parser)
     add_backend(parser)
     add_model(parser)
-    parser.set_defaults(run=run, mistake_status=2)
+    parser.set_defaults(run=run, mistake_status=2, data=True)
 
 
 def run(chosen: argparse.Namespace) -> tuple[list[str], int]:

@@ -104,7 +104,7 @@ def check_unicode(what: str, text: str) -> None:
 
 
 def _decoded(file: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
-    for number, raw in enumerate(file, start=1):
+    for number, raw in enumerate(_read(file, where), start=1):
         try:
             # The first line may begin with a byte order mark.
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -113,6 +113,14 @@ def _decoded(file: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
             raise ValueError(msg) from None
         if line.strip():
             yield number, line
+
+
+def _read(file: Iterable[bytes], where: str) -> Iterator[bytes]:
+    try:
+        yield from file
+    except OSError as error:
+        msg = f"cannot read {where}: {error.strerror or error}"
+        raise OSError(msg) from None
 
 
 def _of_json(line: str, number: int) -> tuple[str, str]:
