@@ -266,4 +266,6 @@ class TestFiles:
         access = {"cache_folder": "c", "revision": "r", "token": "t"}
         assert files.Files("someone/colbert", access).find("linear.pt") == str(tmp_path / "linear.pt")
         expected = {"repository": "someone/colbert", "name": "linear.pt", "cache_dir": "c", "revision": "r"}
-        assert asked == {**expected, "token": "t", "local_files_only": False}
+        assert asked == {**expected, "token": "t", "local_files_only": False, "force_download": False}
+        files.Files("someone/colbert", {**access, "model_kwargs": {"force_download": True}}).find("linear.pt")
+        assert asked["force_download"] is True
