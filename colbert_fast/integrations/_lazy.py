@@ -60,11 +60,6 @@ class LazyEncoder:
             return model
         return LazyEncoder(model, **options)
 
-    @staticmethod
-    def of_field(model: Any, info: Any) -> LazyEncoder:
-        """Validate the field ``model`` of pydantic. The fields ``device`` and ``model_kwargs`` stand before it."""
-        return LazyEncoder.of(model, info.data.get("device"), info.data.get("model_kwargs"))
-
     def get(self) -> Any:
         """Return the encoder. The first call loads the checkpoint; other threads wait for it."""
         with self._lock:

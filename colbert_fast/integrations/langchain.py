@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
 
 from colbert_fast._extras import need
 
@@ -11,9 +10,9 @@ need("colbert_fast.integrations.langchain", "integrations", {"langchain-core": "
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import Field
 
-from colbert_fast.integrations._lazy import LazyEncoder
+from colbert_fast.integrations._fields import CONFIG, Device, Model, ModelOptions
 
 
 class LateInteractionReranker(BaseDocumentCompressor):
@@ -34,14 +33,11 @@ class LateInteractionReranker(BaseDocumentCompressor):
         More keyword arguments of `colbert_fast.models.ColBERT` for that checkpoint.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = CONFIG
 
-    # The checkpoint is loaded with these, so they stand before the model, and none of the three can be assigned later.
-    device: str | None = Field(default=None, frozen=True)
-    model_kwargs: dict[str, Any] = Field(default_factory=dict, frozen=True)
-    model: Annotated[
-        Any, BeforeValidator(LazyEncoder.of_field), PlainSerializer(lambda model: model.name), Field(frozen=True)
-    ]
+    device: Device = None
+    model_kwargs: ModelOptions = {}  # noqa: RUF012 - pydantic copies it
+    model: Model
     top_n: int | None = Field(default=None, ge=1)
     normalize: bool = False
 

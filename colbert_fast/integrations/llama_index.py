@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from colbert_fast._extras import need
 
@@ -11,9 +11,9 @@ need("colbert_fast.integrations.llama_index", "integrations", {"llama-index-core
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 
-from colbert_fast.integrations._lazy import LazyEncoder
+from colbert_fast.integrations._fields import CONFIG, Device, Model, ModelOptions
 
 
 class LateInteractionRerank(BaseNodePostprocessor):
@@ -37,14 +37,11 @@ class LateInteractionRerank(BaseNodePostprocessor):
         More keyword arguments of `colbert_fast.models.ColBERT` for that checkpoint.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = CONFIG
 
-    # The checkpoint is loaded with these, so they stand before the model, and none of the three can be assigned later.
-    device: str | None = Field(default=None, frozen=True)
-    model_kwargs: dict[str, Any] = Field(default_factory=dict, frozen=True)
-    model: Annotated[
-        Any, BeforeValidator(LazyEncoder.of_field), PlainSerializer(lambda model: model.name), Field(frozen=True)
-    ]
+    device: Device = None
+    model_kwargs: ModelOptions = {}  # noqa: RUF012 - pydantic copies it
+    model: Model
     top_n: int | None = Field(default=None, ge=1)
     normalize: bool = False
 

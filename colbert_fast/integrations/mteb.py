@@ -77,8 +77,9 @@ class LateInteractionSearch:
         if self._corpus is None:
             msg = "index() must come before search()"
             raise ValueError(msg)
-        names, ids, given = list(queries["id"]), list(self._corpus["id"]), None
+        names, ids = list(queries["id"]), list(self._corpus["id"])
         row_of = {document: row for row, document in enumerate(ids)}
+        given = None
         if top_ranked is not None:
             given = [dict.fromkeys(row_of[document] for document in top_ranked.get(name, ())) for name in names]
         rows: Sequence[int] = range(len(ids)) if given is None else sorted(set().union(*given))
