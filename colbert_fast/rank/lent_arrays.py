@@ -26,7 +26,7 @@ class LentArrays:
         return len(self._lent) + len(self._returned)
 
     def lend(self, key: Hashable, rows: _Array, height: int) -> _Array:
-        """Return an array of `height` rows: `rows`, and zero rows after them.
+        """Return an array float32 ``[height, dim]``: the ``rows [n, dim]``, and rows of zeros after them.
 
         As long as a user has an array of this key, or a view of it, this is the same memory again.
         """
@@ -44,6 +44,12 @@ class LentArrays:
         if memory is not None:
             memory.home = None
         self._returned = [memory for memory in self._returned if memory.key != key]
+
+    def take_back(self, memory: _Memory) -> None:
+        """Note that no user has this memory any more."""
+        if self._lent.get(memory.key) is memory:
+            self._lent.pop(memory.key, None)
+        self._returned.append(memory)
 
     def returned(self) -> list[tuple[Hashable, _Array]]:
         """Return each array that no user has any more, with its key. Each comes once."""
@@ -71,6 +77,4 @@ class _Memory(bytearray):
     def __del__(self) -> None:
         home = self.home() if self.home is not None else None
         if home is not None:
-            if home._lent.get(self.key) is self:
-                home._lent.pop(self.key, None)
-            home._returned.append(self)
+            home.take_back(self)
