@@ -128,7 +128,7 @@ def _with_progress(workloads: Sequence[Workload]) -> Iterator[Workload]:
     bar = None
     with contextlib.suppress(ImportError):
         if sys.stderr.isatty():
-            from tqdm import tqdm  # type: ignore[import-untyped]
+            from tqdm import tqdm
 
             # A terminal may not know its own size, and tqdm would draw nothing there.
             bar = tqdm(workloads, ncols=80, nrows=24, leave=False)

@@ -46,7 +46,7 @@ def warnings_as_lines() -> Iterator[None]:
 
 def progress(total: int, what: str) -> Any:
     """Return a progress bar on standard error, which shows nothing where standard error is no terminal."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     # A terminal may not know its own size, and tqdm would draw nothing there.
     return tqdm(total=total, desc=what, unit="text", file=sys.stderr, disable=None, ncols=80, nrows=24, leave=False)

@@ -147,7 +147,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file of lines, each of which ends in a newline."""
+    """Write a file of lines. Each line ends in a newline."""
     write_file(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from sentence_transformers import MultiVectorEncoder
 from torch import nn
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from tqdm.auto import tqdm
 
 from colbert_fast._explain import Explanation, explain
 from colbert_fast._forks import safe_after_fork

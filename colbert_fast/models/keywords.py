@@ -27,27 +27,18 @@ _RENAMED = {"cache_dir": "cache_folder", "torch_dtype": "dtype", "use_auth_token
 # What `from_pretrained` of a model takes, apart from values of its configuration.
 _OF_MODEL = (
     *("adapter_kwargs", "add_pooling_layer", "attn_implementation", "code_revision", "device_map", "disable_mmap"),
-    *("dtype", "experts_implementation", "gguf_file", "ignore_mismatched_sizes", "key_mapping", "load_in_4bit"),
-    *("load_in_8bit", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder", "offload_state_dict"),
-    *("quantization_config", "state_dict", "tp_plan", "tp_size", "use_kernels", "use_safetensors", "variant"),
-    "weights_only",
-    "force_download",
+    *("dtype", "experts_implementation", "force_download", "gguf_file", "ignore_mismatched_sizes", "key_mapping"),
+    *("load_in_4bit", "load_in_8bit", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder"),
+    *("offload_state_dict", "quantization_config", "state_dict", "tp_plan", "tp_size", "use_kernels"),
+    *("use_safetensors", "variant", "weights_only"),
 )
 # What tokenizers take.
 _OF_TOKENIZER = (
     *("add_bos_token", "add_eos_token", "add_prefix_space", "additional_special_tokens", "bos_token", "chat_template"),
     *("clean_up_tokenization_spaces", "cls_token", "code_revision", "do_lower_case", "eos_token"),
     *("extra_special_tokens", "fix_mistral_regex", "force_download", "from_slow", "legacy", "mask_token"),
-    *(
-        "model_max_length",
-        "pad_token",
-        "padding_side",
-        "sep_token",
-        "split_special_tokens",
-        "strip_accents",
-        "tokenize_chinese_chars",
-    ),
-    *("tokenizer_type", "truncation_side", "unk_token", "use_fast"),
+    *("model_max_length", "pad_token", "padding_side", "sep_token", "split_special_tokens", "strip_accents"),
+    *("tokenize_chinese_chars", "tokenizer_type", "truncation_side", "unk_token", "use_fast"),
 )
 _OF_CONFIG = ("code_revision", "force_download")
 _TARGETS = {"model_kwargs": _OF_MODEL, "processor_kwargs": _OF_TOKENIZER, "config_kwargs": _OF_CONFIG}

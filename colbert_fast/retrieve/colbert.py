@@ -40,7 +40,7 @@ class ColBERT(rank.ColBERT):
         super().__init__(key, on, model, device)
         self.documents: list[dict[str, Hashable]] = []
         self.documents_embeddings = TokenEmbeddings(pad_row=self._pads)
-        # All documents in their order, on the device; and which items of which batch they are copies of.
+        # Copies of all documents on the device, in their order; and the batch and the numbers of the copied items.
         self._index: PackedTokens | None = None
         self._indexed: tuple[PackedTokens | None, list[int]] = (None, [])
 

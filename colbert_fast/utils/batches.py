@@ -44,7 +44,7 @@ def batchify(X: Iterable[Any], batch_size: int, desc: str = "", tqdm_bar: bool =
     starts: Iterable[int] = range(0, len(items), size)
     if tqdm_bar:
         need("a progress bar (tqdm_bar=True)", "models", {"tqdm": "4.64"})
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
 
         starts = tqdm(starts, position=0, desc=desc)
     return (items[start : start + size] for start in starts)
