@@ -28,8 +28,8 @@ from small_collection import (
 )
 
 import colbert_fast as cf
-from colbert_fast import cli
-from colbert_fast.cli import embedding, output
+from colbert_fast import _files, cli
+from colbert_fast.cli import embedding
 from colbert_fast.models import ColBERT
 
 
@@ -120,7 +120,7 @@ class TestEncode:
         assert len(list(parts.iterdir())) == 2 and not path.exists()
         (parts / "notes").write_text("mine")
         # What a killed process leaves.
-        output._beside(next(parts.glob("documents-*"))).write_text("half")
+        _files.path_beside(next(parts.glob("documents-*"))).write_text("half")
         command(*words, path, "--resume")
         assert len(calls) == 5
         for name, tensor in load_file(tmp_path / "whole").items():

@@ -12,13 +12,13 @@ import colbert_fast
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
     {"_C"},
-    {"_extension", "_interrupts"},
+    {"_extension", "_files", "_interrupts"},
     {
         *("reference", "_arrays", "_environment", "_forks", "_torch_modes", "_warnings"),
         "_backends.triton_tiles",
     },
     {"_absent", "_extras"},
-    {"_int8", "_integers", "_items", "_spans"},
+    {"_int8", "_integers", "_items", "_safetensors", "_spans"},
     {"_layouts"},
     {"packed"},
     {"_lowering", "_backends.problem"},

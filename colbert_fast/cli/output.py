@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from colbert_fast import _files
 
 # The exit statuses that a shell reports for a command that Ctrl-C ended, and for one that wrote to a closed pipe.
 INTERRUPTED, CLOSED_PIPE = 128 + 2, 128 + 13
@@ -85,7 +86,7 @@ def check_output(path: Path, *, ordinary: bool = False) -> None:
     ``ordinary``: refuse a device or a pipe too.
     """
     with _told(path):
-        kind = _kind(path)
+        kind = _files.kind_of(path)
         if kind == stat.S_IFDIR:
             problem = "it is a folder"
         elif kind not in (None, stat.S_IFREG):
@@ -94,8 +95,8 @@ def check_output(path: Path, *, ordinary: bool = False) -> None:
             problem = f"the folder {path.parent} does not exist"
         else:
             problem = ""
-            beside = _beside(path.resolve())
-            _create(beside)
+            beside = _files.path_beside(path.resolve())
+            _files.create(beside)
             beside.unlink()
         if problem:
             raise OSError(problem)
@@ -118,26 +119,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     to it: that would put a file in the place of the device. See `check_output`.
     """
     with _told(path):
-        if _kind(path) not in (None, stat.S_IFREG):
+        if _files.kind_of(path) not in (None, stat.S_IFREG):
             yield path
             return
-        target = path.resolve()  # of a link, the file that it leads to
-        beside = _beside(target)
-        try:
-            _create(beside)
-            mode = beside.stat().st_mode
+        with _files.whole_file(path) as beside:
             yield beside
-            # A library may have put a file of its own, for its user only, in the place of ours.
-            beside.chmod(stat.S_IMODE(mode))
-            _to_disk(beside)
-            os.replace(beside, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
-        # Without this, a crash of the machine could undo the new name. Some systems cannot open a folder.
-        with contextlib.suppress(OSError):
-            _to_disk(target.parent)
 
 
 def write_file(path: Path, text: str) -> None:
@@ -149,31 +135,6 @@ def write_file(path: Path, text: str) -> None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a file of lines. Each line ends in a newline."""
     write_file(path, "".join(f"{line}\n" for line in lines))
-
-
-def _kind(path: Path) -> int | None:
-    """Return what is at the path, as the module `stat` names it, or None if nothing is there."""
-    try:
-        return stat.S_IFMT(path.stat().st_mode)
-    except FileNotFoundError:
-        return None
-
-
-def _beside(path: Path) -> Path:
-    # Short: a file system allows 255 bytes for a name, and the name of the user may be long.
-    return path.with_name(f"{path.name[:40]}.{secrets.token_hex(4)}.part")
-
-
-def _create(path: Path) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
