@@ -19,7 +19,7 @@ ROWS = [
     },
     {"_absent", "_extras"},
     {"_int8", "_integers", "_items", "_safetensors", "_spans"},
-    {"_layouts"},
+    {"_layouts", "_codecs"},
     {"packed"},
     {"_lowering", "_backends.problem"},
     {

@@ -1,0 +1,24 @@
+"""Codes of tokens in 8, 4, 2 or 1 bits a number, with which the score of a document is bounded from above.
+
+:mod:`colbert_fast._codecs.encoding` says what the codes are and proves their bound.
+"""
+
+from colbert_fast._codecs.codes import Codes, decoded
+from colbert_fast._codecs.encoding import encode, encode_planes
+from colbert_fast._codecs.packing import BITS, packed_levels, row_bytes, unpacked_levels
+from colbert_fast._codecs.rotation import rotate, rotate_back, rotation_error, signs
+
+__all__ = [
+    "BITS",
+    "Codes",
+    "decoded",
+    "encode",
+    "encode_planes",
+    "packed_levels",
+    "rotate",
+    "rotate_back",
+    "rotation_error",
+    "row_bytes",
+    "signs",
+    "unpacked_levels",
+]
