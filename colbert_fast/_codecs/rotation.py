@@ -45,22 +45,21 @@ def rotation_error(dim: int, dtype: torch.dtype = torch.float32) -> float:
     """Return g, so that a rotation in ``dtype``, by any program, is off by at most g times the norm of the row.
 
     Let p = 2**L, and u = 2**-23 for float32 and 2**-52 for float64: no rounding is off by more than the factor 1 +- u,
-    whatever the rounding mode is. A stage has one rounding for 1 / sqrt(p), one for the product with it, and one for
-    each of the L layers of sums and differences. Each step multiplies the norm of any row by one factor, the product
-    with a sign and 1 / sqrt(p) as well as a layer, and the product of the factors of a stage is 1. So the roundings of
-    a step, relative to the norm of the row after it, stay as they are to the end. Together they are at most
-    (1 + u)**(4 (L + 2)) - 1 <= (4 L + 9) u, because L <= 12.
+    whatever the rounding mode is. A stage has two roundings for 1 / sqrt(p), one for the product with it, and one for
+    each of the L layers of sums and differences. Each step multiplies the norm of any row by a number of its own: the
+    product with 1 / sqrt(p) as well as a layer. So an error, relative to the norm of the row, stays as it is in later
+    steps. All roundings together are at most (1 + u)**(4 (L + 3)) - 1 <= (4 L + 13) u, because L <= 12.
 
     If denormal numbers are flushed to zero, each of fewer than 64 steps loses at most 2**-126 a number, and the later
     steps of its stage make at most 64 times that of it: less than 64 * 64 * 64 * 2**-126 = 2**-108 of norm in all. For
     rows with a norm of 2**-60 or more this is below u times the norm. (In float64 only the float32 numbers of the row
-    can be flushed, which is at most 64 * 2**-126.) So g = 4 (L + 3) u.
+    can be flushed, which is at most 64 * 2**-126.) So g = 4 (L + 4) u.
 
-    Stages may leave out p numbers, which then pass fewer roundings. A program that rotates in another order of layers
-    obeys this too, and one that fuses a product and a sum has fewer roundings.
+    A stage may leave out numbers, which then pass fewer roundings. The order of the layers does not matter, and a
+    product that is fused with a sum has fewer roundings.
     """
     unit = torch.finfo(dtype).eps
-    return 4 * (int(math.log2(_power(dim))) + 3) * unit
+    return 4 * (int(math.log2(_power(dim))) + 4) * unit
 
 
 def rotate(rows: Tensor, seed: int) -> Tensor:
