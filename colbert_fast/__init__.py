@@ -9,6 +9,7 @@ from colbert_fast import _interrupts as _interrupts
 # isort: split
 
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
@@ -19,9 +20,13 @@ from colbert_fast._rerank import rerank
 from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
 
+if _TYPE_CHECKING:
+    from colbert_fast.collection import Collection
+
 __version__ = _version("colbert-fast")
 
 __all__ = [
+    "Collection",
     "Explanation",
     "PackedTokens",
     "__version__",
@@ -36,3 +41,14 @@ __all__ = [
     "set_num_threads",
     "topk",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Imported at first use, with the database of the standard library.
+    if name == "Collection":
+        from colbert_fast.collection import Collection
+
+        globals()[name] = Collection
+        return Collection
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -33,6 +33,7 @@ ROWS = [
     {"_ops"},
     {"_scoring"},
     {"_maxsim", "_topk"},
+    {"collection"},
     {"_argmax"},
     {"_encoders"},
     {"_rerank", "_explain"},

@@ -15,6 +15,7 @@ import colbert_fast as cf
 
 def test_names() -> None:
     assert cf.__all__ == [
+        "Collection",
         "Explanation",
         "PackedTokens",
         "__version__",

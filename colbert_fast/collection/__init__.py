@@ -1,0 +1,5 @@
+"""Collections: documents on disk, appendable, searched exactly from compressed codes."""
+
+from colbert_fast.collection.collection import Collection
+
+__all__ = ["Collection"]

@@ -1,0 +1,355 @@
+"""What changes a collection: documents are added, deleted, described anew, and packed together.
+
+A change holds the lock of writers. Files are written first, and are safe on the disk; then one transaction of the
+database makes them part of the collection. A process that is killed before leaves files that nobody knows, which the
+next writer to open the folder removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from colbert_fast.collection import checks, database, parts, segments
+from colbert_fast.collection.layout import MAX_DIM, Layout, Options
+from colbert_fast.collection.lock import WriterLock
+from colbert_fast.collection.segments import Written
+from colbert_fast.collection.snapshot import Part, Snapshot, unpacked
+from colbert_fast.packed import PackedTokens
+
+# A segment has at most so many bytes of tokens in float32, or one document.
+SEGMENT_BYTES = 1 << 29
+# So many ids are looked up at a time.
+_IDS_AT_ONCE = 1 << 14
+
+
+class Batch:
+    """Documents that are added together.
+
+    Parameters
+    ----------
+    ids
+        One for each document.
+    tokens
+        On the CPU, floating point.
+    metadata
+        JSON of each document, or None.
+    """
+
+    def __init__(self, ids: list[str], tokens: PackedTokens, metadata: list[str | None]) -> None:
+        self.ids = ids
+        self.tokens = tokens
+        self.metadata = metadata
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, first: int, last: int) -> Batch:
+        """Return some of the documents."""
+        rows = slice(first, last)
+        return Batch(self.ids[rows], self.tokens[rows], self.metadata[rows])
+
+    def without_tokens(self) -> Batch:
+        """Return the ids and the metadata alone, so that written tokens need no memory."""
+        return Batch(self.ids, PackedTokens.from_list([]), self.metadata)
+
+
+class Writer:
+    """Changes a collection.
+
+    Parameters
+    ----------
+    folder
+        Of the collection.
+    wait
+        Seconds to wait for another writer.
+    """
+
+    def __init__(self, folder: str, wait: float) -> None:
+        self._folder = folder
+        self._wait = wait
+        self._lock = WriterLock(folder)
+
+    @contextlib.contextmanager
+    def _writing(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Hold the lock and a connection. A connection for each change, so that none outlives a fork."""
+        with self._lock.held(self._wait if wait is None else wait):
+            connection = database.connect(self._folder, mode="rwc", wait=self._wait)
+            try:
+                with database.errors(self._folder):
+                    yield connection
+            finally:
+                connection.close()
+
+    def create(self, options: Options) -> None:
+        """Make the database, unless another process has just made it."""
+        with self._writing() as connection:
+            if database.is_blank(connection, self._folder):
+                if any(segments.PATTERN.fullmatch(name) for name in os.listdir(self._folder)):
+                    msg = f"{self._folder} has segments but no {database.NAME}, which says what they are"
+                    raise ValueError(msg)
+                values = {"codes": options.codes, "exact": options.exact, "seed": options.seed, "dim": 0}
+                database.create(connection, values)
+                segments.sync_folder(self._folder)
+
+    def sweep(self) -> None:
+        """Remove the files of killed processes, unless somebody writes now."""
+        if not any(segments.PATTERN.fullmatch(name) for name in os.listdir(self._folder)):
+            return
+        with contextlib.suppress(TimeoutError), self._writing(wait=0) as connection:
+            known = {file for (file,) in connection.execute("SELECT file FROM segment")}
+            for name in os.listdir(self._folder):
+                if segments.PATTERN.fullmatch(name) and name not in known:
+                    self._remove(name)
+
+    def _remove(self, file: str) -> None:
+        # Windows does not remove a file that a reader has mapped. The next writer that opens the folder does.
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._folder, file))
+
+    @contextlib.contextmanager
+    def _committing(self, connection: sqlite3.Connection, written: Sequence[Written]) -> Iterator[None]:
+        """Run a transaction that makes files part of the collection. Remove them if it fails."""
+        try:
+            with database.transaction(connection):
+                yield
+        except BaseException:
+            # An interrupt may come after the commit.
+            known = {file for (file,) in connection.execute("SELECT file FROM segment")}
+            for one in written:
+                if one.file not in known:
+                    self._remove(one.file)
+            raise
+
+    def add(self, batches: Iterable[Batch], *, replace: bool, whole: bool) -> int:
+        """Add documents and return how many.
+
+        Parameters
+        ----------
+        batches
+            In order.
+        replace
+            Whether a document may take the place of one with its id.
+        whole
+            Whether all batches are added in one transaction; else each segment is.
+        """
+        if not whole:
+            count = 0
+            for group in grouped(batches):
+                with self._writing() as connection:
+                    count += self._add(connection, [group], replace)
+            return count
+        with self._writing() as connection:
+            return self._add(connection, grouped(batches), replace)
+
+    def _add(self, connection: sqlite3.Connection, groups: Iterable[list[Batch]], replace: bool) -> int:
+        options, dim = _options(connection, self._folder)
+        # The last place of each id, where places count the documents of this call.
+        places: dict[str, int] = {}
+        count = 0
+        added: list[tuple[Written, list[Batch]]] = []
+        try:
+            for group in groups:
+                for batch in group:
+                    _check_new(connection, batch.ids, places, count, replace)
+                    dim = _common_dim(batch.tokens, dim)
+                    count += len(batch)
+                added.append((self._write(options, dim, group), [batch.without_tokens() for batch in group]))
+        except BaseException:
+            for written, _ in added:
+                self._remove(written.file)
+            raise
+        if not added:
+            return 0
+        with self._committing(connection, [written for written, _ in added]):
+            connection.execute("UPDATE option SET value = ? WHERE name = 'dim'", (dim,))
+            if replace:
+                _delete(connection, places)
+            first = 0
+            for written, group in added:
+                _insert(connection, written, group, first, places)
+                first += written.documents
+        return len(places)
+
+    def _write(self, options: Options, dim: int, group: list[Batch]) -> Written:
+        ids = [name for batch in group for name in batch.ids]
+        tokens = sum(int(batch.tokens.lengths.sum()) for batch in group)
+        layout = Layout(options, dim, len(ids), tokens)
+        return segments.write(self._folder, layout, parts.encoded(options, [b.tokens for b in group], ids))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents and return how many there were."""
+        with self._writing() as connection, database.transaction(connection):
+            return _delete(connection, dict.fromkeys(ids))
+
+    def update(self, ids: Sequence[str], metadata: Sequence[str | None]) -> None:
+        """Give documents other metadata."""
+        with self._writing() as connection, database.transaction(connection):
+            for name, text in zip(ids, metadata, strict=True):
+                if connection.execute("UPDATE document SET metadata = ? WHERE id = ?", (text, name)).rowcount == 0:
+                    msg = f"the collection has no document {name!r}"
+                    raise KeyError(msg)
+            _insert_fields(connection, metadata)
+
+    def compact(self, latest: Callable[[], Snapshot]) -> None:
+        """Write the segments anew that have deleted documents, or that fit into one with their neighbours.
+
+        Parameters
+        ----------
+        latest
+            Returns the state of the collection.
+        """
+        with self._writing() as connection:
+            snapshot = latest()
+            runs = _runs(snapshot.all_parts(), max(1, SEGMENT_BYTES // max(1, 4 * snapshot.dim)))
+            written: list[Written | None] = []
+            try:
+                for run in runs:
+                    written.append(self._packed(snapshot, run))
+            except BaseException:
+                for one in written:
+                    if one is not None:
+                        self._remove(one.file)
+                raise
+            with self._committing(connection, [one for one in written if one is not None]):
+                for run, one in zip(runs, written, strict=True):
+                    _renumber(connection, run, one)
+            for run in runs:
+                for part in run:
+                    self._remove(part.segment.file)
+
+    def _packed(self, snapshot: Snapshot, run: Sequence[Part]) -> Written | None:
+        """Write the documents of a run of segments into one; None if there are none."""
+        pairs = [(part.segment, part.live) for part in run if len(part.live)]
+        documents = sum(len(part.live) for part in run)
+        tokens = sum(part.tokens for part in run)
+        if not documents:
+            return None
+        layout = Layout(snapshot.options, snapshot.dim, documents, tokens)
+        return segments.write(self._folder, layout, parts.copied(pairs))
+
+
+def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Gather batches, or cut them, into what a segment holds."""
+    group: list[Batch] = []
+    room = 1
+    for batch in batches:
+        most = max(1, SEGMENT_BYTES // max(1, 4 * batch.tokens.tokens.shape[1]))
+        # A document without tokens takes room too.
+        weights = batch.tokens.lengths.clamp_min(1)
+        for first, last in parts.spans(weights, most):
+            weight = int(weights[first:last].sum())
+            if group and weight > room:
+                yield group
+                group = []
+            room = (room if group else most) - weight
+            group.append(batch.part(first, last))
+    if group:
+        yield group
+
+
+def _options(connection: sqlite3.Connection, folder: str) -> tuple[Options, int]:
+    found = checks.options(dict(connection.execute("SELECT name, value FROM option")), folder)
+    return Options(found["codes"], found["exact"], found["seed"]), found["dim"]
+
+
+def _common_dim(tokens: PackedTokens, dim: int) -> int:
+    """Return the dim of the collection, 0 if it has none yet, or else of new tokens."""
+    own = tokens.tokens.shape[1]
+    if dim and (own == dim or not len(tokens.tokens)):
+        return dim
+    if dim or not 1 <= own <= MAX_DIM:
+        wanted = f"the dim of the collection, {dim}" if dim else f"a dim from 1 to {MAX_DIM}"
+        msg = f"embeddings need {wanted}; got {own}"
+        raise ValueError(msg)
+    return own
+
+
+def _check_new(
+    connection: sqlite3.Connection, ids: Sequence[str], places: dict[str, int], first: int, replace: bool
+) -> None:
+    """Note the place of each id. Raise ValueError if an id is there already and may not be replaced."""
+    for begin in range(0, 0 if replace else len(ids), _IDS_AT_ONCE):
+        sql = "SELECT id FROM document WHERE id IN (SELECT value FROM json_each(?)) LIMIT 1"
+        for (name,) in connection.execute(sql, (json.dumps(ids[begin : begin + _IDS_AT_ONCE]),)):
+            msg = f"the collection has a document {name!r} already; replace=True replaces it"
+            raise ValueError(msg)
+    for place, name in enumerate(ids, first):
+        if name in places and not replace:
+            msg = f"ids must differ; {name!r} comes twice"
+            raise ValueError(msg)
+        places[name] = place
+
+
+def _insert(
+    connection: sqlite3.Connection, written: Written, group: Sequence[Batch], place: int, places: dict[str, int]
+) -> None:
+    """Insert a segment and its documents. Those whose id comes again later are deleted at once."""
+    (first,) = connection.execute("SELECT coalesce(max(first + documents), 0) FROM segment").fetchone()
+    ids = [name for batch in group for name in batch.ids]
+    texts = [text for batch in group for text in batch.metadata]
+    gone = np.array([places[name] != place + i for i, name in enumerate(ids)], dtype=np.uint8)
+    _insert_segment(connection, first, written, np.packbits(gone).tobytes() if gone.any() else None)
+    rows = [(first + i, name, texts[i]) for i, name in enumerate(ids) if not gone[i]]
+    connection.executemany("INSERT INTO document VALUES(?, ?, ?)", rows)
+    _insert_fields(connection, texts)
+
+
+def _delete(connection: sqlite3.Connection, ids: Iterable[str]) -> int:
+    """Delete documents by their ids, and return how many there were."""
+    names, numbers = list(ids), []
+    for first in range(0, len(names), _IDS_AT_ONCE):
+        sql = "SELECT number FROM document WHERE id IN (SELECT value FROM json_each(?))"
+        found = connection.execute(sql, (json.dumps(names[first : first + _IDS_AT_ONCE]),))
+        numbers += [number for (number,) in found]
+    gone = np.unique(np.array(numbers, dtype=np.int64))
+    sql = "DELETE FROM document WHERE number IN (SELECT value FROM json_each(?))"
+    connection.execute(sql, (json.dumps(gone.tolist()),))
+    for first, documents, deleted in connection.execute("SELECT first, documents, deleted FROM segment").fetchall():
+        begin, end = np.searchsorted(gone, [first, first + documents])
+        if begin < end:
+            bits = unpacked(documents, deleted)
+            bits[gone[begin:end] - first] = 1
+            connection.execute("UPDATE segment SET deleted = ? WHERE first = ?", (np.packbits(bits).tobytes(), first))
+    return len(gone)
+
+
+def _insert_fields(connection: sqlite3.Connection, metadata: Iterable[str | None]) -> None:
+    fields = {name for text in metadata if text is not None for name in json.loads(text)}
+    connection.executemany("INSERT OR IGNORE INTO field VALUES(?)", [(name,) for name in sorted(fields)])
+
+
+def _runs(all_parts: Sequence[Part], most: int) -> list[list[Part]]:
+    """Return the runs of neighbouring segments that are each to become one segment of at most so many tokens."""
+    runs: list[list[Part]] = []
+    room = 0
+    for part in all_parts:
+        weight = max(part.tokens, len(part.live))
+        if weight > room or not runs:
+            runs.append([])
+            room = most
+        runs[-1].append(part)
+        room -= weight
+    return [run for run in runs if len(run) > 1 or len(run[0].live) < run[0].segment.documents]
+
+
+def _renumber(connection: sqlite3.Connection, run: Sequence[Part], written: Written | None) -> None:
+    """Put one segment in the place of a run of them. Their documents keep their order."""
+    first = run[0].segment.first
+    connection.executemany("DELETE FROM segment WHERE first = ?", [(part.segment.first,) for part in run])
+    # In ascending order, because a number only ever becomes smaller, and the numbers below it are free by then.
+    old = [number for part in run for number in part.documents.tolist()]
+    moves = [(new, number) for new, number in enumerate(old, first) if new != number]
+    connection.executemany("UPDATE document SET number = ? WHERE number = ?", moves)
+    if written is not None:
+        _insert_segment(connection, first, written, None)
+
+
+def _insert_segment(connection: sqlite3.Connection, first: int, written: Written, deleted: bytes | None) -> None:
+    row = (first, written.file, written.documents, written.tokens, written.checksums, deleted)
+    connection.execute("INSERT INTO segment VALUES(?, ?, ?, ?, ?, ?)", row)

@@ -1,0 +1,128 @@
+"""What is read from the database, or given by a user, is checked here before it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from colbert_fast.collection import database
+from colbert_fast.collection.layout import EXACT, LEVELS, MAX_DIM
+from colbert_fast.collection.segments import PATTERN
+
+if TYPE_CHECKING:
+    from colbert_fast.collection.reader import Reader
+
+# No segment is larger, so that products of such numbers stay in int64.
+_MOST = 1 << 40
+_LARGEST_NUMBER = 1 << 62
+
+
+def damaged(folder: str, what: str) -> ValueError:
+    """Return an error that names the database."""
+    return ValueError(f"{os.path.join(folder, database.NAME)} is damaged: {what}")
+
+
+def options(found: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Return the options of a collection, as its database has them, checked."""
+    allowed: dict[str, Any] = {"codes": tuple(LEVELS), "exact": (*EXACT, None)}
+    for name, values in allowed.items():
+        if name not in found or found[name] not in values:
+            raise damaged(folder, f"the option {name} must be one of {values}; got {found.get(name)!r}")
+    for name, most in (("seed", _LARGEST_NUMBER), ("dim", MAX_DIM)):
+        if not _is_number(found.get(name), most):
+            raise damaged(folder, f"the option {name} must be from 0 to {most}; got {found.get(name)!r}")
+    return found
+
+
+def segments(reader: Reader) -> Iterator[tuple[int, str, int, int, bytes | None]]:
+    """Return first, file, documents, tokens and deleted of each segment, in the order of the documents, checked."""
+    after = 0
+    sql = "SELECT first, file, documents, tokens, deleted FROM segment ORDER BY first"
+    for first, file, documents, tokens, deleted in reader.rows(sql):
+        if not isinstance(file, str) or not PATTERN.fullmatch(file) or file.endswith(".tmp"):
+            raise damaged(reader.folder, f"the file of a segment is {file!r}")
+        for name, value in (("documents", documents), ("tokens", tokens)):
+            if not _is_number(value, _MOST):
+                raise damaged(reader.folder, f"{name} of the segment {file} must be from 0 to {_MOST}; got {value!r}")
+        if not _is_number(first, _LARGEST_NUMBER) or first < after:
+            raise damaged(reader.folder, f"first of the segment {file} must be {after} or more; got {first!r}")
+        after = first + documents
+        if deleted is not None:
+            _check_deleted(reader.folder, file, documents, deleted)
+        yield first, file, documents, tokens, deleted
+
+
+def _check_deleted(folder: str, file: str, documents: int, deleted: Any) -> None:
+    length = (documents + 7) // 8
+    if not isinstance(deleted, bytes) or len(deleted) != length:
+        raise damaged(folder, f"deleted of the segment {file} must have {length} bytes")
+    if documents % 8 and deleted[-1] & ((1 << (8 - documents % 8)) - 1):
+        raise damaged(folder, f"deleted of the segment {file} has a bit beyond its {documents} documents")
+
+
+def _is_number(value: Any, most: int) -> bool:
+    return isinstance(value, int) and 0 <= value <= most
+
+
+def metadata(folder: str, number: int, text: Any) -> dict[str, Any] | None:
+    """Return the metadata of a document as they were given."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise damaged(folder, f"the metadata of document {number}: {error}") from None
+    if not isinstance(found, dict):
+        raise damaged(folder, f"the metadata of document {number} are no object")
+    return found
+
+
+def ids(given: Iterable[str], name: str) -> list[str]:
+    """Return ids as a list. Raises TypeError or ValueError for what cannot be one."""
+    if isinstance(given, (str, bytes)):
+        msg = f"{name} must be a list of str, one for each document; got one {type(given).__name__}"
+        raise TypeError(msg)
+    found = list(given)
+    for i, one in enumerate(found):
+        if not isinstance(one, str):
+            msg = f"{name} must be str; {name}[{i}] is {type(one).__name__}"
+            raise TypeError(msg)
+        # SQLite's functions on JSON end a text at a NUL, and UTF-8 has no lone surrogates.
+        if "\0" in one or not (one.isascii() or _is_text(one)):
+            msg = f"{name}[{i}] must be text without NUL and lone surrogates; got {one!r}"
+            raise ValueError(msg)
+    return found
+
+
+def _is_text(one: str) -> bool:
+    try:
+        one.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def metadata_text(given: Any, name: str) -> str | None:
+    """Return the metadata of one document as JSON, or None. Raises TypeError or ValueError if it has none."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        msg = f"{name} must be a dict with names that are str, or None; got {given!r}"
+        raise TypeError(msg)
+    try:
+        return json.dumps(dict(given), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"{name} must be what JSON can say: {error}"
+        raise type(error)(msg) from None
+
+
+def metadata_texts(given: Sequence[Any] | None, count: int) -> list[str | None]:
+    """Return the metadata of documents as JSON."""
+    if given is None:
+        return [None] * count
+    if len(given) != count:
+        msg = f"metadata must have one entry for each of {count} documents; got {len(given)}"
+        raise ValueError(msg)
+    return [metadata_text(one, f"metadata[{i}]") for i, one in enumerate(given)]

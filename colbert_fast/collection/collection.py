@@ -1,0 +1,303 @@
+"""A collection of documents on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from types import EllipsisType, TracebackType
+from typing import Any, overload
+
+from torch import Tensor
+
+from colbert_fast._forks import safe_after_fork
+from colbert_fast.collection import adding, changes, checks, verify
+from colbert_fast.collection.filters import Parameters
+from colbert_fast.collection.layout import EXACT, LEVELS, Options
+from colbert_fast.collection.reader import Reader
+from colbert_fast.collection.snapshot import Snapshot
+from colbert_fast.packed import PackedTokens
+
+_SEED = 0
+
+
+class Collection:
+    """Documents on disk, as token embeddings with ids and metadata.
+
+    A collection is a folder. Every change is one transaction: after a crash at any moment it has happened or it has
+    not, and what a method has returned from stays. The tokens lie in files that are mapped into memory when they are
+    needed and never change. A Collection sees the state that it opened, and its own changes; :meth:`refresh` shows
+    what others have changed since. Many processes may read beside one that writes; a second writer waits. Threads may
+    share a Collection, and so may forked children.
+
+    Parameters
+    ----------
+    path
+        The folder. It is made if it is not there.
+    codes
+        What a search scans: ``"int8"`` (the default of a new folder), ``"int4+4"``, which reads half as much first,
+        or for approximate answers ``"int4"``, ``"int2"`` or ``"int1"``.
+    exact
+        The dtype in which the tokens are kept beside, for exact scores: ``"float16"`` (the default of a new folder),
+        ``"bfloat16"``, ``"float32"``, or None, which keeps only the codes.
+    read_only
+        Whether to open an existing folder without ever writing to it.
+    wait
+        Seconds to wait for another writer.
+
+    Raises
+    ------
+    FileNotFoundError
+        ``read_only`` and there is no collection.
+    ValueError
+        An option that is unknown, or another than that of the folder; or a damaged file, which the message names.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        codes: str | None = None,
+        exact: str | EllipsisType | None = ...,
+        read_only: bool = False,
+        wait: float = 5.0,
+    ) -> None:
+        _check_options(codes, exact)
+        self._folder = os.path.abspath(os.fspath(path))
+        self._read_only = read_only
+        self._wait = wait
+        self._closed = False
+        self._snapshot: Snapshot | None = None
+        self._begin()
+        if not read_only:
+            self._make(Options(codes or "int8", "float16" if exact is ... else exact, _SEED))
+        options = self._current().options
+        for name, given in (("codes", codes), ("exact", exact)):
+            has = getattr(options, name)
+            if given not in (has, ...) and not (name == "codes" and given is None):
+                msg = f"{path} has {name}={has!r}; {name} cannot become {given!r}"
+                raise ValueError(msg)
+        if not read_only:
+            self._writer.sweep()
+
+    def _make(self, options: Options) -> None:
+        os.makedirs(self._folder, exist_ok=True)
+        try:
+            if not Reader(self._folder, read_only=False, wait=self._wait).is_blank:
+                return
+        except FileNotFoundError:
+            pass
+        self._writer.create(options)
+
+    def _begin(self) -> None:
+        # A forked child has locks of its own: another thread of its parent may have held these.
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._writer = changes.Writer(self._folder, self._wait)
+
+    def _current(self) -> Snapshot:
+        """Return the state that is seen now."""
+        if self._process != os.getpid():
+            self._begin()
+        with self._lock:
+            self._check_open()
+            if self._snapshot is None or self._snapshot.process != self._process:
+                self._snapshot = self._latest()
+            return self._snapshot
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"the collection {self._folder} is closed"
+            raise ValueError(msg)
+
+    def _latest(self) -> Snapshot:
+        before = None
+        while True:
+            reader = Reader(self._folder, read_only=self._read_only, wait=self._wait)
+            if reader.is_blank:
+                msg = f"{self._folder} holds no collection yet"
+                raise FileNotFoundError(msg)
+            try:
+                return Snapshot(reader, {} if self._snapshot is None else self._snapshot.files)
+            except FileNotFoundError as error:
+                # Another process has packed the segments between the two.
+                if error.filename == before:
+                    msg = f"{error.filename} is missing"
+                    raise ValueError(msg) from error
+                before = error.filename
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[changes.Writer]:
+        """Check that this may write, and show its changes afterwards, those before an error too."""
+        self._current()
+        if self._read_only:
+            msg = f"the collection {self._folder} was opened with read_only=True"
+            raise PermissionError(msg)
+        try:
+            yield self._writer
+        finally:
+            self.refresh()
+
+    @property
+    def path(self) -> str:
+        """The folder."""
+        return self._folder
+
+    @property
+    def codes(self) -> str:
+        """What a search scans: ``"int8"``, ``"int4+4"``, ``"int4"``, ``"int2"`` or ``"int1"``."""
+        return self._current().options.codes
+
+    @property
+    def exact(self) -> str | None:
+        """The dtype in which the tokens are kept, or None."""
+        return self._current().options.exact
+
+    @property
+    def dim(self) -> int | None:
+        """The dim of the tokens; None before the first documents."""
+        return self._current().dim or None
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._current()
+
+    @overload
+    def __getitem__(self, name: str) -> Tensor: ...
+    @overload
+    def __getitem__(self, name: list[str] | tuple[str, ...]) -> PackedTokens: ...
+    @safe_after_fork
+    def __getitem__(self, name: str | list[str] | tuple[str, ...]) -> Tensor | PackedTokens:
+        """Return the tokens of a document ``[length, dim]``, or of a list of documents as PackedTokens.
+
+        One document is a view of its file, and so are several that lie in one segment: they cost no memory until they
+        are read. Whoever writes to a view changes the answers of this Collection, and not the file. Without exact
+        tokens (``exact=None``), what the codes stand for, float32.
+
+        Raises
+        ------
+        KeyError
+            There is no such document.
+        """
+        snapshot = self._current()
+        if isinstance(name, str):
+            return snapshot.item(snapshot.numbers([name])[0])
+        ids = checks.ids(name, "ids")
+        return snapshot.items(snapshot.numbers(ids)) if ids else PackedTokens.from_list([])
+
+    def ids(self, where: str | None = None, parameters: Parameters = ()) -> list[str]:
+        """Return the ids of all documents, in the order in which they were added.
+
+        Parameters
+        ----------
+        where, parameters
+            Only those for which a condition is true, as for :meth:`topk`.
+        """
+        return self._current().narrowed(where, parameters).all_ids()
+
+    def metadata(self, name: str) -> dict[str, Any] | None:
+        """Return the metadata of a document, or None if it has none. Raises KeyError if there is no such document."""
+        return self._current().metadata(*checks.ids([name], "ids"))
+
+    @safe_after_fork
+    def add(
+        self,
+        ids: Iterable[str],
+        embeddings: Any,
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        replace: bool = False,
+        pool: int = 1,
+    ) -> int:
+        """Add documents, and return how many.
+
+        When this returns, the documents are safe on the disk. A list, an array or PackedTokens are added whole or not
+        at all. Of an iterator, every segment of up to 512 MiB of float32 is, and an error leaves those before it.
+
+        Parameters
+        ----------
+        ids
+            One str for each document, all different.
+        embeddings
+            The documents, in any form that :func:`colbert_fast.maxsim` takes.
+        metadata
+            A dict that JSON can say, or None, for each document.
+        replace
+            Whether a document may take the place of one with the same id. It then counts as added last.
+        pool
+            n > 1: keep about one token of n, the means of tokens that are alike (hierarchical clusters, Clavié et al.,
+            Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact via Token Pooling, 2024).
+
+        Raises
+        ------
+        TimeoutError
+            Another process or thread writes, for longer than ``wait`` seconds.
+        ValueError
+            An id that is there already or comes twice, lengths that do not fit, another dim than that of the
+            collection, or a token that is not finite in the dtype in which it is kept.
+        OSError
+            The disk is full, or fails. Nothing is changed.
+        """
+        with self._changing() as writer:
+            batches, whole = adding.batches(ids, embeddings, metadata, pool)
+            return writer.add(batches, replace=replace, whole=whole)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete documents, and return how many of them there were."""
+        with self._changing() as writer:
+            return writer.delete(checks.ids(ids, "ids"))
+
+    def update(self, ids: Iterable[str], metadata: Iterable[Mapping[str, Any] | None]) -> None:
+        """Give documents other metadata, all or none of them. Raises KeyError if there is no such document."""
+        with self._changing() as writer:
+            names = checks.ids(ids, "ids")
+            writer.update(names, checks.metadata_texts(list(metadata), len(names)))
+
+    @safe_after_fork
+    def compact(self) -> None:
+        """Free the disk of deleted documents, and make few large files of many small ones.
+
+        It needs room for the new files beside the old ones. What other processes have opened stays readable for them.
+        """
+        with self._changing() as writer:
+            writer.compact(self._latest)
+
+    def refresh(self) -> None:
+        """See what other processes have changed."""
+        with self._lock:
+            self._check_open()
+            self._snapshot = self._latest()
+
+    @safe_after_fork
+    def verify(self) -> None:
+        """Read everything and compare it with its checksums. Raises ValueError with all that is wrong."""
+        verify.verify(self._current())
+
+    def close(self) -> None:
+        """Let go of the files. Every other method then raises ValueError. What a method has returned stays."""
+        with self._lock:
+            self._closed = True
+            self._snapshot = None
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Collection({self._folder!r})"
+
+
+def _check_options(codes: str | None, exact: str | EllipsisType | None) -> None:
+    if codes is not None and codes not in LEVELS:
+        msg = f"codes must be one of {', '.join(map(repr, LEVELS))}; got {codes!r}"
+        raise ValueError(msg)
+    if exact not in (*EXACT, None, ...):
+        msg = f"exact must be one of {', '.join(map(repr, EXACT))}, or None; got {exact!r}"
+        raise ValueError(msg)

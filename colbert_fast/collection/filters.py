@@ -1,0 +1,91 @@
+"""Which documents a user's condition is true for. The condition is SQL that can only read."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from colbert_fast.collection import database
+
+if TYPE_CHECKING:
+    from colbert_fast.collection.reader import Reader
+
+Parameters: TypeAlias = "Sequence[Any] | Mapping[str, Any]"
+
+# What a condition, or this package where it only reads, may do. SQLite asks when it compiles a statement.
+_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_TRANSACTION}
+_FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "edit", "writefile"}
+# What is a column beside the fields of the metadata.
+_COLUMNS = ("id", "number", "metadata")
+
+
+def authorize(action: int, first: str | None, second: str | None, schema: str | None, trigger: str | None) -> int:
+    """Say to SQLite whether a statement may do something."""
+    if action == sqlite3.SQLITE_PRAGMA and first == "integrity_check":
+        return sqlite3.SQLITE_OK
+    if action not in _ALLOWED or (action == sqlite3.SQLITE_FUNCTION and second in _FORBIDDEN_FUNCTIONS):
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK
+
+
+def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndarray[Any, Any]:
+    """Return the numbers of the documents for which a condition is true, in order.
+
+    Raises
+    ------
+    ValueError
+        A condition that is no SQL, does more than read, or names a field that no document has; parameters that do not
+        fit it.
+    """
+    if not isinstance(where, str):
+        msg = f"where must be a condition of SQL as a str; got {type(where).__name__}"
+        raise TypeError(msg)
+    fields = [name for (name,) in reader.rows("SELECT name FROM field ORDER BY name")]
+    named = "".join(f", {_extracted(name)} AS {_quoted(name)}" for name in _used(fields, where))
+    # A comment at the end of the condition ends with its line.
+    sql = f"SELECT number FROM (SELECT number, id, metadata{named} FROM document) WHERE ({where}\n) ORDER BY number"
+    try:
+        return reader.numbers(sql, parameters)
+    except (sqlite3.Error, sqlite3.Warning, TypeError, ValueError, OverflowError) as error:
+        if "disk image" in str(error) or "not a database" in str(error) or isinstance(error, UnicodeDecodeError):
+            with database.errors(reader.folder):
+                raise
+        hint = f"; the fields are {', '.join(map(repr, fields[:50]))}" if "no such column" in str(error) else ""
+        if "not authorized" in str(error) or "prohibited" in str(error):
+            hint = "; a condition can only read"
+        msg = f"where must be one condition of SQL with its parameters; {where!r}: {error}{hint}"
+        raise ValueError(msg) from error
+
+
+def _used(fields: Sequence[str], where: str) -> list[str]:
+    """Return the fields that a condition may name. SQLite does not tell upper from lower case in names."""
+    folded = where.lower()
+    used: dict[str, str] = {}
+    for name in fields:
+        key = name.lower()
+        if '"' in name or "\0" in name or not name or key in _COLUMNS or key not in folded:
+            continue
+        if key in used:
+            path = _path(name)
+            msg = (
+                f"where may mean the field {used[key]!r} or {name!r}; write json_extract(metadata, {path}) or the like"
+            )
+            raise ValueError(msg)
+        used[key] = name
+    return list(used.values())
+
+
+def _path(name: str) -> str:
+    escaped = name.replace("'", "''")
+    return f"'$.\"{escaped}\"'"
+
+
+def _extracted(name: str) -> str:
+    return f"json_extract(metadata, {_path(name)})"
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'

@@ -1,0 +1,105 @@
+"""A state of the database that stays as it is, whatever writers do: a read transaction that is held open."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from colbert_fast.collection import database, filters
+
+# Connections that a fork has copied into this process. SQLite forbids to use or close them here.
+_FOREIGN: list[sqlite3.Connection] = []
+
+
+class Reader:
+    """Reads one state of the database, on any thread.
+
+    Parameters
+    ----------
+    folder
+        Of the collection.
+    read_only
+        Whether the folder may be one that nobody can write to.
+    wait
+        Seconds to wait for a lock of SQLite.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no database.
+    """
+
+    def __init__(self, folder: str, *, read_only: bool, wait: float) -> None:
+        self.folder = folder
+        self.process = os.getpid()
+        self._lock = threading.RLock()
+        self._connection = _connection(folder, read_only, wait)
+        try:
+            self._connection.execute("PRAGMA query_only=ON")
+            self.is_blank = database.is_blank(self._connection, folder)
+            # SQLite makes this function once for a connection, with statements that are then forbidden.
+            self.rows("SELECT value FROM json_each('[]')")
+            self._connection.set_authorizer(filters.authorize)
+            self.rows("BEGIN")
+            if not self.is_blank:
+                self.rows("SELECT first FROM segment LIMIT 1")  # the transaction begins with what is first read
+        except BaseException:
+            self.close()
+            raise
+
+    def rows(self, sql: str, parameters: Any = ()) -> list[Any]:
+        """Run a statement that this package wrote, and return its rows."""
+        with self._lock, database.errors(self.folder):
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def numbers(self, sql: str, parameters: Any = ()) -> np.ndarray[Any, Any]:
+        """Run a statement that a user may have written a part of, and return its first column, int64 ``[n]``."""
+        with self._lock:
+            found = self._connection.execute(sql, parameters).fetchall()
+        return np.fromiter((row[0] for row in found), np.int64, len(found))
+
+    def numbers_of(self, ids: Sequence[str]) -> list[int | None]:
+        """Return the numbers of documents by their ids; None where there is no such document."""
+        sql = "SELECT id, number FROM document WHERE id IN (SELECT value FROM json_each(?))"
+        found = dict(self.rows(sql, (json.dumps(list(ids)),)))
+        return [found.get(name) for name in ids]
+
+    def close(self) -> None:
+        """Give the state back. Without effect in a forked child."""
+        if self.process != os.getpid():
+            _FOREIGN.append(self._connection)
+        else:
+            self._connection.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_connection"):
+            self.close()
+
+
+def _connection(folder: str, read_only: bool, wait: float) -> sqlite3.Connection:
+    path = os.path.join(folder, database.NAME)
+    if not os.path.exists(path):
+        msg = f"{folder} holds no collection: there is no {database.NAME}"
+        raise FileNotFoundError(msg)
+    if not read_only:
+        return database.connect(folder, mode="rw", wait=wait)
+    connection = database.connect(folder, mode="ro", wait=wait)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+        return connection
+    except sqlite3.OperationalError as error:
+        connection.close()
+        # SQLite cannot make its index of the log here. Without a log it needs none.
+        log = path + "-wal"
+        if os.access(folder, os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
+            msg = f"{path} cannot be read where nothing can be written ({error}): first close it where it is written"
+            raise PermissionError(msg) from error
+    except sqlite3.DatabaseError:
+        return connection  # the error comes again, where the file is named
+    return database.connect(folder, mode="ro", wait=wait, isolation="&immutable=1")

@@ -1,0 +1,242 @@
+"""One state of a collection, as a search sees it: which documents there are, and where their codes lie."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from colbert_fast import _codecs
+from colbert_fast._codecs import Codes
+from colbert_fast.collection import checks, filters
+from colbert_fast.collection.filters import Parameters
+from colbert_fast.collection.layout import Layout, Options
+from colbert_fast.collection.reader import Reader
+from colbert_fast.collection.segments import Segment
+from colbert_fast.packed import PackedTokens
+
+
+class Part:
+    """The documents of one segment that a search may find.
+
+    Parameters
+    ----------
+    segment
+        The file.
+    live
+        int64 ``[n]``: the numbers of the items in the segment, in order.
+    """
+
+    def __init__(self, segment: Segment, live: Tensor) -> None:
+        self.segment = segment
+        self.live = live
+        self.documents = live + segment.first
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the documents have."""
+        return int(self.codes[0].lengths[self.live].sum())
+
+    @property
+    def codes(self) -> list[Codes]:
+        """The codes of all items of the segment: of each level that a search reads, first level first."""
+        return self.segment.codes
+
+    @property
+    def exact(self) -> PackedTokens | None:
+        """The tokens of all items of the segment, memory-mapped; None if the collection does not keep them."""
+        return self.segment.exact
+
+
+class Snapshot:
+    """A state of a collection that stays as it is, whatever writers do. Every thread may use it.
+
+    Parameters
+    ----------
+    reader
+        The state of the database.
+    known
+        Segments that are mapped already, by their files.
+    """
+
+    def __init__(self, reader: Reader, known: Mapping[str, Segment]) -> None:
+        self.reader = reader
+        self.process = reader.process
+        options = checks.options(dict(reader.rows("SELECT name, value FROM option")), reader.folder)
+        self.options = Options(options["codes"], options["exact"], options["seed"])
+        # 0: no documents were ever added.
+        self.dim: int = options["dim"]
+        self._segments: list[Segment] = []
+        self._deleted: list[bytes | None] = []
+        self._count = 0
+        for first, file, documents, tokens, deleted in checks.segments(reader):
+            segment = known.get(file)
+            if segment is None:
+                segment = Segment(reader.folder, file, Layout(self.options, self.dim, documents, tokens), first)
+            self._segments.append(segment)
+            self._deleted.append(deleted)
+            self._count += documents - (0 if deleted is None else int.from_bytes(deleted, "big").bit_count())
+        self._firsts = [segment.first for segment in self._segments]
+        self._parts: list[Part] | None = None
+
+    @property
+    def files(self) -> dict[str, Segment]:
+        """The mapped segments, by their files."""
+        return {segment.file: segment for segment in self._segments}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def segments(self) -> list[Part]:
+        """The parts of the collection, in the order of their documents. No part is empty."""
+        if self._parts is None:
+            self._parts = [part for part in self.all_parts() if len(part.live)]
+        return self._parts
+
+    def all_parts(self) -> list[Part]:
+        """Return the parts of the collection, those without documents too."""
+        pairs = zip(self._segments, self._deleted, strict=True)
+        return [Part(segment, live_items(segment.documents, deleted)) for segment, deleted in pairs]
+
+    def narrowed(
+        self, where: str | None = None, parameters: Parameters = (), among: Iterable[str] | None = None
+    ) -> Snapshot:
+        """Return a snapshot of those documents for which a condition is true, and which are among some.
+
+        Parameters
+        ----------
+        where, parameters
+            As for :meth:`Collection.topk`.
+        among
+            Ids; None: all.
+
+        Raises
+        ------
+        KeyError
+            There is no document with one of the ids.
+        TypeError, ValueError
+            A bad condition, or ids that are not str.
+        """
+        chosen = None
+        if where is not None:
+            chosen = filters.numbers_where(self.reader, where, parameters)
+        elif parameters:
+            msg = f"parameters belong to a condition, and where is None; got {parameters!r}"
+            raise ValueError(msg)
+        if among is not None:
+            some = np.unique(np.array(self.numbers(checks.ids(among, "among")), dtype=np.int64))
+            chosen = some if chosen is None else np.intersect1d(chosen, some, assume_unique=True)
+        return self if chosen is None else _Narrowed(self, chosen)
+
+    def ids(self, numbers: Iterable[int]) -> list[str]:
+        """Return the ids of documents by their numbers."""
+        wanted = [int(number) for number in numbers]
+        sql = "SELECT number, id FROM document WHERE number IN (SELECT value FROM json_each(?))"
+        found = dict(self.reader.rows(sql, (json.dumps(wanted),)))
+        for number in wanted:
+            if not isinstance(found.get(number), str):
+                raise checks.damaged(self.reader.folder, f"the id of document {number} is {found.get(number)!r}")
+        return [found[number] for number in wanted]
+
+    def all_ids(self) -> list[str]:
+        """Return the ids of all documents, in order."""
+        return [name for (name,) in self.reader.rows("SELECT id FROM document ORDER BY number")]
+
+    def numbers(self, ids: Sequence[str]) -> list[int]:
+        """Return the numbers of documents by their ids. Raises KeyError if there is no such document."""
+        found = self.reader.numbers_of(ids)
+        missing = [name for name, number in zip(ids, found, strict=True) if number is None]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            msg = f"the collection has no document {missing[0]!r}{more}"
+            raise KeyError(msg)
+        return [number for number in found if number is not None]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.reader.numbers_of([name]) != [None]
+
+    def metadata(self, name: str) -> dict[str, Any] | None:
+        """Return the metadata of a document, or None."""
+        (number,) = self.numbers([name])
+        ((text,),) = self.reader.rows("SELECT metadata FROM document WHERE number = ?", (number,))
+        return checks.metadata(self.reader.folder, number, text)
+
+    def item(self, number: int) -> Tensor:
+        """Return the tokens of a document: a view of the exact ones, or else what its codes stand for, float32."""
+        segment, item = self.place(number)
+        if segment.exact is not None:
+            tokens: Tensor = segment.exact[item]
+            return tokens
+        return _codecs.decoded(segment.codes[-1].select(torch.tensor([item], device="cpu")))
+
+    def items(self, numbers: Sequence[int]) -> PackedTokens:
+        """Return the tokens of documents, in their order. Where one segment has them all, they are a view."""
+        places = [self.place(number) for number in numbers]
+        batches, order, taken = [], torch.zeros(len(places), dtype=torch.int64, device="cpu"), 0
+        for file in dict.fromkeys(segment.file for segment, _ in places):
+            mine = [i for i, (segment, _) in enumerate(places) if segment.file == file]
+            segment = places[mine[0]][0]
+            items = torch.tensor([places[i][1] for i in mine], device="cpu")
+            if segment.exact is not None:
+                batches.append(segment.exact[items])
+            else:
+                codes = segment.codes[-1].select(items)
+                ends = codes.lengths.cumsum(0)
+                batches.append(PackedTokens(_codecs.decoded(codes), ends - codes.lengths, codes.lengths))
+            order[mine] = torch.arange(taken, taken + len(mine), device="cpu")
+            taken += len(mine)
+        found = batches[0] if len(batches) == 1 else PackedTokens.cat(batches)
+        joined: PackedTokens = found[order]
+        return joined
+
+    def place(self, number: int) -> tuple[Segment, int]:
+        """Return where a document lies: its segment, and its number there."""
+        at = bisect_right(self._firsts, number) - 1
+        if at < 0 or number - self._firsts[at] >= self._segments[at].documents:
+            raise checks.damaged(self.reader.folder, f"document {number} lies in no segment")
+        return self._segments[at], number - self._firsts[at]
+
+
+class _Narrowed(Snapshot):
+    """Some documents of a snapshot: those with the given numbers, which are in order."""
+
+    def __init__(self, whole: Snapshot, numbers: np.ndarray[Any, Any]) -> None:
+        self.__dict__.update(whole.__dict__)
+        self._numbers = numbers
+        self._count = len(numbers)
+        self._parts = []
+        taken = 0
+        for part in whole.segments:
+            first = part.segment.first
+            begin, end = np.searchsorted(numbers, [first, first + part.segment.documents])
+            if begin == end:
+                continue
+            items = torch.from_numpy(numbers[begin:end] - first)
+            if not bool(torch.isin(items, part.live, assume_unique=True).all()):
+                break
+            self._parts.append(Part(part.segment, items))
+            taken += len(items)
+        if taken != len(numbers):
+            # Either the database is damaged, or a condition closed our bracket and selected something else.
+            raise checks.damaged(self.reader.folder, "where selected numbers that no document has")
+
+    def all_ids(self) -> list[str]:
+        return self.ids(self._numbers.tolist())
+
+
+def unpacked(documents: int, deleted: bytes | None) -> np.ndarray[Any, Any]:
+    """Return for each item of a segment whether it is deleted, uint8 ``[documents]``."""
+    if deleted is None:
+        return np.zeros(documents, np.uint8)
+    return np.unpackbits(np.frombuffer(deleted, np.uint8), count=documents)
+
+
+def live_items(documents: int, deleted: bytes | None) -> Tensor:
+    """Return the numbers of the items of a segment that are not deleted, in order."""
+    return torch.from_numpy(np.flatnonzero(unpacked(documents, deleted) == 0))

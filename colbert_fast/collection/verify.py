@@ -1,0 +1,57 @@
+"""Reads all of a collection and says everything that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from colbert_fast.collection import checks, database, segments
+from colbert_fast.collection.snapshot import Part, Snapshot
+
+
+def verify(snapshot: Snapshot) -> None:
+    """Raise ValueError with a line for each problem, if there are any."""
+    problems = list(_of_database(snapshot))
+    for part in snapshot.all_parts():
+        problems += _of_segment(snapshot, part)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _of_database(snapshot: Snapshot) -> Iterator[str]:
+    reader = snapshot.reader
+    path = os.path.join(reader.folder, database.NAME)
+    try:
+        for (text,) in reader.rows("PRAGMA integrity_check"):
+            if text != "ok":
+                yield f"{path}: {text}"
+        found = [number for (number,) in reader.rows("SELECT number FROM document ORDER BY number")]
+        expected = np.concatenate([np.zeros(0, np.int64), *(part.documents.numpy() for part in snapshot.all_parts())])
+        if found != expected.tolist():
+            wrong = sorted(set(found) ^ set(expected.tolist()))
+            yield f"{path}: documents and segments disagree about the documents {wrong[:5]}"
+        for number, name, text in reader.rows("SELECT number, id, metadata FROM document"):
+            if not isinstance(name, str):
+                yield f"{path}: the id of document {number} is {name!r}"
+            checks.metadata(reader.folder, number, text)
+    except ValueError as error:
+        yield str(error)
+
+
+def _of_segment(snapshot: Snapshot, part: Part) -> Iterator[str]:
+    segment = part.segment
+    try:
+        segment.layout.check(segment.path)
+        segment.codes  # noqa: B018 - what it checks is raised
+        ((text,),) = snapshot.reader.rows("SELECT checksums FROM segment WHERE first = ?", (segment.first,))
+        expected = json.loads(text)
+        found = segments.found_checksums(segment.path, segment.layout)
+    except (OSError, ValueError, TypeError) as error:
+        yield str(error)
+        return
+    for name, checksum in found.items():
+        if not isinstance(expected, dict) or expected.get(name) != checksum:
+            yield f"{segment.path}: {name} has changed since it was written"
