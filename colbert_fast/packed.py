@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_fast import _packed_files
 from colbert_fast._arrays import Mask, checked_scales
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._int8 import quantised
@@ -427,6 +429,53 @@ class PackedTokens:
         own = self._own(wait=True)
         tokens, scales = quantised(own.tokens.detach(), own.starts, own.lengths)
         return PackedTokens(tokens, own.starts, own.lengths, scales, _trusted=(own.max_length, own._order))
+
+    @safe_after_fork
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write these items to a safetensors file that :meth:`load` maps into memory.
+
+        The file has the tensors ``tokens``, ``starts``, ``lengths`` and for int8 ``scales``. Its items follow one
+        another, also where they do not in ``self.tokens``, as after :meth:`models.ColBERT.encode_packed`. Items that
+        were cut from a larger batch take only their own rows along. Gradients are not saved. The file is written
+        beside and takes its name when it is whole and on the disk: who has an older file open keeps it.
+
+        Parameters
+        ----------
+        path
+            Such as ``"corpus.safetensors"``. A file there is replaced.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written, or something else than a file is there. The old file is then as it was.
+        """
+        _packed_files.save(path, self._rows())
+
+    @staticmethod
+    @safe_after_fork
+    def load(path: str | os.PathLike[str]) -> PackedTokens:
+        """Open a file of :meth:`save` or of ``colbert-fast encode``, without reading the tokens.
+
+        The rows lie in the file and are read when they are needed, by the system, which may also drop them from memory
+        again. So a file may be larger than memory, and processes share what they read. Writing to the tokens does not
+        change the file. Never write to the file or cut it, which ends processes that read it; to save a new file over
+        it is safe.
+
+        Parameters
+        ----------
+        path
+            The file. Nothing in it is run, and every field is checked before it is used; but changed numbers in
+            ``tokens`` or ``scales`` are not noticed, as long as the scales are finite and 0 or more.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        ValueError
+            It is damaged, or no such file. The message names the file and the field.
+        """
+        rows = _packed_files.load(path)
+        return PackedTokens._of(rows, ragged=True)
 
     @safe_after_fork
     def __copy__(self) -> PackedTokens:

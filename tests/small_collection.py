@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +61,6 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list
 
     monkeypatch.setattr(ColBERT, "encode_packed", counting)
     return calls
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Let this process write no more than 1000 bytes to a file."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Command:

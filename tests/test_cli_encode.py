@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from disks import full_disk
 from encoders.tiny import save_model
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -22,7 +23,6 @@ from small_collection import (
     QUERIES,
     Command,
     counted,
-    full_disk,
     save_collection,
     texts_of_documents,
 )

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import Stemmer
 import torch
+from disks import full_disk
 from encoders.tiny import save_model
 from small_collection import (
     DOCUMENTS,
@@ -26,7 +27,6 @@ from small_collection import (
     QUERIES,
     Command,
     counted,
-    full_disk,
     save_collection,
     texts_of_documents,
 )

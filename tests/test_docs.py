@@ -92,7 +92,8 @@ def run(blocks: tuple[str, ...]) -> dict[str, Any]:
         for page, blocks, needs in EXAMPLES
     ],
 )
-def test_examples_run(blocks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run(blocks: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     monkeypatch.setattr(cpu, "_num_threads", None)  # set again after the test, for an example sets it
     run(blocks)
 

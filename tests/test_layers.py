@@ -19,7 +19,7 @@ ROWS = [
     },
     {"_absent", "_extras"},
     {"_int8", "_integers", "_items", "_safetensors", "_spans"},
-    {"_layouts", "_codecs"},
+    {"_layouts", "_codecs", "_packed_files"},
     {"packed"},
     {"_lowering", "_backends.problem"},
     {

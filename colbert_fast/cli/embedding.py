@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import colbert_fast as cf
+from colbert_fast._packed_files import write_batch
 from colbert_fast.cli.encoders import fingerprint
 from colbert_fast.cli.notices import progress
 from colbert_fast.cli.output import check_output, make_folder, tell, whole_file
@@ -125,33 +126,18 @@ def save(
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Write embeddings to a safetensors file, whole or not at all."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    packed = packed.to("cpu")
-    tensors = {"tokens": packed.tokens, "starts": packed.starts, "lengths": packed.lengths, **(more or {})}
-    if packed.scales is not None:
-        tensors["scales"] = packed.scales
-    # safetensors puts a file of its own in the place of what it writes to, and a device must not be lost.
     check_output(path, ordinary=True)
-    with whole_file(path) as beside:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    with whole_file(path) as beside, open(beside, "wb") as file:
+        write_batch(file, packed._rows(), more, metadata)
 
 
 def _load(path: Path, count: int) -> cf.PackedTokens | None:
     """Read a shard; None if it is not there or cannot be used."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.exists():
         return None
     try:
-        found = load_file(path)
-        packed = cf.PackedTokens(found["tokens"], found["starts"], found["lengths"], found.get("scales"))
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        packed = cf.PackedTokens.load(path)
+    except (ValueError, OSError) as error:
         tell(f"warning: {path} is damaged and is written again: {error}")
         return None
     return packed if len(packed) == count else None

@@ -55,7 +55,6 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
         found = embedder.all(given.texts, query=chosen.queries)
         seconds = time.perf_counter() - started
     metadata = {
-        "format": "colbert_fast embeddings 1",
         "kind": "queries" if chosen.queries else "documents",
         **encoders.described(encoder, chosen.model),
     }
