@@ -5,6 +5,7 @@
 #   make test-doors the adapters beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format
+#   make test-crashes  collections whose processes are killed at 200 moments, and at every step, for ten minutes
 #   make docs       the documentation, into build/site; a warning is an error
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
@@ -51,7 +52,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/test_docs.py tes
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: demo test test-base test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke clean
+.PHONY: demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo $(VENV)/.wheel
@@ -77,6 +78,11 @@ test-old-x86: $(VENV)/.test $(VENV)/.wheel suite
 
 sanitize: $(VENV)/.test $(VENV)/.wheel suite
 	$(PYTEST) tests/test_sanitizers.py
+
+# SEED changes what is done, and when it ends.
+test-crashes: $(VENV)/.test $(VENV)/.wheel suite
+	cd $(SUITE)/tests/collection && $(BIN)/python -W error crashes.py 200 30 $(or $(SEED),1)
+	cd $(SUITE)/tests/collection && $(BIN)/python -W error races.py 4 3 200
 
 suite:
 	@mkdir -p $(SUITE)
