@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import EllipsisType, TracebackType
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 
 from colbert_fast._forks import safe_after_fork
-from colbert_fast.collection import adding, changes, checks, verify
+from colbert_fast.collection import adding, changes, checks, search, verify
 from colbert_fast.collection.filters import Parameters
 from colbert_fast.collection.layout import EXACT, LEVELS, Options
 from colbert_fast.collection.reader import Reader
+from colbert_fast.collection.results import SearchResult
 from colbert_fast.collection.snapshot import Snapshot
-from colbert_fast.packed import PackedTokens
+from colbert_fast.packed import PackedTokens, Tokens
 
 _SEED = 0
 
@@ -197,6 +199,92 @@ class Collection:
             Only those for which a condition is true, as for :meth:`topk`.
         """
         return self._current().narrowed(where, parameters).all_ids()
+
+    @safe_after_fork
+    def topk(
+        self,
+        queries: Tokens,
+        k: int,
+        *,
+        where: str | None = None,
+        parameters: Parameters = (),
+        among: Iterable[str] | None = None,
+        candidates: int | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> SearchResult:
+        """Find the k best documents of every query, exactly: as if every document were scored in float64.
+
+        The codes are scanned for bounds that no score exceeds, and only the documents that may be among the k best are
+        scored by their exact tokens: about a dozen for k = 10 with ``int8`` or ``int4+4``, about a hundred of a
+        thousand with ``int4``, and nearly all with ``int2`` or ``int1``, which are meant for ``candidates``.
+
+        Parameters
+        ----------
+        queries
+            In any form that :func:`maxsim` takes, and finite. They are rounded to float32 if they are float64.
+        k
+            How many, 1 or more.
+        where
+            A condition in SQL over ``id`` and the fields of the metadata; None: all documents.
+        parameters
+            What stands for the ``?`` or ``:name`` in ``where``.
+        among
+            Ids: only these documents.
+        candidates
+            None: the exact answer. A number, k or more: score only so many documents, those with the best bounds by the
+            first codes, and return the k best of them. That may miss some; :meth:`recall` says how many.
+        backend
+            As in :func:`maxsim`.
+        device
+            Where to scan the codes, as ``"cuda"``: they are streamed there. Default: the CPU. What is read exactly is
+            scored on the CPU. The answer is the same.
+
+        Returns
+        -------
+        scores, ids
+            A :class:`SearchResult`: scores float32 ``[A, k]`` and a list of k ids for each query, best first; equal
+            scores in the order of insertion. ``.certified`` says whether the answer is proved, which it is without
+            ``candidates``, and ``.read`` how many documents were scored exactly. Where there are fewer than k
+            documents, the score is -inf and the id is None. If k is above 1024, there are as many columns as documents,
+            but at least 1024 and never more than k.
+
+        Raises
+        ------
+        TypeError, ValueError, NotImplementedError
+            As :func:`maxsim`; and ValueError for a bad ``k``, ``candidates``, ``where`` or ``device``, or without
+            ``candidates`` if the collection keeps no exact tokens.
+        KeyError
+            ``among`` has an id that is not there.
+
+        Notes
+        -----
+        A score is within 1e-5 of the products that are summed, as every score of this package. Where the float32 scores
+        of documents are nearer to each other than their proved errors, float64 decides.
+        """
+        snapshot = self._current().narrowed(where, parameters, among)
+        return search.topk(snapshot, queries, k, candidates=candidates, backend=backend, device=device)
+
+    @safe_after_fork
+    def recall(
+        self,
+        queries: Tokens,
+        k: int,
+        candidates: int,
+        *,
+        where: str | None = None,
+        parameters: Parameters = (),
+        among: Iterable[str] | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> float:
+        """Return which share of the true k best documents ``topk(..., candidates=candidates)`` finds, from 0 to 1.
+
+        The mean over the queries. A document that is exactly as good as the k-th best counts as one of them. The
+        arguments are those of :meth:`topk`, and so are the errors; and ValueError without a query.
+        """
+        snapshot = self._current().narrowed(where, parameters, among)
+        return search.recall(snapshot, queries, k, candidates, backend=backend, device=device)
 
     def metadata(self, name: str) -> dict[str, Any] | None:
         """Return the metadata of a document, or None if it has none. Raises KeyError if there is no such document."""
