@@ -50,10 +50,11 @@ def connect(folder: str, *, mode: str, wait: float, isolation: str = "") -> sqli
         try:
             connection.execute("PRAGMA trusted_schema=OFF")
             connection.execute("PRAGMA cell_size_check=ON")
-            connection.execute("PRAGMA synchronous=FULL")
-            # On a Mac, fsync alone leaves the data in the cache of the disk.
-            connection.execute("PRAGMA fullfsync=ON")
-            connection.execute("PRAGMA checkpoint_fullfsync=ON")
+            if mode != "ro":
+                connection.execute("PRAGMA synchronous=FULL")
+                # On a Mac, fsync alone leaves the data in the cache of the disk.
+                connection.execute("PRAGMA fullfsync=ON")
+                connection.execute("PRAGMA checkpoint_fullfsync=ON")
             return connection
         except BaseException:
             connection.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -48,12 +50,16 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
     # A comment at the end of the condition ends with its line.
     sql = f"SELECT number FROM (SELECT number, id, metadata{named} FROM document) WHERE ({where}\n) ORDER BY number"
     try:
-        return reader.numbers(sql, parameters)
+        # A condition that closes our bracket may select a document twice.
+        return np.unique(reader.numbers(sql, parameters))
     except (sqlite3.Error, sqlite3.Warning, TypeError, ValueError, OverflowError) as error:
         if "disk image" in str(error) or "not a database" in str(error) or isinstance(error, UnicodeDecodeError):
             with database.errors(reader.folder):
                 raise
-        hint = f"; the fields are {', '.join(map(repr, fields[:50]))}" if "no such column" in str(error) else ""
+        hint = ""
+        if "no such column" in str(error):
+            hint = f"; the fields are {', '.join(map(repr, fields[:50]))}"
+            hint += "; where two differ in case only, json_extract(metadata, '$.\"name\"') is one of them"
         if "not authorized" in str(error) or "prohibited" in str(error):
             hint = "; a condition can only read"
         msg = f"where must be one condition of SQL with its parameters; {where!r}: {error}{hint}"
@@ -62,20 +68,13 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
 
 def _used(fields: Sequence[str], where: str) -> list[str]:
     """Return the fields that a condition may name. SQLite does not tell upper from lower case in names."""
-    folded = where.lower()
-    used: dict[str, str] = {}
-    for name in fields:
-        key = name.lower()
-        if '"' in name or "\0" in name or not name or key in _COLUMNS or key not in folded:
-            continue
-        if key in used:
-            path = _path(name)
-            msg = (
-                f"where may mean the field {used[key]!r} or {name!r}; write json_extract(metadata, {path}) or the like"
-            )
-            raise ValueError(msg)
-        used[key] = name
-    return list(used.values())
+    named = [name for name in fields if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", where, re.IGNORECASE)]
+    times = Counter(name.lower() for name in named)
+    return [
+        name
+        for name in named
+        if times[name.lower()] == 1 and name.lower() not in _COLUMNS and '"' not in name and "\0" not in name
+    ]
 
 
 def _path(name: str) -> str:

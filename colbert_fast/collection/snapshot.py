@@ -224,7 +224,8 @@ class _Narrowed(Snapshot):
             taken += len(items)
         if taken != len(numbers):
             # Either the database is damaged, or a condition closed our bracket and selected something else.
-            raise checks.damaged(self.reader.folder, "where selected numbers that no document has")
+            msg = "where must be one condition that is true or false; it selected numbers that no document has"
+            raise ValueError(msg)
 
     def all_ids(self) -> list[str]:
         return self.ids(self._numbers.tolist())

@@ -1,0 +1,100 @@
+"""A condition of a user can only read, and an error says what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from collections_of import check_holds, documents, names
+
+import colbert_fast as cf
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Iterator[cf.Collection]:
+    with cf.Collection(tmp_path / "c") as made:
+        made.add(names(4), documents(4), [{"lang": "en"}, {"lang": "de"}, {"Lang": "fr", 'a"b': 1}, {"id": "x", "": 2}])
+        made.delete(["d1"])
+        yield made
+        check_holds(made, {name: tokens for name, tokens in zip(names(4), documents(4), strict=True) if name != "d1"})
+        made.verify()
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("1); DELETE FROM document; --", "1); DROP TABLE document", "(DELETE FROM document)", "1; SELECT 1", ""),
+        *("load_extension('x') OR 1", "fts3_tokenizer('a') OR 1", "1) ATTACH 'x' AS y --", "1) UNION SELECT 999 --"),
+        *("1) UNION SELECT NULL WHERE (1", "1) UNION SELECT 'x' WHERE (1", "1) UNION SELECT 1 WHERE (1", "id = "),
+        "id IN (WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n)",
+        *("(UPDATE document SET id = 'x' RETURNING 1)", "json_extract(metadata, 'x') = 1", "\0", "'\ud800'", ")", "("),
+    ],
+)
+def test_more_than_a_condition(collection: cf.Collection, where: str) -> None:
+    with pytest.raises(ValueError, match="where must be one condition"):
+        collection.ids(where)
+
+
+def test_what_closes_the_bracket_reads_no_more(collection: cf.Collection) -> None:
+    assert collection.ids("0) UNION ALL SELECT 0 UNION ALL SELECT number FROM document WHERE (1") == ["d0", "d2", "d3"]
+
+
+def test_names_of_fields(collection: cf.Collection) -> None:
+    with pytest.raises(ValueError, match=r"no such column: language; the fields are '', 'Lang', 'a\"b', 'id', 'lang'"):
+        collection.ids("language = 'en'")
+    with pytest.raises(ValueError, match=r"no such column: lang; .* json_extract\(metadata, '\$.\"name\"'\)"):
+        collection.ids("lang = 'en'")
+    assert collection.ids("json_extract(metadata, '$.\"lang\"') = 'en'") == ["d0"]
+    # A column is not hidden by a field.
+    assert collection.ids("id = 'd3'") == ["d3"]
+    assert collection.ids("id = 'x'") == []
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [(), ("en", "de"), [object()], {"x": 1}, ("\ud800",), (2**70,)],
+    ids=["0", "2", "kind", "name", "text", "big"],
+)
+def test_parameters_that_do_not_fit(collection: cf.Collection, parameters: Any) -> None:
+    with pytest.raises(ValueError, match="where must be one condition"):
+        collection.ids("id = ?" if not isinstance(parameters, dict) else "id = :y", parameters)
+
+
+def test_parameters_need_a_condition(collection: cf.Collection) -> None:
+    with pytest.raises(ValueError, match="where is None"):
+        collection.ids(parameters=("en",))
+    with pytest.raises(TypeError, match="where must be"):
+        collection.ids(3)  # type: ignore[arg-type]
+
+
+def test_among_some(collection: cf.Collection) -> None:
+    snapshot = collection._current()
+    assert snapshot.narrowed(among=["d3", "d0", "d3"]).all_ids() == ["d0", "d3"]
+    assert snapshot.narrowed("id > 'd2'", (), ["d3", "d0"]).all_ids() == ["d3"]
+    assert snapshot.narrowed(among=[]).segments == []
+    with pytest.raises(KeyError, match="'d1' and 1 more"):
+        snapshot.narrowed(among=["d0", "d1", "d9"])
+    for wrong, error in (("d0", TypeError), ([3], TypeError), (["a\0b"], ValueError)):
+        with pytest.raises(error, match="among"):
+            snapshot.narrowed(among=wrong)
+
+
+def test_a_snapshot_stays(collection: cf.Collection) -> None:
+    snapshot = collection._current()
+    narrowed = snapshot.narrowed("id <> 'd0'")
+    collection.delete(["d0", "d3"])
+    collection.compact()
+    assert snapshot.all_ids() == ["d0", "d2", "d3"]
+    assert narrowed.all_ids() == ["d2", "d3"]
+    assert snapshot.ids(snapshot.segments[0].documents.tolist()) == ["d0", "d2", "d3"]
+    assert snapshot.segments[0].live.tolist() == [0, 2, 3]
+    assert narrowed.segments[0].live.tolist() == [2, 3]
+    collection.add(["d0", "d3"], [documents(4)[0], documents(4)[3]])
+    collection.delete(["d2"])
+    collection.add(["d2"], [documents(4)[2]])
+    assert collection.ids() == ["d0", "d3", "d2"]
+    # The order of the fixture's check.
+    collection.add(["d2", "d3"], [documents(4)[2], documents(4)[3]], replace=True)
+    assert snapshot.all_ids() == ["d0", "d2", "d3"]

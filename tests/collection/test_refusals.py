@@ -1,0 +1,302 @@
+"""What is refused, and that a refused change leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from collections_of import check_holds, documents, names
+
+import colbert_fast as cf
+from colbert_fast.collection import changes, database, segments
+
+GIVEN = documents(6)
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Iterator[cf.Collection]:
+    with cf.Collection(tmp_path / "c", wait=0) as made:
+        made.add(names(6), GIVEN)
+        yield made
+        check_holds(made, dict(zip(names(6), GIVEN, strict=True)))
+        made.verify()
+        assert len(list((tmp_path / "c").glob("*.safetensors*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "embeddings", "message"),
+    [
+        (["n", "n"], GIVEN[:2], "'n' comes twice"),
+        (["n", "d3"], GIVEN[:2], "a document 'd3' already"),
+        (["n"], GIVEN[:2], "one entry for each of 2 documents; got 1"),
+        (["a\0"], GIVEN[:1], "without NUL"),
+        (["\ud800"], GIVEN[:1], "surrogates"),
+        (["n"], [torch.ones(2, 9)], "the dim of the collection, 8; got 9"),
+        (["m", "n"], [torch.ones(2, 8), torch.tensor([[1.0] * 8, [1e6] * 8])], r"float16; token 1 of document 'n'"),
+        (["m", "n"], [torch.ones(0, 8), torch.full((1, 8), torch.nan)], r"token 0 of document 'n'"),
+        (["n"], np.full((1, 1, 8), np.inf), r"token 0 of document 'n'"),
+    ],
+)
+def test_documents_that_are_refused(collection: cf.Collection, ids: Any, embeddings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        collection.add(ids, embeddings)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error", "message"),
+    [
+        ([{"a": np.ones(1)}], TypeError, r"metadata\[0\] must be what JSON can say"),
+        ([{"a": float("nan")}], ValueError, r"metadata\[0\] must be what JSON can say"),
+        ([{1: "a"}], TypeError, "names that are str"),
+        (["a"], TypeError, r"metadata\[0\] must be a dict"),
+        ([None, None], ValueError, "one entry for each of 1 documents; got 2"),
+    ],
+)
+def test_metadata_that_are_refused(collection: cf.Collection, metadata: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        collection.add(["n"], GIVEN[:1], metadata)
+    with pytest.raises(error, match=message):
+        collection.update(["d1"], metadata)
+
+
+def test_ids_that_are_no_list_of_str(collection: cf.Collection) -> None:
+    for method in (collection.delete, lambda ids: collection.add(ids, GIVEN[:1])):
+        for wrong, got in (("d1", "one str"), ([1], "int"), (b"d1", "one bytes")):
+            with pytest.raises(TypeError, match=got):
+                method(wrong)  # type: ignore[operator]
+    with pytest.raises(KeyError, match="no document 'none'"):
+        collection["none"]
+    with pytest.raises(KeyError, match="no document 'none'"):
+        collection.metadata("none")
+    assert 3 not in collection
+
+
+def test_options_that_contradict_the_folder(collection: cf.Collection, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    for options, message in (
+        ({"codes": "int4"}, "codes='int8'; codes cannot become 'int4'"),
+        ({"exact": None}, "exact='float16'; exact cannot become None"),
+        ({"exact": "bfloat16"}, "cannot become 'bfloat16'"),
+        ({"codes": "int3"}, "codes must be one of"),
+        ({"exact": "float8"}, "exact must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cf.Collection(folder, **options)  # type: ignore[arg-type]
+    cf.Collection(folder, codes="int8", exact="float16").close()
+
+
+def test_a_folder_without_a_collection(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no collection"):
+        cf.Collection(tmp_path, read_only=True)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / f"{'0' * 32}.safetensors").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"segments but no collection\.sqlite"):
+        cf.Collection(tmp_path)
+    assert (tmp_path / f"{'0' * 32}.safetensors").read_bytes() == b"precious"
+
+
+def test_another_database(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / database.NAME) as other:
+        other.execute("CREATE TABLE document(id)")
+    other.close()
+    with pytest.raises(ValueError, match="application_id is 0"):
+        cf.Collection(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("PRAGMA user_version = 2", "user_version 1; it has 2"),
+        ("PRAGMA application_id = 7", "application_id is 7"),
+        ("CREATE TRIGGER t AFTER DELETE ON document BEGIN SELECT 1; END", "t must be None; got"),
+        ("ALTER TABLE document ADD COLUMN x", "document must be 'CREATE TABLE document"),
+        ("UPDATE option SET value = 'int3' WHERE name = 'codes'", "the option codes must be one of"),
+        ("UPDATE option SET value = -1 WHERE name = 'dim'", "the option dim must be"),
+        ("DELETE FROM option", "the option codes must be one of"),
+        ("UPDATE segment SET file = '../../etc/passwd'", "the file of a segment is"),
+        ("UPDATE segment SET file = '00000000000000000000000000000000.safetensors'", "is missing"),
+        ("UPDATE segment SET documents = 1 << 60", "documents of the segment"),
+        ("UPDATE segment SET documents = 1 << 35", "lengths must be"),
+        ("UPDATE segment SET tokens = 7", "must be"),
+        ("UPDATE segment SET tokens = 'x'", "tokens of the segment"),
+        ("UPDATE segment SET first = -3", "first of the segment"),
+        ("UPDATE segment SET deleted = x'0000'", "deleted of the segment"),
+        ("UPDATE segment SET deleted = x'01'", "a bit beyond"),
+    ],
+)
+def test_a_database_that_lies(tmp_path: Path, sql: str, message: str) -> None:
+    with cf.Collection(tmp_path) as collection:
+        collection.add(names(6), GIVEN)
+    lying = sqlite3.connect(tmp_path / database.NAME, isolation_level=None)
+    lying.execute(sql)
+    lying.close()
+    for read_only in (False, True):
+        with pytest.raises(ValueError, match=message) as raised:
+            cf.Collection(tmp_path, read_only=read_only)
+        assert str(tmp_path) in str(raised.value)
+
+
+def test_a_second_writer_waits_or_is_refused(collection: cf.Collection, tmp_path: Path) -> None:
+    other = cf.Collection(tmp_path / "c", wait=60)
+    with collection._writer._writing():
+        refused = cf.Collection(tmp_path / "c", wait=0.05)
+        with pytest.raises(TimeoutError, match=rf"process {os.getpid()} writes to .*; waited 0.05 seconds"):
+            refused.add(["n"], GIVEN[:1])
+        refused.close()
+        done = threading.Thread(target=lambda: other.add(["n"], GIVEN[:1]))
+        done.start()
+        done.join(0.1)
+        assert done.is_alive()
+    done.join()
+    assert "n" not in collection
+    collection.refresh()
+    assert "n" in collection
+    collection.delete(["n"])
+    collection.compact()
+    other.close()
+
+
+def test_threads_share_a_collection(tmp_path: Path) -> None:
+    with cf.Collection(tmp_path / "c", wait=60) as collection:
+        failed = []
+
+        def work(number: int) -> None:
+            try:
+                for i in range(6):
+                    collection.add([f"{number}/{i}"], [GIVEN[i]])
+                    assert torch.equal(collection[f"{number}/{i}"].float(), GIVEN[i])
+                    assert f"{number}/{i}" in collection.ids("id LIKE ?", (f"{number}/%",))
+                collection.delete([f"{number}/0"])
+                collection.compact()
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        collection.verify()
+        assert sorted(collection.ids()) == [f"{number}/{i}" for number in range(4) for i in range(1, 6)]
+
+
+def test_a_closed_collection(tmp_path: Path) -> None:
+    with cf.Collection(tmp_path / "c") as collection:
+        collection.add(names(6), GIVEN)
+        tokens = collection["d3"]
+    assert torch.equal(tokens.float(), GIVEN[3])
+    for use in (len, cf.Collection.ids, cf.Collection.refresh, lambda c: c.add(["n"], GIVEN[:1])):
+        with pytest.raises(ValueError, match="is closed"):
+            use(collection)
+    collection.close()
+
+
+def test_writing_to_a_view_changes_no_file(collection: cf.Collection, tmp_path: Path) -> None:
+    collection["d3"].zero_()
+    with cf.Collection(tmp_path / "c") as other:
+        assert torch.equal(other["d3"].float(), GIVEN[3])
+    collection._snapshot = None
+    collection.refresh()
+
+
+@pytest.mark.parametrize("after", range(0, 9, 2))
+def test_a_full_disk(collection: cf.Collection, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    monkeypatch.setattr(changes, "SEGMENT_BYTES", 4 * 4 * 8)
+    write, left = segments._Parts._write, after
+
+    def full(self: Any, at: int, data: memoryview) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, at, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments._Parts, "_write", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            collection.add(names(9, 6), documents(9, seed=1))
+
+
+def test_a_disk_that_is_full_for_the_database(collection: cf.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = database.connect
+
+    def small(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes as many as there are
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "connect", small)
+        with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))):
+            collection.add([f"{i}" * 3000 for i in range(9)], documents(9, seed=1))
+
+
+def test_read_only(collection: cf.Collection, tmp_path: Path) -> None:
+    reader = cf.Collection(tmp_path / "c", read_only=True)
+    check_holds(reader, dict(zip(names(6), GIVEN, strict=True)))
+    for change in (lambda c: c.add(["n"], GIVEN[:1]), lambda c: c.delete(["d1"]), cf.Collection.compact):
+        with pytest.raises(PermissionError, match="read_only=True"):
+            change(reader)
+    collection.add(["n"], GIVEN[:1])
+    assert "n" not in reader
+    reader.refresh()
+    assert "n" in reader
+    collection.delete(["n"])
+    collection.compact()
+    assert torch.equal(reader["n"].float(), GIVEN[0])
+    reader.close()
+
+
+READ_WHERE_NOTHING_CAN_BE_WRITTEN = """
+import os, sys, tempfile, torch, colbert_fast as cf
+with tempfile.TemporaryDirectory() as place:
+    os.chmod(place, 0o755)
+    folder = os.path.join(place, "c")
+    with cf.Collection(folder) as made:
+        made.add(["a", "b"], torch.ones(2, 3, 8))
+        made.verify()
+    for name in os.listdir(folder):
+        os.chmod(os.path.join(folder, name), 0o444)
+    os.chmod(folder, 0o555)
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            open(os.path.join(folder, "x"), "w")
+        except PermissionError:
+            pass
+        else:
+            os._exit(2)
+        with cf.Collection(folder, read_only=True) as reader:
+            reader.verify()
+            assert reader.ids("id > 'a'") == ["b"]
+            assert reader["b"].shape == (3, 8)
+        try:
+            cf.Collection(folder).add(["c"], torch.ones(1, 3, 8))
+        except OSError:
+            os._exit(0)
+        os._exit(3)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.chmod(folder, 0o755)
+    sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_folder_that_nobody_can_write_to() -> None:
+    command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c"]
+    done = subprocess.run([*command, READ_WHERE_NOTHING_CAN_BE_WRITTEN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
