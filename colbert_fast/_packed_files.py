@@ -7,6 +7,7 @@ The metadata have the format's name as ``format``.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -18,7 +19,7 @@ from torch import Tensor
 from colbert_fast._arrays import checked_scales
 from colbert_fast._files import whole_file
 from colbert_fast._safetensors import DTYPES, MappedFile, Pieces, write
-from colbert_fast._spans import Rows
+from colbert_fast._spans import Rows, in_order
 
 FORMAT = "colbert_fast embeddings 1"
 # Items are gathered in pieces of about so many bytes, so that the batch is never copied as a whole.
@@ -78,16 +79,8 @@ def _gathered(rows: Tensor, starts: Tensor, lengths: Tensor) -> Iterator[Tensor]
     cuts = torch.arange(0, total, max(1, _PIECE // max(row_bytes, 1)), device="cpu")
     bounds = [0, *torch.searchsorted(ends, cuts[1:]).tolist(), len(ends)]
     for first, last in pairwise(bounds):
-        some = lengths[first:last] > 0
-        begins, counts = starts[first:last][some], lengths[first:last][some]
-        if len(begins) == 0:
-            continue
-        if torch.equal(begins[:-1] + counts[:-1], begins[1:]):
-            yield rows.narrow(0, int(begins[0]), int(counts.sum()))
-            continue
-        moved = counts.cumsum(0) - counts
-        numbers = torch.arange(int(counts.sum()), device="cpu") + (begins - moved).repeat_interleave(counts)
-        yield rows.index_select(0, numbers.to(rows.device))
+        items = Rows(rows, None, starts[first:last].to(rows.device), lengths[first:last].to(rows.device), 0)
+        yield in_order(items).tokens
 
 
 def load(path: str | os.PathLike[str]) -> Rows:
@@ -134,3 +127,15 @@ def rows_of(file: MappedFile) -> Rows:
     if "scales" in file.fields:
         file.refuse("scales", f"go with int8 tokens only; tokens are {tokens.dtype}")
     return Rows(tokens, None, starts, lengths, longest)
+
+
+def ids_of(file: MappedFile) -> list[str]:
+    """Return the ids of the items, which ``colbert-fast encode`` writes. Raises ValueError if there are none."""
+    text = bytes(file.tensor("ids", torch.uint8, (None,)).numpy())
+    try:
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        file.refuse("ids", f"must be a list of strings as JSON: {error}")
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        file.refuse("ids", f"must be a list of strings as JSON; got {found!r:.100}")
+    return found

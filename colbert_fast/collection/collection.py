@@ -293,26 +293,36 @@ class Collection:
     @safe_after_fork
     def add(
         self,
-        ids: Iterable[str],
+        ids: Iterable[str] | None,
         embeddings: Any,
         metadata: Iterable[Mapping[str, Any] | None] | None = None,
         *,
+        lengths: Any = None,
         replace: bool = False,
         pool: int = 1,
     ) -> int:
         """Add documents, and return how many.
 
-        When this returns, the documents are safe on the disk. A list, an array or PackedTokens are added whole or not
-        at all. Of an iterator, every segment of up to 512 MiB of float32 is, and an error leaves those before it.
+        When this returns, the documents are safe on the disk. A list, an array, a column, a file or PackedTokens are
+        added whole or not at all. Of an iterator, every segment of up to 512 MiB of float32 is, and an error leaves
+        those before it. An iterator holds one segment in memory.
 
         Parameters
         ----------
         ids
-            One str for each document, all different.
+            One str for each document, all different and none empty: a list or an iterator. None: those in the file
+            that ``embeddings`` names.
         embeddings
-            The documents, in any form that :func:`colbert_fast.maxsim` takes.
+            The documents, in any form that :func:`colbert_fast.maxsim` takes as documents; a list or an iterator of
+            items or of batches in these forms; the path of a file of :meth:`PackedTokens.save` or of
+            ``colbert-fast encode``; or a column of Arrow with lists of lists of one size, such as
+            ``list<fixed_size_list<float, 128>>``, which needs pyarrow. Rows of zeros in padded tensors are padding
+            and are left out.
         metadata
-            A dict that JSON can say, or None, for each document.
+            A dict that JSON can say, or None, for each document: a list or an iterator.
+        lengths
+            ``[n]``, integer: the tokens of each document, where ``embeddings`` is one tensor or array ``[total, dim]``
+            with the tokens of all documents, such as a mapped ``.npy`` file.
         replace
             Whether a document may take the place of one with the same id. It then counts as added last.
         pool
@@ -323,14 +333,15 @@ class Collection:
         ------
         TimeoutError
             Another process or thread writes, for longer than ``wait`` seconds.
-        ValueError
+        TypeError, ValueError
             An id that is there already or comes twice, lengths that do not fit, another dim than that of the
-            collection, or a token that is not finite in the dtype in which it is kept.
+            collection, or a token that is not finite in the dtype in which it is kept, which the message names; or
+            anything that is not described above.
         OSError
             The disk is full, or fails. Nothing is changed.
         """
         with self._changing() as writer:
-            batches, whole = adding.batches(ids, embeddings, metadata, pool)
+            batches, whole = adding.batches(ids, embeddings, metadata, pool, lengths=lengths)
             return writer.add(batches, replace=replace, whole=whole)
 
     def delete(self, ids: Iterable[str]) -> int:

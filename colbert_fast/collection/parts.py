@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast import _codecs
+from colbert_fast._spans import in_order
 from colbert_fast.collection.layout import EXACT, LEVELS, Options, suffixes
 from colbert_fast.collection.segments import Segment
 from colbert_fast.packed import PackedTokens
@@ -44,7 +45,7 @@ def encoded(options: Options, batches: Sequence[PackedTokens], ids: Sequence[str
 
 
 def _encoded(options: Options, batch: PackedTokens, ids: Sequence[str]) -> dict[str, Tensor]:
-    own = batch._without_gaps(wait=True)
+    own = in_order(batch._rows())
     lengths = own.lengths
     rows = own.tokens.detach()
     if rows.dtype == torch.float64:
