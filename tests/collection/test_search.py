@@ -112,7 +112,7 @@ def test_many_documents_are_left_out(codes: str) -> None:
         items[71 * i] = torch.cat([items[71 * i], torch.cat(queries) * (1 - 0.02 * i)])
     result = topk(snapshot(items, codes, cuts=[500]), queries, 10)
     assert_exact(result, queries, items, 10)
-    assert (result.read == 20).all()
+    assert (result.read == 15).all()  # those of the first round
 
 
 @pytest.mark.parametrize("codes", CODES)
