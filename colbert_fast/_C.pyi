@@ -40,5 +40,14 @@ def backward(
     grad: Tensor,
     /,
 ) -> None: ...
+def upper(
+    tier: str,
+    q: _Side,
+    signs: Tensor,
+    codes: tuple[int, int, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor],
+    threads: int,
+    bounds: Tensor,
+    /,
+) -> None: ...
 def row_counts(items: tuple[Tensor, ...], type: type[Tensor], layout: torch.layout, /) -> list[int] | None: ...
 def runs_of_mask(mask: Tensor, starts: Tensor, lengths: Tensor, /) -> bool: ...

@@ -93,7 +93,8 @@ struct Problem {
 // real score.
 constexpr float kEmptyDocumentScore = -1e9f;
 
-struct Scratch;  // the working memory of one thread: scratch.h
+struct Scratch;   // the working memory of one thread: scratch.h
+struct UpperJob;  // upper bounds of scores: codes.h
 
 // Work for one thread: queries [q_begin, q_end) with documents [begin, end); or, if pairs are listed, the
 // pairs order[begin .. end).
@@ -138,6 +139,7 @@ struct Tier {
   void (*score)(const ScoreJob&, const Task&, Scratch&);
   void (*score_argmax)(const ScoreJob&, const Task&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardTask&, Scratch&);
+  void (*upper)(const UpperJob&, const Task&, Scratch&);
   // Null, or asks the operating system for what the tier needs. It returns null, or the reason why the system
   // refused. Nobody runs the tier before the system has granted it.
   const char* (*refused)();

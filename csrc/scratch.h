@@ -41,7 +41,12 @@ struct Scratch {
   int64_t work;   // multiply-adds since the tier asked
   bool given_up;  // the last answer
 
-  // The rest exists only for a tier with narrow_bytes. First, what per_tier/bfloat16.h needs:
+  // What per_tier/upper.h needs, besides arrays above and below.
+  float* row_slacks;  // [block_rows]
+  float* lane_ratio;  // [lanes]
+
+  // The rest exists only for a tier with narrow_bytes, or where upper bounds need it. First, what
+  // per_tier/bfloat16.h needs:
   unsigned char* bf16_queries;  // [lanes * bytes of a narrow row] packed in panels
   unsigned char* bf16_rows;     // [kMostChunkRows * bytes of a narrow row] padded document rows
   float* lane_floor;            // [lanes] what the magnitude of a maximum must reach: 2^30 A

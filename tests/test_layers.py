@@ -26,6 +26,7 @@ ROWS = [
         "_backends.torch_",
         "_backends.torch_upper",
         "_backends.cpu",
+        "_backends.cpu_upper",
         "_backends.triton_",
         "_backends.triton_kernels",
         "_backends.triton_gradients",

@@ -16,6 +16,7 @@
 #include "host/tensors.h"
 #include "host/threads.h"
 #include "host/tiers.h"
+#include "host/upper.h"
 #include "maxsim.h"
 
 namespace colbert_fast {
@@ -119,6 +120,26 @@ void py_backward(const std::string& tier, const py::tuple& q, const py::tuple& d
   });
 }
 
+void py_upper(const std::string& tier, const py::tuple& q, py::handle signs, const py::tuple& codes,
+              int threads, py::handle bounds) {
+  const Tier& t = runnable_tier(tier);
+  threads = checked_threads(threads);
+  const Side queries(q, "q");
+  const CodedDocuments documents(codes);
+  if (queries.tokens.dtype != DType::kFloat32 || queries.tokens.items != nullptr)
+    throw std::invalid_argument("q must be one matrix of float32");
+  if (queries.dim != documents.codes.dim) {
+    throw std::invalid_argument("q and codes need the same dim; got " + std::to_string(queries.dim) +
+                                " and " + std::to_string(documents.codes.dim));
+  }
+  const Numbers<float> of_rotation(signs, 2, 4 * queries.dim, "signs");
+  check_results(queries.tokens.count, documents.codes.count, 1);
+  float* const out = output<float>(bounds, queries.tokens.count * documents.codes.count, "bounds");
+  without_gil([&](Interrupt& interrupt) {
+    upper(t, queries.tokens, of_rotation.data(), documents.codes, threads, out, interrupt);
+  });
+}
+
 bool py_runs_of_mask(py::handle mask, py::handle starts, py::handle lengths) {
   const Memory rows(mask, 2, 1, "mask");
   if (!rows.contiguous()) throw std::invalid_argument("mask must be contiguous");
@@ -167,6 +188,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "{name: how many chunks of documents the tier has screened in this process}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is None, argmax. True if a document had no token.");
+  m.def("upper", &py_upper, "Fills bounds with upper bounds of the scores of queries with codes.");
   m.def("set_main_thread", &set_main_thread,
         "Sets the identifier of the main thread. Signals are handled while that thread scores.");
   m.def("row_counts", &row_counts,

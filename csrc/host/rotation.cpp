@@ -83,6 +83,7 @@ void rotate(Real* numbers, int64_t dim, const float* signs) {
 }
 template void rotate<float, 1>(float* numbers, int64_t dim, const float* signs);
 template void rotate<double, 1>(double* numbers, int64_t dim, const float* signs);
+template void rotate<double, kEncodedTogether>(double* numbers, int64_t dim, const float* signs);
 template void rotate<float, kEncodedTogether>(float* numbers, int64_t dim, const float* signs);
 
 template <typename Real>

@@ -81,13 +81,18 @@ void check_count(int64_t there, int64_t needed, const char* name) {
                               std::to_string(there));
 }
 
-// Throws if the number of scores, times the max_lq numbers of argmax for each score, is more than any memory
-// holds.
-void check_results(int64_t queries, int64_t documents, int64_t max_lq) {
-  constexpr int64_t kMost = int64_t{1} << 48;
-  if (queries == 0 || documents == 0) return;
-  if (queries > kMost / documents || queries * documents > kMost / std::max<int64_t>(max_lq, 1))
-    throw std::invalid_argument("there are more results than any memory holds");
+// Throws if an item is not among the rows.
+void check_item(size_t item, int64_t start, int64_t length, int64_t rows, const std::string& which) {
+  // This compares start with rows - length, because start + length could overflow.
+  if (start < 0 || length < 0 || length > rows || start > rows - length) {
+    throw std::invalid_argument("item " + std::to_string(item) + " of " + which + " is the rows [" +
+                                std::to_string(start) + ", +" + std::to_string(length) + ") of " +
+                                std::to_string(rows));
+  }
+  if (length > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("item " + std::to_string(item) + " of " + which + " has " +
+                                std::to_string(length) + " tokens; 2147483647 is the most");
+  }
 }
 
 DType dtype_of(int64_t number) {
@@ -97,6 +102,13 @@ DType dtype_of(int64_t number) {
 }
 
 }  // namespace
+
+void check_results(int64_t queries, int64_t documents, int64_t max_lq) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  if (queries == 0 || documents == 0) return;
+  if (queries > kMost / documents || queries * documents > kMost / std::max<int64_t>(max_lq, 1))
+    throw std::invalid_argument("there are more results than any memory holds");
+}
 
 Memory::Memory(py::handle tensor, int dims, int64_t number_bytes, const std::string& name) {
   py::object storage = asked(tensor, names().untyped_storage);
@@ -216,17 +228,7 @@ void Side::check_items(const std::string& which) {
   for (size_t i = 0; i < lengths.size(); ++i) {
     const int64_t start = starts.empty() ? 0 : starts[i];
     const int64_t length = lengths[i];
-    const int64_t rows_there = starts.empty() ? length : tokens.rows;
-    // This compares start with rows - length, because start + length could overflow.
-    if (start < 0 || length < 0 || length > rows_there || start > rows_there - length) {
-      throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " is the rows [" +
-                                  std::to_string(start) + ", +" + std::to_string(length) + ") of " +
-                                  std::to_string(rows_there));
-    }
-    if (length > std::numeric_limits<int32_t>::max()) {
-      throw std::invalid_argument("item " + std::to_string(i) + " of " + which + " has " +
-                                  std::to_string(length) + " tokens; 2147483647 is the most");
-    }
+    check_item(i, start, length, starts.empty() ? length : tokens.rows, which);
     longest = std::max(longest, length);
   }
   tokens.starts = starts.data();
@@ -281,6 +283,62 @@ Sides::Sides(const py::tuple& q_parts, const py::tuple& d_parts, py::handle list
                                   " queries and " + std::to_string(p.d.count) + " documents");
     }
   }
+}
+
+CodedDocuments::CodedDocuments(const py::tuple& parts) {
+  const auto part = [&](Py_ssize_t i) { return py::handle(PyTuple_GET_ITEM(parts.ptr(), i)); };
+  if (parts.size() != 9) throw std::invalid_argument("codes must be a tuple of nine");
+  const int64_t bits = integer(part(0));
+  const bool planes = !part(3).is_none();
+  if ((bits != 8 && bits != 4 && bits != 2 && bits != 1) || (planes && bits != 8)) {
+    throw std::invalid_argument("codes must have 8, 4, 2 or 1 bits, and 8 in two planes; got " +
+                                std::to_string(bits));
+  }
+  codes.bits = static_cast<int>(bits);
+  codes.dim = integer(part(1));
+  if (codes.dim < 1 || codes.dim > kMostCodedDim) {
+    throw std::invalid_argument("codes must have a dim of 1 to " + std::to_string(kMostCodedDim) + "; got " +
+                                std::to_string(codes.dim));
+  }
+  const int64_t per_byte = planes ? 2 : 8 / bits;
+  codes.row_bytes = (codes.dim + per_byte - 1) / per_byte;
+  // Checks one array; `rows` is then what all arrays of rows must have.
+  const auto read = [&](Py_ssize_t i, int dims, int64_t number_bytes, int64_t rows, const char* name) {
+    memory.emplace_back(part(i), dims, number_bytes, name);
+    const Memory& array = memory.back();
+    const int64_t columns = dims == 2 ? codes.row_bytes : 1;
+    if (!array.contiguous() || array.columns() != columns || (rows >= 0 && array.rows() != rows)) {
+      throw std::invalid_argument(std::string(name) + " must be contiguous, " +
+                                  (rows >= 0 ? std::to_string(rows) : std::string("any number of")) +
+                                  " rows of " + std::to_string(columns) + "; got " +
+                                  std::to_string(array.rows()) + " rows of " +
+                                  std::to_string(array.columns()));
+    }
+    return memory.size() - 1;
+  };
+  memory.reserve(5);
+  const Memory& levels = memory[read(2, 2, 1, -1, "levels")];
+  const int64_t rows = levels.rows();
+  codes.levels = levels.data<const unsigned char>();
+  // Without rows the plane may have no address.
+  static const unsigned char kNone = 0;
+  if (planes) {
+    const unsigned char* const low = memory[read(3, 2, 1, rows, "low")].data<const unsigned char>();
+    codes.low = rows == 0 ? &kNone : low;
+  }
+  codes.multipliers = memory[read(4, 1, 2, rows, "multipliers")].data<const uint16_t>();
+  codes.slack = memory[read(5, 1, 2, rows, "slack")].data<const uint16_t>();
+  starts = copied(part(7), 1, "starts");
+  lengths = copied(part(8), 1, "lengths");
+  codes.count = static_cast<int64_t>(lengths.size());
+  codes.norms = memory[read(6, 1, 4, codes.count, "norms")].data<const float>();
+  if (starts.size() != lengths.size()) {
+    throw std::invalid_argument("starts and lengths must be equally long; got " +
+                                std::to_string(starts.size()) + " and " + std::to_string(lengths.size()));
+  }
+  for (size_t i = 0; i < lengths.size(); ++i) check_item(i, starts[i], lengths[i], rows, "codes");
+  codes.starts = starts.data();
+  codes.lengths = lengths.data();
 }
 
 py::object row_counts(const py::tuple& items, py::handle type, py::handle layout) {

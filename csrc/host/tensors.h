@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "codes.h"
 #include "maxsim.h"
 
 namespace py = pybind11;
@@ -90,6 +91,21 @@ struct Sides {
   std::vector<int64_t> pairs;
   Problem problem = {};
 };
+
+// Documents as codes, and everything that its `codes` point into.
+struct CodedDocuments {
+  // `parts` comes from cpu_upper.py: (bits, dim, levels, low or None, multipliers, slack, norms, starts,
+  // lengths).
+  explicit CodedDocuments(const py::tuple& parts);
+
+  Codes codes = {};
+  std::vector<int64_t> starts, lengths;
+  std::vector<Memory> memory;
+};
+
+// Throws if the number of scores, times the max_lq numbers of argmax for each score, is more than any memory
+// holds.
+void check_results(int64_t queries, int64_t documents, int64_t max_lq);
 
 // A list with the number of rows of each item, if all items are matrices of one dim and one floating dtype on
 // the CPU, and have exactly this type and this layout. Otherwise None.

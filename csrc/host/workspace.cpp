@@ -9,6 +9,10 @@ namespace {
 // Document rows that meet all panels of a block before the next rows are read. Together with one panel of
 // 16 KiB they fit an L1 cache of 48 KiB.
 constexpr int64_t kRowBytes = 18 * 1024;
+// The same for the rows of documents as codes, which are fewer bytes, and their least number: two tiles of
+// AMX.
+constexpr int64_t kCodedBytes = 32 * 1024;
+constexpr int64_t kCodedRows = 32;
 
 // Every array begins at a cache line of its own, and one unused line lies between two arrays. So no two
 // threads share a line, and arrays whose size is a power of two do not begin at the same address modulo 4
@@ -35,11 +39,23 @@ Workspace::Workspace(const Problem& p, const Tier& tier, int64_t lanes, int64_t 
                      Interrupt& interrupt)
     : scratch_(static_cast<size_t>(threads)) {
   lanes = round_up(std::max<int64_t>(lanes, 1), tier.panel_lanes);
+  allocate([&](Scratch& s) { take_all(p, tier, lanes, queries, s); }, interrupt);
+}
+
+Workspace::Workspace(const Codes& documents, const Tier& tier, int64_t lanes, int threads,
+                     Interrupt& interrupt)
+    : scratch_(static_cast<size_t>(threads)) {
+  lanes = round_up(std::max<int64_t>(lanes, 1), tier.panel_lanes);
+  allocate([&](Scratch& s) { take_upper(documents, tier, lanes, s); }, interrupt);
+}
+
+template <typename TakeEach>
+void Workspace::allocate(TakeEach take_each, Interrupt& interrupt) {
   // The first pass counts the bytes, the second pass hands them out.
-  for (Scratch& s : scratch_) take_all(p, tier, lanes, queries, s);
+  for (Scratch& s : scratch_) take_each(s);
   memory_.reset(new unsigned char[static_cast<size_t>(used_ + kAlignment)]);
   used_ = 0;
-  for (Scratch& s : scratch_) take_all(p, tier, lanes, queries, s);
+  for (Scratch& s : scratch_) take_each(s);
   for (Scratch& s : scratch_) {
     s.call = &interrupt;
     s.interrupted = [](void* call) { return static_cast<const Interrupt*>(call)->heard(); };
@@ -98,6 +114,27 @@ void Workspace::take_narrow(const Problem& p, const Tier& tier, int64_t lanes, S
   take(chunk + 1, s.picked_lanes);
   take(kMostCandidates, s.candidates);
   take(tier.panel_lanes * round_up(4 * row_floats, tier.narrow_bytes), s.chosen_rows);
+}
+
+void Workspace::take_upper(const Codes& documents, const Tier& tier, int64_t lanes, Scratch& s) {
+  s = Scratch();
+  const bool narrow = tier.narrow_bytes > 0;
+  const int64_t numbers = round_up(documents.numbers(), std::max<int64_t>(tier.narrow_bytes, 1));
+  const int64_t row_bytes = numbers * (narrow ? 1 : static_cast<int64_t>(sizeof(float)));
+  s.block_rows = round_up(std::max<int64_t>(kCodedBytes / row_bytes, 1), kCodedRows);
+  take_best(lanes, s.best);
+  take(lanes, s.lane_offset);
+  take(lanes, s.lane_ratio);
+  take(s.block_rows, s.row_scales);
+  take(s.block_rows, s.row_slacks);
+  take(s.block_rows * numbers + kNarrowSlack, s.narrow_rows);
+  if (narrow) {
+    take(lanes * numbers, s.screened_queries);
+  } else {
+    take(lanes * numbers, s.query_rows);
+    take(lanes * numbers, s.float32_queries);
+    take(s.block_rows * numbers, s.float32_rows);
+  }
 }
 
 void Workspace::take_best(int64_t lanes, Best& best) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "codes.h"
 #include "host/threads.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -22,6 +23,8 @@ class Workspace {
   // Room for `lanes` query tokens of `queries` queries to be packed together. Throws std::bad_alloc.
   Workspace(const Problem& problem, const Tier& tier, int64_t lanes, int64_t queries, int threads,
             Interrupt& interrupt);
+  // Room for the upper bounds of `lanes` query tokens that are packed together. Throws std::bad_alloc.
+  Workspace(const Codes& documents, const Tier& tier, int64_t lanes, int threads, Interrupt& interrupt);
 
   Scratch& operator[](int thread) { return scratch_[static_cast<size_t>(thread)]; }
   int threads() const { return static_cast<int>(scratch_.size()); }
@@ -32,8 +35,12 @@ class Workspace {
   bool saw_empty_document() const;
 
  private:
+  // take_each(s) takes the arrays of a Scratch. It is called twice for each.
+  template <typename TakeEach>
+  void allocate(TakeEach take_each, Interrupt& interrupt);
   void take_all(const Problem& problem, const Tier& tier, int64_t lanes, int64_t queries, Scratch& s);
   void take_narrow(const Problem& problem, const Tier& tier, int64_t lanes, Scratch& s);
+  void take_upper(const Codes& documents, const Tier& tier, int64_t lanes, Scratch& s);
   void take_best(int64_t lanes, Best& best);
   template <typename T>
   void take(int64_t count, T*& array);

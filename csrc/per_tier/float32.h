@@ -1,6 +1,6 @@
 // The maxima of document rows over lanes by products of float32: the definition that every other way of this
 // folder has to agree with. This file is compiled once for each tier, inside the tier's target region, and
-// includes no system header. screen.h, bfloat16.h and loop.h use it.
+// includes no system header. screen.h, bfloat16.h, loop.h and upper.h use it.
 
 #pragma once
 
@@ -8,6 +8,34 @@
 
 namespace colbert_fast {
 namespace {
+
+// Packs the first `lanes` rows of s.query_rows in panels.
+inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
+  constexpr int64_t kFloats = Isa::kFloats;
+  // The unused lanes of the last panel become zeros. Any finite number would do, because nobody reads their
+  // maxima.
+  const int64_t last_panel = (lanes - 1) / kPanel * kPanel;
+  const int64_t padded = lanes == 0 ? 0 : last_panel + (lanes - last_panel > kFloats ? kPanel : kFloats);
+  for (int64_t i = lanes * dim; i < padded * dim; ++i) s.query_rows[i] = 0.0f;
+  for (int64_t lane = 0; lane < padded; lane += kFloats) {
+    const int64_t panel_start = lane / kPanel * kPanel;
+    const int64_t width = lanes - panel_start > kFloats ? kPanel : kFloats;
+    const float* rows = s.query_rows + lane * dim;
+    float* to = s.float32_queries + panel_start * dim + (lane - panel_start);
+    int64_t k = 0;
+    for (; k + kFloats <= dim; k += kFloats) {
+      typename Isa::Vec block[kFloats];
+      CF_UNROLL
+      for (int l = 0; l < kFloats; ++l) block[l] = Isa::load(rows + l * dim + k);
+      Isa::transpose(block);
+      CF_UNROLL
+      for (int i = 0; i < kFloats; ++i) Isa::store(to + (k + i) * width, block[i]);
+    }
+    for (; k < dim; ++k) {
+      for (int64_t l = 0; l < kFloats; ++l) to[k * width + l] = rows[l * dim + k];
+    }
+  }
+}
 
 // Takes rows into the maxima of the packed lanes from `begin`, the first lane of a panel, to `end`.
 template <typename T, bool kArgmax>

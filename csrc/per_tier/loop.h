@@ -9,7 +9,7 @@
 //   pack_queries()         packs the query tokens as lanes, once for all documents of a task
 //   document_maxima()      finds the maximum of each lane over the rows of the document, by accumulate()
 //   write_pair()           writes the score, which sum_of_maxima() adds up
-// The gradient is in backward.h.
+// The gradient is in backward.h, and upper bounds of scores are in upper.h.
 
 #pragma once
 
@@ -17,6 +17,7 @@
 #include "per_tier/bfloat16.h"
 #include "per_tier/float32.h"
 #include "per_tier/screen.h"
+#include "per_tier/upper.h"
 
 namespace colbert_fast {
 namespace {
@@ -65,34 +66,6 @@ void widen_queries(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
     }
   }
   s.segment[end - begin] = lanes;
-}
-
-// Packs the first `lanes` rows of s.query_rows in panels.
-inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
-  constexpr int64_t kFloats = Isa::kFloats;
-  // The unused lanes of the last panel become zeros. Any finite number would do, because nobody reads their
-  // maxima.
-  const int64_t last_panel = (lanes - 1) / kPanel * kPanel;
-  const int64_t padded = lanes == 0 ? 0 : last_panel + (lanes - last_panel > kFloats ? kPanel : kFloats);
-  for (int64_t i = lanes * dim; i < padded * dim; ++i) s.query_rows[i] = 0.0f;
-  for (int64_t lane = 0; lane < padded; lane += kFloats) {
-    const int64_t panel_start = lane / kPanel * kPanel;
-    const int64_t width = lanes - panel_start > kFloats ? kPanel : kFloats;
-    const float* rows = s.query_rows + lane * dim;
-    float* to = s.float32_queries + panel_start * dim + (lane - panel_start);
-    int64_t k = 0;
-    for (; k + kFloats <= dim; k += kFloats) {
-      typename Isa::Vec block[kFloats];
-      CF_UNROLL
-      for (int l = 0; l < kFloats; ++l) block[l] = Isa::load(rows + l * dim + k);
-      Isa::transpose(block);
-      CF_UNROLL
-      for (int i = 0; i < kFloats; ++i) Isa::store(to + (k + i) * width, block[i]);
-    }
-    for (; k < dim; ++k) {
-      for (int64_t l = 0; l < kFloats; ++l) to[k * width + l] = rows[l * dim + k];
-    }
-  }
 }
 
 // Packs the lanes also as the narrow numbers that meet documents of T.
@@ -252,6 +225,7 @@ constexpr Tier tier_of(const char* name, const char* (*unsupported)()) {
   tier.score = &score_any<false>;
   tier.score_argmax = &score_any<true>;
   tier.backward = &backward_any;
+  tier.upper = &upper_task<Narrow>;
   tier.for_float32_queries = Narrow::kForFloat32Queries;
   return tier;
 }

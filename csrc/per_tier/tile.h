@@ -27,11 +27,14 @@
 //     // The same. arg becomes the first row that wins.
 //     static void update(Vec& best, Idx& arg, Vec value, int32_t row);
 //
-//     // Only for tiers that screen documents (screen.h).
+//     // For upper bounds (upper.h).
 //     static Vec everywhere(float);
 //     static Vec to_float(Idx);
 //     static Idx add(Idx, Idx);
-//     static Vec multiply(Vec, Vec), max(Vec, Vec), magnitude(Vec);
+//     static Vec multiply(Vec, Vec), max(Vec, Vec);
+//
+//     // Only for tiers that screen documents (screen.h).
+//     static Vec magnitude(Vec);
 //     static Vec subtract_product(Vec a, Vec b, Vec c);                           // a - b * c
 //     static void update_larger(Vec& best, Idx& arg, Vec value, int32_t row);     // update() without NaN
 //     static float sum(Vec), largest(Vec);
@@ -244,6 +247,58 @@ struct Bounds {
   float* uppers;          // [rows][kPanel]
   float* least;           // [lanes of the panel] the lower bound of the guess, at first -inf
   int32_t* guess;         // [lanes of the panel]
+};
+
+// What products are taken into for upper bounds of scores (upper.h): the largest scales[row] * (product +
+// offset[lane]) + slacks[row] * ratio[lane] of each lane.
+struct Uppers {
+  const float* scales;    // [rows]
+  const float* slacks;    // [rows]
+  const int32_t* offset;  // [lanes of the panel]
+  const float* ratio;     // [lanes of the panel]
+  float* best;            // [lanes of the panel]
+};
+
+CF_ALWAYS_INLINE typename Isa::Vec with_offset(typename Isa::Idx product, typename Isa::Idx offset) {
+  return Isa::to_float(Isa::add(product, offset));
+}
+CF_ALWAYS_INLINE typename Isa::Vec with_offset(typename Isa::Vec product, typename Isa::Idx offset) {
+  return Isa::add(product, Isa::to_float(offset));
+}
+
+// The sink of these products. It has kTogether vectors of lanes in registers at once.
+template <int kTogether>
+struct UpperSink {
+  Uppers uppers;
+
+  template <int kRows, int kVecs, typename Acc>
+  CF_ALWAYS_INLINE void take(const Acc (&sums)[kRows][kVecs], int64_t row) const {
+    constexpr int kStep = kTogether < kVecs ? kTogether : kVecs;
+    CF_UNROLL
+    for (int first = 0; first < kVecs; first += kStep) {
+      typename Isa::Idx offset[kStep];
+      typename Isa::Vec ratio[kStep];
+      typename Isa::Vec best[kStep];
+      CF_UNROLL
+      for (int v = 0; v < kStep; ++v) {
+        offset[v] = Isa::load(uppers.offset + (first + v) * Isa::kFloats);
+        ratio[v] = Isa::load(uppers.ratio + (first + v) * Isa::kFloats);
+        best[v] = Isa::load(uppers.best + (first + v) * Isa::kFloats);
+      }
+      CF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const typename Isa::Vec scale = Isa::everywhere(uppers.scales[row + r]);
+        const typename Isa::Vec slack = Isa::everywhere(uppers.slacks[row + r]);
+        CF_UNROLL
+        for (int v = 0; v < kStep; ++v) {
+          const typename Isa::Vec value = Isa::multiply(with_offset(sums[r][first + v], offset[v]), scale);
+          best[v] = Isa::max(best[v], Isa::fma(slack, ratio[v], value));
+        }
+      }
+      CF_UNROLL
+      for (int v = 0; v < kStep; ++v) Isa::store(uppers.best + (first + v) * Isa::kFloats, best[v]);
+    }
+  }
 };
 
 // panel() for narrow rows. Their stride must be a multiple of 4 bytes.

@@ -20,6 +20,7 @@
 // Rows that are no multiple of 64 bytes are copied and padded before they come here. If the number of rows is
 // no multiple of 16, the last tile overlaps the tile before it, and some products are computed twice, with
 // the same result. Fewer than 16 rows are copied, 64 bytes of each row at a time. Nothing past a row is read.
+#include "codes.h"
 #include "host/amx_permission.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
@@ -192,6 +193,32 @@ struct TileBounds {
   }
 };
 
+// The sink that takes dot products into upper bounds of scores.
+struct TileUppers {
+  Uppers uppers;
+
+  template <int kTiles, int kVecs>
+  CF_ALWAYS_INLINE void take(const Isa::Idx (&sums)[kTiles * kTileRows][kVecs], const int64_t (&begin)[2],
+                             int64_t count) const {
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const Isa::Idx offset = Isa::load(uppers.offset + v * Isa::kFloats);
+      const Isa::Vec ratio = Isa::load(uppers.ratio + v * Isa::kFloats);
+      Isa::Vec best = Isa::load(uppers.best + v * Isa::kFloats);
+      for (int t = 0; t < kTiles; ++t) {
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t row = begin[t] + r;
+          const Isa::Vec scale = Isa::everywhere(uppers.scales[row]);
+          const Isa::Vec slack = Isa::everywhere(uppers.slacks[row]);
+          const Isa::Vec value = Isa::multiply(with_offset(sums[t * kTileRows + r][v], offset), scale);
+          best = Isa::max(best, Isa::fma(slack, ratio, value));
+        }
+      }
+      Isa::store(uppers.best + v * Isa::kFloats, best);
+    }
+  }
+};
+
 // The sink that takes dot products into the maxima of lanes.
 template <bool kArgmax>
 struct TileMaxima {
@@ -296,6 +323,10 @@ struct Narrow : Int8Narrow {
         typename std::conditional<std::is_same<Number, int8_t>::value, Int8Tiles, BFloat16Tiles>::type;
     panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds{bounds});
   }
+  template <int kVecs, int kWidth>
+  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
+    panel_of_tiles<Int8Tiles, kVecs, kWidth>(rows, q, ahead, TileUppers{to});
+  }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
                      const Maxima<kArgmax>& maxima) {
@@ -317,6 +348,11 @@ void score_configured(const ScoreJob& job, const Task& task, Scratch& scratch) {
   score_any<kArgmax>(job, task, scratch);
 }
 
+void upper_configured(const UpperJob& job, const Task& task, Scratch& scratch) {
+  const Configured tiles;
+  upper_task<Narrow>(job, task, scratch);
+}
+
 }  // namespace
 }  // namespace colbert_fast
 
@@ -333,6 +369,7 @@ constexpr Tier amx_tier() {
   Tier tier = tier_of("amx", &unsupported);
   tier.score = &score_configured<false>;
   tier.score_argmax = &score_configured<true>;
+  tier.upper = &upper_configured;
   tier.refused = &amx_refused;
   return tier;
 }

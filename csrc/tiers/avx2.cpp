@@ -1,4 +1,5 @@
 // x86-64 with AVX2, FMA and F16C (Haswell and later, Zen and later).
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"

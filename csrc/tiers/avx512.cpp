@@ -1,4 +1,5 @@
 // x86-64 with AVX-512 F, BW, DQ, VL (Skylake-X and later, Zen 4 and later).
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"

@@ -4,6 +4,7 @@
 // vdpbf16ps multiplies two pairs of bfloat16 numbers and adds both products to a float32. On Zen 5 it issues
 // as often as an FMA, which makes it twice as fast (`make bench` measures both peaks). Each of the two
 // additions rounds at most once, so a block has as many roundings as a block of multiply-adds.
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"

@@ -1,5 +1,6 @@
 // x86-64 with AVX-512 and AVX512-VNNI (Cascade Lake, Ice Lake and later, Zen 4 and later): the avx512 tier
 // with documents screened in int8 (screen.h).
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"

@@ -102,6 +102,10 @@ struct RaisedInt8Narrow : Int8Narrow {
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<kVecs>{bounds});
   }
+  template <int kVecs, int kWidth>
+  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<kVecs>{to});
+  }
 };
 
 }  // namespace

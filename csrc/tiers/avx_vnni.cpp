@@ -9,6 +9,7 @@
 // Because one side is unsigned, documents are stored as d + 128. This adds 128 * (the sum of a lane's
 // numbers) to the products of the lane, and the offset of Bounds takes it off again. The sums do not
 // saturate: screen.h proves that int32 holds every sum of at most kMostScreenedDim products.
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -100,6 +101,10 @@ struct Narrow {
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
+  }
+  template <int kVecs, int kWidth>
+  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<1>{to});
   }
 };
 

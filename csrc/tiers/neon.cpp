@@ -1,4 +1,5 @@
 // AArch64. Its baseline has NEON with FMA and conversion of binary16, so every such processor runs this tier.
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"

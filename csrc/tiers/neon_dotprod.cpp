@@ -1,5 +1,6 @@
 // AArch64 with FEAT_DotProd (Cortex-A76, Neoverse N1, Apple M1 and later): the neon tier with documents
 // screened in int8 (screen.h).
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -25,6 +26,10 @@ struct Narrow : Int8Narrow {
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
+  }
+  template <int kVecs, int kWidth>
+  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<1>{to});
   }
 };
 

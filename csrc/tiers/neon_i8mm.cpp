@@ -18,6 +18,7 @@
 // 130 roundings of a float32 chain. A block of float32 has 128 roundings, and sums.h has room for two more.
 // Denormal inputs count as zero. Denormal products and sums, four for two numbers, become zero: this is the
 // 2n in the A of bfloat16.h.
+#include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
 #include "scratch.h"
@@ -140,6 +141,10 @@ struct Narrow : Int8Narrow {
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
     panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
+  }
+  template <int kVecs, int kWidth>
+  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
+    panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, UpperSink<1>{to});
   }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,

@@ -3,6 +3,7 @@
 //
 // Tile: 4 document rows x 2 vectors of 4 query tokens. Registers: 8 accumulators + 2 query vectors + 1
 // broadcast = 11 of the 16 of SSE2. Compilers find these registers, and NEON's registers, by themselves.
+#include "codes.h"
 #include "maxsim.h"
 #include "scratch.h"
 #include "target.h"
@@ -67,6 +68,23 @@ struct Isa {
       best[l] = value[l];
       arg.at[l] = row;
     }
+  }
+
+  // For upper bounds.
+  static CF_ALWAYS_INLINE Vec everywhere(float value) { return broadcast(&value); }
+  static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return a * b; }
+  static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) {
+    for (int l = 0; l < kFloats; ++l) a[l] = b[l] > a[l] ? b[l] : a[l];
+    return a;
+  }
+  static CF_ALWAYS_INLINE Vec to_float(Idx value) {
+    Vec wide;
+    for (int l = 0; l < kFloats; ++l) wide[l] = static_cast<float>(value.at[l]);
+    return wide;
+  }
+  static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) {
+    for (int l = 0; l < kFloats; ++l) a.at[l] += b.at[l];
+    return a;
   }
 
   static CF_ALWAYS_INLINE void transpose(Vec (&rows)[kFloats]) {
