@@ -90,9 +90,7 @@ class Writer:
         """Make the database, unless another process has just made it."""
         with self._writing() as connection:
             if database.is_blank(connection, self._folder):
-                if any(segments.PATTERN.fullmatch(name) for name in os.listdir(self._folder)):
-                    msg = f"{self._folder} has segments but no {database.NAME}, which says what they are"
-                    raise ValueError(msg)
+                segments.check_none(self._folder)
                 values = {"codes": options.codes, "exact": options.exact, "seed": options.seed, "dim": 0}
                 database.create(connection, values)
                 segments.sync_folder(self._folder)
@@ -102,9 +100,11 @@ class Writer:
         if not any(segments.PATTERN.fullmatch(name) for name in os.listdir(self._folder)):
             return
         with contextlib.suppress(TimeoutError), self._writing(wait=0) as connection:
-            known = {file for (file,) in connection.execute("SELECT file FROM segment")}
-            for name in os.listdir(self._folder):
-                if segments.PATTERN.fullmatch(name) and name not in known:
+            known = _files(connection)
+            unknown = {name for name in os.listdir(self._folder) if segments.PATTERN.fullmatch(name)} - known
+            # A damaged database may have lost a segment that is dear.
+            if unknown and _is_sound(connection):
+                for name in unknown:
                     self._remove(name)
 
     def _remove(self, file: str) -> None:
@@ -120,7 +120,7 @@ class Writer:
                 yield
         except BaseException:
             # An interrupt may come after the commit.
-            known = {file for (file,) in connection.execute("SELECT file FROM segment")}
+            known = _files(connection)
             for one in written:
                 if one.file not in known:
                     self._remove(one.file)
@@ -251,6 +251,18 @@ def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
             group.append(batch.part(first, last))
     if group:
         yield group
+
+
+def _files(connection: sqlite3.Connection) -> set[str]:
+    return {file for (file,) in connection.execute("SELECT file FROM segment")}
+
+
+def _is_sound(connection: sqlite3.Connection) -> bool:
+    """Return whether the database is whole, and has the documents that its segments have."""
+    deleted = connection.execute("SELECT documents, deleted FROM segment").fetchall()
+    expected = sum(documents - int(unpacked(documents, bits).sum()) for documents, bits in deleted)
+    (found,) = connection.execute("SELECT count(*) FROM document").fetchone()
+    return bool(found == expected and connection.execute("PRAGMA quick_check").fetchall() == [("ok",)])
 
 
 def _options(connection: sqlite3.Connection, folder: str) -> tuple[Options, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast._forks import safe_after_fork
-from colbert_fast.collection import adding, changes, checks, search, verify
+from colbert_fast.collection import adding, changes, checks, search, segments, verify
 from colbert_fast.collection.filters import Parameters
 from colbert_fast.collection.layout import EXACT, LEVELS, Options
 from colbert_fast.collection.reader import Reader
@@ -118,6 +118,7 @@ class Collection:
         while True:
             reader = Reader(self._folder, read_only=self._read_only, wait=self._wait)
             if reader.is_blank:
+                segments.check_none(self._folder)
                 msg = f"{self._folder} holds no collection yet"
                 raise FileNotFoundError(msg)
             try:

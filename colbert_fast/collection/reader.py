@@ -94,12 +94,14 @@ def _connection(folder: str, read_only: bool, wait: float) -> sqlite3.Connection
         connection.execute("SELECT 1 FROM sqlite_master").fetchall()
         return connection
     except sqlite3.OperationalError as error:
+        if "readonly" not in str(error) and "unable to open" not in str(error):
+            return connection  # the error comes again, where the file is named
         connection.close()
         # SQLite cannot make its index of the log here. Without a log it needs none.
         log = path + "-wal"
         if os.access(folder, os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
             msg = f"{path} cannot be read where nothing can be written ({error}): first close it where it is written"
             raise PermissionError(msg) from error
-    except sqlite3.DatabaseError:
-        return connection  # the error comes again, where the file is named
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
+        return connection
     return database.connect(folder, mode="ro", wait=wait, isolation="&immutable=1")

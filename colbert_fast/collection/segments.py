@@ -19,6 +19,7 @@ from torch import Tensor
 
 from colbert_fast._codecs import Codes
 from colbert_fast._safetensors import Field
+from colbert_fast.collection.database import NAME
 from colbert_fast.collection.layout import LEVELS, Layout, suffixes
 from colbert_fast.packed import PackedTokens
 
@@ -201,6 +202,13 @@ class _Parts:
             data = data[self._file.write(data) :]
 
 
+def check_none(folder: str) -> None:
+    """Raise ValueError if a folder has segments. Its database, which would say what they are, is empty or missing."""
+    if any(PATTERN.fullmatch(name) for name in os.listdir(folder)):
+        msg = f"{folder} has segments but no {NAME} that says what they are"
+        raise ValueError(msg)
+
+
 def sync_folder(folder: str) -> None:
     """Make the names in a folder durable. Windows does so by itself."""
     if os.name != "nt":
@@ -212,9 +220,12 @@ def sync_folder(folder: str) -> None:
 
 
 def found_checksums(path: str, layout: Layout) -> dict[str, int]:
-    """Read a whole file and return the checksum of each tensor."""
+    """Read a whole file and return the checksum of each tensor. Raise ValueError for another header."""
     sums = {}
     with open(path, "rb") as file:
+        if file.read(layout.data) != layout.header():
+            msg = f"{path}: the header has changed since it was written"
+            raise ValueError(msg)
         for name, entry in layout.entries.items():
             file.seek(entry.start)
             left, found = entry.stop - entry.start, 0

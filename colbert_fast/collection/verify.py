@@ -33,10 +33,13 @@ def _of_database(snapshot: Snapshot) -> Iterator[str]:
         if found != expected.tolist():
             wrong = sorted(set(found) ^ set(expected.tolist()))
             yield f"{path}: documents and segments disagree about the documents {wrong[:5]}"
+        fields = {name for (name,) in reader.rows("SELECT name FROM field")}
         for number, name, text in reader.rows("SELECT number, id, metadata FROM document"):
             if not isinstance(name, str):
                 yield f"{path}: the id of document {number} is {name!r}"
-            checks.metadata(reader.folder, number, text)
+            unknown = set(checks.metadata(reader.folder, number, text) or ()) - fields
+            if unknown:
+                yield f"{path}: document {number} has the unknown fields {sorted(unknown)}"
     except ValueError as error:
         yield str(error)
 
@@ -46,12 +49,22 @@ def _of_segment(snapshot: Snapshot, part: Part) -> Iterator[str]:
     try:
         segment.layout.check(segment.path)
         segment.codes  # noqa: B018 - what it checks is raised
-        ((text,),) = snapshot.reader.rows("SELECT checksums FROM segment WHERE first = ?", (segment.first,))
-        expected = json.loads(text)
+        expected = _checksums(snapshot, part)
         found = segments.found_checksums(segment.path, segment.layout)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         yield str(error)
         return
     for name, checksum in found.items():
-        if not isinstance(expected, dict) or expected.get(name) != checksum:
-            yield f"{segment.path}: {name} has changed since it was written"
+        if expected.get(name) != checksum:
+            yield f"{segment.path}: {name} does not fit its checksum in {database.NAME}"
+
+
+def _checksums(snapshot: Snapshot, part: Part) -> dict[str, int]:
+    rows = snapshot.reader.rows("SELECT checksums FROM segment WHERE first = ?", (part.segment.first,))
+    try:
+        found = json.loads(rows[0][0])
+        assert isinstance(found, dict)
+    except (AssertionError, TypeError, ValueError, RecursionError):
+        what = f"the checksums of the segment {part.segment.file} are {rows!r:.200}"
+        raise checks.damaged(snapshot.reader.folder, what) from None
+    return found
