@@ -9,6 +9,8 @@
 #   make docs       the documentation, into build/site; a warning is an error
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
+#   make bench-search   collections beside indexes and databases, on synthetic embeddings and on the folder CORPUS if it is
+#                   given; makes two environments, for two of them need another torch (hours)
 #   make test-arm       the NEON tiers on emulated AArch64 processors; installs compiler and emulator on Debian, as root
 #   make test-old-x86   every tier, and the extension, on emulated x86-64 processors without AVX-512, AVX2 or AVX
 #   make bench-gpu  the tests and workloads of a CUDA device in eight minutes, with the machine's own Python; writes its
@@ -22,12 +24,17 @@ BASE_VENV ?= .venv-base
 DOORS_VENV ?= .venv-doors
 DEV_VENV ?= .venv-dev
 DOCS_VENV ?= .venv-docs
+SEARCH_VENV ?= .venv-search
 TESTS ?=
 WORKERS ?= 2
 WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := -m pip install --quiet --constraint constraints.txt
+# What searches with another torch than ours, and numpy, which the benchmark needs there.
+SEARCH_LIBRARIES := fast-plaid==1.7.0.2110 xtr-warp-rs==2.1.0.2110 torch==2.11.0 numpy
+SEARCH_DOCUMENTS ?= 100000
+CORPUS ?=
 BUILD_TOOLS := build pybind11 setuptools
 # The extra of this name, without the package.
 DOCS_TOOLS = $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr , ' ')
@@ -52,7 +59,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/test_docs.py tes
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke clean
+.PHONY: demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo $(VENV)/.wheel
@@ -108,6 +115,11 @@ bench: $(VENV)/.bench $(VENV)/.wheel
 bench-quick: $(VENV)/.bench $(VENV)/.wheel
 	$(BIN)/python -m pytest benchmarks --profile quick
 
+bench-search: $(VENV)/.bench-search $(VENV)/.wheel $(SEARCH_VENV)/.libraries
+	$(if $(CORPUS),$(BIN)/python -m benchmarks.search --corpus $(CORPUS) --python $(SEARCH_VENV)/bin/python)
+	$(BIN)/python -m benchmarks.search --documents $(SEARCH_DOCUMENTS) --python $(SEARCH_VENV)/bin/python
+	$(BIN)/python -m benchmarks.report
+
 # Nothing is installed: torch comes with the machine, and so did colbert-fast before
 # (pip install --no-build-isolation --no-deps .).
 bench-gpu: suite
@@ -120,7 +132,7 @@ bench-smoke: $(VENV)/.bench $(VENV)/.wheel
 dev: $(DEV_VENV)/.dev
 
 clean:
-	rm -rf $(VENV) $(BASE_VENV) $(DOORS_VENV) $(DEV_VENV) $(DOCS_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
+	rm -rf $(VENV) $(BASE_VENV) $(DOORS_VENV) $(DEV_VENV) $(DOCS_VENV) $(SEARCH_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
 
 # The wheel is built from the sdist, so that a file missing in either is missing in the tests.
 $(BUILT): $(SOURCES) $(VENV)/.build
@@ -157,6 +169,11 @@ $(DOORS_VENV)/.libraries: pyproject.toml constraints.txt $(VENV)/.build
 
 $(DOORS_VENV)/.wheel: $(BUILT) $(DOORS_VENV)/.libraries
 	.ci/quietly $(DOORS_VENV)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps $(DIST)/*.whl
+	@touch $@
+
+$(SEARCH_VENV)/.libraries: Makefile
+	$(PYTHON) -m venv --clear $(SEARCH_VENV)
+	.ci/quietly $(SEARCH_VENV)/bin/python -m pip install --quiet $(SEARCH_LIBRARIES)
 	@touch $@
 
 # A change of the C++ sources rebuilds.

