@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
-from colbert_fast._backends.cpu import get_num_threads, set_num_threads
 from colbert_fast._explain import Explanation, explain
 from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
 from colbert_fast._rerank import rerank
+from colbert_fast._threads import get_num_threads, set_num_threads
 from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
 

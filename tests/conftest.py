@@ -17,7 +17,7 @@ from backends import by_way_of
 from lacking import FILES, LACKING, here, left_out
 
 import colbert_fast as cf
-from colbert_fast import _backends
+from colbert_fast import _backends, _threads
 from colbert_fast._backends import cpu, triton_
 from colbert_fast._extension import MISSING
 
@@ -99,9 +99,9 @@ def seeded() -> None:
 @pytest.fixture
 def threads() -> Iterator[Any]:
     """set_num_threads, undone after the test."""
-    before = cf._backends.cpu._num_threads
+    before = _threads._num_threads
     yield cf.set_num_threads
-    cf._backends.cpu._num_threads = before
+    _threads._num_threads = before
 
 
 @pytest.fixture

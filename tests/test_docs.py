@@ -14,8 +14,7 @@ import pytest
 from source import SOURCE, files
 
 import colbert_fast as cf
-from colbert_fast import cli
-from colbert_fast._backends import cpu
+from colbert_fast import _threads, cli
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/colbert-fast/colbert-fast"
@@ -94,7 +93,7 @@ def run(blocks: tuple[str, ...]) -> dict[str, Any]:
 )
 def test_examples_run(blocks: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some write files
-    monkeypatch.setattr(cpu, "_num_threads", None)  # set again after the test, for an example sets it
+    monkeypatch.setattr(_threads, "_num_threads", None)  # set again after the test, for an example sets it
     run(blocks)
 
 

@@ -19,7 +19,8 @@ ROWS = [
     },
     {"_absent", "_extras"},
     {"_int8", "_integers", "_items", "_safetensors", "_spans"},
-    {"_layouts", "_codecs", "_packed_files"},
+    {"_layouts", "_packed_files", "_threads"},
+    {"_codecs"},
     {"packed"},
     {"_lowering", "_backends.problem"},
     {

@@ -15,6 +15,7 @@ from cases import DTYPES, embeddings, planted
 from processes import assert_clean, python
 
 import colbert_fast as cf
+from colbert_fast import _threads
 from colbert_fast._backends import cpu
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -275,7 +276,7 @@ def test_calls_are_counted_for_the_tier_that_ran(native: str) -> None:
 
 @pytest.fixture
 def no_number(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(cpu, "_num_threads", None)
+    monkeypatch.setattr(_threads, "_num_threads", None)
     monkeypatch.delenv("COLBERT_FAST_NUM_THREADS", raising=False)
     return monkeypatch
 
@@ -338,7 +339,7 @@ def test_bad_number_in_the_environment(native: str, no_number: pytest.MonkeyPatc
     ],
 )
 def test_bad_number(n: Any, error: type[Exception], message: str) -> None:
-    before = cpu._num_threads
+    before = _threads._num_threads
     with pytest.raises(error, match=f"^{message}$"):
         cf.set_num_threads(n)
-    assert cpu._num_threads == before
+    assert _threads._num_threads == before

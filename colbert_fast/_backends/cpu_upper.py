@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from colbert_fast._arrays import aligned
-from colbert_fast._backends.cpu import get_num_threads
 from colbert_fast._codecs import Codes, signs
 from colbert_fast._extension import _C
+from colbert_fast._threads import get_num_threads
 
 
 def upper_bounds(tier: str, queries: Tensor, q_starts: Tensor, q_lengths: Tensor, codes: Codes) -> Tensor:
