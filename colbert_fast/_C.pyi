@@ -8,6 +8,9 @@ from torch import Tensor
 # (dtype, tokens, starts, lengths, scales), or of items that lie apart (dtype, items, dim).
 _Side = tuple[int, Tensor, Tensor, Tensor, Tensor | None] | tuple[int, Sequence[Tensor], int]
 
+# (bits, multipliers, slack, norms).
+_Fit = tuple[int, Tensor, Tensor, Tensor]
+
 def tiers() -> list[tuple[str, str | None]]: ...
 def refused(tier: str, /) -> str | None: ...
 def calls() -> dict[str, int]: ...
@@ -49,5 +52,16 @@ def upper(
     bounds: Tensor,
     /,
 ) -> None: ...
+def encode(
+    dtype: int,
+    tokens: Tensor,
+    signs: Tensor,
+    threads: int,
+    levels: Tensor,
+    low: Tensor | None,
+    fit: _Fit,
+    high: _Fit | None,
+    /,
+) -> int: ...
 def row_counts(items: tuple[Tensor, ...], type: type[Tensor], layout: torch.layout, /) -> list[int] | None: ...
 def runs_of_mask(mask: Tensor, starts: Tensor, lengths: Tensor, /) -> bool: ...

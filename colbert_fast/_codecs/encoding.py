@@ -17,7 +17,8 @@ queries in the direction t |v| = <R q, v> / |q| if the multiplier is smaller, m 
 w = sqrt(1 - t^2), and then |y - m v| = rho / w. We take t = 1/2. A multiplier that is rounded belongs to another t, and
 the bound holds for it as well. It also holds where rho is a mere estimate.
 
-WHAT IS COMPUTED. Let u be as in rotation.py: 2^-23 for float32, 2^-52 for float64. A hat marks what is computed.
+WHAT IS COMPUTED. csrc/host/encode.cpp computes in float32, and in_torch.py in float64 where there is no extension. Let
+u be as in rotation.py: 2^-23 for float32, 2^-52 for float64. A hat marks what is computed.
   1. The rotation. rotation_error() gives g with |y^ - y| <= g |x|. So |x| <= |y^| / (1 - g).
   2. The residual. m has 8 significant bits and an integer |v| <= 128 has 8 at most, so m v is exact. A number of
      y^ - m v has one rounding, so its square has three, and it passes fewer than n more in the sum S:
@@ -36,24 +37,23 @@ WHAT IS COMPUTED. Let u be as in rotation.py: 2^-23 for float32, 2^-52 for float
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from colbert_fast._codecs.codes import TANGENT, Codes
-from colbert_fast._codecs.packing import BITS, packed_levels, row_bytes
-from colbert_fast._codecs.rotation import rotate, rotation_error, signs
+from colbert_fast._arrays import aligned
+from colbert_fast._codecs.codes import Codes
+from colbert_fast._codecs.in_torch import Fit, fill_in_torch
+from colbert_fast._codecs.packing import BITS, row_bytes
+from colbert_fast._codecs.rotation import signs
+from colbert_fast._extension import _C
+from colbert_fast._forks import safe_after_fork
+from colbert_fast._threads import get_num_threads
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The rows that are encoded together have so many numbers: 32 MiB in float64.
-_CHUNK_NUMBERS = 2**22
-# (levels on each side of 0, the largest step in units of the standard deviation of the numbers of a token). The range
-# of the levels is the largest magnitude of the token, unless that makes steps wider than those with the smallest mean
-# squared error for normal numbers (Max, Quantizing for minimum distortion, 1960).
-_STEPS = {8: (127.5, math.inf), 4: (8.0, 0.335), 2: (2.0, 0.996), 1: (1.0, math.inf)}
+# The numbers of DType in csrc/maxsim.h.
+_NUMBER_OF_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
+@safe_after_fork
 def encode(tokens: Tensor, lengths: Tensor, *, bits: int, seed: int) -> Codes:
     """Encode the tokens of items.
 
@@ -83,10 +83,10 @@ def encode(tokens: Tensor, lengths: Tensor, *, bits: int, seed: int) -> Codes:
     if bits not in BITS:
         msg = f"bits must be 8, 4, 2 or 1; got {bits}"
         raise ValueError(msg)
-    (codes,) = _encoded(tokens, lengths, [bits], seed)
-    return codes
+    return _encoded(tokens, lengths, [bits], seed)[0]
 
 
+@safe_after_fork
 def encode_planes(tokens: Tensor, lengths: Tensor, *, seed: int) -> tuple[Codes, Codes]:
     """Encode the tokens of items in 8 bits, of which the high four are codes of their own.
 
@@ -96,59 +96,45 @@ def encode_planes(tokens: Tensor, lengths: Tensor, *, seed: int) -> tuple[Codes,
     -------
     The codes of 4 bits, and the codes of 8 bits, with a low plane. They share the plane of the high bits.
     """
-    first, both = _encoded(tokens, lengths, [4, 8], seed)
+    both, first = _encoded(tokens, lengths, [8, 4], seed)
     return first, both
 
 
 def _encoded(tokens: Tensor, lengths: Tensor, kinds: list[int], seed: int) -> list[Codes]:
-    """Encode in each of these numbers of bits. Two numbers mean planes."""
+    """Return codes for each of these numbers of bits: one number, or 8 and 4 for planes."""
     _check(tokens, lengths)
     total, dim = tokens.shape
     signs(dim, seed)  # raises if there is no such rotation
     planes = len(kinds) > 1
-    packed = [
-        torch.zeros((total, row_bytes(dim, 4 if planes else bits)), dtype=torch.uint8, device="cpu") for bits in kinds
-    ]
-    multipliers = [torch.zeros(total, dtype=torch.bfloat16, device="cpu") for _ in kinds]
-    slack = [torch.zeros(total, dtype=torch.bfloat16, device="cpu") for _ in kinds]
-    norms = [torch.zeros(total, device="cpu") for _ in kinds]
-    step = max(1, _CHUNK_NUMBERS // dim)
-    for first in range(0, total, step):
-        rows = slice(first, first + step)
-        x = tokens[rows].to(torch.float64)
-        bad = ~x.isfinite().all(1)
-        if bool(bad.any()):
-            _refuse(first + int(bad.int().argmax()), lengths)
-        y = rotate(x, seed)
-        levels = _levels(y, kinds[-1], clip=not planes)
-        for i, bits in enumerate(kinds):
-            numbers = levels >> 4 if planes and bits == 4 else levels
-            multipliers[i][rows], slack[i][rows], norms[i][rows] = _fitted(x, y, numbers, bits)
-            if not planes:
-                packed[i][rows] = packed_levels(numbers, bits)
-        if planes:
-            packed[0][rows], packed[1][rows] = packed_levels(levels >> 4, 4), packed_levels(levels & 15, 4)
-    starts = lengths.cumsum(0) - lengths
+    width = row_bytes(dim, 4 if planes else kinds[0])
+    levels = torch.empty((total, width), dtype=torch.uint8, device="cpu")
+    low = torch.empty_like(levels) if planes else None
+    fits = [_empty_fit(total, bits) for bits in kinds]
+    refused = (fill_in_torch if _C is None else _fill)(tokens, seed, levels, low, fits)
+    if refused >= 0:
+        item = int(torch.searchsorted(lengths.cumsum(0), refused, right=True))
+        msg = f"tokens must be finite; item {item} has a NaN or an infinity"
+        raise ValueError(msg)
     items = torch.arange(len(lengths), device="cpu").repeat_interleave(lengths)
     return [
         Codes(
             bits=bits,
             dim=dim,
             seed=seed,
-            levels=packed[0],
-            multipliers=multipliers[i],
-            slack=slack[i],
-            norms=torch.zeros(len(lengths), device="cpu").scatter_reduce_(0, items, norms[i], "amax"),
-            starts=starts.clone(),
+            levels=levels,
+            multipliers=multipliers,
+            slack=slack,
+            norms=torch.zeros(len(lengths), device="cpu").scatter_reduce_(0, items, norms, "amax"),
+            starts=lengths.cumsum(0) - lengths,
             lengths=lengths.clone(),
-            low=packed[1] if planes and bits == 8 else None,
+            low=low if bits == 8 else None,
         )
-        for i, bits in enumerate(kinds)
+        for bits, multipliers, slack, norms in fits
     ]
 
 
 def _check(tokens: Tensor, lengths: Tensor) -> None:
-    if tokens.dtype not in _DTYPES:
+    if tokens.dtype not in _NUMBER_OF_DTYPE:
         msg = f"tokens must be float32, float16 or bfloat16; got {tokens.dtype}"
         raise TypeError(msg)
     if lengths.dtype != torch.int64:
@@ -162,49 +148,17 @@ def _check(tokens: Tensor, lengths: Tensor) -> None:
         raise ValueError(msg)
 
 
-def _refuse(row: int, lengths: Tensor) -> None:
-    item = int(torch.searchsorted(lengths.cumsum(0), row, right=True))
-    msg = f"tokens must be finite; item {item} has a NaN or an infinity"
-    raise ValueError(msg)
+def _empty_fit(total: int, bits: int) -> Fit:
+    dtypes = (torch.bfloat16, torch.bfloat16, torch.float32)
+    multipliers, slack, norms = (torch.empty(total, dtype=dtype, device="cpu") for dtype in dtypes)
+    return bits, multipliers, slack, norms
 
 
-def _levels(y: Tensor, bits: int, *, clip: bool) -> Tensor:
-    """Return the numbers of the levels nearest to rotated tokens, uint8."""
-    middle = 1 << (bits - 1)
-    if bits == 1:
-        return (y >= 0).to(torch.uint8)
-    half, widest = _STEPS[bits]
-    step = y.abs().amax(1, keepdim=True) / half
-    if clip:
-        step = torch.minimum(step, widest * y.square().mean(1, keepdim=True).sqrt())
-    # Rounded down: the integer nearest to y / step for 8 bits, else the middle of the step that y is in.
-    offset = middle + 0.5 if bits == 8 else middle
-    return (y / step + offset).nan_to_num(middle).clamp(0, 2 * middle - 1).to(torch.uint8)
-
-
-def _fitted(x: Tensor, y: Tensor, levels: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return multipliers, slack and upper bounds of the norms of the codes."""
-    a, b = BITS[bits]
-    v = levels.to(torch.float64) * a - b
-    squares, norm = v.square().sum(1).clamp_min(1), x.square().sum(1).sqrt()
-    y_squares = y.square().sum(1)
-    fit = (y * v).sum(1) / squares
-    rho = (y - fit[:, None] * v).norm(dim=1)
-    m = (fit - rho * TANGENT / math.sqrt(1 - TANGENT**2) / squares.sqrt()).to(torch.bfloat16)
-    bounded = (y_squares >= 2.0**-60) & (y_squares <= 2.0**120)
-    m[~bounded | (m.abs() < 2.0**-100)] = 0
-    unit = torch.finfo(torch.float64).eps
-    factor = 1 + (x.shape[1] + 16) * unit
-    residual = (y - m.double()[:, None] * v).square().sum(1).sqrt()
-    slack = (residual + (rotation_error(x.shape[1], torch.float64) + unit) * y_squares.sqrt()) * factor
-    slack = torch.where(bounded, slack, norm * (1 + 2.0**-20) + 2.0**-120)
-    slack[(x == 0).all(1)] = 0
-    return m, _rounded_up(slack), (m.double().abs() * squares.sqrt() * (1 + 2.0**-20)).float()
-
-
-def _rounded_up(numbers: Tensor) -> Tensor:
-    """Round float64 numbers, 0 or more, up to bfloat16, which is the upper half of a float32."""
-    # The rounding to float32 may go down by 2^-24 of the number. The smallest numbers here are above 2^-121.
-    single = (numbers * (1 + 2.0**-22)).float()
-    upper: Tensor = (single.view(torch.int32) + 0xFFFF) >> 16
-    return upper.to(torch.int16).view(torch.bfloat16)
+def _fill(tokens: Tensor, seed: int, levels: Tensor, low: Tensor | None, fits: list[Fit]) -> int:
+    """Do what :func:`fill_in_torch` does, on the threads of the extension."""
+    tokens = tokens.resolve_neg()
+    if tokens.stride(1) != 1:
+        tokens = tokens.contiguous()
+    high = fits[1] if low is not None else None
+    number, factors = _NUMBER_OF_DTYPE[tokens.dtype], signs(tokens.shape[1], seed)
+    return _C.encode(number, aligned(tokens), factors, get_num_threads(), levels, low, fits[0], high)

@@ -11,8 +11,10 @@
 
 #include "host/backward.h"
 #include "host/dispatch.h"
+#include "host/encode.h"
 #include "host/masks.h"
 #include "host/plan.h"
+#include "host/rotation.h"
 #include "host/tensors.h"
 #include "host/threads.h"
 #include "host/tiers.h"
@@ -149,6 +151,46 @@ bool py_runs_of_mask(py::handle mask, py::handle starts, py::handle lengths) {
                       count.data());
 }
 
+// The results for level numbers of so many bits, which cpu tensors of Python take: (bits, multipliers, slack,
+// norms).
+Fit fit_of(const py::tuple& parts, int64_t count) {
+  if (parts.size() != 4) throw std::invalid_argument("a fit must be a tuple of four");
+  return {parts[0].cast<int>(), output<uint16_t>(parts[1], count, "multipliers"),
+          output<uint16_t>(parts[2], count, "slack"), output<float>(parts[3], count, "norms")};
+}
+
+int64_t py_encode(int64_t dtype, py::handle tokens, py::handle signs, int threads, py::handle levels,
+                  py::handle low, const py::tuple& fit, py::handle high) {
+  threads = checked_threads(threads);
+  EncodeJob job{};
+  job.dtype = dtype_of(dtype);
+  if (job.dtype == DType::kInt8) throw std::invalid_argument("tokens must be floating point");
+  const Memory rows(tokens, 2, bytes_of(job.dtype), "tokens");
+  if (!rows.adjacent()) throw std::invalid_argument("tokens must have adjacent elements in a row");
+  job.tokens = rows.data<const void>();
+  job.row_stride = rows.row_stride();
+  job.count = rows.rows();
+  job.dim = rows.columns();
+  if (job.dim < 1 || job.dim > kMostRotatedDim)
+    throw std::invalid_argument("dim must be 1 to 4096; got " + std::to_string(job.dim));
+  const Numbers<float> factors(signs, 2, kRotationStages * job.dim, "signs");
+  job.signs = factors.data();
+  job.fit = fit_of(fit, job.count);
+  const int bits = job.fit.bits;
+  if (bits != 8 && bits != 4 && bits != 2 && bits != 1)
+    throw std::invalid_argument("bits must be 8, 4, 2 or 1; got " + std::to_string(bits));
+  const int64_t bytes = job.count * packed_bytes(job.dim, low.is_none() ? bits : 4);
+  job.levels = output<uint8_t>(levels, bytes, "levels");
+  if (!low.is_none()) {
+    if (bits != 8) throw std::invalid_argument("a low plane needs 8 bits; got " + std::to_string(bits));
+    job.low = output<uint8_t>(low, bytes, "low");
+    job.high = fit_of(py::reinterpret_borrow<py::tuple>(high), job.count);
+  }
+  int64_t refused = -1;
+  without_gil([&](Interrupt& interrupt) { refused = encode(job, threads, interrupt); });
+  return refused;
+}
+
 py::dict by_tier(std::atomic<int64_t> Counters::* count) {
   py::dict result;
   for (const Tier* const* t = kTiers; *t != nullptr; ++t) result[(*t)->name] = (counters(**t).*count).load();
@@ -195,5 +237,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "The number of rows of each tensor; None unless all are plain matrices of one dtype and one dim.");
   m.def("runs_of_mask", &py_runs_of_mask,
         "Fills starts and lengths; False if a mask keeps more than one run of rows of an item.");
+  m.def("encode", &py_encode,
+        "Fills levels, low unless it is None, and fits. -1, or the first token with a NaN or an infinity.");
   m.def("backward", &py_backward, "Adds one side's gradient to grad.");
 }

@@ -13,28 +13,59 @@ int log_of_power(int64_t dim) {
   return log;
 }
 
-// Multiplies the numbers by their signs and by `factor`.
+// Two layers of sums and differences of four numbers.
+template <typename Real>
+inline void add_and_subtract(Real a, Real b, Real c, Real d, Real& to_a, Real& to_b, Real& to_c, Real& to_d) {
+  const Real left_sum = a + b;
+  const Real left_difference = a - b;
+  const Real right_sum = c + d;
+  const Real right_difference = c - d;
+  to_a = left_sum + right_sum;
+  to_b = left_difference + right_difference;
+  to_c = left_sum - right_sum;
+  to_d = left_difference - right_difference;
+}
+
+// Multiplies numbers that no layer changes by their signs.
 template <typename Real, int kWidth>
-void scale(Real* numbers, int64_t count, const float* signs, Real factor) {
-  for (int64_t i = 0; i < count; ++i) {
-    const Real both = static_cast<Real>(signs[i]) * factor;
-    Real* const row = numbers + i * kWidth;
-    for (int lane = 0; lane < kWidth; ++lane) row[lane] *= both;
+void change_signs(Real* numbers, int64_t count, const float* signs) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int lane = 0; lane < kWidth; ++lane) numbers[i * kWidth + lane] *= static_cast<Real>(signs[i]);
+}
+
+// Multiplies the numbers by their signs and by `factor`, and computes the sums and differences of neighbours:
+// the first layer.
+template <typename Real, int kWidth>
+void first_layer(Real* numbers, int64_t power, const float* signs, Real factor) {
+  for (int64_t i = 0; i < power; i += 2) {
+    const Real by_a = static_cast<Real>(signs[i]) * factor;
+    const Real by_b = static_cast<Real>(signs[i + 1]) * factor;
+    Real* const a = numbers + i * kWidth;
+    Real* const b = a + kWidth;
+    for (int lane = 0; lane < kWidth; ++lane) {
+      const Real left = a[lane] * by_a;
+      const Real right = b[lane] * by_b;
+      a[lane] = left + right;
+      b[lane] = left - right;
+    }
   }
 }
 
-// One layer of sums and differences, of numbers that are `half` apart.
+// The same for the first two layers.
 template <typename Real, int kWidth>
-void layer(Real* numbers, int64_t power, int64_t half) {
-  const int64_t apart = half * kWidth;
-  for (int64_t first = 0; first < power * kWidth; first += 2 * apart) {
-    Real* __restrict a = numbers + first;
-    Real* __restrict b = a + apart;
-    for (int64_t i = 0; i < apart; ++i) {
-      const Real sum = a[i] + b[i];
-      b[i] = a[i] - b[i];
-      a[i] = sum;
-    }
+void first_two_layers(Real* numbers, int64_t power, const float* signs, Real factor) {
+  for (int64_t i = 0; i < power; i += 4) {
+    const Real by_a = static_cast<Real>(signs[i]) * factor;
+    const Real by_b = static_cast<Real>(signs[i + 1]) * factor;
+    const Real by_c = static_cast<Real>(signs[i + 2]) * factor;
+    const Real by_d = static_cast<Real>(signs[i + 3]) * factor;
+    Real* const a = numbers + i * kWidth;
+    Real* const b = a + kWidth;
+    Real* const c = b + kWidth;
+    Real* const d = c + kWidth;
+    for (int lane = 0; lane < kWidth; ++lane)
+      add_and_subtract(a[lane] * by_a, b[lane] * by_b, c[lane] * by_c, d[lane] * by_d, a[lane], b[lane],
+                       c[lane], d[lane]);
   }
 }
 
@@ -48,14 +79,7 @@ void two_layers(Real* numbers, int64_t power, int64_t half) {
     Real* __restrict c = b + apart;
     Real* __restrict d = c + apart;
     for (int64_t i = 0; i < apart; ++i) {
-      const Real left_sum = a[i] + b[i];
-      const Real left_difference = a[i] - b[i];
-      const Real right_sum = c[i] + d[i];
-      const Real right_difference = c[i] - d[i];
-      a[i] = left_sum + right_sum;
-      b[i] = left_difference + right_difference;
-      c[i] = left_sum - right_sum;
-      d[i] = left_difference - right_difference;
+      add_and_subtract(a[i], b[i], c[i], d[i], a[i], b[i], c[i], d[i]);
     }
   }
 }
@@ -70,15 +94,18 @@ void rotate(Real* numbers, int64_t dim, const float* signs) {
   for (int stage = 0; stage < kRotationStages; ++stage, signs += dim) {
     const int64_t first = stage % 2 == 0 ? 0 : dim - power;
     Real* const part = numbers + first * kWidth;
-    scale<Real, kWidth>(numbers, first, signs, Real{1});
-    scale<Real, kWidth>(part, power, signs + first, factor);
-    scale<Real, kWidth>(part + power * kWidth, dim - power - first, signs + first + power, Real{1});
-    int64_t half = 1;
-    if (log % 2 == 1) {
-      layer<Real, kWidth>(part, power, half);
-      half = 2;
+    const float* const its_signs = signs + first;
+    change_signs<Real, kWidth>(numbers, first, signs);
+    change_signs<Real, kWidth>(part + power * kWidth, dim - power - first, its_signs + power);
+    if (log == 0) {
+      change_signs<Real, kWidth>(part, power, its_signs);
+    } else if (log % 2 == 1) {
+      first_layer<Real, kWidth>(part, power, its_signs, factor);
+    } else {
+      first_two_layers<Real, kWidth>(part, power, its_signs, factor);
     }
-    for (; half < power; half *= 4) two_layers<Real, kWidth>(part, power, half);
+    for (int64_t half = log % 2 == 1 ? 2 : 4; half < power; half *= 4)
+      two_layers<Real, kWidth>(part, power, half);
   }
 }
 template void rotate<float, 1>(float* numbers, int64_t dim, const float* signs);

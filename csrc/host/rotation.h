@@ -9,8 +9,8 @@ constexpr int kRotationStages = 4;
 constexpr int64_t kMostRotatedDim = 4096;
 
 // Rotates kWidth rows side by side, in place: number i of row r is numbers[i * kWidth + r]. There is one row
-// or kEncodedTogether rows, of float or double. `signs` is [kRotationStages][dim], with 1 and -1. dim
-// is 1 to kMostRotatedDim.
+// or kEncodedTogether rows, of float or double. `signs` is [kRotationStages][dim], with 1 and -1. dim is 1 to
+// kMostRotatedDim.
 template <typename Real, int kWidth>
 void rotate(Real* numbers, int64_t dim, const float* signs);
 

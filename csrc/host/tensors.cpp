@@ -95,13 +95,13 @@ void check_item(size_t item, int64_t start, int64_t length, int64_t rows, const 
   }
 }
 
+}  // namespace
+
 DType dtype_of(int64_t number) {
   if (number < 0 || number > 3)
     throw std::invalid_argument("dtype " + std::to_string(number) + "; 0 to 3 are known");
   return static_cast<DType>(number);
 }
-
-}  // namespace
 
 void check_results(int64_t queries, int64_t documents, int64_t max_lq) {
   constexpr int64_t kMost = int64_t{1} << 48;
@@ -155,6 +155,8 @@ T* output(py::handle tensor, int64_t count, const char* name) {
 }
 template float* output<float>(py::handle tensor, int64_t count, const char* name);
 template int32_t* output<int32_t>(py::handle tensor, int64_t count, const char* name);
+template uint8_t* output<uint8_t>(py::handle tensor, int64_t count, const char* name);
+template uint16_t* output<uint16_t>(py::handle tensor, int64_t count, const char* name);
 
 Side::Side(const py::tuple& parts, const char* which) {
   const auto part = [&](Py_ssize_t i) { return py::handle(PyTuple_GET_ITEM(parts.ptr(), i)); };

@@ -16,6 +16,9 @@ namespace py = pybind11;
 
 namespace colbert_fast {
 
+// Throws std::invalid_argument unless cpu.py may pass this number.
+DType dtype_of(int64_t number);
+
 // The memory of a strided tensor of one or two dimensions on the CPU. Another thread may give the tensor
 // other memory, or another shape, at any time. This object keeps the shape, the strides and the storage that
 // the tensor had when it was read, and the storage lives as long as this object. One danger is left: a thread
