@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from colbert_fast._backends import select, torch_upper
+from colbert_fast._backends import cpu_upper, select, torch_upper, triton_upper
 from colbert_fast._codecs import Codes
 from colbert_fast._forks import safe_after_fork
 from colbert_fast.packed import PackedTokens
@@ -29,8 +29,8 @@ def upper_bounds(queries: PackedTokens, codes: Codes, *, backend: str | None = N
     Returns
     -------
     torch.Tensor
-        ``[A, n]`` float32 on the device of the codes. -1e9 for a document without tokens, else 0 for a query without
-        tokens. A bound may be +inf, and is never NaN. Not differentiable.
+        ``[A, n]`` float32 on the device of the codes. -1e9 for a document without tokens, else 0 or next to nothing for
+        a query without tokens. A bound may be +inf, and is never NaN. Not differentiable.
 
     Raises
     ------
@@ -51,7 +51,12 @@ def upper_bounds(queries: PackedTokens, codes: Codes, *, backend: str | None = N
         msg = f"queries and codes need the same dim; got queries [*, {queries.dim}] and codes [*, {codes.dim}]"
         raise ValueError(msg)
     _check_finite(queries)
-    select(codes.levels.device, queries.dtype, backend)
+    name, _, tier = select(codes.device, queries.dtype, backend).name.partition(":")
+    if name == "cpu":
+        queries = queries.to("cpu")
+        return cpu_upper.upper_bounds(tier, queries.tokens, queries.starts, queries.lengths, codes)
+    if name == "triton":
+        return triton_upper.upper_bounds(queries, codes)
     return torch_upper.upper_bounds(queries, codes)
 
 

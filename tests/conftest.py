@@ -23,7 +23,8 @@ from colbert_fast._extension import MISSING
 
 collect_ignore = [file for name in LACKING for file in FILES.get(name, [])]
 if not triton_.INTERPRETED:
-    collect_ignore.append("test_triton_kernels.py")  # test_triton.py runs it in a process with the interpreter
+    # test_triton.py runs them in a process with the interpreter.
+    collect_ignore += ["test_triton_kernels.py", "test_triton_upper_kernel.py"]
 
 
 def pytest_report_header() -> str:

@@ -38,7 +38,7 @@ FILES = {
     "models": ["doors", "encoders", "test_cli_encode.py", "test_cli_rank.py", "test_sentence_transformers.py"],
     "retrieval": ["test_cli_evaluate.py"],
     **{name: [f"doors/test_{name}.py"] for name in ("haystack", "langchain", "llama_index", "mteb", "rerankers")},
-    "interpreter": ["test_triton.py", "test_triton_code.py"],
+    "interpreter": ["test_triton.py", "test_triton_code.py", "test_triton_upper.py"],
     "benchmarks": ["test_benchmarks.py"],
     "build": ["test_build.py"],
 }

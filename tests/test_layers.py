@@ -31,6 +31,8 @@ ROWS = [
         "_backends.triton_",
         "_backends.triton_kernels",
         "_backends.triton_gradients",
+        "_backends.triton_upper",
+        "_backends.triton_upper_kernel",
     },
     {"_backends"},
     {"_ops", "_upper"},

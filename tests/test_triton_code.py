@@ -116,7 +116,7 @@ def loops(code: Any) -> list[Counter[str]]:
         jump = JUMP.search(line)
         if jump and labels.get(jump[2], end) < end:
             names = list(always(lines, labels, labels[jump[2]], end))
-            if {"HGMMA", "HMMA"} & set(names):
+            if {"HGMMA", "HMMA", "IGMMA", "IMMA"} & set(names):
                 found.append((len(names), Counter(names)))
     assert found, "no loop multiplies matrices"
     return [names for _, names in sorted(found, key=lambda pair: pair[0])]
@@ -253,7 +253,7 @@ def test_ranking_passes_nothing_through_shared_memory(arch: int, ranked: str, ar
     assert code.metadata.shared == 0
 
 
-class _Driver:
+class Driver:
     """The part of a driver that Triton needs to compile for a Hopper GPU. It records the launches."""
 
     def __init__(self) -> None:
@@ -290,7 +290,7 @@ class _Driver:
 @pytest.mark.parametrize("argmax", [False, True], ids=["score", "argmax"])
 def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first call goes through Triton's look-up. Later calls pass the same arguments in the same order."""
-    driver = _Driver()
+    driver = Driver()
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
     monkeypatch.setattr(triton_, "_gpu", lambda _: triton_._Gpu("sm_90", SHARED[90], 1))
@@ -323,9 +323,9 @@ def test_a_later_launch_is_what_triton_launched_first(argmax: bool, monkeypatch:
         for position, (a, b) in enumerate(zip(earlier, later, strict=True)):
             if id(a) in fresh:
                 assert id(b) in fresh and a.shape == b.shape and a.dtype == b.dtype
-            elif position not in _HOOKS:
+            elif position not in HOOKS:
                 assert a is b or (a == b if not isinstance(a, torch.Tensor) else torch.equal(a, b))
 
 
 # The positions of the arguments for the profiler's hooks. A direct launch passes None there.
-_HOOKS = range(6, 9)
+HOOKS = range(6, 9)
