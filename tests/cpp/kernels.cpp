@@ -5,7 +5,7 @@
 // before a page that must not be touched. The page catches accesses past the end under an emulator too, and
 // the masked loads of AVX-512, which AddressSanitizer does not see. From the root of the repository:
 //
-//   FILES="tests/cpp/kernels.cpp $(ls csrc/*/*.cpp | grep -v -e bindings -e tensors)"
+//   FILES="tests/cpp/{kernels,upper_checks,checks}.cpp $(ls csrc/*/*.cpp | grep -v -e bindings -e tensors)"
 //   FLAGS="-std=c++17 -O1 -g -pthread -Icsrc -fno-sanitize-recover=all"
 //   c++ $FLAGS -fsanitize=address,undefined $FILES -o kernels
 //   c++ $FLAGS -fsanitize=thread $FILES -o kernels
@@ -29,24 +29,13 @@
 #include <utility>
 #include <vector>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
-#include <unistd.h>
-#define CF_GUARD_PAGES 1
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(CF_NO_GUARD_PAGES)
-#undef CF_GUARD_PAGES
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#undef CF_GUARD_PAGES
-#endif
-#endif
-
+#include "checks.h"
 #include "host/backward.h"
 #include "host/dispatch.h"
 #include "host/threads.h"
 #include "host/tiers.h"
 #include "maxsim.h"
+#include "upper_checks.h"
 
 namespace {
 
@@ -64,77 +53,8 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr float kUnwrittenScore = std::numeric_limits<float>::quiet_NaN();
 constexpr int32_t kUnwrittenToken = -77;
 
-int64_t g_checks = 0;
 // Of the bits of all results so far. bfloat16 is left out, because some tiers multiply it in another way.
 uint64_t g_digest = 0;
-std::string g_case;
-
-void check(bool passed, const char* what) {
-  ++g_checks;
-  if (passed) return;
-  std::fprintf(stderr, "kernels: %s differs: %s\n", what, g_case.c_str());
-  std::exit(1);
-}
-
-// Memory that ends where the program must not read or write.
-class Memory {
- public:
-#ifdef CF_GUARD_PAGES
-  explicit Memory(size_t bytes) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t used = (bytes + page - 1) / page * page;
-    mapped_ = used + page;
-    pages_ =
-        static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
-    if (pages_ == MAP_FAILED || mprotect(pages_ + used, page, PROT_NONE) != 0) std::abort();
-    data_ = pages_ + used - bytes;
-  }
-  Memory(const Memory&) = delete;
-  Memory(Memory&& other) noexcept : pages_(other.pages_), mapped_(other.mapped_), data_(other.data_) {
-    other.mapped_ = 0;
-  }
-  ~Memory() {
-    if (mapped_ != 0) munmap(pages_, mapped_);
-  }
-  void* data() const { return data_; }
-
- private:
-  char* pages_;
-  size_t mapped_;
-  void* data_;
-#else
-  explicit Memory(size_t bytes) : data_(new char[bytes]) {}
-  void* data() const { return data_.get(); }
-
- private:
-  std::unique_ptr<char[]> data_;
-#endif
-};
-
-// Exactly `size` values. The spare capacity of a std::vector would hide a read past its end.
-template <typename T>
-class Block {
- public:
-  Block(int64_t size, T value) : size_(size), memory_(static_cast<size_t>(size) * sizeof(T)) {
-    std::fill(get(), get() + size, value);
-  }
-  explicit Block(const std::vector<T>& from) : Block(static_cast<int64_t>(from.size()), T()) {
-    std::copy(from.begin(), from.end(), get());
-  }
-
-  T* get() { return static_cast<T*>(memory_.data()); }
-  const T* get() const { return static_cast<const T*>(memory_.data()); }
-  const T& operator[](int64_t i) const { return get()[i]; }
-  T& operator[](int64_t i) { return get()[i]; }
-  bool same_bits(const Block& other) const {
-    const size_t bytes = static_cast<size_t>(size_) * sizeof(T);
-    return size_ == other.size_ && (bytes == 0 || std::memcmp(get(), other.get(), bytes) == 0);
-  }
-
- private:
-  int64_t size_;
-  Memory memory_;
-};
 
 // Writes `value`, which 16 bits round towards zero. The tests decode what was written, so no test needs good
 // rounding.
@@ -221,16 +141,6 @@ struct Case {
   Layout layout;
   int64_t pad;  // unused numbers between two rows
   bool skip_zero;
-};
-
-class Random {
- public:
-  explicit Random(uint32_t seed) : engine_(seed) {}
-  int64_t below(int64_t n) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(n)); }
-  double unit() { return static_cast<double>(engine_()) / 2147483648.0 - 1.0; }
-
- private:
-  std::mt19937 engine_;  // gives the same numbers everywhere; distributions of the standard do not
 };
 
 // `planted` has rows that are copied into every fifth row and into the last row, so that every tile has a
@@ -785,6 +695,7 @@ int main(int argc, char** argv) {
   const char* only = argc > 1 && !only_shared_work && !only_the_best ? argv[1] : nullptr;
   std::string tiers;
   uint64_t expected_digest = 0;
+  uint64_t expected_upper_digest = 0;
   for (const Tier* const* t = colbert_fast::kTiers; *t != nullptr; ++t) {
     if (only != nullptr && std::strcmp(only, (*t)->name) != 0) continue;
     if (const char* reason = colbert_fast::refused(**t)) {
@@ -794,12 +705,16 @@ int main(int argc, char** argv) {
     if (only_the_best && !tiers.empty()) continue;
     g_digest = 0;
     check_tier(**t, only_shared_work);
+    const uint64_t upper_digest = check_upper(**t, only_shared_work);
     // All tiers compute the same chains of fused multiply-adds, with screening or without it, so their bits
     // are the same. The portable tier need not fuse its multiply-adds.
     const bool is_portable = *t == &colbert_fast::kPortable;
     g_case = (*t)->name;
     check(is_portable || expected_digest == 0 || g_digest == expected_digest, "a bit of the other tiers'");
+    check(is_portable || expected_upper_digest == 0 || upper_digest == expected_upper_digest,
+          "a bit of the other tiers' bounds");
     if (!is_portable) expected_digest = g_digest;
+    if (!is_portable) expected_upper_digest = upper_digest;
     if (!only_shared_work) {
       check((*t)->narrow_bytes == 0 || colbert_fast::counters(**t).chunks_screened > 0,
             "the count of screened chunks");
