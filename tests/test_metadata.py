@@ -46,8 +46,8 @@ def test_a_base_install_needs_numpy_and_torch() -> None:
 
 
 def test_extras() -> None:
-    names = ["models", "demo", "retrieval", "plot", "integrations", "triton", "test", "bench", "bench-search", "lint"]
-    names.append("docs")
+    names = ["models", "demo", "retrieval", "collection", "plot", "integrations", "triton", "test"]
+    names += ["bench", "bench-search", "lint", "docs"]
     assert METADATA.get_all("Provides-Extra") == names
     # The quickstart has a line for each.
     quickstart = (SOURCE / "docs" / "index.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 from colbert_fast import _packed_files
 from colbert_fast._safetensors import MappedFile
-from colbert_fast.collection import checks
+from colbert_fast.collection import checks, pooling
 from colbert_fast.collection.changes import Batch
 from colbert_fast.collection.incoming import Incoming, pieces
 from colbert_fast.packed import PackedTokens
@@ -21,9 +21,7 @@ def batches(
     ids: Iterable[str] | None, embeddings: Any, metadata: _Metadata, pool: int, *, lengths: Any = None
 ) -> tuple[Iterator[Batch], bool]:
     """Return batches, and whether they are to be added in one transaction. For the arguments see ``Collection.add``."""
-    if pool != 1:
-        msg = f"pool must be 1; got {pool!r}"
-        raise NotImplementedError(msg)
+    pool = pooling.checked_factor(pool)
     if isinstance(embeddings, (str, os.PathLike)):
         ids, embeddings = _of_file(embeddings, ids)
     if ids is None:
@@ -38,6 +36,7 @@ def batches(
     if isinstance(names, list) and isinstance(described, list) and len(described) != len(names):
         msg = f"metadata must have one entry for each of {len(names)} documents; got {len(described)}"
         raise ValueError(msg)
+    incoming = incoming._replace(pieces=pooling.pooled(incoming.pieces, pool))
     return _named(names, incoming, described), incoming.whole
 
 

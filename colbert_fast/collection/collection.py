@@ -327,8 +327,10 @@ class Collection:
         replace
             Whether a document may take the place of one with the same id. It then counts as added last.
         pool
-            n > 1: keep about one token of n, the means of tokens that are alike (hierarchical clusters, Clavié et al.,
-            Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact via Token Pooling, 2024).
+            n > 1: keep one token of n, and at least one of a document: the means of tokens that are alike, which are
+            not normalised. They are the clusters of Ward's method (Clavié et al., Reducing the Footprint of
+            Multi-Vector Retrieval with Minimal Performance Impact via Token Pooling, 2024), in the order of the first
+            token of each. It takes about a millisecond a document, and scipy.
 
         Raises
         ------

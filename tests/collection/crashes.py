@@ -205,7 +205,7 @@ def main(kills: int, steps: int, seed: int) -> None:
     small()
     print("steps", kill_at_every_step(chance.getrandbits(30), steps), flush=True)
     for number in range(kills):
-        work_seed, seconds = chance.getrandbits(30), chance.uniform(0, 1.5)
+        work_seed, seconds = chance.getrandbits(30), chance.uniform(0, 0.6)
         told = kill_once(work_seed, seconds)
         print(f"kill {number}: seed {work_seed}, after {seconds:.3f} s and {told} changes", flush=True)
 
