@@ -21,6 +21,7 @@ REPOSITORY = "https://github.com/colbert-fast/colbert-fast"
 PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted(ROOT.glob("docs/**/*.md"))]
 # The title of an example that only some machines can run, and what it needs: lacking.py.
 NEEDS = {
+    "needs the extra collection": "collection",
     "needs the extra demo": "demo",
     "needs the extra plot": "plot",
     "needs the extra retrieval": "retrieval",
