@@ -42,6 +42,11 @@ def upper_bounds(queries: PackedTokens, codes: Codes, *, backend: str | None = N
     NotImplementedError
         The backend cannot run; the message says why.
     """
+    return bounded(checked(queries, codes), codes, backend)
+
+
+def checked(queries: PackedTokens, codes: Codes) -> PackedTokens:
+    """Return the queries, or raise if :func:`upper_bounds` refuses them. Waits for their device."""
     if queries.scales is not None:
         msg = "queries must be floating point; got int8: queries.to(dtype=torch.float32) gives what they stand for"
         raise TypeError(msg)
@@ -51,6 +56,11 @@ def upper_bounds(queries: PackedTokens, codes: Codes, *, backend: str | None = N
         msg = f"queries and codes need the same dim; got queries [*, {queries.dim}] and codes [*, {codes.dim}]"
         raise ValueError(msg)
     _check_finite(queries)
+    return queries
+
+
+def bounded(queries: PackedTokens, codes: Codes, backend: str | None) -> Tensor:
+    """Return the bounds of queries that are checked. In Triton, does not wait for their device if it is the codes'."""
     name, _, tier = select(codes.device, queries.dtype, backend).name.partition(":")
     if name == "cpu":
         queries = queries.to("cpu")

@@ -12,9 +12,8 @@ import pytest
 import torch
 import triton
 from cases import embeddings
-from test_codes import KINDS
 from test_triton_code import HOOKS, SHARED, Driver, compiled, loops
-from test_upper import codes_of, distances
+from test_upper import KINDS, codes_of, distances
 
 from colbert_fast import reference
 from colbert_fast._backends import triton_, triton_upper

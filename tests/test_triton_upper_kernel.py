@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from cases import embeddings
-from test_codes import KINDS, integers
-from test_upper import codes_of
+from test_codes import integers
+from test_upper import KINDS, codes_of
 from torch import Tensor
 
 from colbert_fast._backends import torch_upper, triton_, triton_tiles, triton_upper

@@ -11,16 +11,17 @@ from cases import embeddings, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lacking import LACKING
-from test_codes import KINDS, encoded, integers, wild_tokens
+from test_codes import integers, wild_tokens
 from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast import reference
 from colbert_fast._backends import torch_upper
-from colbert_fast._codecs import Codes, rotate
+from colbert_fast._codecs import Codes, encode, encode_planes, rotate
 from colbert_fast._upper import upper_bounds
 from colbert_fast.packed import PackedTokens
 
+KINDS = ["8", "4", "2", "1", "4 of 4+4", "8 of 4+4"]
 # The backends that take tensors of this machine's CPU. test_triton.py runs tests of this file in the interpreter.
 BACKENDS = [b.name for b in cf.backends() if b.name not in LACKING and b.device in (None, "cpu")]
 
@@ -31,7 +32,10 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def codes_of(documents: list[Tensor], kind: str) -> Codes:
-    return encoded(kind, torch.cat(documents).float(), [len(d) for d in documents])
+    tokens, lengths = torch.cat(documents).float(), torch.tensor([len(d) for d in documents])
+    if "+" in kind:
+        return encode_planes(tokens, lengths, seed=1)[kind[0] == "8"]
+    return encode(tokens, lengths, bits=int(kind), seed=1)
 
 
 def defined(queries: list[Tensor], codes: Codes) -> Tensor:

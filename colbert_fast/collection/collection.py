@@ -236,7 +236,7 @@ class Collection:
             None: the exact answer. A number, k or more: score only so many documents, those with the best bounds by the
             first codes, and return the k best of them. That may miss some; :meth:`recall` says how many.
         backend
-            As in :func:`maxsim`.
+            As in :func:`maxsim`. With ``device`` it is for the scan only.
         device
             Where to scan the codes, as ``"cuda"``: they are streamed there. Default: the CPU. What is read exactly is
             scored on the CPU. The answer is the same.

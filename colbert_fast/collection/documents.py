@@ -28,6 +28,7 @@ from colbert_fast._backends.problem import CHUNK_ELEMENTS, EMPTY_DOCUMENT_SCORE
 from colbert_fast._codecs import Codes, decoded
 from colbert_fast._scoring import score
 from colbert_fast._upper import upper_bounds
+from colbert_fast.collection import streaming
 from colbert_fast.collection.snapshot import Part, Snapshot
 from colbert_fast.packed import PackedTokens
 
@@ -72,9 +73,10 @@ class Documents:
             codes = segment.codes[0]
             if len(segment.live) < len(codes.starts):
                 codes = codes.select(segment.live)
-            if device is not None:
-                codes = codes.to(device)
-            bounds.append(upper_bounds(queries, codes, backend=backend).cpu().numpy())
+            if device is None:
+                bounds.append(upper_bounds(queries, codes, backend=backend).numpy())
+            else:
+                bounds.append(streaming.upper_bounds(queries, codes, device, backend).numpy())
         return bounds[0] if len(bounds) == 1 else np.concatenate(bounds, axis=1)
 
     def refined(self, queries: PackedTokens, rows: Any, columns: Any, backend: str | None) -> Any:

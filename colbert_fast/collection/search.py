@@ -122,7 +122,8 @@ def _search(
     for first in range(0, len(q) if len(documents) else 0, at_once):
         block = slice(first, first + at_once)
         part = q if len(q) <= at_once else q[block]._own(wait=True)
-        found = _Found(documents, part, k, backend)
+        # The backend of a scan on another device need not be able to score on the CPU.
+        found = _Found(documents, part, k, backend if device is None else None)
         upper = documents.upper_bounds(part, backend, device)
         if candidates is not None:
             found.read(*_pop(upper, found.tau, candidates))
