@@ -2,11 +2,11 @@
 
 Which file does what:
 
-- The commands: `info`, `demo`, `bench`, `rank`, `evaluate`, `explain`, `encode`. Each has `add`, which declares the
-  arguments, and `run`, which returns what is printed and the exit status.
+- The commands: `info`, `demo`, `bench`, `rank`, `evaluate`, `explain`, `encode`, `search`. Each has `add`, which
+  declares the arguments, and `run`, which returns what is printed and the exit status.
 - Read: `arguments` (words of the command line), `texts` (files of queries and documents), `runs` (TREC run files).
-- Work: `encoders` loads a model; `embedding` embeds texts in shards, which may be kept; `search` ranks the documents;
-  `bm25` finds candidates; `measures` measures rankings.
+- Work: `encoders` loads a model; `embedding` embeds texts in shards, which may be kept; `collecting` embeds texts into
+  a collection; `ranking` ranks documents; `bm25` finds candidates; `measures` measures rankings.
 - Write: `output` writes standard output, and files that are whole or not there; `notices` shows warnings and progress.
 """
 
@@ -22,10 +22,10 @@ from typing import NoReturn
 
 import colbert_fast as cf
 from colbert_fast import _interrupts
-from colbert_fast.cli import bench, demo, encode, evaluate, explain, info, rank
+from colbert_fast.cli import bench, demo, encode, evaluate, explain, info, rank, search
 from colbert_fast.cli.output import CLOSED_PIPE, INTERRUPTED, flush_stderr, tell, write
 
-_COMMANDS = (info, demo, bench, rank, evaluate, explain, encode)
+_COMMANDS = (info, demo, bench, rank, evaluate, explain, encode, search)
 # The errors that a user can mend. Commands that read files of the user end with the status 2 then, as argparse does.
 _MISTAKES = (ValueError, NotImplementedError, ImportError, OSError)
 

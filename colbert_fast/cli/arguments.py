@@ -23,7 +23,7 @@ _MODEL_OPTIONS = (
 )
 
 
-def add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+def add_model(parser: argparse.ArgumentParser, *, many: bool = False, required: bool = True) -> None:
     """Add ``--model`` and what goes with it. With ``many``, several models may be given."""
     group = parser.add_argument_group("model")
     name = "a folder, a name on the Hugging Face hub, or the word demo: the packaged MiniLM"
@@ -32,7 +32,7 @@ def add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
             "--model", action="append", default=[], metavar="M", type=unicode_text, help=f"{name}; once for each model"
         )
     else:
-        group.add_argument("--model", required=True, metavar="M", type=unicode_text, help=name)
+        group.add_argument("--model", required=required, metavar="M", type=unicode_text, help=name)
     options: list[tuple[str, Callable[[str], object], str, str]] = [
         ("--embedding-size", _size, "N", "size of a new projection; none: the model's own states"),
         ("--max-length-query", positive, "N", "tokens of a query at most"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import logging
+import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 import colbert_fast as cf
 from colbert_fast._backends import select
+from colbert_fast.cli.output import tell
 
 if TYPE_CHECKING:
     from colbert_fast.models import ColBERT
@@ -66,13 +69,14 @@ def check_backend(encoder: ColBERT, name: str | None) -> None:
     select(encoder.device, encoder.encoder.dtype or torch.float32, name)
 
 
-def fingerprint(encoder: ColBERT) -> str:
+def fingerprint(encoder: ColBERT, *, versions: bool = True) -> str:
     """Return a hash of all that the embeddings depend on: weights, settings, and the versions of the libraries.
 
-    The weights are hashed as they are in memory, because a new projection is another one at each load.
+    The weights are hashed as they are in memory, because a new projection is another one at each load. Without
+    ``versions``, the libraries may be others: that changes an embedding by no more than rounding.
     """
     found = hashlib.blake2b(digest_size=16)
-    for package in ("colbert-fast", "sentence-transformers", "transformers"):
+    for package in ("colbert-fast", "sentence-transformers", "transformers") if versions else ():
         found.update(f"{package} {version(package)}\n".encode())
     from colbert_fast.models.settings import SETTINGS
 
@@ -102,6 +106,53 @@ def described(encoder: ColBERT, name: str) -> dict[str, str]:
         "query_prefix": encoder.query_prefix,
         "document_prefix": encoder.document_prefix,
     }
+
+
+def about(encoder: ColBERT, name: str, options: dict[str, Any]) -> dict[str, str]:
+    """Return what a collection keeps, so that ``of_collection`` can load the encoder again."""
+    kept = {key: value for key, value in options.items() if key != "device"}
+    return {
+        "model": os.path.abspath(name) if os.path.isdir(name) and name != DEMO else name,
+        "options": json.dumps(kept),
+        "fingerprint": fingerprint(encoder, versions=False),
+    }
+
+
+def of_collection(collection: cf.Collection, name: str | None, options: dict[str, Any]) -> ColBERT:
+    """Load the encoder of a collection, or the one that the user named, with the options that the user gave.
+
+    Raises
+    ------
+    ValueError
+        The collection does not say which encoder it has, or the encoder is no longer the same.
+    """
+    known = collection.about
+    if name is None and "model" not in known:
+        msg = f"{collection.path} does not say which model made its embeddings: give --model M"
+        raise ValueError(msg)
+    # Options of the user's own make another encoder on purpose.
+    changed = name is not None or options.keys() - {"device"}
+    if name is None:
+        name, options = known["model"], {**_options(collection), **options}
+    encoder = load(name, options)
+    if "fingerprint" in known and fingerprint(encoder, versions=False) != known["fingerprint"]:
+        said = f"the model {name} is not the one that made the embeddings of {collection.path}"
+        if not changed:
+            msg = f"{said}: its files have changed; --model M takes it in any case"
+            raise ValueError(msg)
+        tell(f"warning: {said}")
+    return encoder
+
+
+def _options(collection: cf.Collection) -> dict[str, Any]:
+    try:
+        found = json.loads(collection.about.get("options", "{}"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        msg = f"{collection.path} must keep the options of its model as JSON; got {collection.about['options']!r:.100}"
+        raise ValueError(msg)
+    return found
 
 
 def _demo_folder() -> str:

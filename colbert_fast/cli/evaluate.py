@@ -109,7 +109,7 @@ def _of_encoder(
 ) -> Row:
     # Imported only here, because they need what `load` looks for.
     from colbert_fast.cli.embedding import Embedder
-    from colbert_fast.cli.search import search
+    from colbert_fast.cli.ranking import search
 
     embedder = Embedder(encoder, folder=chosen.cache, name=name)
     found = search(embedder, task.queries.texts, task.corpus.texts, chosen.depth, candidates, chosen.backend)

@@ -108,6 +108,11 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def folder_bytes(folder: str) -> int:
+    """Return what the files in a folder take on the disk."""
+    return sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of an empty file to fill. At the end it takes the name ``path`` in one step.

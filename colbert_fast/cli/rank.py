@@ -63,7 +63,7 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
         encoders.check_backend(encoder, chosen.backend)
         # Imported only here, because they need what `load` looks for.
         from colbert_fast.cli.embedding import Embedder
-        from colbert_fast.cli.search import search
+        from colbert_fast.cli.ranking import search
 
         embedder = Embedder(encoder, folder=chosen.cache)
         found = search(embedder, queries.texts, corpus.texts, chosen.k, candidates, chosen.backend)

@@ -1,84 +1,80 @@
-"""Rank documents for queries: all documents, or candidates."""
+"""``colbert-fast search``."""
 
 from __future__ import annotations
 
-import bisect
-import time
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import torch
+import argparse
+import json
+from pathlib import Path
+from typing import Any
 
 import colbert_fast as cf
-from colbert_fast._encoders import uses_mean
-from colbert_fast.cli.embedding import Embedder
-from colbert_fast.cli.runs import Ranking
+from colbert_fast._backends import named
+from colbert_fast.cli import encoders
+from colbert_fast.cli.arguments import add_backend, add_model, model_options, positive, question, words
+from colbert_fast.cli.notices import warnings_as_lines
+from colbert_fast.cli.output import shortened
 
 
-class Found(NamedTuple):
-    """The results of each query, and what they took."""
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "search",
+        help="find the best documents of a collection for queries",
+        description="Find the best documents of a collection for queries, exactly, with the model of the collection.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a collection, as encode --collection makes it")
+    parser.add_argument("query", metavar="QUERY", nargs="+", type=question, help="a text, quoted")
+    parser.add_argument("-k", "--k", type=positive, default=10, help="results of each query at most (default 10)")
+    where = "only documents for which this is true: SQL over id and the fields of the metadata"
+    parser.add_argument("--where", metavar="SQL", type=words, help=where)
+    candidates = "score only N documents of each query exactly, the best by the codes: faster, and may miss some"
+    parser.add_argument("--candidates", metavar="N", type=positive, help=candidates)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_backend(parser)
+    add_model(parser, required=False)
+    parser.set_defaults(run=run, mistake_status=2)
 
-    rankings: list[Ranking]
-    encoding_seconds: float
-    scoring_seconds: float
 
-
-def search(
-    embedder: Embedder,
-    queries: Sequence[str],
-    documents: Sequence[str],
-    k: int,
-    candidates: Sequence[Sequence[int]] | None = None,
-    backend: str | None = None,
-) -> Found:
-    """Find the k best documents of each query by MaxSim, exactly.
-
-    The documents pass by in shards, so their embeddings are never all in memory. With candidates, only the documents
-    that are a candidate of some query are embedded. Equal scores keep the order of the documents.
-
-    Parameters
-    ----------
-    candidates
-        For each query the numbers of its documents. None: all documents.
-    """
-    started = time.perf_counter()
-    k = min(k, len(documents))
-    used = None if candidates is None else sorted({number for row in candidates for number in row})
-    rows = None if candidates is None else [sorted(row) for row in candidates]
-    normalize = uses_mean(embedder.encoder)
-    q = embedder.all(queries, query=True)
-    scores = torch.empty(len(queries), 0)
-    numbers = torch.empty(len(queries), 0, dtype=torch.int64)
-    scoring = 0.0
-    for here, d in embedder.shards(documents, query=False, used=used):
-        before = time.perf_counter()
-        some = None if rows is None else [_places(row, here) for row in rows]
-        if some is None or any(some):
-            more, places = cf.topk(q, d, k, candidates=some, length_normalize=normalize, backend=backend)
-            scores, numbers = _merged(scores, numbers, more.cpu(), places.cpu(), here, k)
-        scoring += time.perf_counter() - before
-    rankings = [
-        [(number, score) for number, score in zip(row, row_scores, strict=True) if number >= 0]
-        for row, row_scores in zip(numbers.tolist(), scores.tolist(), strict=True)
+def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
+    """Return what is printed, as lines, and the exit status."""
+    named(chosen.backend)
+    options = model_options(chosen)
+    with warnings_as_lines(), cf.Collection(chosen.folder, read_only=True) as collection:
+        encoder = encoders.of_collection(collection, chosen.model, options)
+        found = collection.topk(
+            encoder.encode_packed(chosen.query, query_mode=True),
+            chosen.k,
+            where=chosen.where,
+            candidates=chosen.candidates,
+            backend=chosen.backend,
+            device=options.get("device"),
+        )
+        results = [
+            [
+                {"id": name, "score": score, "metadata": collection.metadata(name)}
+                for name, score in zip(ids, scores, strict=True)
+                if name is not None
+            ]
+            for ids, scores in zip(found.ids, found.scores.tolist(), strict=True)
+        ]
+    if not chosen.json:
+        return _as_table(chosen.query, results), 0
+    rows = [
+        {"query": query, "certified": found.certified, "read": int(read), "results": row}
+        for query, read, row in zip(chosen.query, found.read, results, strict=True)
     ]
-    return Found(rankings, time.perf_counter() - started - scoring, scoring)
+    return ["[", ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "]"], 0
 
 
-def _places(row: Sequence[int], here: Sequence[int]) -> list[int]:
-    """Return which of the documents of a shard are candidates: their places in the shard. Both are sorted."""
-    some = row[bisect.bisect_left(row, here[0]) : bisect.bisect_right(row, here[-1])]
-    # A shard may have gaps, and a document in a gap is in another shard.
-    return [place for number in some if here[place := bisect.bisect_left(here, number)] == number]
-
-
-def _merged(
-    scores: torch.Tensor, numbers: torch.Tensor, more: torch.Tensor, places: torch.Tensor, here: Sequence[int], k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k best of what was found before and of what a shard has. Where a query has fewer, the number is -1."""
-    of_shard = torch.tensor(here)
-    more_numbers = of_shard[places.clamp(min=0)].where(places >= 0, -1)
-    scores, numbers = torch.cat([scores.to(more.dtype), more], dim=1), torch.cat([numbers, more_numbers], dim=1)
-    numbers, order = numbers.sort(dim=1)
-    scores = scores.gather(1, order)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], numbers.gather(1, order)[:, :k]
+def _as_table(queries: list[str], results: list[list[dict[str, Any]]]) -> list[str]:
+    lines = []
+    for query, row in zip(queries, results, strict=True):
+        wide = max([2, *(len(one["id"]) for one in row)])
+        lines += ["", query, f"  rank    score  {'id':<{wide}}"]
+        for rank, one in enumerate(row, start=1):
+            metadata = one["metadata"] or {}
+            told = " ".join(str(metadata.get("title") or metadata.get("text") or "").split())
+            lines.append(f"  {rank:>4} {one['score']:>8.4f}  {one['id']:<{wide}}  {shortened(told, 70)}".rstrip())
+        if not row:
+            lines.append("  no document")
+    return [line.rstrip() for line in lines[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -21,8 +22,22 @@ class Texts(NamedTuple):
     texts: list[str]
 
 
+class Record(NamedTuple):
+    """One text of a file. ``fields``: the object on a line of JSONL, as it is."""
+
+    id: str
+    text: str
+    fields: dict[str, Any]
+
+
 def read(path: str, form: str | None = None) -> Texts:
-    """Read the texts of a file.
+    """Read the texts of a file, and their ids. For the arguments and the errors see ``records``."""
+    found = list(records(path, form))
+    return Texts([record.id for record in found], [record.text for record in found])
+
+
+def records(path: str, form: str | None = None) -> Iterator[Record]:
+    """Yield the texts of a file, without holding them.
 
     Parameters
     ----------
@@ -43,8 +58,6 @@ def read(path: str, form: str | None = None) -> Texts:
     """
     where = shown(path)
     parse = _PARSERS[form or _ENDINGS.get(path[path.rfind(".") :].lower(), "text")]
-    ids: list[str] = []
-    texts: list[str] = []
     places: dict[str, int] = {}
     for number, line in lines(path):
         try:
@@ -54,16 +67,18 @@ def read(path: str, form: str | None = None) -> Texts:
             raise ValueError(msg) from None
         if found is None:
             continue
-        name, text = found
-        if (earlier := places.setdefault(name, number)) != number:
-            msg = f"{where}, line {number}: the id {name!r} is already on line {earlier}"
+        if (earlier := places.setdefault(found.id, number)) != number:
+            msg = f"{where}, line {number}: the id {found.id!r} is already on line {earlier}"
             raise ValueError(msg)
-        ids.append(name)
-        texts.append(text)
-    if not ids:
+        yield found
+    if not places:
         msg = f"{where} holds no text"
         raise ValueError(msg)
-    return Texts(ids, texts)
+
+
+def corpus_of(path: str) -> str:
+    """Return the file of a corpus: of a folder in the layout of BEIR its corpus.jsonl."""
+    return os.path.join(path, "corpus.jsonl") if os.path.isdir(path) else path
 
 
 def shown(path: str) -> str:
@@ -123,7 +138,7 @@ def _read(file: Iterable[bytes], where: str) -> Iterator[bytes]:
         raise OSError(msg) from None
 
 
-def _of_json(line: str, number: int) -> tuple[str, str]:
+def _of_json(line: str, number: int) -> Record:
     try:
         found = json.loads(line)
     except ValueError as error:
@@ -138,9 +153,8 @@ def _of_json(line: str, number: int) -> tuple[str, str]:
         raise ValueError(msg)
     check_unicode("_id (or id)", str(name))
     title = found.get("title")
-    return str(name), document_text(
-        _string("title", "" if title is None else title), _string("text", found.get("text"))
-    )
+    text = document_text(_string("title", "" if title is None else title), _string("text", found.get("text")))
+    return Record(str(name), text, found)
 
 
 def _string(field: str, value: Any) -> str:
@@ -151,19 +165,19 @@ def _string(field: str, value: Any) -> str:
     return value
 
 
-def _of_tsv(line: str, number: int) -> tuple[str, str] | None:
+def _of_tsv(line: str, number: int) -> Record | None:
     name, tab, text = line.partition("\t")
     if not tab or not name.strip():
         msg = "must be an id, a tab and a text"
         raise ValueError(msg)
-    return None if number == 1 and (name, text) in _HEADER else (name.strip(), text)
+    return None if number == 1 and (name, text) in _HEADER else Record(name.strip(), text, {})
 
 
-def _of_text(line: str, number: int) -> tuple[str, str]:
-    return str(number), line
+def _of_text(line: str, number: int) -> Record:
+    return Record(str(number), line, {})
 
 
-_PARSERS: dict[str, Callable[[str, int], tuple[str, str] | None]] = {
+_PARSERS: dict[str, Callable[[str, int], Record | None]] = {
     "jsonl": _of_json,
     "tsv": _of_tsv,
     "text": _of_text,

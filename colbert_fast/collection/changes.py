@@ -196,6 +196,11 @@ class Writer:
                     raise KeyError(msg)
             _insert_fields(connection, metadata)
 
+    def describe(self, about: str) -> None:
+        """Keep words about the collection, as JSON."""
+        with self._writing() as connection, database.transaction(connection):
+            connection.execute("INSERT OR REPLACE INTO option VALUES('about', ?)", (about,))
+
     def compact(self, latest: Callable[[], Snapshot]) -> None:
         """Write the segments anew that have deleted documents, or that fit into one with their neighbours.
 

@@ -36,6 +36,17 @@ def options(found: dict[str, Any], folder: str) -> dict[str, Any]:
     return found
 
 
+def about(found: dict[str, Any], folder: str) -> dict[str, str]:
+    """Return the words about a collection, as its database has them, checked."""
+    try:
+        words = json.loads(found.get("about", "{}"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise damaged(folder, f"the option about: {error}") from None
+    if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+        raise damaged(folder, f"the option about must be an object of strings; got {words!r:.200}")
+    return words
+
+
 def segments(reader: Reader) -> Iterator[tuple[int, str, int, int, bytes | None]]:
     """Return first, file, documents, tokens and deleted of each segment, in the order of the documents, checked."""
     after = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -161,6 +162,11 @@ class Collection:
     def dim(self) -> int | None:
         """The dim of the tokens; None before the first documents."""
         return self._current().dim or None
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What :meth:`describe` has kept, such as the name of the model. ``colbert-fast encode`` keeps it."""
+        return dict(self._current().about)
 
     def __len__(self) -> int:
         return len(self._current())
@@ -357,6 +363,14 @@ class Collection:
         with self._changing() as writer:
             names = checks.ids(ids, "ids")
             writer.update(names, checks.metadata_texts(list(metadata), len(names)))
+
+    def describe(self, about: Mapping[str, str]) -> None:
+        """Keep words about the whole collection, in place of those that :attr:`about` has. All are str."""
+        if not isinstance(about, Mapping) or not all(isinstance(word, str) for pair in about.items() for word in pair):
+            msg = f"about must be a dict of str; got {about!r:.200}"
+            raise TypeError(msg)
+        with self._changing() as writer:
+            writer.describe(json.dumps(dict(about)))
 
     @safe_after_fork
     def compact(self) -> None:

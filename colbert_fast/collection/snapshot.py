@@ -69,6 +69,7 @@ class Snapshot:
         self.process = reader.process
         options = checks.options(dict(reader.rows("SELECT name, value FROM option")), reader.folder)
         self.options = Options(options["codes"], options["exact"], options["seed"])
+        self.about = checks.about(options, reader.folder)
         # 0: no documents were ever added.
         self.dim: int = options["dim"]
         self._segments: list[Segment] = []
