@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmarks.search import __main__ as command
 from benchmarks.search import tables, worker
 from benchmarks.search.data import Data, projected, synthetic, with_exact
 from benchmarks.search.index import Index
+from colbert_fast.collection.layout import LEVELS, Layout, Options
 
 K = 5
 OURS = [
@@ -115,6 +117,19 @@ def test_the_table_of_scale() -> None:
     # 0.07 s for 7,000,000 tokens are 10 ns a token, of 132 bytes.
     assert "| Collection int8, certified | 132 | 10.0 | 0.0700 s | 0.700 s | 7.00 s |" in text
     assert "one core reads 13 GB/s" in text
+
+
+def test_the_sizes_in_the_documentation() -> None:
+    """The guide says how many bytes a token of 128 numbers takes."""
+    page = (Path(__file__).parents[1] / "docs" / "collections.md").read_text(encoding="utf-8")
+    rows = re.findall(r'^\| `"(int[\d+]+)"`[^|]* \| (\d+) \| ([\d.]+) GB \|', page, re.MULTILINE)
+    assert [codes for codes, _, _ in rows] == list(LEVELS)
+    for codes, stored, gigabytes in rows:
+        layout = Layout(Options(codes, None, 0), 128, documents=1, tokens=100_000)
+        assert int(stored) == layout.size // 100_000
+        assert float(gigabytes) == round(layout.size / 100_000 * 70 / 1000, 1)
+        # Of two planes a scan reads the first alone.
+        assert tables.bytes_read(codes, 128) == (68 if codes == "int4+4" else int(stored))
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:

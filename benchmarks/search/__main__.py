@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument("--corpus", type=Path, metavar="FOLDER", help="corpus.jsonl, queries.jsonl and qrels/test.tsv")
     source.add_argument("--documents", type=int, metavar="N", help="so many synthetic documents of 70 tokens")
     parser.add_argument("--dim", type=int, default=128, help="numbers a token (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=100, metavar="N", help="at most (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=200, metavar="N", help="at most (default: %(default)s)")
     parser.add_argument("--k", type=int, default=10, help="documents to find (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=INDEXES, help=f"of {', '.join(INDEXES)}")
     parser.add_argument(

@@ -152,6 +152,7 @@ INDEXES = (
             "": partial(_open_fast_plaid, {}),
             "64 probes, 8192 scores": partial(_open_fast_plaid, {"n_ivf_probe": 64, "n_full_scores": 8192}),
         },
+        module="fast_plaid.search",
     ),
     Index(
         "xtr-warp-rs",
@@ -161,7 +162,7 @@ INDEXES = (
             "": partial(_open_xtr_warp, {}),
             "128 probes, bound 4096": partial(_open_xtr_warp, {"nprobe": 128, "bound": 4096}),
         },
-        module="xtr_warp",
+        module="xtr_warp.search",
     ),
     Index(
         "Col-Bandit",

@@ -107,6 +107,6 @@ def scale(runs: list[Entry]) -> str:
 
 
 def bytes_read(codes: str, dim: int) -> int:
-    """Bytes that a scan of these codes reads of each token: its numbers, its multiplier and its slack."""
+    """Return the bytes of a token that a scan reads: one plane of its numbers, its multiplier and its slack."""
     bits = {"int8": 8, "int4+4": 4, "int4": 4, "int2": 2, "int1": 1}[codes]
     return -(-dim // (8 // bits)) + 4

@@ -7,6 +7,7 @@ another interpreter where the contender needs another torch, so it needs numpy a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -111,6 +112,8 @@ def mean_ndcg(rankings: list[list[int]], judged: list[dict[str, float]]) -> floa
 def main() -> None:
     data_folder, folder, k, seconds, name, *setting = sys.argv[1:]
     data, index = Data.read(Path(data_folder)), INDEXES[name]
+    # Not measured: nobody imports a library for each index.
+    importlib.import_module(index.module)
     if setting:
         result = search(data, Path(folder), index, setting[0], int(k), float(seconds))
     else:
