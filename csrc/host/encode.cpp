@@ -15,7 +15,7 @@ namespace colbert_fast {
 namespace {
 
 // A block is kLanes tokens side by side. A lane is one token of a block here.
-constexpr int kLanes = kEncodedTogether;
+constexpr int kLanes = kRotatedTogether;
 constexpr int64_t kTokensOfTask = 512;
 
 // No rounding of float32 is off by more than the factor 1 +- kUnit, whatever the rounding mode is.
@@ -313,7 +313,7 @@ class Encoder {
   template <typename T>
   void encode_tokens(int64_t first, int count, Block& block) {
     load<T>(job_, first, count, block);
-    rotate<float, kLanes>(block.y.data(), job_.dim, job_.signs);
+    rotate(block.y.data(), job_.dim, job_.signs);
     measure(job_.dim, block);
     encode_levels(first, count, block);
     for (int r = 0; r < count; ++r)

@@ -48,7 +48,7 @@ struct Lanes {
  private:
   static constexpr float kZeros[8] = {};
 };
-static_assert(kEncodedTogether == 8);
+static_assert(kRotatedTogether == 8);
 
 inline Lanes operator+(const Lanes& a, const Lanes& b) { return {a.low + b.low, a.high + b.high}; }
 inline Lanes operator-(const Lanes& a, const Lanes& b) { return {a.low - b.low, a.high - b.high}; }

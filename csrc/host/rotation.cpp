@@ -6,6 +6,8 @@
 namespace colbert_fast {
 namespace {
 
+constexpr int kWidth = kRotatedTogether;
+
 // The logarithm to base 2 of the largest power of two that is not above `dim`.
 int log_of_power(int64_t dim) {
   int log = 0;
@@ -27,7 +29,7 @@ inline void add_and_subtract(Real a, Real b, Real c, Real d, Real& to_a, Real& t
 }
 
 // Multiplies numbers that no layer changes by their signs.
-template <typename Real, int kWidth>
+template <typename Real>
 void change_signs(Real* numbers, int64_t count, const float* signs) {
   for (int64_t i = 0; i < count; ++i)
     for (int lane = 0; lane < kWidth; ++lane) numbers[i * kWidth + lane] *= static_cast<Real>(signs[i]);
@@ -35,7 +37,7 @@ void change_signs(Real* numbers, int64_t count, const float* signs) {
 
 // Multiplies the numbers by their signs and by `factor`, and computes the sums and differences of neighbours:
 // the first layer.
-template <typename Real, int kWidth>
+template <typename Real>
 void first_layer(Real* numbers, int64_t power, const float* signs, Real factor) {
   for (int64_t i = 0; i < power; i += 2) {
     const Real by_a = static_cast<Real>(signs[i]) * factor;
@@ -52,7 +54,7 @@ void first_layer(Real* numbers, int64_t power, const float* signs, Real factor) 
 }
 
 // The same for the first two layers.
-template <typename Real, int kWidth>
+template <typename Real>
 void first_two_layers(Real* numbers, int64_t power, const float* signs, Real factor) {
   for (int64_t i = 0; i < power; i += 4) {
     const Real by_a = static_cast<Real>(signs[i]) * factor;
@@ -70,7 +72,7 @@ void first_two_layers(Real* numbers, int64_t power, const float* signs, Real fac
 }
 
 // Two layers at once: numbers that are `half` apart, and then `2 * half`.
-template <typename Real, int kWidth>
+template <typename Real>
 void two_layers(Real* numbers, int64_t power, int64_t half) {
   const int64_t apart = half * kWidth;
   for (int64_t first = 0; first < power * kWidth; first += 4 * apart) {
@@ -86,7 +88,7 @@ void two_layers(Real* numbers, int64_t power, int64_t half) {
 
 }  // namespace
 
-template <typename Real, int kWidth>
+template <typename Real>
 void rotate(Real* numbers, int64_t dim, const float* signs) {
   const int log = log_of_power(dim);
   const int64_t power = int64_t{1} << log;
@@ -95,23 +97,20 @@ void rotate(Real* numbers, int64_t dim, const float* signs) {
     const int64_t first = stage % 2 == 0 ? 0 : dim - power;
     Real* const part = numbers + first * kWidth;
     const float* const its_signs = signs + first;
-    change_signs<Real, kWidth>(numbers, first, signs);
-    change_signs<Real, kWidth>(part + power * kWidth, dim - power - first, its_signs + power);
+    change_signs(numbers, first, signs);
+    change_signs(part + power * kWidth, dim - power - first, its_signs + power);
     if (log == 0) {
-      change_signs<Real, kWidth>(part, power, its_signs);
+      change_signs(part, power, its_signs);
     } else if (log % 2 == 1) {
-      first_layer<Real, kWidth>(part, power, its_signs, factor);
+      first_layer(part, power, its_signs, factor);
     } else {
-      first_two_layers<Real, kWidth>(part, power, its_signs, factor);
+      first_two_layers(part, power, its_signs, factor);
     }
-    for (int64_t half = log % 2 == 1 ? 2 : 4; half < power; half *= 4)
-      two_layers<Real, kWidth>(part, power, half);
+    for (int64_t half = log % 2 == 1 ? 2 : 4; half < power; half *= 4) two_layers(part, power, half);
   }
 }
-template void rotate<float, 1>(float* numbers, int64_t dim, const float* signs);
-template void rotate<double, 1>(double* numbers, int64_t dim, const float* signs);
-template void rotate<double, kEncodedTogether>(double* numbers, int64_t dim, const float* signs);
-template void rotate<float, kEncodedTogether>(float* numbers, int64_t dim, const float* signs);
+template void rotate<float>(float* numbers, int64_t dim, const float* signs);
+template void rotate<double>(double* numbers, int64_t dim, const float* signs);
 
 template <typename Real>
 double rotation_error(int64_t dim) {

@@ -18,7 +18,7 @@ namespace {
 
 constexpr double kMostNumber = 127.0;
 // Query tokens that are rotated side by side, and the groups of them that are a task.
-constexpr int kTogether = kEncodedTogether;
+constexpr int kTogether = kRotatedTogether;
 constexpr int64_t kGroupsTogether = 8;
 
 // Rounding to nearest, and no flushing of denormals, while an object of this class lives.
@@ -90,7 +90,7 @@ void Lanes::prepare(int64_t begin) {
     }
   };
   each([&](int r, double value) { squares[r] += value * value; });
-  rotate<double, kTogether>(numbers.data(), dim_, signs_);
+  rotate(numbers.data(), dim_, signs_);
   each([&](int r, double value) { largest[r] = std::max(largest[r], std::fabs(value)); });
   for (int r = 0; r < lanes; ++r) quantise(begin + r, r, std::sqrt(squares[r]), largest[r], numbers.data());
 }
