@@ -94,16 +94,19 @@ class Collection:
         self._writer.create(options)
 
     def _begin(self) -> None:
-        # A forked child has locks of its own: another thread of its parent may have held these.
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._writer = changes.Writer(self._folder, self._wait)
 
-    def _current(self) -> Snapshot:
-        """Return the state that is seen now."""
+    def _alone(self) -> Any:
+        """Return the lock of the threads; in a forked child a new one, for a thread of the parent may hold the old."""
         if self._process != os.getpid():
             self._begin()
-        with self._lock:
+        return self._lock
+
+    def _current(self) -> Snapshot:
+        """Return the state that is seen now."""
+        with self._alone():
             self._check_open()
             if self._snapshot is None or self._snapshot.process != self._process:
                 self._snapshot = self._latest()
@@ -383,7 +386,7 @@ class Collection:
 
     def refresh(self) -> None:
         """See what other processes have changed."""
-        with self._lock:
+        with self._alone():
             self._check_open()
             self._snapshot = self._latest()
 
@@ -394,7 +397,7 @@ class Collection:
 
     def close(self) -> None:
         """Let go of the files. Every other method then raises ValueError. What a method has returned stays."""
-        with self._lock:
+        with self._alone():
             self._closed = True
             self._snapshot = None
 

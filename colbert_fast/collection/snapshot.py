@@ -20,6 +20,9 @@ from colbert_fast.collection.reader import Reader
 from colbert_fast.collection.segments import Segment
 from colbert_fast.packed import PackedTokens
 
+# What a condition selects is kept for so many conditions, because a search may ask with the same one again.
+_FILTERS_KEPT = 8
+
 
 class Part:
     """The documents of one segment that a search may find.
@@ -84,6 +87,8 @@ class Snapshot:
             self._count += documents - (0 if deleted is None else int.from_bytes(deleted, "big").bit_count())
         self._firsts = [segment.first for segment in self._segments]
         self._parts: list[Part] | None = None
+        # The documents for which the last conditions were true.
+        self._filtered: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
 
     @property
     def files(self) -> dict[str, Segment]:
@@ -126,7 +131,7 @@ class Snapshot:
         """
         chosen = None
         if where is not None:
-            chosen = filters.numbers_where(self.reader, where, parameters)
+            chosen = self._numbers_where(where, parameters)
         elif parameters:
             msg = f"parameters belong to a condition, and where is None; got {parameters!r}"
             raise ValueError(msg)
@@ -134,6 +139,17 @@ class Snapshot:
             some = np.unique(np.array(self.numbers(checks.ids(among, "among")), dtype=np.int64))
             chosen = some if chosen is None else np.intersect1d(chosen, some, assume_unique=True)
         return self if chosen is None else _Narrowed(self, chosen)
+
+    def _numbers_where(self, where: str, parameters: Parameters) -> np.ndarray[Any, Any]:
+        # The functions of SQLite that give another answer each time give one for a snapshot.
+        key = (where, repr(parameters))
+        chosen = self._filtered.get(key)
+        if chosen is None:
+            chosen = filters.numbers_where(self.reader, where, parameters)
+            if len(self._filtered) >= _FILTERS_KEPT:
+                self._filtered = {}
+            self._filtered[key] = chosen
+        return chosen
 
     def ids(self, numbers: Iterable[int]) -> list[str]:
         """Return the ids of documents by their numbers."""

@@ -90,3 +90,28 @@ def test_metadata_and_conditions(tmp_path: Path) -> None:
         with pytest.raises(KeyError, match="'none'"):
             collection.update(["d1", "none"], [None, None])
         assert collection.metadata("d1") == {"lang": "fr"}
+
+
+@pytest.mark.needs("models")
+def test_a_segment_is_a_file_of_safetensors(tmp_path: Path) -> None:
+    import safetensors
+
+    with cf.Collection(tmp_path / "c", codes="int4+4") as collection:
+        collection.add(names(4), documents(4, dim=5))
+        (path,) = (tmp_path / "c").glob("*.safetensors")
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.metadata()["codes"] == "int4+4"
+            assert torch.equal(file.get_tensor("lengths"), torch.tensor([len(one) for one in documents(4)]))
+            assert torch.equal(file.get_tensor("exact"), collection[names(4)].tokens)
+            assert set(file.keys()) == set(collection._current()._segments[0].layout.entries)
+
+
+def test_the_same_condition_again(tmp_path: Path) -> None:
+    with cf.Collection(tmp_path / "c") as collection:
+        collection.add(names(12), documents(12), [{"n": i} for i in range(12)])
+        for _ in range(2):
+            for i in range(11):
+                assert collection.ids("n > ?", [i]) == names(11 - i, i + 1)
+                assert collection.ids("n > ?", [str(i)]) == []
+        collection.update(["d3"], [{"n": 100}])
+        assert collection.ids("n > ?", [10]) == ["d3", "d11"]
