@@ -33,7 +33,7 @@ KINDS = [f"{bits} in {where}" for where in ARITHMETICS for bits in ("8", "4", "2
 
 
 def encoded(kind: str, tokens: Tensor, lengths: list[int] | None = None, seed: int = 1) -> Codes:
-    counts = torch.tensor([len(tokens)] if lengths is None else lengths, dtype=torch.int64)
+    counts = torch.tensor([len(tokens)] if lengths is None else lengths, dtype=torch.int64, device="cpu")
     with ExitStack() as stack:
         if kind.endswith("torch"):
             stack.enter_context(patch.object(encoding, "_C", None))
@@ -187,6 +187,22 @@ def test_select(kind: str) -> None:
     assert torch.equal(some.norms, codes.norms[[2, 0]])
     assert torch.equal(decoded(some), decoded(codes)[[5, 6, 7, 8, 0, 1]])
     assert torch.equal(codes.to("cpu").slack, codes.slack)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_modes_of_torch(kind: str) -> None:
+    tokens = torch.randn(9, 33)
+    codes = encoded(kind, tokens)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            same = encoded(kind, tokens, [9])
+            estimate = decoded(same)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(same.levels, codes.levels)
+    assert torch.equal(same.norms, codes.norms)
+    assert torch.equal(estimate, decoded(codes))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -13,9 +13,9 @@ from test_codes import check_bound, integers
 from torch import Tensor
 
 from colbert_fast._codecs import Codes, encode, encode_planes, encoding, row_bytes, signs
-from colbert_fast._extension import _C, MISSING
+from colbert_fast._extension import _C
 
-pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"{MISSING}")
+pytestmark = pytest.mark.usefixtures("extension")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KINDS = ["8", "4", "2", "1", "planes"]

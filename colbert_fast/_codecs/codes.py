@@ -9,6 +9,7 @@ from torch import Tensor
 
 from colbert_fast._codecs.packing import BITS, row_bytes, unpacked_levels
 from colbert_fast._codecs.rotation import rotate_back
+from colbert_fast._forks import safe_after_fork
 
 # Of the numbers t with which the bound may be tangent to its exact form, encoding takes this one.
 TANGENT = 0.5
@@ -105,6 +106,7 @@ class Codes:
         return replace(self, low=None if self.low is None else self.low.to(device), **moved)
 
 
+@safe_after_fork
 def decoded(codes: Codes) -> Tensor:
     """Return the best estimates of the tokens of all items, one item after the other, not rotated: float32.
 

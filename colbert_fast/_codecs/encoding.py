@@ -124,7 +124,7 @@ def _encoded(tokens: Tensor, lengths: Tensor, kinds: list[int], seed: int) -> li
             levels=levels,
             multipliers=multipliers,
             slack=slack,
-            norms=torch.zeros(len(lengths), device="cpu").scatter_reduce_(0, items, norms, "amax"),
+            norms=torch.zeros(len(lengths), dtype=torch.float32, device="cpu").scatter_reduce_(0, items, norms, "amax"),
             starts=lengths.cumsum(0) - lengths,
             lengths=lengths.clone(),
             low=low if bits == 8 else None,
