@@ -105,7 +105,7 @@ def test_one_token_decides(backend: str, kind: str) -> None:
     assert float(bounds.min()) > 0.5
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(wild_tokens(), wild_tokens(), st.sampled_from(KINDS), st.data())
 def test_wild_scales(tokens: Tensor, others: Tensor, kind: str, data: st.DataObject) -> None:
     backend = data.draw(st.sampled_from(BACKENDS))
@@ -114,9 +114,15 @@ def test_wild_scales(tokens: Tensor, others: Tensor, kind: str, data: st.DataObj
     documents = [tokens[:cut, :dim].contiguous(), tokens[cut:, :dim].contiguous()]
     queries = [others[:, :dim].contiguous(), others[:1, :dim].contiguous()]
     codes = codes_of(documents, kind)
-    bounds = upper_bounds(PackedTokens.from_list(queries), codes, backend=backend)
+    bounds = upper_bounds(PackedTokens.from_list(queries), codes, backend=backend).double()
     assert not bool(bounds.isnan().any())
-    assert bool((bounds.double() >= reference.maxsim(queries, documents)).all())
+    assert bool((bounds >= reference.maxsim(queries, documents)).all())
+    # The bound is near its definition, unless the tokens are so long or short that float32 may lose numbers.
+    longest = codes.norms.double().amax() + codes.slack.double().amax()
+    off = 1e-5 * torch.stack([q.double().norm(dim=1).sum() for q in queries])[:, None] * longest + 1e-24
+    most = defined(queries, codes) + distances(queries, codes, backend) + off
+    near = (bounds <= most) | (most.abs() > 1e38)
+    assert not 1e-12 < longest < 1e30 or bool((near | (codes.lengths == 0)).all())
 
 
 def test_items_in_any_order(backend: str) -> None:

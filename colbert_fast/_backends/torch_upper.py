@@ -51,7 +51,7 @@ _MOST = torch.finfo(torch.float32).max
 
 
 class Rotated(NamedTuple):
-    """Query tokens in float64, on the CPU if the device of the codes has no float64."""
+    """Query tokens in float64, on their device if it has float64, else on the CPU."""
 
     rows: Tensor  # [..., dim]: R q
     norms: Tensor  # [...]: |q| (1 + _MORE_SLACK)
@@ -114,7 +114,9 @@ def integers_of(codes: Codes, rows: Tensor) -> Tensor:
 
 def upper_bounds(queries: PackedTokens, codes: Codes) -> Tensor:
     """Return the bounds ``[A, n]``, float32, on the device of the codes."""
-    device = codes.levels.device
+    device = codes.device
+    if device.type != "mps":
+        queries = queries.to(device)
     _check_bounds(codes)
     out = torch.full((len(queries), len(codes.lengths)), EMPTY_DOCUMENT_SCORE, dtype=torch.float32, device=device)
     # torch.autocast would multiply in half precision.
@@ -125,7 +127,7 @@ def upper_bounds(queries: PackedTokens, codes: Codes) -> Tensor:
 
 
 def _fill(out: Tensor, queries: PackedTokens, codes: Codes) -> None:
-    dim, device = codes.dim, codes.levels.device
+    dim, device = codes.dim, codes.device
     length = queries.max_length
     lengths, by_length = codes.lengths.sort(stable=True)
     widths = lengths.tolist()
@@ -186,7 +188,7 @@ class _Lanes(NamedTuple):
         distances = torch.where(mask, distance(q, (high + low) * scales), 0.0).sum(1)
         parts = torch.cat([high.flatten(0, 1), low.flatten(0, 1)]).to(torch.float32).T
         norms = (q.norms / q.scales).to(torch.float32).flatten()
-        device = codes.levels.device
+        device = codes.device
         return cls(parts.to(device), norms.to(device), q.scales.flatten(), mask, distances)
 
     def bounds(self, best: Tensor, norms: Tensor) -> Tensor:
