@@ -9,22 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from six_documents import DIM, IDS, check, ragged, same_length
 from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast.collection import changes, incoming
-
-IDS = [f"d{i}" for i in range(6)]
-DIM = 8
-
-
-def same_length() -> list[Tensor]:
-    return list(torch.randn(6, 3, DIM, generator=torch.Generator().manual_seed(0)).half().float())
-
-
-def ragged() -> list[Tensor]:
-    flat = torch.randn(15, DIM, generator=torch.Generator().manual_seed(1)).half().float()
-    return list(flat.split([2, 4, 0, 5, 1, 3]))
 
 
 def padded(items: list[Tensor]) -> Tensor:
@@ -54,12 +43,6 @@ FORMS: dict[str, Callable[[list[Tensor]], Any]] = {
     "a list of batches": lambda items: [cf.PackedTokens.from_list(items[:4]), [item.tolist() for item in items[4:]]],
     "a map": lambda items: map(torch.clone, items),
 }
-
-
-def check(collection: cf.Collection, items: list[Tensor]) -> None:
-    assert collection.ids() == IDS
-    for name, item in zip(IDS, items, strict=True):
-        assert torch.equal(collection[name].float(), item)
 
 
 @pytest.mark.parametrize("few", [False, True])
@@ -155,84 +138,6 @@ def test_rows_of_zeros_in_padded_tensors_are_padding(tmp_path: Path) -> None:
         assert torch.equal(collection["d1"], tokens[1, [0, 2, 3]])
         collection.add(["list"], [tokens[0]])  # in a list every row is a token
         assert len(collection["list"]) == 4
-
-
-class TestArrow:
-    pa = pytest.importorskip("pyarrow")
-
-    def column(self, items: list[Tensor], kind: str = "list", number: Any = None) -> Any:
-        pa = self.pa
-        inner = pa.list_(number or pa.float32(), DIM)
-        whole = {
-            "list": lambda: pa.list_(inner),
-            "large_list": lambda: pa.large_list(inner),
-            "list of lists": lambda: pa.list_(pa.list_(number or pa.float32())),
-            "fixed": lambda: pa.list_(inner, len(items[0])),
-        }[kind]()
-        return pa.array([item.numpy().tolist() for item in items], whole)
-
-    @pytest.mark.parametrize("kind", ["list", "large_list", "list of lists", "fixed"])
-    def test_columns(self, kind: str, tmp_path: Path) -> None:
-        items = same_length() if kind == "fixed" else ragged()
-        column = self.column(items, kind)
-        table = self.pa.table({"id": IDS, "tokens": self.pa.chunked_array([column[:2], column[2:2], column[2:]])})
-        with cf.Collection(tmp_path / "c") as collection:
-            collection.add(table["id"], table["tokens"], table.select(["id"]))
-            check(collection, items)
-            assert collection.metadata("d3") == {"id": "d3"}
-            collection.add(["a", "b"], column[3:5])  # a slice of a column
-            assert torch.equal(collection["b"].float(), items[4])
-
-    def test_float16_and_integers(self, tmp_path: Path) -> None:
-        items = ragged()
-        with cf.Collection(tmp_path / "c") as collection:
-            half = self.pa.array(torch.cat(items).half().flatten().numpy())
-            inner = self.pa.FixedSizeListArray.from_arrays(half, DIM)
-            collection.add(IDS, self.pa.ListArray.from_arrays([0, 2, 6, 6, 11, 12, 15], inner))
-            check(collection, items)
-            collection.add(["a"], self.column([torch.ones(2, DIM).int()], number=self.pa.int8()))
-            assert torch.equal(collection["a"].float(), torch.ones(2, DIM))
-
-    def test_no_copy(self) -> None:
-        column = self.column(ragged())
-        (found,) = incoming.pieces(column).pieces
-        assert found.tokens.data_ptr() == column.values.values.buffers()[1].address
-
-    def test_other_libraries(self, tmp_path: Path) -> None:
-        """What gives its numbers by the protocol of Arrow, such as a column of polars."""
-        column = self.column(ragged())
-
-        class Column:
-            def __arrow_c_array__(self, requested: object = None) -> Any:
-                return column.__arrow_c_array__(requested)
-
-        class Stream:
-            def __arrow_c_stream__(self, requested: object = None) -> Any:
-                return self_pa.chunked_array([column]).__arrow_c_stream__(requested)
-
-        self_pa = self.pa
-        for i, given in enumerate((Column(), Stream())):
-            with cf.Collection(tmp_path / str(i)) as collection:
-                collection.add(IDS, given)
-                check(collection, ragged())
-
-    def test_what_does_not_fit(self, tmp_path: Path) -> None:
-        pa = self.pa
-        rows = [[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]]
-        with cf.Collection(tmp_path / "c") as collection:
-            for column, said in (
-                (pa.array([*rows[:1], None]), "no nulls; entry 1 is null"),
-                (pa.array([[[1.0, 2.0], None], rows[0]]), "no nulls; entry 1 is null"),
-                (pa.array([[[1.0, None]], rows[0]]), "no nulls; entry 1 is null"),
-                (pa.array([[[1.0, 2.0]], [[1.0]]]), "all tokens need the same dim; got 2 and 1"),
-                (pa.array([[1.0], [2.0]]), "must hold lists of lists of numbers; got a column of list<"),
-                (pa.array([[["a"]], [["b"]]]), "must hold lists of lists of numbers; got a column of list<"),
-                (pa.array([1.0, 2.0]), "must hold lists of lists of numbers; got a column of double"),
-                (pa.table({"a": rows}), "must hold lists of lists of numbers; got a column of struct"),
-            ):
-                with pytest.raises((TypeError, ValueError), match=said):
-                    collection.add(["a", "b"], column)
-            assert len(collection) == 0
 
 
 def items_until(stop: int, error: BaseException) -> Iterator[Tensor]:
