@@ -86,7 +86,7 @@ class Documents:
             for row in np.unique(rows[where]):
                 mine = rows[where] == row
                 codes = segment.codes[-1].select(torch.from_numpy(items[mine]))
-                bounds = upper_bounds(queries[int(row) : int(row) + 1], codes, backend=backend)
+                bounds = upper_bounds(_alone(queries, int(row)), codes, backend=backend)
                 result[where[mine]] = bounds[0].numpy()
         return result
 
@@ -154,6 +154,16 @@ class Documents:
             where = np.flatnonzero(of == number)
             segment = self.segments[number]
             yield segment, where, segment.live.numpy()[columns[where] - self._firsts[number]]
+
+
+def _alone(queries: PackedTokens, row: int) -> PackedTokens:
+    """Return one query over its own rows: what is asked of all rows is then not asked of those of other queries."""
+    if len(queries) == 1:
+        return queries
+    start, length = int(queries.starts[row]), int(queries.lengths[row])
+    own = queries.tokens.narrow(0, start, length)
+    lengths = queries.lengths[row : row + 1]
+    return PackedTokens(own, torch.zeros_like(lengths), lengths, _trusted=(length, None))
 
 
 def _tokens(segment: Part, items: Any) -> tuple[PackedTokens, Any]:

@@ -29,8 +29,8 @@ _BOUNDS_AT_ONCE = 2**20
 _RUN = 256
 # So many pairs are scored in one round at most.
 _PAIRS_OF_ROUND = 2**18
-# So many documents at least are bounded by both levels first, because one call for many takes little longer.
-_REFINED_FIRST = 64
+# So many documents at least are bounded by both levels first.
+_REFINED_FIRST = 16
 # As in cf.topk: the result has so many columns, or k if that is less, even if there are fewer documents.
 _ALWAYS_FILLED = 1024
 _LARGEST = float(np.finfo(np.float32).max)
@@ -212,7 +212,8 @@ class _Found:
             bounds = self._documents.refined(self._queries, rows, columns, self._backend)
             shape, places = _places(rows, len(upper))
             self.read_all(_placed(bounds, shape, places, -np.inf), _placed(columns, shape, places, -1))
-            size = min(2 * size, max(4 * self._k, _PAIRS_OF_ROUND // len(upper)))
+            # tau is nearly what it will be, so that few documents are taken that a better tau would leave out.
+            size = min(4 * size, max(4 * self._k, _PAIRS_OF_ROUND // len(upper)))
 
     def best(self) -> tuple[Any, Any]:
         """Return the scores ``[A, w]`` and columns of the k best, best first.
