@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # These files are the Python module; no other file uses Python.
 MODULE = {ROOT / "csrc/host/bindings.cpp", ROOT / "csrc/host/tensors.cpp"}
-CHECKS = [ROOT / f"tests/cpp/{name}.cpp" for name in ("kernels", "upper_checks", "checks")]
+CHECKS = [ROOT / f"tests/cpp/{name}.cpp" for name in ("kernels", "encode_checks", "upper_checks", "checks")]
 SOURCES = [*CHECKS, *sorted(set(ROOT.glob("csrc/*/*.cpp")) - MODULE)]
 CXX = shlex.split(os.environ.get("CXX", "c++"))
 

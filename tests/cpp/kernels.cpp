@@ -5,10 +5,9 @@
 // before a page that must not be touched. The page catches accesses past the end under an emulator too, and
 // the masked loads of AVX-512, which AddressSanitizer does not see. From the root of the repository:
 //
-//   FILES="tests/cpp/{kernels,upper_checks,checks}.cpp $(ls csrc/*/*.cpp | grep -v -e bindings -e tensors)"
-//   FLAGS="-std=c++17 -O1 -g -pthread -Icsrc -fno-sanitize-recover=all"
-//   c++ $FLAGS -fsanitize=address,undefined $FILES -o kernels
-//   c++ $FLAGS -fsanitize=thread $FILES -o kernels
+//   FILES="tests/cpp/{kernels,encode_checks,upper_checks,checks}.cpp $(ls csrc/*/*.cpp | grep -v -e bindings
+//   -e tensors)" FLAGS="-std=c++17 -O1 -g -pthread -Icsrc -fno-sanitize-recover=all" c++ $FLAGS
+//   -fsanitize=address,undefined $FILES -o kernels c++ $FLAGS -fsanitize=thread $FILES -o kernels
 //
 // `./kernels` prints the reason why a tier cannot run. It exits with 0 after a line with the tiers that ran,
 // or with 1 after the first difference. `./kernels threads` leaves out problems that are too small for more
@@ -30,6 +29,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "encode_checks.h"
 #include "host/backward.h"
 #include "host/dispatch.h"
 #include "host/threads.h"
@@ -725,6 +725,7 @@ int main(int argc, char** argv) {
     check(colbert_fast::counters(**t).calls > 0, "the call counter");
     tiers += std::string(" ") + (*t)->name;
   }
+  check_encode(3);
   check_interrupts();
   check(colbert_fast::pool_size() == 3, "the size of the pool");
   std::printf("kernels: %lld checks passed:%s\n", static_cast<long long>(g_checks), tiers.c_str());
