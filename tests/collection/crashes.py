@@ -6,6 +6,7 @@ were told, and may hold the one after them, whole. The process is forked, so tha
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -37,8 +38,9 @@ def tokens_of(seed: int) -> torch.Tensor:
 def changes_of(chance: random.Random) -> Iterator[Change]:
     """Yield changes without end, for a collection that has all of the changes before."""
     content: Content = {}
-    while True:
-        kind = chance.choice(["add", "add", "replace", "delete", "update", "compact"])
+    # One of each comes first, so that a few changes are all kinds of them.
+    for first in itertools.chain(["add", "delete", "compact", "replace", "update"], itertools.repeat("")):
+        kind = first or chance.choice(["add", "add", "replace", "delete", "update", "compact"])
         some = chance.sample(list(content), min(len(content), chance.randint(1, 6)))
         number = chance.getrandbits(30)
         if kind in ("add", "replace"):
