@@ -24,6 +24,8 @@ from colbert_fast.packed import PackedTokens
 
 # A segment has at most so many bytes of tokens in float32, or one document.
 SEGMENT_BYTES = 1 << 29
+# SQLite's log of changes begins anew when it is about so long.
+_LOG_BYTES = 1 << 22
 # So many ids are looked up at a time.
 _IDS_AT_ONCE = 1 << 14
 
@@ -106,6 +108,14 @@ class Writer:
             if unknown and _is_sound(connection):
                 for name in unknown:
                     self._remove(name)
+
+    def checkpoint(self) -> None:
+        """Put a long log into the database, as far as no reader needs the log, unless somebody writes now."""
+        log = os.path.join(self._folder, database.NAME + "-wal")
+        with contextlib.suppress(OSError):  # a full disk has room for what is committed
+            if os.path.getsize(log) > _LOG_BYTES:
+                with self._writing(wait=0) as connection:
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _remove(self, file: str) -> None:
         # Windows does not remove a file that a reader has mapped. The next writer that opens the folder does.

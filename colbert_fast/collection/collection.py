@@ -19,6 +19,7 @@ from colbert_fast.collection.filters import Parameters
 from colbert_fast.collection.layout import EXACT, LEVELS, Options
 from colbert_fast.collection.reader import Reader
 from colbert_fast.collection.results import SearchResult
+from colbert_fast.collection.segments import Segment
 from colbert_fast.collection.snapshot import Snapshot
 from colbert_fast.packed import PackedTokens, Tokens
 
@@ -72,6 +73,8 @@ class Collection:
         self._wait = wait
         self._closed = False
         self._snapshot: Snapshot | None = None
+        # Segments that need not be mapped again.
+        self._mapped: dict[str, Segment] = {}
         self._begin()
         if not read_only:
             self._make(Options(codes or "int8", "float16" if exact is ... else exact, _SEED))
@@ -126,7 +129,9 @@ class Collection:
                 msg = f"{self._folder} holds no collection yet"
                 raise FileNotFoundError(msg)
             try:
-                return Snapshot(reader, {} if self._snapshot is None else self._snapshot.files)
+                snapshot = Snapshot(reader, self._mapped)
+                self._mapped = snapshot.files
+                return snapshot
             except FileNotFoundError as error:
                 # Another process has packed the segments between the two.
                 if error.filename == before:
@@ -144,7 +149,11 @@ class Collection:
         try:
             yield self._writer
         finally:
-            self.refresh()
+            with self._alone():
+                # The log can begin anew only while nobody reads what is in it.
+                self._snapshot = None
+                self._writer.checkpoint()
+                self.refresh()
 
     @property
     def path(self) -> str:
@@ -400,6 +409,7 @@ class Collection:
         with self._alone():
             self._closed = True
             self._snapshot = None
+            self._mapped = {}
 
     def __enter__(self) -> Collection:
         return self

@@ -153,7 +153,9 @@ def write(folder: str, layout: Layout, parts: Iterable[Mapping[str, Tensor]]) ->
             os.fsync(opened.fileno())
         os.rename(path + ".tmp", path)
         sync_folder(folder)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = path  # a full disk does not say which file it refused
         for left in (path + ".tmp", path):
             with contextlib.suppress(OSError):
                 os.unlink(left)

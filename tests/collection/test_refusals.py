@@ -192,6 +192,24 @@ def test_threads_share_a_collection(tmp_path: Path) -> None:
         assert sorted(collection.ids()) == [f"{number}/{i}" for number in range(4) for i in range(1, 6)]
 
 
+def test_the_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "_LOG_BYTES", 1 << 17)
+    with cf.Collection(tmp_path / "c") as collection:
+        collection.add(names(6), GIVEN)
+        log = tmp_path / "c" / f"{database.NAME}-wal"
+        for i in range(40):
+            collection.update(names(6), [{"text": f"{i}" * 3000}] * 6)
+        assert log.stat().st_size < 1 << 19
+        # A reader keeps what it sees, and the log grows meanwhile.
+        reader = cf.Collection(tmp_path / "c", read_only=True)
+        for i in range(40):
+            collection.update(names(6), [{"text": f"{i}" * 4000}] * 6)
+        assert reader.metadata("d1") == {"text": "39" * 3000}
+        assert log.stat().st_size > 1 << 19
+        reader.close()
+        check_holds(collection, dict(zip(names(6), GIVEN, strict=True)))
+
+
 def test_a_closed_collection(tmp_path: Path) -> None:
     with cf.Collection(tmp_path / "c") as collection:
         collection.add(names(6), GIVEN)
