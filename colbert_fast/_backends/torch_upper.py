@@ -67,7 +67,7 @@ def rotated(tokens: Tensor, codes: Codes) -> Rotated:
     else:
         rows = rotate(tokens.reshape(-1, codes.dim), codes.seed).view(tokens.shape)
     norms = torch.linalg.vector_norm(tokens, dim=-1) * (1 + _MORE_SLACK)
-    return Rotated(rows, norms, torch.linalg.vector_norm(rows, float("inf"), dim=-1).clamp_(min=_LEAST_SCALE))
+    return Rotated(rows, norms, rows.abs().amax(-1).clamp_(min=_LEAST_SCALE))
 
 
 @functools.lru_cache(16)
