@@ -8,14 +8,14 @@
 #include <type_traits>
 #include <vector>
 
-#include "host/lanes.h"
+#include "host/eight.h"
 #include "host/rotation.h"
 
 namespace colbert_fast {
 namespace {
 
-// A block is kLanes tokens side by side. A lane is one token of a block here.
-constexpr int kLanes = kRotatedTogether;
+// A block is kTogether tokens side by side.
+constexpr int kTogether = kRotatedTogether;
 constexpr int64_t kTokensOfTask = 512;
 
 // No rounding of float32 is off by more than the factor 1 +- kUnit, whatever the rounding mode is.
@@ -67,17 +67,17 @@ struct Levels {
   static constexpr float kOffset = kBits == 8 ? 128.5f : kMiddle;
 };
 
-// The tokens of a block. Number i of lane r is at [i * kLanes + r]. Level numbers and integers are float as
-// well, because compilers make better vectors of loops with one type.
+// The tokens of a block. Number i of token r is at [i * kTogether + r]. Level numbers and integers are float
+// as well, because compilers make better vectors of loops with one type.
 struct Block {
   explicit Block(int64_t dim)
-      : room(kLanes * dim),
-        y(kLanes * dim),
-        levels(kLanes * (dim + kMostLevelsInByte)),
-        low(kLanes * (dim + kMostLevelsInByte)),
-        v(kLanes * dim),
-        bytes(kLanes * dim),
-        unused(kLanes * dim) {}
+      : room(kTogether * dim),
+        y(kTogether * dim),
+        levels(kTogether * (dim + kMostLevelsInByte)),
+        low(kTogether * (dim + kMostLevelsInByte)),
+        v(kTogether * dim),
+        bytes(kTogether * dim),
+        unused(kTogether * dim) {}
 
   // There are zeros after the last level numbers, so that all bytes of a row are packed alike.
   static constexpr int64_t kMostLevelsInByte = 8;
@@ -87,18 +87,18 @@ struct Block {
   std::vector<float> levels, low;
   std::vector<float> v;  // the integers that level numbers stand for
   std::vector<uint8_t> bytes;
-  std::vector<uint8_t> unused;  // packed rows of the lanes that are left over
-  float largest[kLanes] = {};
-  float squares[kLanes] = {};  // the sum of the squares of y
-  bool bounded[kLanes] = {};   // whether the arithmetic has a bound
+  std::vector<uint8_t> unused;  // packed rows of tokens that are not there
+  float largest[kTogether] = {};
+  float squares[kTogether] = {};  // the sum of the squares of y
+  bool bounded[kTogether] = {};   // whether the arithmetic has a bound
 };
 
 // Lays eight rows of n numbers side by side. Compilers make vectors of eight stores in one loop, but not of a
 // loop over rows.
-void lay_side_by_side(const float* const (&rows)[kLanes], int64_t n, float* __restrict to) {
-  static_assert(kLanes == 8);
+void lay_side_by_side(const float* const (&rows)[kTogether], int64_t n, float* __restrict to) {
+  static_assert(kTogether == 8);
   const float* __restrict a = rows[0], * __restrict b = rows[1], * __restrict c = rows[2], * __restrict d = rows[3], * __restrict e = rows[4], * __restrict f = rows[5], * __restrict g = rows[6], * __restrict h = rows[7];
-  for (int64_t i = 0; i < n; ++i, to += kLanes) {
+  for (int64_t i = 0; i < n; ++i, to += kTogether) {
     to[0] = a[i];
     to[1] = b[i];
     to[2] = c[i];
@@ -111,9 +111,9 @@ void lay_side_by_side(const float* const (&rows)[kLanes], int64_t n, float* __re
 }
 
 // Undoes it, for bytes.
-void lay_apart(const uint8_t* __restrict from, int64_t n, uint8_t* const (&rows)[kLanes]) {
+void lay_apart(const uint8_t* __restrict from, int64_t n, uint8_t* const (&rows)[kTogether]) {
   uint8_t* __restrict a = rows[0], * __restrict b = rows[1], * __restrict c = rows[2], * __restrict d = rows[3], * __restrict e = rows[4], * __restrict f = rows[5], * __restrict g = rows[6], * __restrict h = rows[7];
-  for (int64_t i = 0; i < n; ++i, from += kLanes) {
+  for (int64_t i = 0; i < n; ++i, from += kTogether) {
     a[i] = from[0];
     b[i] = from[1];
     c[i] = from[2];
@@ -130,12 +130,12 @@ const T* row_of(const EncodeJob& job, int64_t token) {
   return static_cast<const T*>(job.tokens) + token * job.row_stride;
 }
 
-// Loads `count` tokens, and zeros in the lanes that are left.
+// Loads `count` tokens, and zeros in place of the others.
 template <typename T>
 void load(const EncodeJob& job, int64_t first, int count, Block& block) {
   const int64_t dim = job.dim;
-  const float* rows[kLanes];
-  for (int r = 0; r < kLanes; ++r) {
+  const float* rows[kTogether];
+  for (int r = 0; r < kTogether; ++r) {
     float* const room = block.room.data() + r * dim;
     rows[r] = room;
     if (r >= count) {
@@ -150,28 +150,28 @@ void load(const EncodeJob& job, int64_t first, int count, Block& block) {
   lay_side_by_side(rows, dim, block.y.data());
 }
 
-// Finds the largest magnitudes and the sums of squares. A lane whose arithmetic has no bound becomes zeros.
+// Finds the largest magnitudes and the sums of squares. A token whose arithmetic has no bound becomes zeros.
 void measure(int64_t dim, Block& block) {
-  Lanes largest, squares;
+  Eight largest, squares;
   for (int64_t i = 0; i < dim; ++i) {
-    const Lanes y(block.y.data() + i * kLanes);
+    const Eight y(block.y.data() + i * kTogether);
     largest = larger(magnitude(y), largest);
     squares = squares + y * y;
   }
   largest.store(block.largest);
   squares.store(block.squares);
-  for (int r = 0; r < kLanes; ++r) {
+  for (int r = 0; r < kTogether; ++r) {
     block.bounded[r] = block.squares[r] >= 0x1p-60f && block.squares[r] <= 0x1p120f;
     if (block.bounded[r]) continue;
-    for (int64_t i = 0; i < dim; ++i) block.y[i * kLanes + r] = 0.0f;
+    for (int64_t i = 0; i < dim; ++i) block.y[i * kTogether + r] = 0.0f;
   }
 }
 
 template <int kBits>
 void round_to_levels(int64_t dim, bool clip, Block& block) {
   using L = Levels<kBits>;
-  float inverse[kLanes];  // of the step
-  for (int r = 0; r < kLanes; ++r) {
+  float inverse[kTogether];  // of the step
+  for (int r = 0; r < kTogether; ++r) {
     inverse[r] = L::kHalf / block.largest[r];
     if (clip && L::kWidest > 0) {
       const float deviation = std::sqrt(block.squares[r] / static_cast<float>(dim));
@@ -180,10 +180,10 @@ void round_to_levels(int64_t dim, bool clip, Block& block) {
     if (!block.bounded[r]) inverse[r] = 0.0f;
   }
   for (int64_t i = 0; i < dim; ++i) {
-    const float* const y = block.y.data() + i * kLanes;
-    float* const levels = block.levels.data() + i * kLanes;
-    float* const v = block.v.data() + i * kLanes;
-    for (int r = 0; r < kLanes; ++r) {
+    const float* const y = block.y.data() + i * kTogether;
+    float* const levels = block.levels.data() + i * kTogether;
+    float* const v = block.v.data() + i * kTogether;
+    for (int r = 0; r < kTogether; ++r) {
       // No magnitude is more than 200: |y| / deviation is at most sqrt(dim) <= 64.
       int32_t level = static_cast<int32_t>(y[r] * inverse[r] + L::kOffset);
       level = level < L::kTop ? level : L::kTop;
@@ -194,22 +194,22 @@ void round_to_levels(int64_t dim, bool clip, Block& block) {
   }
 }
 
-// Computes multiplier, slack and norm of each lane, for the integers in block.v.
+// Computes multiplier, slack and norm of each token, for the integers in block.v.
 void fit(int64_t dim, const Block& block, const Fit& to, int64_t first, int count) {
   const float factor = 1.0f + static_cast<float>(dim + 16) * kUnit;
   const float rotation = static_cast<float>(rotation_error<float>(dim)) + kUnit;
-  Lanes products, squares;  // <y, v> and <v, v>
+  Eight products, squares;  // <y, v> and <v, v>
   for (int64_t i = 0; i < dim; ++i) {
-    const Lanes v(block.v.data() + i * kLanes);
-    products = products + Lanes(block.y.data() + i * kLanes) * v;
+    const Eight v(block.v.data() + i * kTogether);
+    products = products + Eight(block.y.data() + i * kTogether) * v;
     squares = squares + v * v;
   }
-  float product[kLanes], integers[kLanes];
+  float product[kTogether], integers[kTogether];
   products.store(product);
   squares.store(integers);
-  float multiplier[kLanes];
-  uint16_t multiplier_bits[kLanes];
-  for (int r = 0; r < kLanes; ++r) {
+  float multiplier[kTogether];
+  uint16_t multiplier_bits[kTogether];
+  for (int r = 0; r < kTogether; ++r) {
     const float squares = std::max(integers[r], 1.0f);
     const float best = product[r] / squares;
     const float rho = std::sqrt(std::max(block.squares[r] - product[r] * best, 0.0f));
@@ -218,14 +218,14 @@ void fit(int64_t dim, const Block& block, const Fit& to, int64_t first, int coun
     if (!block.bounded[r] || std::fabs(multiplier[r]) < 0x1p-100f) multiplier[r] = 0.0f;
     multiplier_bits[r] = multiplier[r] == 0.0f ? uint16_t{0} : bits;
   }
-  const Lanes factors(multiplier);
-  Lanes residuals;
+  const Eight factors(multiplier);
+  Eight residuals;
   for (int64_t i = 0; i < dim; ++i) {
-    const Lanes difference =
-        Lanes(block.y.data() + i * kLanes) - factors * Lanes(block.v.data() + i * kLanes);
+    const Eight difference =
+        Eight(block.y.data() + i * kTogether) - factors * Eight(block.v.data() + i * kTogether);
     residuals = residuals + difference * difference;
   }
-  float residual[kLanes];
+  float residual[kTogether];
   residuals.store(residual);
   for (int r = 0; r < count; ++r) {
     const float slack = (std::sqrt(residual[r]) + rotation * std::sqrt(block.squares[r])) * factor;
@@ -258,14 +258,14 @@ float norm_above(const T* row, int64_t dim) {
 template <int kBits>
 void pack(int64_t dim, const float* levels, Block& block, uint8_t* rows, int64_t first, int count) {
   const int64_t width = packed_bytes(dim, kBits);
-  for (int64_t i = 0; i < width * kLanes; ++i) {
+  for (int64_t i = 0; i < width * kTogether; ++i) {
     float byte = 0.0f;
     for (int piece = 0; piece < 8 / kBits; ++piece)
-      byte += static_cast<float>(1 << (kBits * piece)) * levels[piece * width * kLanes + i];
+      byte += static_cast<float>(1 << (kBits * piece)) * levels[piece * width * kTogether + i];
     block.bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(byte));
   }
-  uint8_t* each[kLanes];
-  for (int r = 0; r < kLanes; ++r)
+  uint8_t* each[kTogether];
+  for (int r = 0; r < kTogether; ++r)
     each[r] = r < count ? rows + (first + r) * width : block.unused.data() + r * width;
   lay_apart(block.bytes.data(), width, each);
 }
@@ -278,7 +278,7 @@ void encode_block(const EncodeJob& job, int64_t first, int count, Block& block) 
   if (job.low == nullptr) return pack<kBits>(job.dim, levels, block, job.levels, first, count);
   float* const low = block.low.data();
   float* const v = block.v.data();
-  for (int64_t i = 0; i < job.dim * kLanes; ++i) {
+  for (int64_t i = 0; i < job.dim * kTogether; ++i) {
     const float high = static_cast<float>(static_cast<int32_t>(levels[i] * 0.0625f));
     low[i] = levels[i] - 16.0f * high;
     levels[i] = high;
@@ -298,8 +298,8 @@ class Encoder {
     const int64_t begin = task * kTokensOfTask;
     const int64_t end = std::min(begin + kTokensOfTask, job_.count);
     Block& block = blocks_[static_cast<size_t>(worker)];
-    for (int64_t first = begin; first < end; first += kLanes) {
-      const int count = static_cast<int>(std::min<int64_t>(kLanes, end - first));
+    for (int64_t first = begin; first < end; first += kTogether) {
+      const int count = static_cast<int>(std::min<int64_t>(kTogether, end - first));
       if (job_.dtype == DType::kFloat32) encode_tokens<float>(first, count, block);
       if (job_.dtype == DType::kBFloat16) encode_tokens<BFloat16>(first, count, block);
       if (job_.dtype == DType::kFloat16) encode_tokens<Float16>(first, count, block);

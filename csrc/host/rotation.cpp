@@ -32,7 +32,7 @@ inline void add_and_subtract(Real a, Real b, Real c, Real d, Real& to_a, Real& t
 template <typename Real>
 void change_signs(Real* numbers, int64_t count, const float* signs) {
   for (int64_t i = 0; i < count; ++i)
-    for (int lane = 0; lane < kWidth; ++lane) numbers[i * kWidth + lane] *= static_cast<Real>(signs[i]);
+    for (int r = 0; r < kWidth; ++r) numbers[i * kWidth + r] *= static_cast<Real>(signs[i]);
 }
 
 // Multiplies the numbers by their signs and by `factor`, and computes the sums and differences of neighbours:
@@ -44,11 +44,11 @@ void first_layer(Real* numbers, int64_t power, const float* signs, Real factor) 
     const Real by_b = static_cast<Real>(signs[i + 1]) * factor;
     Real* const a = numbers + i * kWidth;
     Real* const b = a + kWidth;
-    for (int lane = 0; lane < kWidth; ++lane) {
-      const Real left = a[lane] * by_a;
-      const Real right = b[lane] * by_b;
-      a[lane] = left + right;
-      b[lane] = left - right;
+    for (int r = 0; r < kWidth; ++r) {
+      const Real left = a[r] * by_a;
+      const Real right = b[r] * by_b;
+      a[r] = left + right;
+      b[r] = left - right;
     }
   }
 }
@@ -65,9 +65,8 @@ void first_two_layers(Real* numbers, int64_t power, const float* signs, Real fac
     Real* const b = a + kWidth;
     Real* const c = b + kWidth;
     Real* const d = c + kWidth;
-    for (int lane = 0; lane < kWidth; ++lane)
-      add_and_subtract(a[lane] * by_a, b[lane] * by_b, c[lane] * by_c, d[lane] * by_d, a[lane], b[lane],
-                       c[lane], d[lane]);
+    for (int r = 0; r < kWidth; ++r)
+      add_and_subtract(a[r] * by_a, b[r] * by_b, c[r] * by_c, d[r] * by_d, a[r], b[r], c[r], d[r]);
   }
 }
 

@@ -31,12 +31,12 @@ inline Four magnitude(Four a) { CF_EACH(a.x[i] < 0.0f ? -a.x[i] : a.x[i]); }
 #undef CF_EACH
 #endif
 
-struct Lanes {
+struct Eight {
   Four low, high;
 
-  Lanes() : Lanes(kZeros) {}
-  Lanes(Four first, Four second) : low(first), high(second) {}
-  explicit Lanes(const float* from) {
+  Eight() : Eight(kZeros) {}
+  Eight(Four first, Four second) : low(first), high(second) {}
+  explicit Eight(const float* from) {
     std::memcpy(&low, from, sizeof low);
     std::memcpy(&high, from + 4, sizeof high);
   }
@@ -50,10 +50,10 @@ struct Lanes {
 };
 static_assert(kRotatedTogether == 8);
 
-inline Lanes operator+(const Lanes& a, const Lanes& b) { return {a.low + b.low, a.high + b.high}; }
-inline Lanes operator-(const Lanes& a, const Lanes& b) { return {a.low - b.low, a.high - b.high}; }
-inline Lanes operator*(const Lanes& a, const Lanes& b) { return {a.low * b.low, a.high * b.high}; }
-inline Lanes larger(const Lanes& a, const Lanes& b) { return {larger(a.low, b.low), larger(a.high, b.high)}; }
-inline Lanes magnitude(const Lanes& a) { return {magnitude(a.low), magnitude(a.high)}; }
+inline Eight operator+(const Eight& a, const Eight& b) { return {a.low + b.low, a.high + b.high}; }
+inline Eight operator-(const Eight& a, const Eight& b) { return {a.low - b.low, a.high - b.high}; }
+inline Eight operator*(const Eight& a, const Eight& b) { return {a.low * b.low, a.high * b.high}; }
+inline Eight larger(const Eight& a, const Eight& b) { return {larger(a.low, b.low), larger(a.high, b.high)}; }
+inline Eight magnitude(const Eight& a) { return {magnitude(a.low), magnitude(a.high)}; }
 
 }  // namespace colbert_fast
