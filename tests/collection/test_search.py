@@ -14,7 +14,7 @@ from torch import Tensor
 
 from colbert_fast import PackedTokens
 from colbert_fast._codecs import decoded
-from colbert_fast.collection import search
+from colbert_fast.collection import search, streaming
 from colbert_fast.collection.search import SearchResult, recall, topk
 
 CERTIFIED = ["int8", "int4+4", "int4"]
@@ -271,6 +271,24 @@ def test_bad_arguments_are_refused(call: Any, arguments: dict[str, Any], error: 
     given = {"queries": queries, "k": 5, "candidates": 9, **arguments}
     with pytest.raises(error, match=message):
         call(snapshot(items, "int8"), **given)
+
+
+@pytest.mark.parametrize("codes", CERTIFIED)
+def test_codes_that_are_streamed_to_a_device_find_the_same(codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, items = near_ties(16)
+    source = snapshot(items, codes, cuts=[30], gone=[3, 44])
+    monkeypatch.setattr(search, "_device", torch.device)  # else the CPU is no device to stream to
+    monkeypatch.setattr(streaming, "_SLOT_BYTES", 500)
+    assert_exact(topk(source, queries, 10, device="cpu", backend="torch"), queries, items, 10, gone=[3, 44])
+    assert recall(source, queries, 10, 58, device="cpu") == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("codes", CODES)
+def test_a_gpu_finds_the_same(codes: str) -> None:
+    queries, items = near_ties(128)
+    result = topk(snapshot(items, codes, cuts=[30], gone=[3, 44]), queries, 10, device="cuda")
+    assert_exact(result, queries, items, 10, gone=[3, 44])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
