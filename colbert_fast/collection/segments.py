@@ -69,7 +69,12 @@ class Segment:
         layout.check(self.path)
         # Mapped by torch because numpy and mmap keep the file open. The pages are copied when somebody writes to them,
         # so a careless user changes no file and meets no signal.
-        storage: Any = torch.UntypedStorage.from_file(self.path, shared=False, nbytes=layout.size)
+        try:
+            storage: Any = torch.UntypedStorage.from_file(self.path, shared=False, nbytes=layout.size)
+        except RuntimeError as error:
+            os.stat(self.path)  # raises if another process has just removed the file
+            msg = f"{self.path} cannot be mapped: {error}"
+            raise OSError(msg) from error
         self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
 
     def tensor(self, name: str) -> Tensor:

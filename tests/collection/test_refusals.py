@@ -20,6 +20,7 @@ from collections_of import check_holds, documents, names
 
 import colbert_fast as cf
 from colbert_fast.collection import changes, database, segments
+from colbert_fast.collection.layout import Layout
 
 GIVEN = documents(6)
 
@@ -190,6 +191,31 @@ def test_threads_share_a_collection(tmp_path: Path) -> None:
         assert not failed
         collection.verify()
         assert sorted(collection.ids()) == [f"{number}/{i}" for number in range(4) for i in range(1, 6)]
+
+
+@pytest.mark.parametrize("moment", ["the header is read", "the file is mapped"])
+def test_segments_that_vanish_while_they_are_opened(
+    collection: cf.Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    collection.add(["n"], GIVEN[:1])
+    from_file, check = torch.UntypedStorage.from_file, Layout.check
+
+    def compacted(function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            patch.undo()
+            collection.delete(["n"])
+            collection.compact()
+            return function(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if moment == "the file is mapped":
+            patch.setattr(torch.UntypedStorage, "from_file", compacted(from_file))
+        else:
+            patch.setattr(Layout, "check", compacted(check))
+        with cf.Collection(tmp_path / "c", read_only=True) as reader:
+            check_holds(reader, dict(zip(names(6), GIVEN, strict=True)))
 
 
 def test_the_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
