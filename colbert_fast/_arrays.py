@@ -162,9 +162,11 @@ def checked_scales(scales: Tensor | None, tokens: Tensor) -> Tensor | None:
         msg = f"scales must be [{tokens.shape[0]}], one for each row of tokens; got shape {list(scales.shape)}"
         raise ValueError(msg)
     scales = aligned(scales.detach().to(tokens.device).contiguous())
-    if not scales.is_meta and not bool(((scales >= 0) & scales.isfinite()).all()):
-        msg = "scales must be finite and 0 or more"
-        raise ValueError(msg)
+    if not scales.is_meta and len(scales):
+        lowest, highest = torch.aminmax(scales)  # both are NaN if a scale is
+        if not bool((lowest >= 0) & highest.isfinite()):
+            msg = "scales must be finite and 0 or more"
+            raise ValueError(msg)
     return scales
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,15 @@ def test_what_describes_a_collection(tmp_path: Path) -> None:
             assert other.about == {"model": "m"}
             with pytest.raises(PermissionError, match="read_only=True"):
                 other.describe({})
+
+
+@pytest.mark.parametrize("value", ["[]", '{"model": 1}', "{", 7])
+def test_damaged_words(value: object, tmp_path: Path) -> None:
+    with cf.Collection(tmp_path / "x") as collection:
+        collection.describe({"model": "m"})
+    database = sqlite3.connect(tmp_path / "x" / "collection.sqlite")
+    with database:
+        database.execute("UPDATE option SET value = ? WHERE name = 'about'", (value,))
+    database.close()
+    with pytest.raises(ValueError, match=r"collection\.sqlite is damaged: the option about"):
+        cf.Collection(tmp_path / "x")
