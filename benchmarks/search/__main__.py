@@ -27,7 +27,12 @@ from benchmarks.search.data import Data, of_collection, synthetic
 from benchmarks.search.index import Index
 from benchmarks.search.worker import INDEXES
 
-THREADS = ("OMP", "MKL", "OPENBLAS", "RAYON", "COLBERT_FAST", "LANCE_CPU", "LANCE_IO", "TOKIO_WORKER", "NUMEXPR")
+# Variables by which libraries know how many threads to take. With one thread for input and output, or one core, LanceDB
+# waits for itself for ever when it makes an index.
+THREADS = (
+    *(f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "RAYON", "COLBERT_FAST")),
+    "LANCE_CPU_THREADS",
+)
 
 
 def prepared(folder: Path, make: Any) -> Data:
@@ -75,7 +80,7 @@ class Runner:
 
     def _run(self, python: str, *arguments: str) -> dict[str, Any]:
         command = [python, "-m", "benchmarks.search.worker", *self._arguments, *arguments]
-        variables = {f"{name}{suffix}": "1" for name in THREADS for suffix in ("_NUM_THREADS", "_THREADS")}
+        variables = dict.fromkeys(THREADS, "1")
         try:
             done = subprocess.run(
                 command,
