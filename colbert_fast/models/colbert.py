@@ -323,7 +323,8 @@ class ColBERT(nn.Module):
 
         All texts are checked and tokenized before the first text passes through the transformer. The longest texts
         pass first: if the memory is too small, the error comes at once. The result is allocated once, and its items
-        have the order of the texts.
+        have the order of the texts; but in ``tokens`` they do not follow one another, so save the result by its
+        ``save`` and not by its ``tokens`` and ``lengths``.
 
         Parameters
         ----------
