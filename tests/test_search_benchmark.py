@@ -6,14 +6,16 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases import embeddings
 
 import colbert_fast as cf
 from benchmarks.search import __main__ as command
-from benchmarks.search import tables, worker
+from benchmarks.search import data, tables, worker
 from benchmarks.search.data import Data, projected, synthetic, with_exact
 from benchmarks.search.index import Index
 from colbert_fast.collection.layout import LEVELS, Layout, Options
@@ -28,33 +30,33 @@ OURS = [
 
 
 @pytest.fixture(scope="module")
-def data() -> Data:
+def made() -> Data:
     return synthetic(300, 6, dim=32)
 
 
 @pytest.fixture(scope="module")
-def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(made: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    data.write(folder)
+    made.write(folder)
     return folder
 
 
-def test_the_exact_ranking_is_that_of_float64(data: Data) -> None:
-    items = [torch.from_numpy(item).double() for item in data.items()]
-    scores = cf.maxsim([torch.from_numpy(query).double() for query in data.asked()], items)
+def test_the_exact_ranking_is_that_of_float64(made: Data) -> None:
+    items = [torch.from_numpy(item).double() for item in made.items()]
+    scores = cf.maxsim([torch.from_numpy(query).double() for query in made.asked()], items)
     best, numbers = scores.sort(dim=1, descending=True, stable=True)
-    assert data.exact_numbers.tolist() == numbers[:, : data.exact_numbers.shape[1]].tolist()
-    np.testing.assert_allclose(data.exact_scores, best[:, : data.exact_scores.shape[1]], rtol=1e-12)
+    assert made.exact_numbers.tolist() == numbers[:, : made.exact_numbers.shape[1]].tolist()
+    np.testing.assert_allclose(made.exact_scores, best[:, : made.exact_scores.shape[1]], rtol=1e-12)
 
 
 def test_what_ties_for_the_last_place_is_right() -> None:
     rows = np.eye(4, dtype=np.float16)[[0, 1, 1, 1, 2]]
     query = np.array([[0.5, 1.0, 0.1, 0]], dtype=np.float32)
-    data = with_exact(rows, np.ones(5, np.int64), query, np.array([1]), {"judged": None})
-    assert data.right(0, 2) == {1, 2, 3}
-    assert data.right(0, 4) == {0, 1, 2, 3}
-    assert worker.quality(data, [[3, 2]], 2)["overlap"] == 1
-    assert worker.quality(data, [[0, 4]], 2) == {"overlap": 0, "first": 0}
+    found = with_exact(rows, np.ones(5, np.int64), query, np.array([1]), {"judged": None})
+    assert found.right(0, 2) == {1, 2, 3}
+    assert found.right(0, 4) == {0, 1, 2, 3}
+    assert worker.quality(found, [[3, 2]], 2)["overlap"] == 1
+    assert worker.quality(found, [[0, 4]], 2) == {"overlap": 0, "first": 0}
 
 
 def test_projection_keeps_what_lies_in_the_main_directions() -> None:
@@ -63,22 +65,52 @@ def test_projection_keeps_what_lies_in_the_main_directions() -> None:
     rotation = np.linalg.qr(random.standard_normal((24, 24)))[0][:8].astype(np.float32)
     wide = [item @ rotation for item in narrow]
     judged = [{"2": 1.0}]
-    data = projected(wide, wide[2:], 8, {"judged": judged})
-    assert data.documents.shape == (17, 8) and data.exact_numbers[0, 0] == 2
-    found = worker.quality(data, [[2, 0, 1]], 3)
+    narrowed = projected(wide, wide[2:], 8, {"judged": judged})
+    assert narrowed.documents.shape == (17, 8) and narrowed.exact_numbers[0, 0] == 2
+    found = worker.quality(narrowed, [[2, 0, 1]], 3)
     assert found["ndcg_10"] == found["exact_ndcg_10"] == 1
 
 
+class Encoder:
+    """Every text is a number, the number of its embedding."""
+
+    def __init__(self) -> None:
+        self.items = embeddings([7, 5, 9, 4], 16)
+
+    def encode_queries(self, texts: list[str], **kwargs: Any) -> cf.PackedTokens:
+        return cf.PackedTokens.from_list([self.items[int(text)] for text in texts])
+
+    encode_documents = encode_queries
+
+
+@pytest.mark.needs("benchmarks")
+def test_a_collection_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import accuracy
+
+    monkeypatch.setattr(accuracy, "demo_encoder", Encoder)
+    corpus = [{"_id": f"d{i}", "title": "", "text": str(i)} for i in range(4)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (tmp_path / "queries.jsonl").write_text("\n".join(json.dumps({"_id": f"q{i}", "text": str(i)}) for i in (2, 1, 0)))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq2\td2\t1\nq1\tabsent\t1\n")
+    found = data.of_collection(tmp_path, 2, 16)
+    assert found.lengths.tolist() == [7, 5, 9, 4]
+    assert found.exact_numbers[:, 0].tolist() == [2, 1]  # each query is a document
+    assert found.about["judged"] == [{2: 1.0}, {}]
+    found.write(tmp_path / "written")
+    assert worker.quality(Data.read(tmp_path / "written"), [[2], [0]], 1)["ndcg_10"] == 1
+
+
 @pytest.mark.parametrize(("name", "setting"), OURS)
-def test_ours_is_measured(name: str, setting: str, data: Data, folder: Path, tmp_path: Path) -> None:
+def test_ours_is_measured(name: str, setting: str, made: Data, folder: Path, tmp_path: Path) -> None:
     index = worker.INDEXES[name]
-    built = worker.build(data, tmp_path, index) if index.build else {}
-    found = {**built, **worker.search(data, tmp_path, index, setting, K, 60)}
+    built = worker.build(made, tmp_path, index) if index.build else {}
+    found = {**built, **worker.search(made, tmp_path, index, setting, K, 60)}
     assert found["queries"] == 6
     assert found["overlap"] >= 0.8
     if setting == "certified" or name == "topk float32":
         assert found["overlap"] == found["first"] == 1
-    assert index.build is None or found["size"] > data.documents.size / 8
+    assert index.build is None or found["size"] > made.documents.size / 8
 
 
 def test_a_run_and_its_report(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
