@@ -8,6 +8,7 @@ next writer to open the folder removes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
@@ -78,15 +79,20 @@ class Writer:
         self._lock = WriterLock(folder)
 
     @contextlib.contextmanager
-    def _writing(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+    def _connected(self, wait: float) -> Iterator[sqlite3.Connection]:
         """Hold the lock and a connection. A connection for each change, so that none outlives a fork."""
-        with self._lock.held(self._wait if wait is None else wait):
+        with self._lock.held(wait):
             connection = database.connect(self._folder, mode="rwc", wait=self._wait)
             try:
-                with database.errors(self._folder):
-                    yield connection
+                yield connection
             finally:
                 connection.close()
+
+    @contextlib.contextmanager
+    def _writing(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Hold the lock and a connection, whose errors name the database."""
+        with self._connected(self._wait if wait is None else wait) as connection, database.errors(self._folder):
+            yield connection
 
     def create(self, options: Options) -> None:
         """Make the database, unless another process has just made it."""
@@ -151,14 +157,17 @@ class Writer:
         if not whole:
             count = 0
             for group in grouped(batches):
-                with self._writing() as connection:
+                with self._connected(self._wait) as connection:
                     count += self._add(connection, [group], replace)
             return count
-        with self._writing() as connection:
+        with self._connected(self._wait) as connection:
             return self._add(connection, grouped(batches), replace)
 
     def _add(self, connection: sqlite3.Connection, groups: Iterable[list[Batch]], replace: bool) -> int:
-        options, dim = _options(connection, self._folder)
+        # Not around the groups: they run iterators of the user, whose errors are their own.
+        naming = functools.partial(database.errors, self._folder)
+        with naming():
+            options, dim = _options(connection, self._folder)
         # The last place of each id, where places count the documents of this call.
         places: dict[str, int] = {}
         count = 0
@@ -166,7 +175,8 @@ class Writer:
         try:
             for group in groups:
                 for batch in group:
-                    _check_new(connection, batch.ids, places, count, replace)
+                    with naming():
+                        _check_new(connection, batch.ids, places, count, replace)
                     dim = _common_dim(batch.tokens, dim)
                     count += len(batch)
                 added.append((self._write(options, dim, group), [batch.without_tokens() for batch in group]))
@@ -176,7 +186,7 @@ class Writer:
             raise
         if not added:
             return 0
-        with self._committing(connection, [written for written, _ in added]):
+        with naming(), self._committing(connection, [written for written, _ in added]):
             connection.execute("UPDATE option SET value = ? WHERE name = 'dim'", (dim,))
             if replace:
                 _delete(connection, places)

@@ -129,10 +129,8 @@ def metadata_text(given: Any, name: str) -> str | None:
         raise type(error)(msg) from None
 
 
-def metadata_texts(given: Sequence[Any] | None, count: int) -> list[str | None]:
+def metadata_texts(given: Sequence[Any], count: int) -> list[str | None]:
     """Return the metadata of documents as JSON."""
-    if given is None:
-        return [None] * count
     if len(given) != count:
         msg = f"metadata must have one entry for each of {count} documents; got {len(given)}"
         raise ValueError(msg)

@@ -66,6 +66,14 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
         raise ValueError(msg) from error
 
 
+def is_plain(where: str, parameters: Parameters) -> bool:
+    """Return whether a condition and the text of its parameters say all about them. Other objects may look alike."""
+    if not isinstance(where, str) or type(parameters) not in (tuple, list, dict):
+        return False
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    return all(value is None or type(value) in (int, float, str, bytes) for value in values)
+
+
 def _used(fields: Sequence[str], where: str) -> list[str]:
     """Return the fields that a condition may name. SQLite does not tell upper from lower case in names."""
     named = [name for name in fields if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", where, re.IGNORECASE)]

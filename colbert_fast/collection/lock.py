@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -16,6 +17,8 @@ else:
 
 NAME = "writer.lock"
 _PAUSE = 0.01
+# What the system says if somebody else holds the lock.
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 class WriterLock:
@@ -59,7 +62,10 @@ class WriterLock:
             try:
                 _try_lock(descriptor)
                 return
-            except OSError:
+            except OSError as error:
+                if error.errno not in _HELD:
+                    error.filename = self.path  # a file system without locks, for one
+                    raise
                 if time.monotonic() >= until:
                     holder = _holder(descriptor)
                     who = f"process {holder}" if holder.isdecimal() else "another process"

@@ -359,4 +359,5 @@ def _named(snapshot: Snapshot, documents: Documents, columns: Any) -> list[list[
     known = flat >= 0
     names = np.full(len(flat), None, object)
     names[known] = snapshot.ids(torch.from_numpy(documents.order[flat[known]]))
-    return names.reshape(columns.shape).tolist()  # type: ignore[no-any-return]
+    result: list[list[str | None]] = names.reshape(columns.shape).tolist()
+    return result

@@ -143,12 +143,12 @@ class Snapshot:
     def _numbers_where(self, where: str, parameters: Parameters) -> np.ndarray[Any, Any]:
         # The functions of SQLite that give another answer each time give one for a snapshot.
         key = (where, repr(parameters))
-        chosen = self._filtered.get(key)
-        if chosen is None:
-            chosen = filters.numbers_where(self.reader, where, parameters)
-            if len(self._filtered) >= _FILTERS_KEPT:
-                self._filtered = {}
-            self._filtered[key] = chosen
+        if filters.is_plain(where, parameters) and key in self._filtered:
+            return self._filtered[key]
+        chosen = filters.numbers_where(self.reader, where, parameters)
+        if filters.is_plain(where, parameters):
+            kept = self._filtered if len(self._filtered) < _FILTERS_KEPT else {}
+            self._filtered = {**kept, key: chosen}
         return chosen
 
     def ids(self, numbers: Iterable[int]) -> list[str]:

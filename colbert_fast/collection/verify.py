@@ -63,8 +63,9 @@ def _checksums(snapshot: Snapshot, part: Part) -> dict[str, int]:
     rows = snapshot.reader.rows("SELECT checksums FROM segment WHERE first = ?", (part.segment.first,))
     try:
         found = json.loads(rows[0][0])
-        assert isinstance(found, dict)
-    except (AssertionError, TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
         what = f"the checksums of the segment {part.segment.file} are {rows!r:.200}"
-        raise checks.damaged(snapshot.reader.folder, what) from None
+        raise checks.damaged(snapshot.reader.folder, what)
     return found

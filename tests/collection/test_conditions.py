@@ -62,6 +62,20 @@ def test_parameters_that_do_not_fit(collection: cf.Collection, parameters: Any) 
         collection.ids("id = ?" if not isinstance(parameters, dict) else "id = :y", parameters)
 
 
+def test_parameters_that_look_alike(collection: cf.Collection) -> None:
+    class Name:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __conform__(self, protocol: object) -> str:
+            return self.name
+
+        def __repr__(self) -> str:
+            return "Name"
+
+    assert [collection.ids("id = ?", [Name(name)]) for name in ("d0", "d2")] == [["d0"], ["d2"]]
+
+
 def test_parameters_need_a_condition(collection: cf.Collection) -> None:
     with pytest.raises(ValueError, match="where is None"):
         collection.ids(parameters=("en",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,21 @@ def test_nothing_is_added_of_what_does_not_fit(kind: str, tmp_path: Path) -> Non
         with pytest.raises((TypeError, ValueError, OSError), match=said):
             collection.add(*arguments)
         assert len(collection) == 0 and len(list((tmp_path / "c").glob("*.safetensors*"))) == 0
+
+
+def test_an_error_of_a_database_of_the_user_stays_what_it_is(tmp_path: Path) -> None:
+    locked = sqlite3.OperationalError("database is locked")
+
+    def ids() -> Iterator[str]:
+        yield from IDS[:4]
+        raise locked
+
+    with cf.Collection(tmp_path / "c") as collection:
+        for embeddings in (ragged(), iter(ragged())):
+            with pytest.raises(sqlite3.OperationalError, match="database is locked") as raised:
+                collection.add(ids(), embeddings)
+            assert raised.value is locked
+        assert len(collection) == 0
 
 
 def test_the_place_in_a_long_iterator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

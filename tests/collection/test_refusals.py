@@ -19,7 +19,7 @@ import torch
 from collections_of import check_holds, documents, names
 
 import colbert_fast as cf
-from colbert_fast.collection import changes, database, segments
+from colbert_fast.collection import changes, database, lock, segments
 from colbert_fast.collection.layout import Layout
 
 GIVEN = documents(6)
@@ -285,6 +285,16 @@ def test_a_disk_that_is_full_for_the_database(collection: cf.Collection, monkeyp
         patch.setattr(database, "connect", small)
         with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))):
             collection.add([f"{i}" * 3000 for i in range(9)], documents(9, seed=1))
+
+
+def test_a_disk_that_knows_no_locks(collection: cf.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_try_lock", refuse)
+        with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOLCK)) + ".*writer.lock"):
+            collection.delete(["d1"])
 
 
 def test_read_only(collection: cf.Collection, tmp_path: Path) -> None:
