@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -181,13 +182,18 @@ def test_an_unaligned_tensor_is_copied(tmp_path: Path) -> None:
     assert found.item() == 7 and found.data_ptr() % 8 == 0
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@functools.cache
+def whole_file() -> bytes:
+    target = io.BytesIO()
+    write(target, TENSORS, {"format": "a"})
+    return target.getvalue()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_files(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever happens to the bytes: a ValueError that names the file, or tensors that can be read to their ends."""
-    target = io.BytesIO()
-    write(target, TENSORS, {"format": "a"})
-    content = bytearray(target.getvalue())
+    content = bytearray(whole_file())
     header = 8 + int.from_bytes(content[:8], "little")
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, header - 1) | st.integers(0, len(content) - 1))

@@ -137,7 +137,7 @@ def check(folder: Path, seed: int, told: int) -> int:
         assert matching, f"after {told} changes of seed {seed}: {ids} is neither {list(contents[told])} nor the next"
         for name, (number, _) in matching[0].items():
             assert torch.equal(collection[name].float(), tokens_of(number)), name
-        known = {segment.file for segment in collection._current()._segments}
+        known = set(collection._current().files)
         there = {path.name for path in folder.glob("*.safetensors*")}
         assert there == known, f"the sweep has left {there - known}"
     return left - len(known)
