@@ -58,6 +58,22 @@ def score(problem: Problem, name: str | None) -> Tensor:
     return _SCORE(*problem.arguments(), name, d_order=problem.d_order)  # type: ignore[no-any-return]
 
 
+def best(problem: Problem, k: int, name: str | None) -> tuple[Tensor, Tensor] | None:
+    """Return the k best scores ``[nq, k]`` and their documents, where a backend finds them without scoring all.
+
+    None where it does not, and where torch has to see the scores: then the caller sorts all scores.
+    """
+    if not unwatched(problem.q_tokens, problem.d_tokens):
+        return None
+    backend = _select(problem, name)
+    if backend.best is None:
+        return None
+    scores, numbers, empty_document = backend.best(problem if problem.d_items else problem.explicit(), k)
+    if empty_document:
+        tell_of_empty_document.get()()
+    return scores, numbers
+
+
 def _score(problem: Problem, name: str | None) -> Tensor:
     backend = _select(problem, name)
     # The starts and lengths of a padded batch on a GPU are not made yet, and the documents of a list are not joined.

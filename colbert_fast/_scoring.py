@@ -130,6 +130,16 @@ def score(
     return _ops.score(problem, backend)
 
 
+def best(
+    q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return the k best scores and documents of each query, where a backend finds them without scoring all, or None."""
+    problem = Problem.of(q, d, None, skip_zero)
+    if has_tangent(problem.q_tokens, problem.d_tokens):
+        return None
+    return _ops.best(problem, k, backend)
+
+
 def score_with_argmax(
     q: PackedTokens, d: PackedTokens, pairs: Tensor | None, skip_zero: tuple[bool, bool], backend: str | None
 ) -> tuple[Tensor, Tensor]:

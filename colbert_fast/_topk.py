@@ -14,6 +14,7 @@ from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import check_range, integer_tensor, positive_int
 from colbert_fast._scoring import (
     Pad,
+    best,
     checked_sides,
     number_of,
     score,
@@ -23,6 +24,9 @@ from colbert_fast.packed import PackedTokens, Tokens
 
 # The result has so many columns, or k if that is less, even if there are fewer documents.
 _ALWAYS_FILLED = 1024
+# Of fewer documents all are scored: to leave some out would take longer than it saves.
+_LEAST_DOCUMENTS = 256
+_LEAST_DOCUMENTS_FOR_EACH = 16  # of the k
 
 
 @safe_after_fork
@@ -85,14 +89,23 @@ def _best_of_all(
     q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """Score documents in runs, and merge each run with the best so far; an exported program scores all at once."""
+    # The backend may find the best of many documents without the scores of all.
+    nd = number_of(d)
+    few = torch.compiler.is_compiling() or nd < max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
     at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
-    if _is_exporting() or number_of(d) <= at_once:
-        return _best(score(q, d, None, skip_zero, CHUNK_ELEMENTS, backend), None, k)
+    if _is_exporting() or nd <= at_once:
+        found = None if few else best(q, d, skip_zero, k, backend)
+        return found or _best(score(q, d, None, skip_zero, CHUNK_ELEMENTS, backend), None, k)
     scores = score(q, d[:0], None, skip_zero, CHUNK_ELEMENTS, backend)
     numbers = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     for start in range(0, len(d), at_once):
-        part = score(q, d[start : start + at_once], None, skip_zero, CHUNK_ELEMENTS, backend)
-        part_numbers = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape)
+        documents = d[start : start + at_once]
+        found = None if few or len(documents) < k else best(q, documents, skip_zero, k, backend)
+        if found:
+            part, part_numbers = found[0], found[1] + start
+        else:
+            part = score(q, documents, None, skip_zero, CHUNK_ELEMENTS, backend)
+            part_numbers = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape)
         scores, numbers = _best(torch.cat([scores, part], dim=1), torch.cat([numbers, part_numbers], dim=1), k)
     return scores, numbers
 

@@ -16,6 +16,7 @@
 //   block      what is handled together: a block of queries is packed at once, a block of rows meets all
 //              panels while it is in the cache, a block of numbers of a dot product is one chain.
 //   narrow     of fewer bits than float32. A scale is the number that int8 numbers are multiplied by.
+//   ceiling    a number that a score cannot exceed, from the documents as they are.
 //   screening  multiplying narrow numbers first, to find the few rows that may have the maximum of a lane.
 //   chunk      the rows of one document that are screened together. A candidate is a row that may win a lane.
 //   part       a piece of a document that was cut, so that several threads can score it.
@@ -26,7 +27,7 @@
 //   per_tier/  headers that are compiled again for each tier, inside its target region (target.h). They
 //              include no system header and nothing of host/, and everything in them is in an anonymous
 //              namespace. loop.h walks a task and sums the score of a document, tile.h is the register tile,
-//              screen.h proves and does the screening.
+//              screen.h proves and does the screening, and ceilings.h uses its proof.
 //   tiers/     one .cpp file for each instruction set. Headers in tiers/ are shared by a few tiers, and obey
 //              the same rules as headers in per_tier/, except for amx_config.h.
 //   host/      files that are compiled once, for any CPU: the bindings, the table of tiers (tiers.cpp), the
@@ -138,6 +139,9 @@ struct Tier {
   int64_t narrow_bytes;  // narrow rows are padded to a multiple of this; 0: the tier has no narrow numbers
   void (*score)(const ScoreJob&, const Task&, Scratch&);
   void (*score_argmax)(const ScoreJob&, const Task&, Scratch&);
+  // Null, or writes to scores what each score is at most, up to infinity. Only for all pairs, and for a dim
+  // of 1 to kMostScreenedDim.
+  void (*ceilings)(const ScoreJob&, const Task&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardTask&, Scratch&);
   void (*upper)(const UpperJob&, const Task&, Scratch&);
   // Null, or asks the operating system for what the tier needs. It returns null, or the reason why the system

@@ -66,6 +66,7 @@ struct Scratch {
   float* lane_spread;               // [lanes] as in Bounds of per_tier/tile.h
   int32_t* lane_offset;             // [lanes] as in Bounds
   unsigned char* narrow_rows;       // [kMostChunkRows * bytes of a narrow row + kNarrowSlack] document rows
+  float top;                        // the number that became 127 in the last chunk (per_tier/ceilings.h)
   float* row_scales;                // [kMostChunkRows] what the products of a row must be multiplied by
   float* padded_rows;               // [kRowsAtOnce * padded dim] copies of rows that end within a vector
   float* uppers;                    // [kMostChunkRows * panel_lanes] upper bounds of the products

@@ -59,16 +59,36 @@ def _score(tier: str, argmax: bool, p: Problem) -> Scored:
     try:
         empty_document = _C.score(tier, q, d, *rest)
     except ValueError:
-        if not p.d_items:
-            raise
-        # Few lists have an item that must be copied, and asking an item takes as long as scoring it. So the items are
-        # asked only after the extension has refused one.
-        dtype, items, dim = d
-        readable = tuple(map(_readable_item, items))
-        if all(map(operator.is_, readable, items)):
-            raise
-        empty_document = _C.score(tier, q, (dtype, readable, dim), *rest)
+        empty_document = _C.score(tier, q, _readable(p, d), *rest)
     return Scored(scores, winners, empty_document)
+
+
+def _best(tier: str, p: Problem, k: int) -> tuple[Tensor, Tensor, bool]:
+    scores = torch.empty((p.nq, k), dtype=torch.float32, device="cpu")
+    numbers = torch.empty((p.nq, k), dtype=torch.int64, device="cpu")
+    q = _side(p.q_tokens, p.q_starts, p.q_lengths)
+    d = _in_place(p) if p.d_items else _side(p.d_tokens, p.d_starts, p.d_lengths, p.d_scales)
+    rest = (p.max_lq, p.skip_zero_q, p.skip_zero_d, get_num_threads(), k, scores, numbers)
+    try:
+        empty_document = _C.best(tier, q, d, *rest)
+    except ValueError:
+        empty_document = _C.best(tier, q, _readable(p, d), *rest)
+    return scores, numbers, empty_document
+
+
+def _readable(p: Problem, d: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return documents that the extension has just refused, with copies of items; raise again if none needs a copy.
+
+    Few lists have an item that must be copied, and asking an item takes as long as scoring it. So the items are asked
+    only after the extension has refused one.
+    """
+    if not p.d_items:
+        raise
+    dtype, items, dim = d
+    readable = tuple(map(_readable_item, items))
+    if all(map(operator.is_, readable, items)):
+        raise
+    return dtype, readable, dim
 
 
 def _backward(
@@ -98,6 +118,7 @@ def _backend(name: str, tier: str, unsupported: str | None) -> Backend:
         backward=partial(_backward, tier),
         int8=True,
         scattered=True,
+        best=None if _C is None else partial(_best, tier),
         refused=None if _C is None else lambda _: _C.refused(tier),
     )
 

@@ -176,6 +176,9 @@ class Backend(NamedTuple):
     """Whether the backend takes int8 documents too, with queries of every type in ``dtypes``."""
     scattered: bool = False
     """Whether ``score`` takes documents that are not in one matrix."""
+    best: Callable[[Problem, int], tuple[Tensor, Tensor, bool]] | None = None
+    """(problem of all pairs, k) -> scores [nq, k] and document numbers int64 [nq, k], as :func:`topk` returns them, and
+    whether a document has no token. There are k documents or more."""
     uniform: bool = False
     """Whether ``score`` takes sides without starts and lengths."""
     refused: Callable[[torch.device], str | None] | None = None

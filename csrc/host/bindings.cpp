@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "host/backward.h"
+#include "host/best.h"
 #include "host/dispatch.h"
 #include "host/encode.h"
 #include "host/masks.h"
@@ -102,6 +103,35 @@ bool py_score(const std::string& tier, const py::tuple& q, const py::tuple& d, p
       argmax.is_none() ? nullptr : output<int32_t>(argmax, num_pairs(p) * p.max_lq, "argmax");
   bool empty_document = false;
   without_gil([&](Interrupt& interrupt) { empty_document = score(t, p, threads, out, winners, interrupt); });
+  return empty_document;
+}
+
+// Whether the tier has ceilings for the problem.
+bool py_ceilings(const std::string& tier, const py::tuple& q, const py::tuple& d, int64_t max_lq,
+                 bool skip_zero_q, int threads, py::handle most) {
+  const Tier& t = runnable_tier(tier);
+  threads = checked_threads(threads);
+  const Sides sides(q, d, py::none(), max_lq, skip_zero_q, false);
+  const Problem& p = sides.problem;
+  if (!has_ceilings(t, p)) return false;
+  float* const out = output<float>(most, num_pairs(p), "most");
+  without_gil([&](Interrupt& interrupt) { ceilings(t, p, threads, out, interrupt); });
+  return true;
+}
+
+bool py_best(const std::string& tier, const py::tuple& q, const py::tuple& d, int64_t max_lq,
+             bool skip_zero_q, bool skip_zero_d, int threads, int64_t k, py::handle scores,
+             py::handle numbers) {
+  const Tier& t = runnable_tier(tier);
+  threads = checked_threads(threads);
+  if (k < 1) throw std::invalid_argument("k must be 1 or more; got " + std::to_string(k));
+  const Sides sides(q, d, py::none(), max_lq, skip_zero_q, skip_zero_d);
+  const Problem& p = sides.problem;
+  if (k > p.d.count) throw std::invalid_argument("k must be " + std::to_string(p.d.count) + " or less");
+  const BestJob job = {k, output<float>(scores, p.q.count * k, "scores"),
+                       output<int64_t>(numbers, p.q.count * k, "numbers")};
+  bool empty_document = false;
+  without_gil([&](Interrupt& interrupt) { empty_document = best(t, p, threads, job, interrupt); });
   return empty_document;
 }
 
@@ -228,9 +258,15 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def(
       "chunks_screened", [] { return by_tier(&Counters::chunks_screened); },
       "{name: how many chunks of documents the tier has screened in this process}.");
+  m.def(
+      "left_out", [] { return by_tier(&Counters::left_out); },
+      "{name: how many scores the tier has left out in this process, because they are not among the best}.");
   m.def("pool_size", &pool_size, "Threads started so far.");
   m.def("score", &py_score, "Fills scores and, unless it is None, argmax. True if a document had no token.");
   m.def("upper", &py_upper, "Fills bounds with upper bounds of the scores of queries with codes.");
+  m.def("ceilings", &py_ceilings,
+        "Fills most with what no score exceeds; False if the tier cannot. For the tests.");
+  m.def("best", &py_best, "Fills scores and numbers. True if a document had no token.");
   m.def("set_main_thread", &set_main_thread,
         "Sets the identifier of the main thread. Signals are handled while that thread scores.");
   m.def("row_counts", &row_counts,

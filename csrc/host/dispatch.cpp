@@ -7,6 +7,7 @@
 #include "host/run_tasks.h"
 #include "host/tiers.h"
 #include "host/workspace.h"
+#include "scratch.h"
 
 namespace colbert_fast {
 namespace {
@@ -17,12 +18,14 @@ struct Seen {
   bool rescored;
 };
 
-Seen run(const Tier& tier, const Problem& p, const Plan& plan, int threads, float* scores, int32_t* argmax,
-         float* maxima, Interrupt& interrupt) {
+using Kernel = void (*)(const ScoreJob&, const Task&, Scratch&);
+
+Seen run(const Tier& tier, Kernel kernel, const Problem& p, const Plan& plan, int threads, float* scores,
+         int32_t* argmax, float* maxima, Interrupt& interrupt) {
   threads = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(plan.tasks.size())));
   Workspace workspace(p, tier, plan.lanes, plan.queries, threads, interrupt);
   const ScoreJob job = {&p, p.all_pairs ? nullptr : plan.order.data(), scores, argmax, maxima};
-  run_tasks(job, plan.tasks, argmax != nullptr ? tier.score_argmax : tier.score, workspace, interrupt);
+  run_tasks(job, plan.tasks, kernel, workspace, interrupt);
   counters(tier).chunks_screened.fetch_add(workspace.chunks_screened());
   return {workspace.saw_empty_document(), workspace.rescored()};
 }
@@ -36,10 +39,13 @@ bool score_in_parts(const Tier& tier, const Problem& p, const Plan& uncut, int64
   const Problem parts = cut.problem(p);
   PartScores of_parts(parts.num_pairs, p.max_lq);
   const Plan plan = plan_pair_list(parts, parts.num_pairs);
-  const Seen seen = run(tier, parts, plan, threads, of_parts.scores.data(), of_parts.argmax.data(),
-                        of_parts.maxima.data(), interrupt);
+  const Seen seen = run(tier, tier.score_argmax, parts, plan, threads, of_parts.scores.data(),
+                        of_parts.argmax.data(), of_parts.maxima.data(), interrupt);
   if (interrupt.heard()) return false;
-  if (seen.rescored) return run(tier, p, uncut, threads, scores, argmax, nullptr, interrupt).empty_document;
+  if (seen.rescored) {
+    const Kernel kernel = argmax != nullptr ? tier.score_argmax : tier.score;
+    return run(tier, kernel, p, uncut, threads, scores, argmax, nullptr, interrupt).empty_document;
+  }
   return join_parts(p, cut, of_parts, scores, argmax);
 }
 
@@ -56,7 +62,19 @@ bool score(const Tier& tier, const Problem& p, int threads, float* scores, int32
   const Plan plan = p.all_pairs ? plan_all_pairs(p, wanted) : plan_pair_list(p, wanted);
   if (static_cast<int64_t>(plan.tasks.size()) < threads)
     return score_in_parts(tier, p, plan, wanted, threads, scores, argmax, interrupt);
-  return run(tier, p, plan, threads, scores, argmax, nullptr, interrupt).empty_document;
+  const Kernel kernel = argmax != nullptr ? tier.score_argmax : tier.score;
+  return run(tier, kernel, p, plan, threads, scores, argmax, nullptr, interrupt).empty_document;
+}
+
+bool has_ceilings(const Tier& tier, const Problem& p) {
+  return tier.ceilings != nullptr && p.all_pairs && p.dim > 0 && p.dim <= kMostScreenedDim;
+}
+
+bool ceilings(const Tier& tier, const Problem& p, int threads, float* most, Interrupt& interrupt) {
+  if (num_pairs(p) == 0) return false;
+  threads = threads_worth(flops(p), threads);
+  const Plan plan = plan_all_pairs(p, wanted_tasks(threads));
+  return run(tier, tier.ceilings, p, plan, threads, most, nullptr, nullptr, interrupt).empty_document;
 }
 
 }  // namespace colbert_fast

@@ -13,4 +13,11 @@ namespace colbert_fast {
 bool score(const Tier& tier, const Problem& problem, int threads, float* scores, int32_t* argmax,
            Interrupt& interrupt);
 
+// Whether ceilings() can be called for this problem.
+bool has_ceilings(const Tier& tier, const Problem& problem);
+
+// Writes what each score is at most to `most`, [pairs]. The problem must be of all pairs. Otherwise as
+// score().
+bool ceilings(const Tier& tier, const Problem& problem, int threads, float* most, Interrupt& interrupt);
+
 }  // namespace colbert_fast

@@ -154,6 +154,7 @@ T* output(py::handle tensor, int64_t count, const char* name) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(integer(asked(tensor, names().data_ptr))));
 }
 template float* output<float>(py::handle tensor, int64_t count, const char* name);
+template int64_t* output<int64_t>(py::handle tensor, int64_t count, const char* name);
 template int32_t* output<int32_t>(py::handle tensor, int64_t count, const char* name);
 template uint8_t* output<uint8_t>(py::handle tensor, int64_t count, const char* name);
 template uint16_t* output<uint16_t>(py::handle tensor, int64_t count, const char* name);

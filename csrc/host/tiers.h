@@ -23,6 +23,7 @@ const char* refused(const Tier& tier);
 struct Counters {
   std::atomic<int64_t> calls;            // how often it scored, or computed gradients
   std::atomic<int64_t> chunks_screened;  // how many chunks of documents it screened (per_tier/screen.h)
+  std::atomic<int64_t> left_out;         // how many pairs it did not score for the best ones (host/best.h)
 };
 Counters& counters(const Tier& tier);
 

@@ -15,6 +15,7 @@
 
 #include "per_tier/backward.h"
 #include "per_tier/bfloat16.h"
+#include "per_tier/ceilings.h"
 #include "per_tier/float32.h"
 #include "per_tier/screen.h"
 #include "per_tier/upper.h"
@@ -215,6 +216,41 @@ void score_any(const ScoreJob& job, const Task& task, Scratch& s) {
   }
 }
 
+// Writes the ceilings of the scores of a task, for all pairs.
+template <typename N, typename T>
+void ceilings_task(const ScoreJob& job, const Task& task, Scratch& s) {
+  const Problem& p = *job.problem;
+  pack_queries(p, task.q_begin, task.q_end, s);
+  const int64_t lanes = s.segment[task.q_end - task.q_begin];
+  if (!s.narrowed) narrow_lanes<N, int8_t, T>(p.dim, lanes, s.screened_queries, s);
+  s.narrowed = true;
+  for (int64_t d = task.begin; d < task.end && !given_up(64, s); ++d) {
+    const Rows<T> rows = document_rows<T>(p, d);
+    s.saw_empty_document |= rows.count == 0;
+    reset(0, lanes, s.best);
+    const float norm = raise_document<N>(rows, lanes, s);
+    for (int64_t q = task.q_begin; q < task.q_end; ++q) {
+      const int64_t i = q - task.q_begin;
+      job.scores[q * p.d.count + d] =
+          rows.count == 0 ? kEmptyDocumentScore : ceiling(s.segment[i], s.segment[i + 1], norm, s);
+    }
+  }
+}
+
+template <typename N>
+void ceilings_any(const ScoreJob& job, const Task& task, Scratch& s) {
+  switch (job.problem->d.dtype) {
+    case DType::kFloat32:
+      return ceilings_task<N, float>(job, task, s);
+    case DType::kBFloat16:
+      return ceilings_task<N, BFloat16>(job, task, s);
+    case DType::kFloat16:
+      return ceilings_task<N, Float16>(job, task, s);
+    case DType::kInt8:
+      return ceilings_task<N, int8_t>(job, task, s);
+  }
+}
+
 constexpr Tier tier_of(const char* name, const char* (*unsupported)()) {
   Tier tier{};
   tier.name = name;
@@ -224,6 +260,7 @@ constexpr Tier tier_of(const char* name, const char* (*unsupported)()) {
   tier.narrow_bytes = Narrow::kBytes;
   tier.score = &score_any<false>;
   tier.score_argmax = &score_any<true>;
+  if constexpr (Narrow::kCeilings) tier.ceilings = &ceilings_any<Narrow>;
   tier.backward = &backward_any;
   tier.upper = &upper_task<Narrow>;
   tier.for_float32_queries = Narrow::kForFloat32Queries;

@@ -10,6 +10,7 @@ struct Narrow {
   template <typename T>
   using Screen = void;
   static constexpr bool kBFloat16 = false;
+  static constexpr bool kCeilings = false;
   static constexpr const Tier* kForFloat32Queries = nullptr;
   static constexpr int64_t kBytes = 0;
 };

@@ -35,6 +35,7 @@
 //
 //     // Only for tiers that screen documents (screen.h).
 //     static Vec magnitude(Vec);
+//     static Vec larger_magnitude(Vec a, Vec b);  // of a, which is not negative, and b
 //     static Vec subtract_product(Vec a, Vec b, Vec c);                           // a - b * c
 //     static void update_larger(Vec& best, Idx& arg, Vec value, int32_t row);     // update() without NaN
 //     static float sum(Vec), largest(Vec);

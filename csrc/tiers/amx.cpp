@@ -295,6 +295,7 @@ struct Narrow : Int8Narrow {
   static constexpr bool kBFloat16 = true;
   static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   static constexpr int64_t kBytes = kTileBytes;
+  static constexpr bool kCeilings = false;  // panel_of_tiles() takes other sinks
   static constexpr int kRaise = 0;
   // Reasoned, and not measured with this code. Multiply-adds take half the time for 16 query tokens that they
   // take for 32, and no less for fewer, because a vector of lanes is multiplied as a whole. The conversion of

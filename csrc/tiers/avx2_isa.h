@@ -83,6 +83,7 @@ struct Isa {
   }
   static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
+  static CF_ALWAYS_INLINE Vec larger_magnitude(Vec a, Vec b) { return max(a, magnitude(b)); }
   static CF_ALWAYS_INLINE float sum(Vec value) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));

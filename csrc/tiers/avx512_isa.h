@@ -87,6 +87,9 @@ struct Isa {
     arg = _mm512_mask_mov_epi32(arg, larger, _mm512_set1_epi32(row));
   }
   static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  static CF_ALWAYS_INLINE Vec larger_magnitude(Vec a, Vec b) {
+    return _mm512_range_ps(a, b, 0xb);  // the larger magnitude, with the sign bit cleared
+  }
   static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return _mm512_abs_ps(value); }
   static CF_ALWAYS_INLINE float sum(Vec value) { return _mm512_reduce_add_ps(value); }
   static CF_ALWAYS_INLINE float largest(Vec value) { return _mm512_reduce_max_ps(value); }

@@ -58,25 +58,31 @@ float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
   return static_cast<float>(_mm512_reduce_add_epi32(_mm512_sub_epi32(raised, excess)));
 }
 
-template <typename T>
-CF_ALWAYS_INLINE __m512i level(const T* from, __m512 factor) {
-  return _mm512_cvt_roundps_epi32(_mm512_mul_ps(Isa::load(from), factor),
-                                  _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+CF_ALWAYS_INLINE __m512i nearest(__m512 value) {
+  return _mm512_cvt_roundps_epi32(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// Stores level + kRaise for each of 64 numbers.
+template <int kRaise>
+CF_ALWAYS_INLINE void store_levels_int8(const __m512 (&numbers)[4], unsigned char* to) {
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(kRaise));
+  // Packing works within parts of 128 bits; this order puts the numbers right.
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i low = _mm512_packs_epi32(nearest(numbers[0]), nearest(numbers[1]));
+  const __m512i high = _mm512_packs_epi32(nearest(numbers[2]), nearest(numbers[3]));
+  const __m512i packed = _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
+  _mm512_storeu_si512(to, _mm512_xor_si512(packed, sign));
 }
 
 // Stores level + kRaise for each number of the row.
 template <int kRaise, typename T>
 CF_ALWAYS_INLINE void levels_int8(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
-  const __m512 factor = _mm512_set1_ps(inverse_scale);
-  const __m512i sign = _mm512_set1_epi8(static_cast<char>(kRaise));
-  // Packing works within parts of 128 bits; this order puts the numbers right.
-  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   for (int64_t k = 0; k < dim; k += 64) {
-    const T* from = row + k;
-    const __m512i low = _mm512_packs_epi32(level(from, factor), level(from + 16, factor));
-    const __m512i high = _mm512_packs_epi32(level(from + 32, factor), level(from + 48, factor));
-    const __m512i packed = _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
-    _mm512_storeu_si512(to + k, _mm512_xor_si512(packed, sign));
+    const __m512 numbers[4] = {Isa::multiply(Isa::load(row + k), inverse_scale),
+                               Isa::multiply(Isa::load(row + k + 16), inverse_scale),
+                               Isa::multiply(Isa::load(row + k + 32), inverse_scale),
+                               Isa::multiply(Isa::load(row + k + 48), inverse_scale)};
+    store_levels_int8<kRaise>(numbers, to + k);
   }
 }
 
@@ -88,6 +94,7 @@ CF_ALWAYS_INLINE void levels_int8(const T* row, float inverse_scale, int64_t dim
 struct RaisedInt8Narrow : Int8Narrow {
   template <typename T>
   using Screen = int8_t;
+  static constexpr bool kCeilings = true;
   static constexpr int kRaise = 128;
 
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
@@ -97,6 +104,9 @@ struct RaisedInt8Narrow : Int8Narrow {
   static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
     levels_int8<128>(row, inverse_scale, dim, to);
   }
+  static CF_ALWAYS_INLINE void store_levels(const __m512 (&numbers)[4], unsigned char* to) {
+    store_levels_int8<128>(numbers, to);
+  }
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
@@ -105,6 +115,10 @@ struct RaisedInt8Narrow : Int8Narrow {
   template <int kVecs, int kWidth>
   static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<kVecs>{to});
+  }
+  template <int kVecs, int kWidth, typename Sink>
+  static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, sink);
   }
 };
 

@@ -48,6 +48,7 @@ struct Narrow {
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
   static constexpr int64_t kAtOnce = 32;
+  static constexpr bool kCeilings = true;
   static constexpr int kRaise = 128;
   // In ns a document token, not screened and screened; screen.h says how to measure. float32: 25 and 27 for
   // up to 8 query tokens, 33 and 26 for 16, 65 and 36 for 32, 130 and 58 for 64. float16: 29 and 21 for 1, 71
@@ -79,22 +80,25 @@ struct Narrow {
     }
     return static_cast<float>(sum_of(_mm256_sub_epi32(products, _mm256_slli_epi32(sum, 7))));
   }
-  template <typename T>
-  static CF_ALWAYS_INLINE __m256i level(const T* from, __m256 factor) {
-    return _mm256_cvtps_epi32(_mm256_round_ps(_mm256_mul_ps(Isa::load(from), factor),
-                                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  static CF_ALWAYS_INLINE __m256i nearest(__m256 value) {
+    return _mm256_cvtps_epi32(_mm256_round_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static CF_ALWAYS_INLINE void store_levels(const __m256 (&numbers)[4], unsigned char* to) {
+    const __m256i sign = _mm256_set1_epi8(-128);
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // Packing works within halves.
+    const __m256i low = _mm256_packs_epi32(nearest(numbers[0]), nearest(numbers[1]));
+    const __m256i high = _mm256_packs_epi32(nearest(numbers[2]), nearest(numbers[3]));
+    const __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_xor_si256(packed, sign));
   }
   template <typename T>
   static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
-    const __m256 factor = _mm256_set1_ps(inverse_scale);
-    const __m256i sign = _mm256_set1_epi8(-128);
-    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // Packing works within halves.
     for (int64_t k = 0; k < dim; k += kAtOnce) {
-      const T* from = row + k;
-      const __m256i low = _mm256_packs_epi32(level(from, factor), level(from + 8, factor));
-      const __m256i high = _mm256_packs_epi32(level(from + 16, factor), level(from + 24, factor));
-      const __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), _mm256_xor_si256(packed, sign));
+      const __m256 numbers[4] = {Isa::multiply(Isa::load(row + k), inverse_scale),
+                                 Isa::multiply(Isa::load(row + k + 8), inverse_scale),
+                                 Isa::multiply(Isa::load(row + k + 16), inverse_scale),
+                                 Isa::multiply(Isa::load(row + k + 24), inverse_scale)};
+      store_levels(numbers, to + k);
     }
   }
 
@@ -105,6 +109,10 @@ struct Narrow {
   template <int kVecs, int kWidth>
   static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<1>{to});
+  }
+  template <int kVecs, int kWidth, typename Sink>
+  static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, sink);
   }
 };
 

@@ -80,6 +80,7 @@ struct Isa {
   }
   static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) { return vmaxq_f32(a, b); }
   static CF_ALWAYS_INLINE Vec magnitude(Vec value) { return vabsq_f32(value); }
+  static CF_ALWAYS_INLINE Vec larger_magnitude(Vec a, Vec b) { return vmaxq_f32(a, vabsq_f32(b)); }
   static CF_ALWAYS_INLINE float sum(Vec value) { return vaddvq_f32(value); }
   static CF_ALWAYS_INLINE float largest(Vec value) { return vmaxvq_f32(value); }
   static CF_ALWAYS_INLINE uint32_t at_least(Vec value, Vec threshold) {

@@ -348,6 +348,20 @@ void check_backward(const Tier& tier, const Case& c, const Problem& p, const Sid
   }
 }
 
+// No score exceeds its ceiling, and no ceiling is NaN.
+void check_ceilings(const Tier& tier, const Problem& p, const Block<float>& scores, int64_t count) {
+  if (!colbert_fast::has_ceilings(tier, p)) return;
+  for (const int threads : {1, 4}) {
+    Block<float> most(count, kUnwrittenScore);
+    Interrupt nobody(nullptr, nullptr);
+    colbert_fast::ceilings(tier, p, threads, most.get(), nobody);
+    for (int64_t i = 0; i < count; ++i) {
+      const bool infinite = static_cast<double>(most[i]) == kInfinity;
+      check(std::isnan(scores[i]) ? infinite : scores[i] <= most[i], "a ceiling");
+    }
+  }
+}
+
 void check_problem(const Tier& tier, const Case& c, const Side& q, const Side& d,
                    const std::vector<int64_t>* pair_list, Random& random) {
   std::vector<std::pair<int64_t, int64_t>> pairs;
@@ -390,6 +404,7 @@ void check_problem(const Tier& tier, const Case& c, const Side& q, const Side& d
     check(threads == 1 || again.argmax.same_bits(result.argmax), "argmax on four threads");
     check(again.empty_document == empty_document, "the report of an empty document");
   }
+  check_ceilings(tier, p, result.scores, count);
   check_backward(tier, c, p, q, d, pairs, result.argmax, random);
 }
 
@@ -562,6 +577,7 @@ void check_special(const Tier& tier, const Special& special, DType dtype, int64_
   check(score == special.score || (std::isnan(score) && std::isnan(special.score)) || close, "a score");
   check(result.argmax[0] == special.winner + (special.winner == 0 ? 0 : before), "an argmax");
   check(run(tier, p, 1 + others, 1, false).scores.same_bits(result.scores), "scores without argmax");
+  check_ceilings(tier, p, result.scores, 1 + others);
 }
 
 void check_special_values(const Tier& tier) {

@@ -1,0 +1,164 @@
+// Ceilings of scores: numbers that the scores cannot exceed, by products of int8 alone, for callers who want
+// only the best documents. This file is compiled once for each tier, inside the tier's target region, and
+// includes no system header. loop.h includes it. A tier that has ceilings says so by Narrow::kCeilings, and
+// offers beside what screen.h lists
+//
+//   // Products of int8 with kVecs vectors of a panel of kWidth lanes, into a sink of tile.h.
+//   template <int kVecs, int kWidth, typename Sink>
+//   static void int8_products(const NarrowRows&, const unsigned char* q, Ahead, const Sink&);
+//
+//   // Rounds the numbers of four vectors to int8, and writes them as levels() does.
+//   static void store_levels(const Isa::Vec (&)[4], unsigned char* to);
+//
+// THE PROOF is in screen.h: a chain f_j is at most c_j + B_j + e. So the maximum of a lane is at most
+// max_j (c_j + B_j) + e, and the ceiling is the sum of this over the lanes. Two things differ from screening:
+//   The rows of a chunk share one scale, which is at least that of their largest number. So every number of a
+//   row is off by at most half of this scale, as the proof of B_j needs it.
+//   D is taken from above: for each number of a vector, the largest sum of squares that any row has there is
+//   found, and D^2 is the sum of these.
+// Neither products nor sums of float32 make up for the rounding of c_j here: float(c_j) and its two scales
+// err by 3 u' of ||q^|| D, and z has (n + 2) 2u for a sum of c_j that is exact. Sums of lanes are double. A
+// ceiling is infinite if a lane or a row may not be screened, for example because it has a NaN.
+
+#pragma once
+
+#include "per_tier/screen.h"
+
+namespace colbert_fast {
+namespace {
+
+// Document rows that are narrowed together. So few stay in L1 with a panel, in both forms. Of 96 or 320 rows
+// the ceilings of float32, float16 and int8 took 1.05 to 1.1 times as long (Zen 4, 32 lanes, dim 128).
+constexpr int64_t kCeilingRows = 48;
+
+// The sink that finds max_j (c_j + B_j) of each lane, divided by the lane's scale.
+template <typename R>
+struct Ceilings {
+  const float* scales;    // [rows]
+  const int32_t* offset;  // [lanes of the panel]
+  float* uppers;          // [lanes of the panel]
+
+  template <int kRows, int kVecs>
+  CF_ALWAYS_INLINE void take(const typename Isa::Idx (&sums)[kRows][kVecs], int64_t row) const {
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const typename Isa::Idx its_offset = Isa::load(offset + v * Isa::kFloats);
+      typename Isa::Vec most = Isa::load(uppers + v * Isa::kFloats);
+      CF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const typename Isa::Vec scale = R::everywhere(scales[row + r]);
+        most = R::max(most, R::multiply(R::to_float(R::add(sums[r][v], its_offset)), scale));
+      }
+      Isa::store(uppers + v * Isa::kFloats, most);
+    }
+  }
+};
+
+// What narrowing finds out about the rows of a chunk.
+struct Found {
+  float largest;  // the largest magnitude of their numbers
+  float squares;  // D^2; not finite if a number is not
+};
+
+// Writes rows as levels, where `top` becomes 127. Numbers that are larger become any level.
+template <typename N, typename T>
+Found levels_below(Rows<T> rows, float top, Scratch& s) {
+  using R = typename N::Registers;
+  using Vec = typename Isa::Vec;
+  const int64_t bytes = narrow_bytes<N, int8_t>(rows.dim);
+  const int64_t whole = padded_dim<N>(rows.dim);
+  const Vec factor = R::everywhere(127.0f / top);
+  Vec largest[2] = {Isa::zero(), Isa::zero()};
+  Vec most_squares = Isa::zero();
+  Vec all_squares = Isa::zero();  // a maximum may lose a NaN
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const T* row = padded<N>(rows.row(r), rows.dim, reinterpret_cast<T*>(s.padded_rows));
+    Vec squares[2] = {Isa::zero(), Isa::zero()};
+    for (int64_t k = 0; k < whole; k += 4 * Isa::kFloats) {
+      Vec four[4];
+      CF_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const Vec value = Isa::load(row + k + i * Isa::kFloats);
+        largest[i % 2] = R::larger_magnitude(largest[i % 2], value);
+        squares[i % 2] = Isa::fma(value, value, squares[i % 2]);
+        four[i] = R::multiply(value, factor);
+      }
+      N::store_levels(four, s.narrow_rows + r * bytes + k);
+    }
+    const Vec both = Isa::add(squares[0], squares[1]);
+    most_squares = R::max(most_squares, both);
+    all_squares = Isa::add(all_squares, both);
+    s.row_scales[r] = top / 127.0f;
+  }
+  const bool finite = R::sum(all_squares) <= std::numeric_limits<float>::max();
+  return {R::largest(R::max(largest[0], largest[1])),
+          finite ? R::sum(most_squares) : std::numeric_limits<float>::infinity()};
+}
+
+// Writes rows as int8 with one scale for all of them, and returns D^2. The scale is that of the chunk before,
+// because chunks are alike. If it does not fit, the rows are written a second time.
+template <typename N, typename T>
+float narrow_together(Rows<T> rows, Scratch& s) {
+  if (!(s.top >= kLeastNumber)) s.top = kLeastNumber;
+  const Found found = levels_below<N>(rows, s.top, s);
+  const bool fits = found.largest <= s.top && (2.0f * found.largest >= s.top || s.top == kLeastNumber);
+  if (fits) return found.squares;
+  // A little more, so that not every chunk with a new largest number is written twice.
+  s.top = 1.0625f * found.largest > kLeastNumber ? 1.0625f * found.largest : kLeastNumber;
+  return levels_below<N>(rows, s.top, s).squares;
+}
+
+// Sets s.best.value to max_j (c_j + B_j) over the rows of a document, divided by the lane's scale. Returns D,
+// or infinity if the document may not be screened.
+template <typename N, typename T>
+float raise_document(Rows<T> rows, int64_t lanes, Scratch& s) {
+  const int64_t bytes = narrow_bytes<N, int8_t>(rows.dim);
+  float most = 0.0f;
+  for (int64_t row = 0; row < rows.count; row += kCeilingRows) {
+    const Rows<T> chunk = rows.part(row, rows.count - row < kCeilingRows ? rows.count - row : kCeilingRows);
+    float squares;
+    if constexpr (std::is_same<T, int8_t>::value) {
+      squares = narrow_rows<N, int8_t>(chunk, s);
+    } else {
+      squares = narrow_together<N>(chunk, s);
+    }
+    most = squares > most ? squares : most;
+    const NarrowRows narrow = {s.narrow_rows, bytes, bytes, chunk.count};
+    for (int64_t lane = 0; lane < lanes; lane += kPanel) {
+      // Rows are asked for one chunk ahead, as in screen.h.
+      const Ahead ahead = {reinterpret_cast<uintptr_t>(chunk.data) +
+                               static_cast<uintptr_t>(kCeilingRows * chunk.stride) * sizeof(T),
+                           lane > 0 ? 0 : static_cast<int>(sizeof(T))};
+      const unsigned char* q = s.screened_queries + lane * bytes;
+      const Ceilings<typename N::Registers> sink = {s.row_scales, s.lane_offset + lane, s.best.value + lane};
+      if (lanes - lane > Isa::kFloats) {
+        N::template int8_products<Isa::kVecs, kPanel>(narrow, q, ahead, sink);
+      } else {
+        N::template int8_products<1, Isa::kFloats>(narrow, q, ahead, sink);
+      }
+      if (given_up(chunk.count * kPanel * chunk.dim, s)) return 0.0f;
+    }
+  }
+  const bool plain = most >= kLeastNorm * kLeastNorm && most <= kMostNorm * kMostNorm;
+  return plain ? std::sqrt(most) * kMargin : std::numeric_limits<float>::infinity();
+}
+
+// The ceiling of the query whose lanes are [first, last).
+inline float ceiling(int64_t first, int64_t last, float norm, const Scratch& s) {
+  constexpr float kNone = std::numeric_limits<float>::infinity();
+  double sum = 0.0;
+  bool plain = norm < kNone;
+  for (int64_t l = first; l < last; ++l) {
+    const float error = s.lane_error[l];
+    plain &= error == error;
+    // A lane of zeros has the error -inf, and its maximum is 0.
+    const double upper = static_cast<double>(s.best.value[l]) + static_cast<double>(error) * norm;
+    sum += error < 0.0f ? 0.0 : upper * static_cast<double>(s.lane_scale[l]);
+  }
+  // For the roundings of the ceiling and of the score to float32.
+  sum += 4.76837158203125e-7 * std::fabs(sum);  // 2^-21
+  return plain ? static_cast<float>(sum) : kNone;
+}
+
+}  // namespace
+}  // namespace colbert_fast
