@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from colbert_fast.collection import database
@@ -92,8 +92,8 @@ def metadata(folder: str, number: int, text: Any) -> dict[str, Any] | None:
 
 def ids(given: Iterable[str], name: str) -> list[str]:
     """Return ids as a list. Raises TypeError or ValueError for what cannot be one."""
-    if isinstance(given, (str, bytes)):
-        msg = f"{name} must be a list of str, one for each document; got one {type(given).__name__}"
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        msg = f"{name} must be a list of str; got one {type(given).__name__}"
         raise TypeError(msg)
     found = list(given)
     for i, one in enumerate(found):
@@ -129,8 +129,12 @@ def metadata_text(given: Any, name: str) -> str | None:
         raise type(error)(msg) from None
 
 
-def metadata_texts(given: Sequence[Any], count: int) -> list[str | None]:
-    """Return the metadata of documents as JSON."""
+def metadata_texts(given: Iterable[Any], count: int) -> list[str | None]:
+    """Return the metadata of documents as JSON. Raises TypeError or ValueError for what cannot be that."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        msg = f"metadata must be a list, with one entry for each document; got one {type(given).__name__}"
+        raise TypeError(msg)
+    given = list(given)
     if len(given) != count:
         msg = f"metadata must have one entry for each of {count} documents; got {len(given)}"
         raise ValueError(msg)

@@ -206,6 +206,9 @@ class Collection:
         snapshot = self._current()
         if isinstance(name, str):
             return snapshot.item(snapshot.numbers([name])[0])
+        if not isinstance(name, (list, tuple)):
+            msg = f"documents are named by an id, a str, or by a list of ids; got {name!r:.200}"
+            raise TypeError(msg)
         ids = checks.ids(name, "ids")
         return snapshot.items(snapshot.numbers(ids)) if ids else PackedTokens.from_list([])
 
@@ -374,7 +377,7 @@ class Collection:
         """Give documents other metadata, all or none of them. Raises KeyError if there is no such document."""
         with self._changing() as writer:
             names = checks.ids(ids, "ids")
-            writer.update(names, checks.metadata_texts(list(metadata), len(names)))
+            writer.update(names, checks.metadata_texts(metadata, len(names)))
 
     def describe(self, about: Mapping[str, str]) -> None:
         """Keep words about the whole collection, in place of those that :attr:`about` has. All are str."""

@@ -45,6 +45,9 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
     if not isinstance(where, str):
         msg = f"where must be a condition of SQL as a str; got {type(where).__name__}"
         raise TypeError(msg)
+    if isinstance(parameters, (str, bytes)) or not isinstance(parameters, (Sequence, Mapping)):
+        msg = f"parameters must be a list of values, or a dict; got {parameters!r:.200}"
+        raise TypeError(msg)
     fields = [name for (name,) in reader.rows("SELECT name FROM field ORDER BY name")]
     named = "".join(f", {_extracted(name)} AS {_quoted(name)}" for name in _used(fields, where))
     # A comment at the end of the condition ends with its line.
@@ -58,8 +61,9 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
                 raise
         hint = ""
         if "no such column" in str(error):
-            hint = f"; the fields are {', '.join(map(repr, fields[:50]))}"
-            hint += "; where two differ in case only, json_extract(metadata, '$.\"name\"') is one of them"
+            hint = f"; the fields are {', '.join(map(repr, fields[:50]))}" if fields else "; no document has metadata"
+            if len({name.lower() for name in fields}) < len(fields):
+                hint += "; where two differ in case only, json_extract(metadata, '$.\"name\"') is one of them"
         if "not authorized" in str(error) or "prohibited" in str(error):
             hint = "; a condition can only read"
         msg = f"where must be one condition of SQL with its parameters; {where!r}: {error}{hint}"

@@ -81,6 +81,14 @@ def test_parameters_need_a_condition(collection: cf.Collection) -> None:
         collection.ids(parameters=("en",))
     with pytest.raises(TypeError, match="where must be"):
         collection.ids(3)  # type: ignore[arg-type]
+    for wrong in ("x", 3):
+        with pytest.raises(TypeError, match="parameters must be a list of values, or a dict; got "):
+            collection.ids("id = ?", wrong)  # type: ignore[arg-type]
+
+
+def test_fields_of_a_collection_without_metadata(tmp_path: Path) -> None:
+    with cf.Collection(tmp_path / "c") as bare, pytest.raises(ValueError, match="no document has metadata"):
+        bare.ids("lang = 'en'")
 
 
 def test_among_some(collection: cf.Collection) -> None:

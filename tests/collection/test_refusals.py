@@ -62,6 +62,7 @@ def test_documents_that_are_refused(collection: cf.Collection, ids: Any, embeddi
         ([{1: "a"}], TypeError, "names that are str"),
         (["a"], TypeError, r"metadata\[0\] must be a dict"),
         ([None, None], ValueError, "one entry for each of 1 documents; got 2"),
+        ({"a": 1}, TypeError, "metadata must be a list.*got one dict"),
     ],
 )
 def test_metadata_that_are_refused(collection: cf.Collection, metadata: Any, error: Any, message: str) -> None:
@@ -73,13 +74,15 @@ def test_metadata_that_are_refused(collection: cf.Collection, metadata: Any, err
 
 def test_ids_that_are_no_list_of_str(collection: cf.Collection) -> None:
     for method in (collection.delete, lambda ids: collection.add(ids, GIVEN[:1])):
-        for wrong, got in (("d1", "one str"), ([1], "int"), (b"d1", "one bytes")):
+        for wrong, got in (("d1", "one str"), ([1], "int"), (b"d1", "one bytes"), (3, "one int")):
             with pytest.raises(TypeError, match=got):
                 method(wrong)  # type: ignore[operator]
     with pytest.raises(KeyError, match="no document 'none'"):
         collection["none"]
     with pytest.raises(KeyError, match="no document 'none'"):
         collection.metadata("none")
+    with pytest.raises(TypeError, match="by a list of ids; got 3"):
+        collection[3]  # type: ignore[call-overload]
     assert 3 not in collection
 
 
