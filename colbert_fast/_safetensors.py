@@ -85,13 +85,12 @@ def encoded(tensors: Mapping[str, Tensor | Pieces], metadata: Mapping[str, str])
     end = 0
     for name, tensor in tensors.items():
         if gap := -end % _ALIGNMENT:
-            header[f"{_PADDING}{len(parts)}"] = _described(torch.uint8, (gap,), end)
+            header[f"{_PADDING}{len(parts)}"] = described(torch.uint8, (gap,), end)
             parts.append(torch.zeros(gap, dtype=torch.uint8, device="cpu"))
             end += gap
-        described = _described(tensor.dtype, tuple(tensor.shape), end)
-        header[name] = described
+        header[name] = described(tensor.dtype, tuple(tensor.shape), end)
         parts.append(tensor)
-        end = described["data_offsets"][1]
+        end = header[name]["data_offsets"][1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     yield memoryview(len(text).to_bytes(8, "little") + text)
@@ -105,7 +104,8 @@ def encoded(tensors: Mapping[str, Tensor | Pieces], metadata: Mapping[str, str])
             raise ValueError(msg)
 
 
-def _described(dtype: torch.dtype, shape: tuple[int, ...], start: int) -> dict[str, Any]:
+def described(dtype: torch.dtype, shape: tuple[int, ...], start: int) -> dict[str, Any]:
+    """Return what a header says of a tensor whose data begin at ``start``."""
     size = math.prod(shape) * dtype.itemsize
     return {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, start + size]}
 

@@ -18,7 +18,7 @@ from benchmarks.search import __main__ as command
 from benchmarks.search import data, tables, worker
 from benchmarks.search.data import Data, projected, synthetic, with_exact
 from benchmarks.search.index import Index
-from colbert_fast.collection.layout import LEVELS, Layout, Options
+from colbert_fast.collection.layout import CODES, Layout, Options
 
 K = 5
 OURS = [
@@ -155,7 +155,7 @@ def test_the_sizes_in_the_documentation() -> None:
     """The guide says how many bytes a token of 128 numbers takes."""
     page = (Path(__file__).parents[1] / "docs" / "collections.md").read_text(encoding="utf-8")
     rows = re.findall(r'^\| `"(int[\d+]+)"`[^|]* \| (\d+) \| ([\d.]+) GB \|', page, re.MULTILINE)
-    assert [codes for codes, _, _ in rows] == list(LEVELS)
+    assert [codes for codes, _, _ in rows] == list(CODES)
     for codes, stored, gigabytes in rows:
         layout = Layout(Options(codes, None, 0), 128, documents=1, tokens=100_000)
         assert int(stored) == layout.size // 100_000

@@ -6,10 +6,11 @@
 from colbert_fast._codecs.codes import Codes, decoded
 from colbert_fast._codecs.encoding import encode, encode_planes
 from colbert_fast._codecs.packing import BITS, packed_levels, row_bytes, unpacked_levels
-from colbert_fast._codecs.rotation import rotate, rotate_back, rotation_error, signs
+from colbert_fast._codecs.rotation import MOST_DIM, rotate, rotate_back, rotation_error, signs
 
 __all__ = [
     "BITS",
+    "MOST_DIM",
     "Codes",
     "decoded",
     "encode",

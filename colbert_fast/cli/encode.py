@@ -14,7 +14,7 @@ from colbert_fast.cli import encoders, texts
 from colbert_fast.cli.arguments import add_format, add_model, model_options, unicode_text
 from colbert_fast.cli.notices import warnings_as_lines
 from colbert_fast.cli.output import check_output
-from colbert_fast.collection.layout import EXACT, LEVELS
+from colbert_fast.collection.layout import CODES, EXACT
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_format(parser, "--format", "CORPUS")
     group = parser.add_argument_group("collection")
-    group.add_argument("--codes", choices=tuple(LEVELS), help="what a search scans (default of a new one: int8)")
+    group.add_argument("--codes", choices=tuple(CODES), help="what a search scans (default of a new one: int8)")
     exact = "the dtype in which the tokens are kept beside the codes (default of a new one: float16)"
     group.add_argument("--exact", choices=(*EXACT, "none"), help=exact)
     fields = "keep these fields of JSONL as metadata; none named: all but the id and the text"

@@ -34,15 +34,15 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
 
 def _of_collection(folder: Path) -> dict[str, Any]:
     with cf.Collection(folder, read_only=True) as collection:
-        parts = collection._current().segments
+        segments = collection._current().segments
         return {
             "folder": collection.path,
             "documents": len(collection),
-            "tokens": sum(part.tokens for part in parts),
+            "tokens": sum(segment.tokens for segment in segments),
             "dim": collection.dim,
             "codes": collection.codes,
             "exact": collection.exact,
-            "segments": len(parts),
+            "segments": len(segments),
             "bytes": folder_bytes(collection.path),
             **{name: collection.about.get(name) for name in ("model", "options")},
         }

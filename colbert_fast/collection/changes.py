@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from colbert_fast._codecs import MOST_DIM
 from colbert_fast.collection import checks, database, parts, segments
-from colbert_fast.collection.layout import MAX_DIM, Layout, Options
+from colbert_fast.collection.layout import Layout, Options
 from colbert_fast.collection.lock import WriterLock
 from colbert_fast.collection.segments import Written
-from colbert_fast.collection.snapshot import Part, Snapshot, unpacked
+from colbert_fast.collection.snapshot import LiveSegment, Snapshot, unpacked
 from colbert_fast.packed import PackedTokens
 
 # A segment has at most so many bytes of tokens in float32, or one document.
@@ -231,7 +232,7 @@ class Writer:
         """
         with self._writing() as connection:
             snapshot = latest()
-            runs = _runs(snapshot.all_parts(), max(1, SEGMENT_BYTES // max(1, 4 * snapshot.dim)))
+            runs = _runs(snapshot.all_segments(), max(1, SEGMENT_BYTES // max(1, 4 * snapshot.dim)))
             written: list[Written | None] = []
             try:
                 for run in runs:
@@ -245,14 +246,14 @@ class Writer:
                 for run, one in zip(runs, written, strict=True):
                     _renumber(connection, run, one)
             for run in runs:
-                for part in run:
-                    self._remove(part.segment.file)
+                for segment in run:
+                    self._remove(segment.mapped.file)
 
-    def _packed(self, snapshot: Snapshot, run: Sequence[Part]) -> Written | None:
+    def _packed(self, snapshot: Snapshot, run: Sequence[LiveSegment]) -> Written | None:
         """Write the documents of a run of segments into one; None if there are none."""
-        pairs = [(part.segment, part.live) for part in run if len(part.live)]
-        documents = sum(len(part.live) for part in run)
-        tokens = sum(part.tokens for part in run)
+        pairs = [(segment.mapped, segment.live) for segment in run if len(segment.live)]
+        documents = sum(len(segment.live) for segment in run)
+        tokens = sum(segment.tokens for segment in run)
         if not documents:
             return None
         layout = Layout(snapshot.options, snapshot.dim, documents, tokens)
@@ -300,8 +301,8 @@ def _common_dim(tokens: PackedTokens, dim: int) -> int:
     own = tokens.tokens.shape[1]
     if dim and (own == dim or not len(tokens.tokens)):
         return dim
-    if dim or not 1 <= own <= MAX_DIM:
-        wanted = f"the dim of the collection, {dim}" if dim else f"a dim from 1 to {MAX_DIM}"
+    if dim or not 1 <= own <= MOST_DIM:
+        wanted = f"the dim of the collection, {dim}" if dim else f"a dim from 1 to {MOST_DIM}"
         msg = f"embeddings need {wanted}; got {own}"
         raise ValueError(msg)
     return own
@@ -361,26 +362,26 @@ def _insert_fields(connection: sqlite3.Connection, metadata: Iterable[str | None
     connection.executemany("INSERT OR IGNORE INTO field VALUES(?)", [(name,) for name in sorted(fields)])
 
 
-def _runs(all_parts: Sequence[Part], most: int) -> list[list[Part]]:
+def _runs(all_segments: Sequence[LiveSegment], most: int) -> list[list[LiveSegment]]:
     """Return the runs of neighbouring segments that are each to become one segment of at most so many tokens."""
-    runs: list[list[Part]] = []
+    runs: list[list[LiveSegment]] = []
     room = 0
-    for part in all_parts:
-        weight = max(part.tokens, len(part.live))
+    for segment in all_segments:
+        weight = max(segment.tokens, len(segment.live))
         if weight > room or not runs:
             runs.append([])
             room = most
-        runs[-1].append(part)
+        runs[-1].append(segment)
         room -= weight
-    return [run for run in runs if len(run) > 1 or len(run[0].live) < run[0].segment.documents]
+    return [run for run in runs if len(run) > 1 or len(run[0].live) < run[0].mapped.documents]
 
 
-def _renumber(connection: sqlite3.Connection, run: Sequence[Part], written: Written | None) -> None:
+def _renumber(connection: sqlite3.Connection, run: Sequence[LiveSegment], written: Written | None) -> None:
     """Put one segment in the place of a run of them. Their documents keep their order."""
-    first = run[0].segment.first
-    connection.executemany("DELETE FROM segment WHERE first = ?", [(part.segment.first,) for part in run])
+    first = run[0].mapped.first
+    connection.executemany("DELETE FROM segment WHERE first = ?", [(segment.mapped.first,) for segment in run])
     # In ascending order, because a number only ever becomes smaller, and the numbers below it are free by then.
-    old = [number for part in run for number in part.documents.tolist()]
+    old = [number for segment in run for number in segment.documents.tolist()]
     moves = [(new, number) for new, number in enumerate(old, first) if new != number]
     connection.executemany("UPDATE document SET number = ? WHERE number = ?", moves)
     if written is not None:

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from colbert_fast._codecs import MOST_DIM
 from colbert_fast.collection import database
-from colbert_fast.collection.layout import EXACT, LEVELS, MAX_DIM
+from colbert_fast.collection.layout import CODES, EXACT
 from colbert_fast.collection.segments import PATTERN
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ def damaged(folder: str, what: str) -> ValueError:
 
 def options(found: dict[str, Any], folder: str) -> dict[str, Any]:
     """Return the options of a collection, as its database has them, checked."""
-    allowed: dict[str, Any] = {"codes": tuple(LEVELS), "exact": (*EXACT, None)}
+    allowed: dict[str, Any] = {"codes": tuple(CODES), "exact": (*EXACT, None)}
     for name, values in allowed.items():
         if name not in found or found[name] not in values:
             raise damaged(folder, f"the option {name} must be one of {values}; got {found.get(name)!r}")
-    for name, most in (("seed", _LARGEST_NUMBER), ("dim", MAX_DIM)):
+    for name, most in (("seed", _LARGEST_NUMBER), ("dim", MOST_DIM)):
         if not _is_number(found.get(name), most):
             raise damaged(folder, f"the option {name} must be from 0 to {most}; got {found.get(name)!r}")
     return found

@@ -16,7 +16,7 @@ from torch import Tensor
 from colbert_fast._forks import safe_after_fork
 from colbert_fast.collection import adding, changes, checks, search, segments, verify
 from colbert_fast.collection.filters import Parameters
-from colbert_fast.collection.layout import EXACT, LEVELS, Options
+from colbert_fast.collection.layout import CODES, EXACT, Options
 from colbert_fast.collection.reader import Reader
 from colbert_fast.collection.results import SearchResult
 from colbert_fast.collection.segments import Segment
@@ -427,8 +427,8 @@ class Collection:
 
 
 def _check_options(codes: str | None, exact: str | EllipsisType | None) -> None:
-    if codes is not None and codes not in LEVELS:
-        msg = f"codes must be one of {', '.join(map(repr, LEVELS))}; got {codes!r}"
+    if codes is not None and codes not in CODES:
+        msg = f"codes must be one of {', '.join(map(repr, CODES))}; got {codes!r}"
         raise ValueError(msg)
     if exact not in (*EXACT, None, ...):
         msg = f"exact must be one of {', '.join(map(repr, EXACT))}, or None; got {exact!r}"

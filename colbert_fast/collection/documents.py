@@ -29,7 +29,7 @@ from colbert_fast._codecs import Codes, decoded
 from colbert_fast._scoring import score
 from colbert_fast._upper import upper_bounds
 from colbert_fast.collection import streaming
-from colbert_fast.collection.snapshot import Part, Snapshot
+from colbert_fast.collection.snapshot import LiveSegment, Snapshot
 from colbert_fast.packed import PackedTokens
 
 # A sum below this has not overflowed on its way in float32.
@@ -43,7 +43,7 @@ class Documents:
     """The live documents of a snapshot, as the columns 0 .. n - 1."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self.segments = [segment for segment in snapshot.segments if len(segment.live)]
+        self.segments = snapshot.segments
         counts = [len(segment.live) for segment in self.segments]
         self._firsts = np.cumsum([0, *counts], dtype=np.int64)
         self.order = np.concatenate([np.zeros(0, np.int64), *(s.documents.numpy() for s in self.segments)])
@@ -57,9 +57,9 @@ class Documents:
         return self.segments[0].codes[0].dim if self.segments else None
 
     @property
-    def levels(self) -> int:
-        """How many levels of codes there are."""
-        return min((len(segment.codes) for segment in self.segments), default=1)
+    def finer(self) -> bool:
+        """Whether there are finer codes than those of :meth:`upper_bounds`."""
+        return all(len(segment.codes) > 1 for segment in self.segments)
 
     @property
     def exact(self) -> bool:
@@ -144,7 +144,7 @@ class Documents:
                 scores[i] = _float64_score(query, norms, tokens[item])
         return scores
 
-    def _by_segment(self, columns: Any) -> Iterator[tuple[Part, Any, Any]]:
+    def _by_segment(self, columns: Any) -> Iterator[tuple[LiveSegment, Any, Any]]:
         """Yield each segment that has some of the columns, their places in ``columns``, and their items."""
         if len(self.segments) == 1:
             yield self.segments[0], np.arange(len(columns)), self.segments[0].live.numpy()[columns]
@@ -166,7 +166,7 @@ def _alone(queries: PackedTokens, row: int) -> PackedTokens:
     return PackedTokens(own, torch.zeros_like(lengths), lengths, _trusted=(length, None))
 
 
-def _tokens(segment: Part, items: Any) -> tuple[PackedTokens, Any]:
+def _tokens(segment: LiveSegment, items: Any) -> tuple[PackedTokens, Any]:
     """Return tokens that hold these items, and the numbers of the items among them."""
     if segment.exact is not None:
         return segment.exact, items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,12 @@ import torch
 from colbert_fast import _codecs, _safetensors
 from colbert_fast._safetensors import Field
 
-# The bits of the codes of each level that a search reads, first level first. "int4+4" keeps 8-bit codes in two planes:
-# the first plane alone are 4-bit codes.
-LEVELS = {"int8": (8,), "int4+4": (4, 8), "int4": (4,), "int2": (2,), "int1": (1,)}
+# The bits of the codes that a search reads, the coarsest codes first. "int4+4" keeps codes of 8 bits in two planes, the
+# first of which alone are codes of 4 bits.
+CODES = {"int8": (8,), "int4+4": (4, 8), "int4": (4,), "int2": (2,), "int1": (1,)}
 EXACT = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# A rotation is defined up to this dim.
-MAX_DIM = 4096
 # The data begins at a multiple of this, for the kernels read whole cache lines.
 _ALIGNMENT = 64
-_NAMES = {dtype: name for name, dtype in _safetensors.DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Layout:
         self.dim = dim
         self.documents = documents
         self.tokens = tokens
-        sizes = {name: _bytes(dtype, shape) for name, (dtype, shape) in self._tensors().items()}
+        sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in self._tensors().items()}
         # A tensor whose size has more factors of two comes first, so each one begins at a multiple of its element size.
         order = sorted(sizes, key=lambda name: (-(sizes[name] & -sizes[name]) if sizes[name] else 0, name))
         spans, at = {}, 0
@@ -65,13 +63,13 @@ class Layout:
         }
 
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        levels = LEVELS[self.options.codes]
-        row = _codecs.row_bytes(self.dim, 4 if len(levels) == 2 else levels[0])
+        bits = CODES[self.options.codes]
+        row = _codecs.row_bytes(self.dim, bits[0])
         tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             "lengths": (torch.int64, (self.documents,)),
             "levels": (torch.uint8, (self.tokens, row)),
         }
-        if len(levels) == 2:
+        if len(bits) == 2:
             tensors["low"] = (torch.uint8, (self.tokens, row))
         for suffix in suffixes(self.options.codes):
             tensors["multipliers" + suffix] = (torch.bfloat16, (self.tokens,))
@@ -84,7 +82,7 @@ class Layout:
     def _header(self) -> bytes:
         described: dict[str, Any] = {"__metadata__": self._metadata()}
         for name, (dtype, shape) in self._tensors().items():
-            described[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": list(self._spans[name])}
+            described[name] = _safetensors.described(dtype, shape, self._spans[name][0])
         text = json.dumps(described, separators=(",", ":")).encode()
         return text + b" " * (-(8 + len(text)) % _ALIGNMENT)
 
@@ -110,12 +108,5 @@ class Layout:
 
 
 def suffixes(codes: str) -> tuple[str, ...]:
-    """Return what the names of the numbers of each level end with, first level first."""
-    return ("_high", "") if len(LEVELS[codes]) == 2 else ("",)
-
-
-def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    count = dtype.itemsize
-    for length in shape:
-        count *= length
-    return count
+    """Return what the names of the tensors end with that each codes have for themselves, the coarsest codes first."""
+    return ("_high", "") if len(CODES[codes]) == 2 else ("",)

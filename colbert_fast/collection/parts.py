@@ -9,7 +9,7 @@ from torch import Tensor
 
 from colbert_fast import _codecs
 from colbert_fast._spans import in_order
-from colbert_fast.collection.layout import EXACT, LEVELS, Options, suffixes
+from colbert_fast.collection.layout import CODES, EXACT, Options, suffixes
 from colbert_fast.collection.segments import Segment
 from colbert_fast.packed import PackedTokens
 
@@ -56,19 +56,19 @@ def _encoded(options: Options, batch: PackedTokens, ids: Sequence[str]) -> dict[
         part["exact"] = kept
     try:
         if options.codes == "int4+4":
-            levels: tuple[_codecs.Codes, ...] = _codecs.encode_planes(kept, lengths, seed=options.seed)
+            codes: tuple[_codecs.Codes, ...] = _codecs.encode_planes(kept, lengths, seed=options.seed)
         else:
-            levels = (_codecs.encode(kept, lengths, bits=LEVELS[options.codes][0], seed=options.seed),)
+            codes = (_codecs.encode(kept, lengths, bits=CODES[options.codes][0], seed=options.seed),)
     except ValueError:
         _check_finite(kept, lengths, ids)  # which says more
         raise
-    part["levels"] = levels[-1].levels
-    if levels[-1].low is not None:
-        part["low"] = levels[-1].low
-    for suffix, codes in zip(suffixes(options.codes), levels, strict=True):
-        part["multipliers" + suffix] = codes.multipliers
-        part["slack" + suffix] = codes.slack
-        part["norms" + suffix] = codes.norms
+    part["levels"] = codes[-1].levels
+    if codes[-1].low is not None:
+        part["low"] = codes[-1].low
+    for suffix, some in zip(suffixes(options.codes), codes, strict=True):
+        part["multipliers" + suffix] = some.multipliers
+        part["slack" + suffix] = some.slack
+        part["norms" + suffix] = some.norms
     return part
 
 

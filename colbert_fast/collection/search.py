@@ -3,8 +3,8 @@
 U(d), an upper bound of the score of document d, comes from a scan of the codes. The documents with the best bounds are
 scored exactly; tau is the k-th best of what their scores are at least. Then every document with U(d) >= tau is scored,
 in rounds, the best bounds first, until no bound reaches tau. All other documents score less than the k best, so the
-answer is as if all were scored. With two levels of codes, the documents that reach tau by the first level are bounded
-by both levels before they are scored.
+answer is as if all were scored. Where there are coarse and fine codes, the documents that reach tau by the coarse
+ones are bounded by the fine ones before they are scored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BOUNDS_AT_ONCE = 2**20
 _RUN = 256
 # So many pairs are scored in one round at most.
 _PAIRS_OF_ROUND = 2**18
-# So many documents at least are bounded by both levels first.
+# So many documents at least are bounded by the fine codes first.
 _REFINED_FIRST = 16
 # As in cf.topk: the result has so many columns, or k if that is less, even if there are fewer documents.
 _ALWAYS_FILLED = 1024
@@ -127,10 +127,10 @@ def _search(
         upper = documents.upper_bounds(part, backend, device)
         if candidates is not None:
             found.read(*_pop(upper, found.tau, candidates))
-        elif documents.levels == 1:
-            found.read_all(upper, None)
-        else:
+        elif documents.finer:
             found.refine_all(upper)
+        else:
+            found.read_all(upper, None)
         best, numbers = found.best()
         filled = min(width, best.shape[1])
         scores[block, :filled], columns[block, :filled] = best[:, :filled], numbers[:, :filled]
@@ -203,7 +203,7 @@ class _Found:
             size = min(2 * size, max(first, _PAIRS_OF_ROUND // len(upper)))
 
     def refine_all(self, upper: Any) -> None:
-        """As ``read_all``, but the bounds are of the first level, and documents are bounded by both before."""
+        """As ``read_all`` for bounds of the coarse codes. Documents are bounded by the fine codes before."""
         size = max(4 * self._k, _REFINED_FIRST)
         while True:
             rows, columns = _pop(upper, self.tau, size)

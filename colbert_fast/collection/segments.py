@@ -20,7 +20,7 @@ from torch import Tensor
 from colbert_fast._codecs import Codes
 from colbert_fast._safetensors import Field
 from colbert_fast.collection.database import NAME
-from colbert_fast.collection.layout import LEVELS, Layout, suffixes
+from colbert_fast.collection.layout import CODES, Layout, suffixes
 from colbert_fast.packed import PackedTokens
 
 # A file that a writer has finished, or has not.
@@ -103,14 +103,14 @@ class Segment:
 
     @cached_property
     def codes(self) -> list[Codes]:
-        """The codes of each level that a search reads, first level first."""
+        """The codes that a search reads, the coarsest first."""
         starts, lengths = self._spans
-        return [self._level(bits, starts, lengths) for bits in LEVELS[self.layout.options.codes]]
+        return [self._codes(bits, starts, lengths) for bits in CODES[self.layout.options.codes]]
 
-    def _level(self, bits: int, starts: Tensor, lengths: Tensor) -> Codes:
+    def _codes(self, bits: int, starts: Tensor, lengths: Tensor) -> Codes:
         options = self.layout.options
-        levels = LEVELS[options.codes]
-        suffix = suffixes(options.codes)[levels.index(bits)]
+        all_bits = CODES[options.codes]
+        suffix = suffixes(options.codes)[all_bits.index(bits)]
         return Codes(
             bits=bits,
             dim=self.layout.dim,
@@ -121,7 +121,7 @@ class Segment:
             norms=self.tensor("norms" + suffix),
             starts=starts,
             lengths=lengths,
-            low=self.tensor("low") if len(levels) == 2 and bits == levels[-1] else None,
+            low=self.tensor("low") if len(all_bits) == 2 and bits == 8 else None,
         )
 
     @cached_property

@@ -24,21 +24,21 @@ from colbert_fast.packed import PackedTokens
 _FILTERS_KEPT = 8
 
 
-class Part:
+class LiveSegment:
     """The documents of one segment that a search may find.
 
     Parameters
     ----------
-    segment
+    mapped
         The file.
     live
         int64 ``[n]``: the numbers of the items in the segment, in order.
     """
 
-    def __init__(self, segment: Segment, live: Tensor) -> None:
-        self.segment = segment
+    def __init__(self, mapped: Segment, live: Tensor) -> None:
+        self.mapped = mapped
         self.live = live
-        self.documents = live + segment.first
+        self.documents = live + mapped.first
 
     @property
     def tokens(self) -> int:
@@ -47,13 +47,13 @@ class Part:
 
     @property
     def codes(self) -> list[Codes]:
-        """The codes of all items of the segment: of each level that a search reads, first level first."""
-        return self.segment.codes
+        """The codes of all items of the segment that a search reads, the coarsest first."""
+        return self.mapped.codes
 
     @property
     def exact(self) -> PackedTokens | None:
         """The tokens of all items of the segment, memory-mapped; None if the collection does not keep them."""
-        return self.segment.exact
+        return self.mapped.exact
 
 
 class Snapshot:
@@ -75,40 +75,40 @@ class Snapshot:
         self.about = checks.about(options, reader.folder)
         # 0: no documents were ever added.
         self.dim: int = options["dim"]
-        self._segments: list[Segment] = []
+        self._mapped: list[Segment] = []
         self._deleted: list[bytes | None] = []
         self._count = 0
         for first, file, documents, tokens, deleted in checks.segments(reader):
             segment = known.get(file)
             if segment is None:
                 segment = Segment(reader.folder, file, Layout(self.options, self.dim, documents, tokens), first)
-            self._segments.append(segment)
+            self._mapped.append(segment)
             self._deleted.append(deleted)
             self._count += documents - (0 if deleted is None else int.from_bytes(deleted, "big").bit_count())
-        self._firsts = [segment.first for segment in self._segments]
-        self._parts: list[Part] | None = None
+        self._firsts = [segment.first for segment in self._mapped]
+        self._live: list[LiveSegment] | None = None
         # The documents for which the last conditions were true.
         self._filtered: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
 
     @property
     def files(self) -> dict[str, Segment]:
         """The mapped segments, by their files."""
-        return {segment.file: segment for segment in self._segments}
+        return {segment.file: segment for segment in self._mapped}
 
     def __len__(self) -> int:
         return self._count
 
     @property
-    def segments(self) -> list[Part]:
-        """The parts of the collection, in the order of their documents. No part is empty."""
-        if self._parts is None:
-            self._parts = [part for part in self.all_parts() if len(part.live)]
-        return self._parts
+    def segments(self) -> list[LiveSegment]:
+        """The segments that have documents, in the order of these."""
+        if self._live is None:
+            self._live = [segment for segment in self.all_segments() if len(segment.live)]
+        return self._live
 
-    def all_parts(self) -> list[Part]:
-        """Return the parts of the collection, those without documents too."""
-        pairs = zip(self._segments, self._deleted, strict=True)
-        return [Part(segment, live_items(segment.documents, deleted)) for segment, deleted in pairs]
+    def all_segments(self) -> list[LiveSegment]:
+        """Return the segments, those without documents too."""
+        pairs = zip(self._mapped, self._deleted, strict=True)
+        return [LiveSegment(segment, live_items(segment.documents, deleted)) for segment, deleted in pairs]
 
     def narrowed(
         self, where: str | None = None, parameters: Parameters = (), among: Iterable[str] | None = None
@@ -215,9 +215,9 @@ class Snapshot:
     def place(self, number: int) -> tuple[Segment, int]:
         """Return where a document lies: its segment, and its number there."""
         at = bisect_right(self._firsts, number) - 1
-        if at < 0 or number - self._firsts[at] >= self._segments[at].documents:
+        if at < 0 or number - self._firsts[at] >= self._mapped[at].documents:
             raise checks.damaged(self.reader.folder, f"document {number} lies in no segment")
-        return self._segments[at], number - self._firsts[at]
+        return self._mapped[at], number - self._firsts[at]
 
 
 class _Narrowed(Snapshot):
@@ -227,17 +227,17 @@ class _Narrowed(Snapshot):
         self.__dict__.update(whole.__dict__)
         self._numbers = numbers
         self._count = len(numbers)
-        self._parts = []
+        self._live = []
         taken = 0
-        for part in whole.segments:
-            first = part.segment.first
-            begin, end = np.searchsorted(numbers, [first, first + part.segment.documents])
+        for segment in whole.segments:
+            first = segment.mapped.first
+            begin, end = np.searchsorted(numbers, [first, first + segment.mapped.documents])
             if begin == end:
                 continue
             items = torch.from_numpy(numbers[begin:end] - first)
-            if not bool(torch.isin(items, part.live, assume_unique=True).all()):
+            if not bool(torch.isin(items, segment.live, assume_unique=True).all()):
                 break
-            self._parts.append(Part(part.segment, items))
+            self._live.append(LiveSegment(segment.mapped, items))
             taken += len(items)
         if taken != len(numbers):
             # Either the database is damaged, or a condition closed our bracket and selected something else.

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from colbert_fast.collection import checks, database, segments
-from colbert_fast.collection.snapshot import Part, Snapshot
+from colbert_fast.collection.snapshot import LiveSegment, Snapshot
 
 
 def verify(snapshot: Snapshot) -> None:
     """Raise ValueError with a line for each problem, if there are any."""
     problems = list(_of_database(snapshot))
-    for part in snapshot.all_parts():
-        problems += _of_segment(snapshot, part)
+    for segment in snapshot.all_segments():
+        problems += _of_segment(snapshot, segment)
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -29,7 +29,9 @@ def _of_database(snapshot: Snapshot) -> Iterator[str]:
             if text != "ok":
                 yield f"{path}: {text}"
         found = [number for (number,) in reader.rows("SELECT number FROM document ORDER BY number")]
-        expected = np.concatenate([np.zeros(0, np.int64), *(part.documents.numpy() for part in snapshot.all_parts())])
+        expected = np.concatenate(
+            [np.zeros(0, np.int64), *(segment.documents.numpy() for segment in snapshot.all_segments())]
+        )
         if found != expected.tolist():
             wrong = sorted(set(found) ^ set(expected.tolist()))
             yield f"{path}: documents and segments disagree about the documents {wrong[:5]}"
@@ -44,28 +46,28 @@ def _of_database(snapshot: Snapshot) -> Iterator[str]:
         yield str(error)
 
 
-def _of_segment(snapshot: Snapshot, part: Part) -> Iterator[str]:
-    segment = part.segment
+def _of_segment(snapshot: Snapshot, segment: LiveSegment) -> Iterator[str]:
+    mapped = segment.mapped
     try:
-        segment.layout.check(segment.path)
-        segment.codes  # noqa: B018 - what it checks is raised
-        expected = _checksums(snapshot, part)
-        found = segments.found_checksums(segment.path, segment.layout)
+        mapped.layout.check(mapped.path)
+        mapped.codes  # noqa: B018 - what it checks is raised
+        expected = _checksums(snapshot, segment)
+        found = segments.found_checksums(mapped.path, mapped.layout)
     except (OSError, ValueError) as error:
         yield str(error)
         return
     for name, checksum in found.items():
         if expected.get(name) != checksum:
-            yield f"{segment.path}: {name} does not fit its checksum in {database.NAME}"
+            yield f"{mapped.path}: {name} does not fit its checksum in {database.NAME}"
 
 
-def _checksums(snapshot: Snapshot, part: Part) -> dict[str, int]:
-    rows = snapshot.reader.rows("SELECT checksums FROM segment WHERE first = ?", (part.segment.first,))
+def _checksums(snapshot: Snapshot, segment: LiveSegment) -> dict[str, int]:
+    rows = snapshot.reader.rows("SELECT checksums FROM segment WHERE first = ?", (segment.mapped.first,))
     try:
         found = json.loads(rows[0][0])
     except (TypeError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        what = f"the checksums of the segment {part.segment.file} are {rows!r:.200}"
+        what = f"the checksums of the segment {segment.mapped.file} are {rows!r:.200}"
         raise checks.damaged(snapshot.reader.folder, what)
     return found

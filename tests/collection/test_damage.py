@@ -43,9 +43,9 @@ def check_damaged(folder: Path, file: Path) -> bool:
         with cf.Collection(folder, read_only=True) as collection:
             collection.verify()
             check_holds(collection, KEPT)
-            for part in collection._current().segments:
-                for level in part.codes:
-                    assert int((level.starts + level.lengths).max()) <= len(level.levels)
+            for segment in collection._current().segments:
+                for codes in segment.codes:
+                    assert int((codes.starts + codes.lengths).max()) <= len(codes.levels)
             # SQLite has no checksums, so a word of the metadata may be another.
             found = collection.ids("json_extract(metadata, '$.n') >= 0 OR NOT metadata IS NULL")
             assert found == names(6)
@@ -172,7 +172,7 @@ def test_lengths_that_lie(tmp_path: Path) -> None:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with cf.Collection(folder) as collection:
             collection.add(names(6), GIVEN)
-            (segment,) = collection._current()._segments
+            (segment,) = collection._current().files.values()
             entry, path = segment.layout.entries["lengths"], Path(segment.path)
         content = bytearray(path.read_bytes())
         content[entry.start : entry.stop] = torch.tensor(lengths).numpy().tobytes()
@@ -189,7 +189,7 @@ def test_verify_lists_everything(tmp_path: Path) -> None:
     with cf.Collection(tmp_path) as collection:
         for i in range(3):
             collection.add(names(2, 2 * i), GIVEN[2 * i : 2 * i + 2])
-        paths = [Path(segment.path) for segment in collection._current()._segments]
+        paths = [Path(segment.path) for segment in collection._current().files.values()]
         for path, at in zip(paths[:2], (-1, -1), strict=True):
             content = bytearray(path.read_bytes())
             content[at] ^= 1

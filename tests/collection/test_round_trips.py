@@ -64,7 +64,7 @@ def test_changes_keep_the_order_of_adding(tmp_path: Path, monkeypatch: pytest.Mo
             collection.verify()
             check_holds(collection, expected)
         segments = len(list((tmp_path / "c").glob("*.safetensors")))
-        assert segments == len(collection._current()._segments) > 1
+        assert segments == len(collection._current().files) > 1
         collection.delete(list(expected))
         collection.compact()
         assert len(collection) == 0
@@ -103,7 +103,7 @@ def test_a_segment_is_a_file_of_safetensors(tmp_path: Path) -> None:
             assert file.metadata()["codes"] == "int4+4"
             assert torch.equal(file.get_tensor("lengths"), torch.tensor([len(one) for one in documents(4)]))
             assert torch.equal(file.get_tensor("exact"), collection[names(4)].tokens)
-            assert set(file.keys()) == set(collection._current()._segments[0].layout.entries)
+            assert set(file.keys()) == set(next(iter(collection._current().files.values())).layout.entries)
 
 
 def test_the_same_condition_again(tmp_path: Path) -> None:
