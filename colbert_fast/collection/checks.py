@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 # No segment is larger, so that products of such numbers stay in int64.
 _MOST = 1 << 40
 _LARGEST_NUMBER = 1 << 62
+# SQLite reads no JSON that is nested more than 1000 deep, and then no condition on any document could be tried.
+_DEEPEST = 100
+# What a condition may name beside the fields of the metadata.
+COLUMNS = ("id", "_metadata")
 
 
 def damaged(folder: str, what: str) -> ValueError:
@@ -123,11 +127,38 @@ def metadata_text(given: Any, name: str) -> str | None:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         msg = f"{name} must be a dict with names that are str, or None; got {given!r}"
         raise TypeError(msg)
+    for key in given:
+        if not _is_text(key):
+            msg = f"the names in {name} must be text without lone surrogates; got {key!r}"
+            raise ValueError(msg)
+        if folded(key) in COLUMNS:
+            msg = f"{name} must not have a field {key!r}, because {folded(key)} means another thing in a condition"
+            raise ValueError(msg)
     try:
-        return json.dumps(dict(given), allow_nan=False)
+        text = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"{name} must be what JSON can say: {error}"
-        raise type(error)(msg) from None
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(msg) from None
+    if text.count("{") + text.count("[") > _DEEPEST and _depth(given) > _DEEPEST:
+        msg = f"{name} must not be nested more than {_DEEPEST} deep"
+        raise ValueError(msg)
+    # Names as they are, because SQLite compares them so; lone surrogates in the values escaped, as JSON can say them.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def folded(name: str) -> str:
+    """Return a name as SQLite compares names of columns: without a difference between the letters A-Z and a-z."""
+    return "".join(letter.lower() if letter.isascii() else letter for letter in name)
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and dicts are nested."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = [one.values() if isinstance(one, Mapping) else one for one in level]
+        level = [one for some in inner for one in some if isinstance(one, (Mapping, list, tuple))]
+    return depth
 
 
 def metadata_texts(given: Iterable[Any], count: int) -> list[str | None]:

@@ -24,6 +24,8 @@ from colbert_fast.collection.snapshot import Snapshot
 from colbert_fast.packed import PackedTokens, Tokens
 
 _SEED = 0
+# Twelve days, because the system cannot count much longer.
+_LONGEST_WAIT = 1e6
 
 
 class Collection:
@@ -68,9 +70,9 @@ class Collection:
         wait: float = 5.0,
     ) -> None:
         _check_options(codes, exact)
-        self._folder = os.path.abspath(os.fspath(path))
+        self._folder = os.path.abspath(_checked_path(path))
         self._read_only = read_only
-        self._wait = wait
+        self._wait = _checked_wait(wait)
         self._closed = False
         self._snapshot: Snapshot | None = None
         # Segments that need not be mapped again.
@@ -248,7 +250,8 @@ class Collection:
         k
             How many, 1 or more.
         where
-            A condition in SQL over ``id`` and the fields of the metadata; None: all documents.
+            A condition in SQL over ``id`` and the fields of the metadata; None: all documents. Names may stand in
+            double quotes, and text stands in single quotes.
         parameters
             What stands for the ``?`` or ``:name`` in ``where``.
         among
@@ -341,7 +344,8 @@ class Collection:
             ``list<fixed_size_list<float, 128>>``, which needs pyarrow. Rows of zeros in padded tensors are padding
             and are left out.
         metadata
-            A dict that JSON can say, or None, for each document: a list or an iterator.
+            A dict that JSON can say, or None, for each document: a list or an iterator. ``id`` and ``_metadata`` are no
+            names of fields.
         lengths
             ``[n]``, integer: the tokens of each document, where ``embeddings`` is one tensor or array ``[total, dim]``
             with the tokens of all documents, such as a mapped ``.npy`` file.
@@ -405,7 +409,18 @@ class Collection:
     @safe_after_fork
     def verify(self) -> None:
         """Read everything and compare it with its checksums. Raises ValueError with all that is wrong."""
-        verify.verify(self._current())
+        snapshot = self._current()
+        while True:
+            try:
+                verify.verify(snapshot)
+                return
+            except ValueError:
+                with self._alone():
+                    latest = self._latest()
+                # Another process may have packed the segments, and a file that is gone was then not damaged.
+                if latest.files.keys() == snapshot.files.keys():
+                    raise
+                snapshot = latest
 
     def close(self) -> None:
         """Let go of the files. Every other method then raises ValueError. What a method has returned stays."""
@@ -426,8 +441,25 @@ class Collection:
         return f"Collection({self._folder!r})"
 
 
+def _checked_path(path: str | os.PathLike[str]) -> str:
+    text = os.fsdecode(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        msg = f"the name of the folder must be Unicode; got {text!r}"
+        raise ValueError(msg) from None
+    return text
+
+
+def _checked_wait(wait: float) -> float:
+    if isinstance(wait, (str, bytes)) or not float(wait) >= 0:
+        msg = f"wait must be a number of seconds, 0 or more; got {wait!r}"
+        raise ValueError(msg)
+    return min(float(wait), _LONGEST_WAIT)
+
+
 def _check_options(codes: str | None, exact: str | EllipsisType | None) -> None:
-    if codes is not None and codes not in CODES:
+    if codes not in (*CODES, None):
         msg = f"codes must be one of {', '.join(map(repr, CODES))}; got {codes!r}"
         raise ValueError(msg)
     if exact not in (*EXACT, None, ...):

@@ -215,6 +215,6 @@ def _errors(dim: int, norms: Any, lengths: Any, longest: Any) -> Any:
     roundings = 132 + max(0, (max(1, dim) - 1) // 128).bit_length()
     with np.errstate(invalid="ignore"):  # 0 times infinity
         products = norms * longest
-    flushed = _FLUSHED * dim * (norms + lengths * (2 + longest))
+        flushed = _FLUSHED * dim * (norms + lengths * (2 + longest))
     errors = products * (roundings * 2.0**-24 / (1 - roundings * 2.0**-24)) + flushed
     return np.where(products < _NO_OVERFLOW, errors, np.inf)

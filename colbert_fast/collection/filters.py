@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from colbert_fast.collection import database
+from colbert_fast.collection import checks, database
 
 if TYPE_CHECKING:
     from colbert_fast.collection.reader import Reader
@@ -20,8 +21,10 @@ Parameters: TypeAlias = "Sequence[Any] | Mapping[str, Any]"
 # What a condition, or this package where it only reads, may do. SQLite asks when it compiles a statement.
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_TRANSACTION}
 _FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "edit", "writefile"}
-# What is a column beside the fields of the metadata.
-_COLUMNS = ("id", "number", "metadata")
+# No field is a column of this name, because a name with quotes is none.
+_NUMBER = '"""number"""'
+# Text, comments, and names in quotes, of which the last kind is captured.
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\[[^\]]*\]|`[^`]*`|"((?:[^"]|"")*)\"""", re.DOTALL)
 
 
 def authorize(action: int, first: str | None, second: str | None, schema: str | None, trigger: str | None) -> int:
@@ -49,10 +52,13 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
         msg = f"parameters must be a list of values, or a dict; got {parameters!r:.200}"
         raise TypeError(msg)
     fields = [name for (name,) in reader.rows("SELECT name FROM field ORDER BY name")]
-    named = "".join(f", {_extracted(name)} AS {_quoted(name)}" for name in _used(fields, where))
+    used = _used(fields, where)
+    columns = "".join(f", {_extracted(name)} AS {_quoted(name)}" for name in used)
+    inner = f"SELECT number AS {_NUMBER}, id, metadata AS _metadata{columns} FROM document"
     # A comment at the end of the condition ends with its line.
-    sql = f"SELECT number FROM (SELECT number, id, metadata{named} FROM document) WHERE ({where}\n) ORDER BY number"
+    sql = f"SELECT {_NUMBER} FROM ({inner}) WHERE ({where}\n)"
     try:
+        _check_quoted(where, used)
         # A condition that closes our bracket may select a document twice.
         return np.unique(reader.numbers(sql, parameters))
     except (sqlite3.Error, sqlite3.Warning, TypeError, ValueError, OverflowError) as error:
@@ -62,8 +68,8 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
         hint = ""
         if "no such column" in str(error):
             hint = f"; the fields are {', '.join(map(repr, fields[:50]))}" if fields else "; no document has metadata"
-            if len({name.lower() for name in fields}) < len(fields):
-                hint += "; where two differ in case only, json_extract(metadata, '$.\"name\"') is one of them"
+            if len({checks.folded(name) for name in fields}) < len(fields):
+                hint += "; where two differ in case only, json_extract(_metadata, '$.\"name\"') is one of them"
         if "not authorized" in str(error) or "prohibited" in str(error):
             hint = "; a condition can only read"
         msg = f"where must be one condition of SQL with its parameters; {where!r}: {error}{hint}"
@@ -78,20 +84,38 @@ def is_plain(where: str, parameters: Parameters) -> bool:
     return all(value is None or type(value) in (int, float, str, bytes) for value in values)
 
 
+def _check_quoted(where: str, used: Sequence[str]) -> None:
+    """Raise ValueError for a name in double quotes that is no column: SQLite would take it for text.
+
+    A condition with a SELECT may have given names to things of its own.
+    """
+    if re.search("select", where, re.IGNORECASE):
+        return
+    known = {checks.folded(name) for name in (*used, *checks.COLUMNS)}
+    for match in _QUOTED.finditer(where):
+        if match[1] is not None and checks.folded(match[1]) not in known:
+            msg = f"no such column: {match[1]}, and text stands in single quotes"
+            raise ValueError(msg)
+
+
 def _used(fields: Sequence[str], where: str) -> list[str]:
     """Return the fields that a condition may name. SQLite does not tell upper from lower case in names."""
     named = [name for name in fields if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", where, re.IGNORECASE)]
-    times = Counter(name.lower() for name in named)
+    times = Counter(checks.folded(name) for name in named)
     return [
         name
         for name in named
-        if times[name.lower()] == 1 and name.lower() not in _COLUMNS and '"' not in name and "\0" not in name
+        if times[checks.folded(name)] == 1
+        and checks.folded(name) not in checks.COLUMNS
+        and '"' not in name
+        and "\0" not in name
     ]
 
 
 def _path(name: str) -> str:
-    escaped = name.replace("'", "''")
-    return f"'$.\"{escaped}\"'"
+    # As JSON has it, because SQLite compares the names as they are written.
+    escaped = json.dumps(name, ensure_ascii=False).replace("'", "''")
+    return f"'$.{escaped}'"
 
 
 def _extracted(name: str) -> str:

@@ -42,7 +42,8 @@ class WriterLock:
             msg = f"another thread of this process writes to {os.path.dirname(self.path)}; waited {wait:g} seconds"
             raise TimeoutError(msg)
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A link, in a folder that somebody else has made, might lead to a file that is dear.
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             try:
                 self._lock(descriptor, wait, until)
                 try:

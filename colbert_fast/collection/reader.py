@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from colbert_fast.collection import database, filters
 
 # Connections that a fork has copied into this process. SQLite forbids to use or close them here.
 _FOREIGN: list[sqlite3.Connection] = []
+
+
+# SQLite looks for signals after so many of its steps, a few times in a hundredth of a second.
+_STEPS = 100_000
 
 
 class Reader:
@@ -39,13 +44,16 @@ class Reader:
         self.folder = folder
         self.process = os.getpid()
         self._lock = threading.RLock()
+        # What the statement that runs was not allowed to do, and what a signal has raised inside SQLite.
+        self._denied: list[Any] = []
+        self._caught: list[BaseException] = []
         self._connection = _connection(folder, read_only, wait)
         try:
             self._connection.execute("PRAGMA query_only=ON")
             self.is_blank = database.is_blank(self._connection, folder)
             # SQLite makes this function once for a connection, with statements that are then forbidden.
             self.rows("SELECT value FROM json_each('[]')")
-            self._connection.set_authorizer(filters.authorize)
+            self._connection.set_authorizer(_asking(self._denied, self._caught))
             self.rows("BEGIN")
             if not self.is_blank:
                 self.rows("SELECT first FROM segment LIMIT 1")  # the transaction begins with what is first read
@@ -53,14 +61,30 @@ class Reader:
             self.close()
             raise
 
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run a statement, which Ctrl-C ends. Python sees a signal only while it runs code of its own."""
+        with self._lock:
+            self._denied.clear()
+            self._caught.clear()
+            self._connection.set_progress_handler(_watching(self._caught).__next__, _STEPS)
+            try:
+                yield
+            except sqlite3.DatabaseError as error:
+                # SQLite says no more of what was raised where it called Python.
+                refused = "not authorized" in str(error) or "prohibited" in str(error)
+                if str(error) == "interrupted" or (refused and not self._denied):
+                    raise (self._caught[0] if self._caught else KeyboardInterrupt()) from None
+                raise
+
     def rows(self, sql: str, parameters: Any = ()) -> list[Any]:
         """Run a statement that this package wrote, and return its rows."""
-        with self._lock, database.errors(self.folder):
+        with database.errors(self.folder), self._running():
             return self._connection.execute(sql, parameters).fetchall()
 
     def numbers(self, sql: str, parameters: Any = ()) -> np.ndarray[Any, Any]:
         """Run a statement that a user may have written a part of, and return its first column, int64 ``[n]``."""
-        with self._lock:
+        with self._running():
             found = self._connection.execute(sql, parameters).fetchall()
         return np.fromiter((row[0] for row in found), np.int64, len(found))
 
@@ -80,6 +104,32 @@ class Reader:
     def __del__(self) -> None:
         if hasattr(self, "_connection"):
             self.close()
+
+
+def _watching(caught: list[BaseException]) -> Iterator[int]:
+    """Yield 0 for ever, and 1 after a signal has raised something."""
+    while True:
+        try:
+            yield 0
+        except BaseException as error:
+            caught.append(error)
+            yield 1
+
+
+def _asking(denied: list[Any], caught: list[BaseException]) -> Callable[..., int]:
+    """Return what SQLite asks, without the reader, which must not live as long as its connection."""
+
+    def ask(*words: Any) -> int:
+        try:
+            answer = filters.authorize(*words)
+        except BaseException as error:
+            caught.append(error)
+            return sqlite3.SQLITE_DENY
+        if answer != sqlite3.SQLITE_OK:
+            denied.append(words)
+        return answer
+
+    return ask
 
 
 def _connection(folder: str, read_only: bool, wait: float) -> sqlite3.Connection:

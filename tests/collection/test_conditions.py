@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 from collections_of import check_holds, documents, names
 
 import colbert_fast as cf
+from colbert_fast.collection import filters
 
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Iterator[cf.Collection]:
     with cf.Collection(tmp_path / "c") as made:
-        made.add(names(4), documents(4), [{"lang": "en"}, {"lang": "de"}, {"Lang": "fr", 'a"b': 1}, {"id": "x", "": 2}])
+        made.add(
+            names(4), documents(4), [{"lang": "en"}, {"lang": "de"}, {"Lang": "fr", 'a"b': 1}, {"": 2, "number": 7}]
+        )
         made.delete(["d1"])
         yield made
         check_holds(made, {name: tokens for name, tokens in zip(names(4), documents(4), strict=True) if name != "d1"})
@@ -29,7 +33,7 @@ def collection(tmp_path: Path) -> Iterator[cf.Collection]:
         *("load_extension('x') OR 1", "fts3_tokenizer('a') OR 1", "1) ATTACH 'x' AS y --", "1) UNION SELECT 999 --"),
         *("1) UNION SELECT NULL WHERE (1", "1) UNION SELECT 'x' WHERE (1", "1) UNION SELECT 1 WHERE (1", "id = "),
         "id IN (WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n)",
-        *("(UPDATE document SET id = 'x' RETURNING 1)", "json_extract(metadata, 'x') = 1", "\0", "'\ud800'", ")", "("),
+        *("(UPDATE document SET id = 'x' RETURNING 1)", "json_extract(_metadata, 'x') = 1", "\0", "'\ud800'", ")", "("),
     ],
 )
 def test_more_than_a_condition(collection: cf.Collection, where: str) -> None:
@@ -42,14 +46,66 @@ def test_what_closes_the_bracket_reads_no_more(collection: cf.Collection) -> Non
 
 
 def test_names_of_fields(collection: cf.Collection) -> None:
-    with pytest.raises(ValueError, match=r"no such column: language; the fields are '', 'Lang', 'a\"b', 'id', 'lang'"):
+    with pytest.raises(ValueError, match=r"no such column: language; the fields are '', 'Lang', 'a\"b', 'lang', 'num"):
         collection.ids("language = 'en'")
-    with pytest.raises(ValueError, match=r"no such column: lang; .* json_extract\(metadata, '\$.\"name\"'\)"):
+    with pytest.raises(ValueError, match=r"no such column: lang; .* json_extract\(_metadata, '\$.\"name\"'\)"):
         collection.ids("lang = 'en'")
-    assert collection.ids("json_extract(metadata, '$.\"lang\"') = 'en'") == ["d0"]
-    # A column is not hidden by a field.
+    assert collection.ids("json_extract(_metadata, '$.\"lang\"') = 'en'") == ["d0"]
+    assert collection.ids("number = 7") == ["d3"]
     assert collection.ids("id = 'd3'") == ["d3"]
-    assert collection.ids("id = 'x'") == []
+    # SQLite would take a name that it does not know for text.
+    for wrong in ('lang = "en"', "\"language\" = 'en'", "\"lang\" = 'en'", '"a""b" = 1', 'id = \'"\' OR "a b"'):
+        with pytest.raises(ValueError, match=r"no such column: .*, and text stands in single quotes"):
+            collection.ids(wrong)
+    for right in ("\"ID\" = 'd0'", "id = 'd0' AND '\"x\"' <> ''", "id = 'd0' -- \"x\"", "id = 'd0' /* \" */"):
+        assert collection.ids(right) == ["d0"]
+    assert collection.ids('id IN (SELECT "x" FROM (SELECT id AS "x" FROM document) WHERE x > \'d2\')') == ["d3"]
+
+
+PLAIN = ["größe", "naïve name", "a\\b", "it's", "😀", "a/b", "a.b", "a[0]", "$", "É"]
+NAMES = [*PLAIN, "tab\tname", "a\nb", "\x01", "\x7f"]
+
+
+def test_any_name_of_a_field(tmp_path: Path) -> None:
+    with cf.Collection(tmp_path / "c") as collection:
+        described = [{name: i} for i, name in enumerate([*NAMES, "metadata", "rowid", "é"])]
+        collection.add(names(len(described)), documents(len(described)), described)
+        for i, entry in enumerate(described):
+            (name,) = entry
+            assert collection.ids(f'"{name}" = ?', [i]) == [f"d{i}"], name
+            assert collection.metadata(f"d{i}") == entry
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timer of signals")
+def test_ctrl_c_ends_a_long_condition(collection: cf.Collection) -> None:
+    interrupt = InterruptedError("of the test")
+
+    def alarm(*_: object) -> None:
+        raise interrupt
+
+    collection.add(names(60, first=100), [documents(4)[3]] * 60)
+    before = signal.signal(signal.SIGALRM, alarm)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptedError, match="of the test"):
+            collection.ids("0 = (SELECT count(*) FROM document a, document b, document c, document d, document e)")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert collection.ids("id = 'd0'") == ["d0"]
+    collection.delete(names(60, first=100))
+
+
+def test_ctrl_c_while_sqlite_asks_what_is_allowed(collection: cf.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filters, "authorize", interrupted)
+        for run in (collection.ids, lambda: collection.ids("id = 'd0'"), collection.refresh):
+            with pytest.raises(KeyboardInterrupt):
+                run()
+    assert collection.ids("id = 'd0'") == ["d0"]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def check_damaged(folder: Path, file: Path) -> bool:
                 for codes in segment.codes:
                     assert int((codes.starts + codes.lengths).max()) <= len(codes.levels)
             # SQLite has no checksums, so a word of the metadata may be another.
-            found = collection.ids("json_extract(metadata, '$.n') >= 0 OR NOT metadata IS NULL")
+            found = collection.ids("json_extract(_metadata, '$.n') >= 0 OR NOT _metadata IS NULL")
             assert found == names(6)
             assert collection.ids("lang = 'en'") == names(6) or file.name == database.NAME
     except ValueError as error:

@@ -54,6 +54,10 @@ def test_documents_that_are_refused(collection: cf.Collection, ids: Any, embeddi
         collection.add(ids, embeddings)
 
 
+def nested(depth: int) -> Any:
+    return {"a": [nested(depth - 2)]} if depth else 0
+
+
 @pytest.mark.parametrize(
     ("metadata", "error", "message"),
     [
@@ -61,6 +65,10 @@ def test_documents_that_are_refused(collection: cf.Collection, ids: Any, embeddi
         ([{"a": float("nan")}], ValueError, r"metadata\[0\] must be what JSON can say"),
         ([{1: "a"}], TypeError, "names that are str"),
         (["a"], TypeError, r"metadata\[0\] must be a dict"),
+        ([{"Id": 1}], ValueError, "a field 'Id', because id means another thing"),
+        ([{"_metadata": 1}], ValueError, "a field '_metadata'"),
+        ([{"\ud800": 1}], ValueError, "without lone surrogates"),
+        ([{"a": nested(100)}], ValueError, "more than 100 deep"),
         ([None, None], ValueError, "one entry for each of 1 documents; got 2"),
         ({"a": 1}, TypeError, "metadata must be a list.*got one dict"),
     ],
@@ -94,6 +102,10 @@ def test_options_that_contradict_the_folder(collection: cf.Collection, tmp_path:
         ({"exact": "bfloat16"}, "cannot become 'bfloat16'"),
         ({"codes": "int3"}, "codes must be one of"),
         ({"exact": "float8"}, "exact must be one of"),
+        ({"codes": ["int8"]}, "codes must be one of"),
+        ({"wait": float("nan")}, "wait must be a number of seconds"),
+        ({"wait": -1}, "wait must be a number of seconds"),
+        ({"wait": "1"}, "wait must be a number of seconds"),
     ):
         with pytest.raises(ValueError, match=message):
             cf.Collection(folder, **options)  # type: ignore[arg-type]
@@ -357,3 +369,38 @@ def test_a_folder_that_nobody_can_write_to() -> None:
     command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c"]
     done = subprocess.run([*command, READ_WHERE_NOTHING_CAN_BE_WRITTEN], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_a_folder_that_is_named_in_bytes(tmp_path: Path) -> None:
+    with cf.Collection(os.fsencode(tmp_path / "c"), wait=float("inf")) as collection:  # type: ignore[arg-type]
+        collection.add(names(6), GIVEN)
+        assert collection.path == str(tmp_path / "c")
+    with pytest.raises(ValueError, match="must be Unicode"):
+        cf.Collection(tmp_path / "\udcff")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed here")
+def test_a_link_in_the_place_of_the_lock(tmp_path: Path) -> None:
+    """Whoever opens a foreign folder does not lose what it points to."""
+    (tmp_path / "dear").write_text("dear")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / lock.NAME).symlink_to(tmp_path / "dear")
+    with pytest.raises(OSError, match=lock.NAME):
+        cf.Collection(tmp_path / "c")
+    assert (tmp_path / "dear").read_text() == "dear"
+
+
+def test_verify_beside_a_change(tmp_path: Path) -> None:
+    with cf.Collection(tmp_path / "c") as collection:
+        collection.add(names(6), GIVEN)
+        reader = cf.Collection(tmp_path / "c", read_only=True)
+        collection.delete(["d1"])
+        collection.compact()
+        reader.verify()
+        (file,) = (tmp_path / "c").glob("*.safetensors")
+        file.rename(tmp_path / "away")
+        with pytest.raises(ValueError, match=file.name):
+            reader.verify()
+        with pytest.raises(ValueError, match=file.name):
+            collection.verify()
+        reader.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,11 @@ def test_metadata_and_conditions(tmp_path: Path) -> None:
         assert collection.ids("lang = :lang OR id = 'd3'", {"lang": "de"}) == ["d2", "d3"]
         assert collection.ids("lang IS NULL") == ["d1", "d3"]
         assert collection.ids("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = 'b')") == ["d0"]
-        assert collection.ids("json_extract(metadata, '$.tags[1]') = 'b'") == ["d0"]
+        collection.update(["d3"], [{"text": "\ud800", "deep": json.loads("[" * 98 + "]" * 98)}])
+        assert collection.metadata("d3")["text"] == "\ud800"
+        assert collection.ids("text IS NOT NULL AND deep IS NOT NULL") == ["d3"]
+        collection.update(["d3"], [{}])
+        assert collection.ids("json_extract(_metadata, '$.tags[1]') = 'b'") == ["d0"]
         collection.update(["d1", "d0"], [{"lang": "fr"}, None])
         assert collection.ids("lang = 'fr'") == ["d1"]
         assert collection.metadata("d0") is None

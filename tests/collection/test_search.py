@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_adversarial_data_is_searched_as_by_float64(data: Callable[[int], Data],
 def test_every_dim(codes: str, dim: int) -> None:
     queries, items = random_data(dim)
     assert_exact(topk(snapshot(items, codes), queries, 10), queries, items, 10)
+
+
+@pytest.mark.parametrize("codes", CERTIFIED)
+def test_the_largest_numbers_and_an_empty_query(codes: str) -> None:
+    queries, items = [torch.zeros(0, 128), torch.ones(1, 128) * 1e-36], random_data(128)[1]
+    items[3] = torch.full((2, 128), 3e38)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_exact(topk(snapshot(items, codes), queries, 10), queries, items, 10)
 
 
 @pytest.mark.parametrize("codes", CERTIFIED)
