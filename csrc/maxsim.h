@@ -19,6 +19,11 @@
 //   ceiling    a number that a score cannot exceed, from the documents as they are.
 //   screening  multiplying narrow numbers first, to find the few rows that may have the maximum of a lane.
 //   chunk      the rows of one document that are screened together. A candidate is a row that may win a lane.
+//   level      the integer that a number of a row is rounded to, where rows become int8.
+//   code       what is kept of a token in 8, 4, 2 or 1 bits a number (codes.h): a level number from 0 to
+//              2^bits - 1 for each number of the token, a multiplier, and a slack, which bounds what is lost.
+//   plane      a part of the bits of all level numbers: the high four of eight, or the low four.
+//   upper bound  what no score of a pair exceeds, computed from codes (upper.h).
 //   part       a piece of a document that was cut, so that several threads can score it.
 //   task       a piece of work for one thread.
 //   tier       the kernels for one instruction set, and what they need: a Tier at the end of this file.

@@ -150,6 +150,7 @@ def test_the_first_of_the_bad_items_is_named(threads: Any) -> None:
         ({"slack": torch.zeros(4, dtype=torch.bfloat16)}, "slack must have 5 elements; got 4"),
         ({"bits": 3}, "bits must be 8, 4, 2 or 1; got 3"),
         ({"bits": 4}, "a low plane needs 8 bits; got 4"),
+        ({"high": None}, "a low plane needs a fit of the high one"),
     ],
 )
 def test_the_extension_checks_its_arguments(change: dict[str, Any], message: str) -> None:
@@ -159,4 +160,4 @@ def test_the_extension_checks_its_arguments(change: dict[str, Any], message: str
     fit = (values["bits"], torch.zeros(5, dtype=torch.bfloat16), values["slack"], torch.zeros(5))
     names = ("dtype", "tokens", "signs", "threads", "levels", "low")
     with pytest.raises(ValueError, match=message):
-        _C.encode(*(values[name] for name in names), fit, (4, *fit[1:]))
+        _C.encode(*(values[name] for name in names), fit, values.get("high", (4, *fit[1:])))

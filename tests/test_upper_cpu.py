@@ -11,12 +11,13 @@ import pytest
 import torch
 from cases import embeddings
 from processes import assert_clean, python
+from test_codes import encoded, integers
 from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast._backends import cpu
 from colbert_fast._backends.cpu_upper import upper_bounds
-from colbert_fast._codecs import BITS, Codes, encode, encode_planes, rotate, rotate_back, row_bytes, unpacked_levels
+from colbert_fast._codecs import BITS, Codes, rotate, rotate_back, row_bytes
 
 KINDS = ["8", "4", "2", "1", "4 of 4+4", "8 of 4+4"]
 DIMS = [1, 3, 31, 64, 96, 128, 200, 384, 1024]
@@ -27,26 +28,9 @@ QUERIES = [32, 0, 3, 16, 17, 50]
 EMPTY_DOCUMENT = -1e9
 
 
-def encoded(kind: str, tokens: Tensor, lengths: list[int]) -> Codes:
-    counts = torch.tensor(lengths, dtype=torch.int64)
-    if "+" in kind:
-        return encode_planes(tokens, counts, seed=1)[kind[0] == "8"]
-    return encode(tokens, counts, bits=int(kind), seed=1)
-
-
 def bounds(backend: str, queries: list[Tensor], codes: Codes) -> Tensor:
     q = cf.PackedTokens.from_list(queries)
     return upper_bounds(backend.removeprefix("cpu:"), q.tokens, q.starts, q.lengths, codes).double()
-
-
-def integers(codes: Codes) -> Tensor:
-    """Return the integers v of all rows, float64."""
-    if codes.low is None:
-        levels = unpacked_levels(codes.levels, codes.bits, codes.dim)
-    else:
-        levels = 16 * unpacked_levels(codes.levels, 4, codes.dim) + unpacked_levels(codes.low, 4, codes.dim)
-    a, b = BITS[codes.bits]
-    return a * levels.double() - b
 
 
 def model(queries: list[Tensor], codes: Codes) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ def _launched(tokens: tuple[Tensor, ...], places: tuple[Tensor, Tensor], max_lq:
         shares * tiles,
         (
             *(q8, *places, *others, levels, low, codes.multipliers.contiguous(), codes.slack.contiguous()),
-            *(codes.norms, codes.starts.contiguous(), codes.lengths.contiguous(), bounds),
+            *(codes.norms.contiguous(), codes.starts.contiguous(), codes.lengths.contiguous(), bounds),
         ),
         (nq, nd, max_lq, tiles, shares),
         plan,

@@ -164,7 +164,7 @@ void py_upper(const std::string& tier, const py::tuple& q, py::handle signs, con
     throw std::invalid_argument("q and codes need the same dim; got " + std::to_string(queries.dim) +
                                 " and " + std::to_string(documents.codes.dim));
   }
-  const Numbers<float> of_rotation(signs, 2, 4 * queries.dim, "signs");
+  const Numbers<float> of_rotation(signs, 2, kRotationStages * queries.dim, "signs");
   check_results(queries.tokens.count, documents.codes.count, 1);
   float* const out = output<float>(bounds, queries.tokens.count * documents.codes.count, "bounds");
   without_gil([&](Interrupt& interrupt) {
@@ -214,6 +214,8 @@ int64_t py_encode(int64_t dtype, py::handle tokens, py::handle signs, int thread
   if (!low.is_none()) {
     if (bits != 8) throw std::invalid_argument("a low plane needs 8 bits; got " + std::to_string(bits));
     job.low = output<uint8_t>(low, bytes, "low");
+    if (!py::isinstance<py::tuple>(high))
+      throw std::invalid_argument("a low plane needs a fit of the high one");
     job.high = fit_of(py::reinterpret_borrow<py::tuple>(high), job.count);
   }
   int64_t refused = -1;

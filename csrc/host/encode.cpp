@@ -61,7 +61,7 @@ struct Levels {
   static constexpr float kMiddle = 1 << (kBits - 1);
   static constexpr float kA = kBits == 8 ? 1.0f : 2.0f;
   static constexpr float kB = kBits == 8 ? 128.0f : static_cast<float>(kTop);
-  // As _STEPS of encoding.py.
+  // As _STEPS of in_torch.py.
   static constexpr float kHalf = kBits == 8 ? 127.5f : kMiddle;
   static constexpr float kWidest = kBits == 4 ? 0.335f : kBits == 2 ? 0.996f : 0.0f;
   static constexpr float kOffset = kBits == 8 ? 128.5f : kMiddle;
@@ -97,7 +97,14 @@ struct Block {
 // loop over rows.
 void lay_side_by_side(const float* const (&rows)[kTogether], int64_t n, float* __restrict to) {
   static_assert(kTogether == 8);
-  const float* __restrict a = rows[0], * __restrict b = rows[1], * __restrict c = rows[2], * __restrict d = rows[3], * __restrict e = rows[4], * __restrict f = rows[5], * __restrict g = rows[6], * __restrict h = rows[7];
+  const float* __restrict a = rows[0];
+  const float* __restrict b = rows[1];
+  const float* __restrict c = rows[2];
+  const float* __restrict d = rows[3];
+  const float* __restrict e = rows[4];
+  const float* __restrict f = rows[5];
+  const float* __restrict g = rows[6];
+  const float* __restrict h = rows[7];
   for (int64_t i = 0; i < n; ++i, to += kTogether) {
     to[0] = a[i];
     to[1] = b[i];
@@ -112,7 +119,14 @@ void lay_side_by_side(const float* const (&rows)[kTogether], int64_t n, float* _
 
 // Undoes it, for bytes.
 void lay_apart(const uint8_t* __restrict from, int64_t n, uint8_t* const (&rows)[kTogether]) {
-  uint8_t* __restrict a = rows[0], * __restrict b = rows[1], * __restrict c = rows[2], * __restrict d = rows[3], * __restrict e = rows[4], * __restrict f = rows[5], * __restrict g = rows[6], * __restrict h = rows[7];
+  uint8_t* __restrict a = rows[0];
+  uint8_t* __restrict b = rows[1];
+  uint8_t* __restrict c = rows[2];
+  uint8_t* __restrict d = rows[3];
+  uint8_t* __restrict e = rows[4];
+  uint8_t* __restrict f = rows[5];
+  uint8_t* __restrict g = rows[6];
+  uint8_t* __restrict h = rows[7];
   for (int64_t i = 0; i < n; ++i, from += kTogether) {
     a[i] = from[0];
     b[i] = from[1];
@@ -210,10 +224,10 @@ void fit(int64_t dim, const Block& block, const Fit& to, int64_t first, int coun
   float multiplier[kTogether];
   uint16_t multiplier_bits[kTogether];
   for (int r = 0; r < kTogether; ++r) {
-    const float squares = std::max(integers[r], 1.0f);
-    const float best = product[r] / squares;
+    const float v_squares = std::max(integers[r], 1.0f);
+    const float best = product[r] / v_squares;
     const float rho = std::sqrt(std::max(block.squares[r] - product[r] * best, 0.0f));
-    const uint16_t bits = nearest_bfloat16(best - rho * kTangent / std::sqrt(squares));
+    const uint16_t bits = nearest_bfloat16(best - rho * kTangent / std::sqrt(v_squares));
     multiplier[r] = to_float(BFloat16{bits});
     if (!block.bounded[r] || std::fabs(multiplier[r]) < 0x1p-100f) multiplier[r] = 0.0f;
     multiplier_bits[r] = multiplier[r] == 0.0f ? uint16_t{0} : bits;

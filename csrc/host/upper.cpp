@@ -16,6 +16,8 @@
 namespace colbert_fast {
 namespace {
 
+static_assert(kMostCodedDim <= kMostRotatedDim);
+
 constexpr double kMostNumber = 127.0;
 // Query tokens that are rotated side by side, and the groups of them that are a task.
 constexpr int kTogether = kRotatedTogether;

@@ -28,9 +28,8 @@
 // So f lacks at most 7.2 u' |m v| |q8| + 2.1 u' slack r. E has 2^-20 s |q8| for the former, and r is larger
 // than |q| / s by a factor of 1 + 2^-20 for the latter. What is left of both also covers the sum over query
 // tokens, which is in double. The result is rounded up.
-//   3. Numbers below 2^-126 may be flushed to zero: m, slack, p, slack r and f. |t a| is at most 2^26 and r
-//   at
-//      most 2^13, so that f lacks at most 2^-99. `leasts` is the sum of s 2^-98.
+//   3. Numbers below 2^-126 may be flushed to zero: m, slack, p, slack r and f. |t a| is at most 2^26, and r
+//      at most 2^13, so that f lacks at most 2^-99. `leasts` is the sum of s 2^-98.
 // A row whose multiplier is above 2^100, or whose multiplier or slack is not a number, gets m = 0 and slack =
 // inf. Then p is below 2^127 for all rows, and no f is NaN: r is above 0, so that slack r is inf, and no p
 // is.
