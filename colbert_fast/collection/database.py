@@ -15,10 +15,11 @@ NAME = "collection.sqlite"
 APPLICATION = 0x4346636F
 VERSION = 1
 
-# Documents are numbered in the order in which they were added; a number is not given twice. A segment holds the
-# numbers from `first` on, one for each of its items, so that nothing need be stored or read per document to find it.
-# `deleted` has a bit for each item of the segment, as numpy.packbits makes them, or is NULL. What `document` does not
-# have is deleted. `field` has the names in the metadata of any document, so that a filter may use them as columns.
+# Documents are numbered in the order in which they were added; to pack segments together gives them new numbers in
+# the same order. A segment holds the numbers from `first` on, one for each of its items, so that nothing need be
+# stored or read per document to find it. `deleted` has a bit for each item of the segment, as numpy.packbits makes
+# them, or is NULL. What `document` does not have is deleted. `field` has the names in the metadata of any document,
+# so that a filter may use them as columns.
 _TABLES = {
     "option": "CREATE TABLE option(name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "segment": (
