@@ -16,8 +16,6 @@ from colbert_fast.collection import database, filters
 
 # Connections that a fork has copied into this process. SQLite forbids to use or close them here.
 _FOREIGN: list[sqlite3.Connection] = []
-
-
 # SQLite looks for signals after so many of its steps, a few times in a hundredth of a second.
 _STEPS = 100_000
 
