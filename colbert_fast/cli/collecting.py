@@ -91,7 +91,7 @@ def _agree(collection: cf.Collection, about: dict[str, str]) -> None:
     if len(collection) == 0:
         collection.describe({**collection.about, **about})
     elif known is None:
-        msg = f"{collection.path} does not say which model made its embeddings, so that no others can be added"
+        msg = f"{collection.path} does not say which model made its embeddings: encode into another folder"
         raise ValueError(msg)
     elif known != about["fingerprint"]:
         was = collection.about.get("model")
