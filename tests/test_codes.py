@@ -60,6 +60,9 @@ def check_bound(codes: Codes, tokens: Tensor) -> None:
     assert bool(codes.multipliers.isfinite().all())
     # This is what the bound needs for all query tokens at once: it is attained by q in the direction of the residual.
     assert bool(((rotate(x, codes.seed) - v).norm(dim=1) <= slack + 1e-13 * norm).all())
+    # The same bound for what takes the place of tokens that are not kept. These codes have all tokens in order.
+    estimate = decoded(codes).double()
+    assert bool(((rotate(estimate, codes.seed) - v).norm(dim=1) <= slack + 1e-13 * norm).all())
     longest = [v[a : a + n].norm(dim=1).max() if n else 0.0 for a, n in zip(codes.starts, codes.lengths, strict=True)]
     assert bool((codes.norms.double() >= torch.tensor(longest, dtype=torch.float64)).all())
 

@@ -74,10 +74,11 @@ def _fitted(x: Tensor, y: Tensor, bounded: Tensor, levels: Tensor, bits: int) ->
     rho = (y - fit[:, None] * v).norm(dim=1)
     m = (fit - rho * TANGENT / math.sqrt(1 - TANGENT**2) / squares.sqrt()).to(torch.bfloat16)
     m[~bounded | (m.abs() < 2.0**-100)] = 0
-    unit = torch.finfo(torch.float64).eps
+    # The errors are those of float32, because decoded() needs a slack that is not as small as those of float64.
+    unit = torch.finfo(torch.float32).eps
     factor = 1 + (x.shape[1] + 16) * unit
     residual = (y - m.double()[:, None] * v).square().sum(1).sqrt()
-    slack = (residual + (rotation_error(x.shape[1], torch.float64) + unit) * y_squares.sqrt()) * factor
+    slack = (residual + (rotation_error(x.shape[1]) + unit) * y_squares.sqrt()) * factor
     slack = torch.where(bounded, slack, norm * (1 + 2.0**-20) + 2.0**-120)
     slack[(x == 0).all(1)] = 0
     return m, _rounded_up(slack), (m.double().abs() * squares.sqrt() * (1 + 2.0**-20)).float()

@@ -46,7 +46,8 @@ class Collection:
         or for approximate answers ``"int4"``, ``"int2"`` or ``"int1"``.
     exact
         The dtype in which the tokens are kept beside, for exact scores: ``"float16"`` (the default of a new folder),
-        ``"bfloat16"``, ``"float32"``, or None, which keeps only the codes.
+        ``"bfloat16"``, ``"float32"``, or None, which keeps only the codes: what they stand for is then found
+        and scored.
     read_only
         Whether to open an existing folder without ever writing to it.
     wait
@@ -277,8 +278,7 @@ class Collection:
         Raises
         ------
         TypeError, ValueError, NotImplementedError
-            As :func:`maxsim`; and ValueError for a bad ``k``, ``candidates``, ``where`` or ``device``, or without
-            ``candidates`` if the collection keeps no exact tokens.
+            As :func:`maxsim`; and ValueError for a bad ``k``, ``candidates``, ``where`` or ``device``.
         KeyError
             ``among`` has an id that is not there.
 

@@ -1,5 +1,8 @@
 """The documents of a snapshot as a search sees them: bounds from the codes, and scores from the exact tokens.
 
+If the exact tokens are not kept, what the finest codes stand for takes their place. Their own bounds hold for it:
+see :func:`colbert_fast._codecs.decoded`.
+
 A search counts the live documents of all segments as columns, segment after segment.
 
 THE ERROR OF A SCORE. Let q_i be the tokens of a query of dimension n, and X the largest norm of a token of a document.
@@ -58,7 +61,7 @@ class Documents:
 
     @property
     def finer(self) -> bool:
-        """Whether there are finer codes than those of :meth:`upper_bounds`."""
+        """Whether there are finer codes than the coarsest."""
         return all(len(segment.codes) > 1 for segment in self.segments)
 
     @property
@@ -66,11 +69,11 @@ class Documents:
         """Whether the tokens are kept."""
         return all(segment.exact is not None for segment in self.segments)
 
-    def upper_bounds(self, queries: PackedTokens, backend: str | None, device: torch.device | None) -> Any:
-        """Return bounds ``[A, n]`` of all scores, float32, from the coarsest codes."""
+    def upper_bounds(self, queries: PackedTokens, level: int, backend: str | None, device: torch.device | None) -> Any:
+        """Return bounds ``[A, n]`` of all scores, float32, from one level of the codes: 0 is the coarsest."""
         bounds = []
         for segment in self.segments:
-            codes = segment.codes[0]
+            codes = segment.codes[level]
             if len(segment.live) < len(codes.starts):
                 codes = codes.select(segment.live)
             if device is None:

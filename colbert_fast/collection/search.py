@@ -34,10 +34,6 @@ _REFINED_FIRST = 16
 # As in cf.topk: the result has so many columns, or k if that is less, even if there are fewer documents.
 _ALWAYS_FILLED = 1024
 _LARGEST = float(np.finfo(np.float32).max)
-_NOTHING_EXACT = (
-    "this needs the exact tokens, which the collection does not keep (exact=None): there is nothing to prove an answer "
-    "with; topk(candidates=n) ranks the n best documents by their codes"
-)
 
 
 @safe_after_fork
@@ -56,8 +52,6 @@ def topk(
     documents = Documents(snapshot)
     if candidates is not None:
         candidates = _candidates(candidates, k)
-    elif not documents.exact:
-        raise ValueError(_NOTHING_EXACT)
     q = _checked_queries(queries, documents.dim)
     scores, columns, read = _search(documents, q, k, candidates, backend, _device(device))
     return SearchResult(
@@ -83,8 +77,6 @@ def recall(
     k = positive_int(k, "k")
     candidates = _candidates(candidates, k)
     documents = Documents(snapshot)
-    if not documents.exact:
-        raise ValueError(_NOTHING_EXACT)
     q = _checked_queries(queries, documents.dim)
     if len(q) == 0:
         msg = "recall needs at least one query"
@@ -119,15 +111,18 @@ def _search(
     columns = np.full((len(q), width), -1, np.int64)
     read = np.zeros(len(q), np.int64)
     at_once = max(1, _PAIRS_AT_ONCE // max(1, len(documents)))
+    # Coarse codes bound the exact tokens, and not what the finest codes stand for.
+    cascade = documents.exact and documents.finer
+    level = 0 if cascade or candidates is not None else -1
     for first in range(0, len(q) if len(documents) else 0, at_once):
         block = slice(first, first + at_once)
         part = q if len(q) <= at_once else q[block]._own(wait=True)
         # The backend of a scan on another device need not be able to score on the CPU.
         found = _Found(documents, part, k, backend if device is None else None)
-        upper = documents.upper_bounds(part, backend, device)
+        upper = documents.upper_bounds(part, level, backend, device)
         if candidates is not None:
             found.read(*_pop(upper, found.tau, candidates))
-        elif documents.finer:
+        elif cascade:
             found.refine_all(upper)
         else:
             found.read_all(upper, None)

@@ -219,13 +219,14 @@ def test_candidates_are_rescored_and_not_certified(codes: str) -> None:
 
 
 @pytest.mark.parametrize("codes", CODES)
-def test_without_exact_tokens_only_candidates_are_ranked_by_their_codes(codes: str) -> None:
-    queries, items = random_data(32)
+@pytest.mark.parametrize("candidates", [None, 60])
+@pytest.mark.parametrize("data", [random_data, near_ties])
+def test_without_exact_tokens_codes_are_ranked(codes: str, data: Any, candidates: int | None) -> None:
+    queries, items = data(32)
     items[8] = items[8][:0]
     source = snapshot(items, codes, exact=False, cuts=[30])
-    with pytest.raises(ValueError, match="exact=None"):
-        topk(source, queries, 5)
-    result = topk(source, queries, 5, candidates=60)
+    result = topk(source, queries, 5, candidates=candidates)
+    assert result.certified == (candidates is None)
     rows = [
         decoded(segment.codes[-1])[start : start + length]
         for segment in source.segments

@@ -71,15 +71,15 @@ def test_a_search_sees_one_state(tmp_path: Path) -> None:
             assert_exact(reader.topk(asked, 10), asked, given, 10, gone=[1])
 
 
-def test_without_exact_tokens_topk_needs_candidates(tmp_path: Path) -> None:
+def test_without_exact_tokens_topk_finds_the_best_codes(tmp_path: Path) -> None:
     asked = queries()
     with cf.Collection(tmp_path / "c", codes="int4+4", exact=None) as collection:
         collection.add(names(30), documents(30))
-        with pytest.raises(ValueError, match=r"does not keep \(exact=None\)"):
-            collection.topk(asked, 5)
-        result = collection.topk(asked, 5, candidates=30)
-        assert not result.certified
-        assert_exact(result, asked, [collection[name] for name in names(30)], 5)
+        decoded = [collection[name] for name in names(30)]
+        for candidates in (None, 30):
+            result = collection.topk(asked, 5, candidates=candidates)
+            assert result.certified == (candidates is None)
+            assert_exact(result, asked, decoded, 5)
 
 
 def test_a_new_collection_finds_nothing(tmp_path: Path) -> None:
