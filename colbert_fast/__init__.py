@@ -52,3 +52,7 @@ def __getattr__(name: str) -> object:
         return Collection
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

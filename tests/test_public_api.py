@@ -68,6 +68,10 @@ def test_import_is_light() -> None:
         )
 
 
+def test_a_listing_has_what_is_imported_at_first_use() -> None:
+    assert run("import colbert_fast as cf; print(sorted(set(cf.__all__) - set(dir(cf))))") == "[]"
+
+
 def test_no_module_hides_behind_a_name_of_the_package() -> None:
     """What is imported as a module is one: ``import colbert_fast.x as m`` takes the attribute x of the package."""
     package = Path(cf.__file__).parent
