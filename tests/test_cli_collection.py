@@ -126,6 +126,7 @@ class TestEncode:
         given()
         assert f"{folder}: 0 documents added, 7 were there, 7 in all; 0 tokens of" in command(*words, "--resume")
 
+    @pytest.mark.filterwarnings("always:.*no ColBERT projection")
     def test_another_model_is_refused(
         self, model: Path, files: Path, wiki: Path, tmp_path: Path, command: Command
     ) -> None:
@@ -137,6 +138,9 @@ class TestEncode:
         assert f"got '{other}' with" in command.refused(*words, other, *OPTIONS)
         with cf.Collection(tmp_path / "x") as collection:
             collection.add(["a"], torch.ones(1, 2, 32))
+        out, err = command.both("encode", files, "--collection", tmp_path / "new", "--model", model, status=2)
+        assert out == "" and "another one in every search" in err.splitlines()[-1]
+        assert not (tmp_path / "new").exists()
         words = ["encode", files / "queries.jsonl", "--collection", tmp_path / "x", "--model", model, *OPTIONS]
         assert command.refused(*words).startswith(f"{tmp_path / 'x'} does not say which model made its embeddings")
         words[3] = wiki

@@ -63,6 +63,12 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
     corpus = Corpus(texts.corpus_of(chosen.corpus), chosen.format, chosen.metadata)
     options = model_options(chosen)
     encoder = encoders.load(chosen.model, options)
+    if encoder._fresh_projection:
+        msg = (
+            f"{chosen.model!r} has no projection, and a random one is another one in every search: give a trained "
+            "model, or --embedding-size none for the transformer's own states"
+        )
+        raise ValueError(msg)
     exact: Any = ... if chosen.exact is None else None if chosen.exact == "none" else chosen.exact
     with cf.Collection(chosen.collection, codes=chosen.codes, exact=exact) as collection:
         _agree(collection, encoders.about(encoder, chosen.model, options))

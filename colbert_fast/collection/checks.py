@@ -52,6 +52,15 @@ def about(found: dict[str, Any], folder: str) -> dict[str, str]:
     return words
 
 
+def fields(reader: Reader) -> list[str]:
+    """Return the names in the metadata of any document, checked."""
+    found = [name for (name,) in reader.rows("SELECT name FROM field ORDER BY name")]
+    for name in found:
+        if not isinstance(name, str):
+            raise damaged(reader.folder, f"the name of a field is {name!r:.200}")
+    return found
+
+
 def segments(reader: Reader) -> Iterator[tuple[int, str, int, int, bytes | None]]:
     """Return first, file, documents, tokens and deleted of each segment, in the order of the documents, checked."""
     after = 0

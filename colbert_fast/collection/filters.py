@@ -51,7 +51,7 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
     if isinstance(parameters, (str, bytes)) or not isinstance(parameters, (Sequence, Mapping)):
         msg = f"parameters must be a list of values, or a dict; got {parameters!r:.200}"
         raise TypeError(msg)
-    fields = [name for (name,) in reader.rows("SELECT name FROM field ORDER BY name")]
+    fields = checks.fields(reader)
     used = _used(fields, where)
     columns = "".join(f", {_extracted(name)} AS {_quoted(name)}" for name in used)
     inner = f"SELECT number AS {_NUMBER}, id, metadata AS _metadata{columns} FROM document"

@@ -35,7 +35,7 @@ def _of_database(snapshot: Snapshot) -> Iterator[str]:
         if found != expected.tolist():
             wrong = sorted(set(found) ^ set(expected.tolist()))
             yield f"{path}: documents and segments disagree about the documents {wrong[:5]}"
-        fields = {name for (name,) in reader.rows("SELECT name FROM field")}
+        fields = set(checks.fields(reader))
         for number, name, text in reader.rows("SELECT number, id, metadata FROM document"):
             if not isinstance(name, str):
                 yield f"{path}: the id of document {number} is {name!r}"

@@ -176,6 +176,8 @@ class ColBERT(nn.Module):
         self.original_pad_token = getattr(self.tokenizer, "pad_token", None)
         self._metadata = loaded.metadata
         self._scores_padding = loaded.scores_padding
+        # Nobody can load it again.
+        self._fresh_projection = loaded.fresh_projection
         for name, value in loaded.settings.items():
             setattr(self, name, value)
         if freeze_layers_except_last_n is not None:

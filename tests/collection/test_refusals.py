@@ -163,6 +163,18 @@ def test_a_database_that_lies(tmp_path: Path, sql: str, message: str) -> None:
         assert str(tmp_path) in str(raised.value)
 
 
+def test_a_field_that_has_no_name(tmp_path: Path) -> None:
+    with cf.Collection(tmp_path) as collection:
+        collection.add(names(6), GIVEN)
+    with sqlite3.connect(tmp_path / database.NAME) as lying:
+        lying.execute("INSERT INTO field VALUES(x'00')")
+    lying.close()
+    with cf.Collection(tmp_path) as collection:
+        for run in (lambda: collection.ids("x > 1"), collection.verify):
+            with pytest.raises(ValueError, match=rf"{database.NAME} is damaged: the name of a field is b'\\x00'"):
+                run()
+
+
 def test_a_second_writer_waits_or_is_refused(collection: cf.Collection, tmp_path: Path) -> None:
     other = cf.Collection(tmp_path / "c", wait=60)
     with collection._writer._writing():
