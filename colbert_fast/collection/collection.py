@@ -215,6 +215,7 @@ class Collection:
         ids = checks.ids(name, "ids")
         return snapshot.items(snapshot.numbers(ids)) if ids else PackedTokens.from_list([])
 
+    @safe_after_fork
     def ids(self, where: str | None = None, parameters: Parameters = ()) -> list[str]:
         """Return the ids of all documents, in the order in which they were added.
 

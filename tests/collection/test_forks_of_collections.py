@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 
 SCRIPT = """
 import os, signal, sys, threading, torch, colbert_fast as cf
+torch.set_num_threads(2)
 x = torch.randn(700, 700); x @ x
 collection = cf.Collection(sys.argv[1], wait=60)
 collection.add(["a", "b"], torch.ones(2, 3, 8), [{"n": 1}, {"n": 2}])
@@ -26,6 +27,7 @@ def child(held):
             if held:
                 held.release()
             assert collection.ids("n = 2") == ["b"]
+            assert torch.get_num_threads() == 1  # threads of the parent are not waited for
             assert torch.equal(collection["a"], torch.ones(3, 8).half())
             if held:  # the change of the parent goes on, and this child has its descriptors
                 try:
