@@ -109,6 +109,8 @@ def _watching(caught: list[BaseException]) -> Iterator[int]:
     while True:
         try:
             yield 0
+        except GeneratorExit:  # nobody asks any more
+            return
         except BaseException as error:
             caught.append(error)
             yield 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from collections_of import check_holds, documents, names
 
 import colbert_fast as cf
-from colbert_fast.collection import filters
+from colbert_fast.collection import filters, reader
 
 
 @pytest.fixture
@@ -116,6 +117,15 @@ def test_ctrl_c_while_sqlite_asks_what_is_allowed(collection: cf.Collection, mon
 def test_parameters_that_do_not_fit(collection: cf.Collection, parameters: Any) -> None:
     with pytest.raises(ValueError, match="where must be one condition"):
         collection.ids("id = ?" if not isinstance(parameters, dict) else "id = :y", parameters)
+
+
+def test_asking_for_signals_leaves_nothing(collection: cf.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_STEPS", 1)
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    for number in range(3):
+        assert collection.ids("id <> ?", (str(number),)) == ["d0", "d2", "d3"]
+    assert not told
 
 
 def test_parameters_that_look_alike(collection: cf.Collection) -> None:
