@@ -49,7 +49,7 @@ class Collection:
         ``"bfloat16"``, ``"float32"``, or None, which keeps only the codes: what they stand for is then found
         and scored.
     read_only
-        Whether to open an existing folder without ever writing to it.
+        Whether to open an existing collection and never change it.
     wait
         Seconds to wait for another writer.
 
