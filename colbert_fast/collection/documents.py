@@ -3,7 +3,7 @@
 If the exact tokens are not kept, what the finest codes stand for takes their place. Their own bounds hold for it:
 see :func:`colbert_fast._codecs.decoded`.
 
-A search counts the live documents of all segments as columns, segment after segment.
+The live documents of all segments, one segment after the other, are the columns 0 .. n - 1 of the matrices of a search.
 
 THE ERROR OF A SCORE. Let q_i be the tokens of a query of dimension n, and X the largest norm of a token of a document.
 By csrc/per_tier/sums.h a product passes at most r = 130 + L roundings in a float32 score, L being the logarithm to

@@ -30,11 +30,11 @@ def column_of(items: list[Tensor], kind: str = "list", number: Any = None) -> An
 def test_columns(kind: str, tmp_path: Path) -> None:
     items = same_length() if kind == "fixed" else ragged()
     column = column_of(items, kind)
-    table = pyarrow.table({"id": IDS, "tokens": pyarrow.chunked_array([column[:2], column[2:2], column[2:]])})
+    table = pyarrow.table({"name": IDS, "tokens": pyarrow.chunked_array([column[:2], column[2:2], column[2:]])})
     with cf.Collection(tmp_path / "c") as collection:
-        collection.add(table["id"], table["tokens"], table.select(["id"]))
+        collection.add(table["name"], table["tokens"], table.select(["name"]))
         check(collection, items)
-        assert collection.metadata("d3") == {"id": "d3"}
+        assert collection.metadata("d3") == {"name": "d3"}
         collection.add(["a", "b"], column[3:5])  # a slice of a column
         assert torch.equal(collection["b"].float(), items[4])
 
