@@ -114,7 +114,7 @@ def _split(tensor: Tensor | Pieces) -> Iterator[memoryview]:
     """Yield the bytes of a tensor in CPU memory."""
     for part in [tensor] if isinstance(tensor, Tensor) else tensor.pieces:
         # A tensor of one element may have any stride, and its bytes can only be viewed if the stride is 1.
-        flat = part.detach().contiguous().as_strided((part.numel(),), (1,))
+        flat = part.detach().resolve_neg().contiguous().as_strided((part.numel(),), (1,))
         for piece in flat.split(max(1, _PIECE // part.element_size())):
             if piece.numel():
                 yield memoryview(piece.cpu().view(torch.uint8).numpy())
@@ -201,7 +201,10 @@ def _mapped(descriptor: int, size: int) -> mmap.mmap:
     # A private map: writing to it never reaches the file, and does not end the process as a read-only map would.
     if sys.platform == "win32":
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
-    return mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    flags, prot = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    if sys.version_info >= (3, 13):  # else Python keeps the file open, one descriptor for each map
+        return mmap.mmap(descriptor, size, flags=flags, prot=prot, trackfd=False)
+    return mmap.mmap(descriptor, size, flags=flags, prot=prot)
 
 
 def _header(descriptor: int, path: str) -> Header:

@@ -44,6 +44,7 @@ def batches() -> dict[str, PackedTokens]:
         "every second number": whole.with_tokens(torch.randn(whole.rows, 2 * DIM)[:, ::2]),
         "transposed": whole.with_tokens(torch.randn(DIM, whole.rows).T),
         "without numbers": PackedTokens(torch.empty(3, 0), torch.tensor([0, 1]), torch.tensor([1, 2])),
+        "negated": whole.with_tokens(torch._neg_view(whole.tokens)),
         "gradient": whole.with_tokens(torch.randn(whole.rows, DIM, requires_grad=True))[4:6],
     }
 
@@ -117,6 +118,14 @@ def test_loading_does_not_read_the_tokens(tmp_path: Path) -> None:
     found = PackedTokens.load(path)
     assert (pages() - before) * os.sysconf("SC_PAGE_SIZE") < 2**26
     assert len(found) == rows // 64 and not found[-1].any()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or sys.version_info < (3, 13), reason="Python keeps mapped files open")
+def test_a_loaded_file_is_not_kept_open(tmp_path: Path) -> None:
+    batches()["whole"].save(tmp_path / "b")
+    before = len(os.listdir("/proc/self/fd"))
+    loaded = PackedTokens.load(tmp_path / "b")
+    assert len(os.listdir("/proc/self/fd")) == before and len(loaded) == 100
 
 
 def test_a_batch_whose_offsets_were_changed(tmp_path: Path) -> None:

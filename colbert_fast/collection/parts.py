@@ -47,7 +47,7 @@ def encoded(options: Options, batches: Sequence[PackedTokens], ids: Sequence[str
 def _encoded(options: Options, batch: PackedTokens, ids: Sequence[str]) -> dict[str, Tensor]:
     own = in_order(batch._rows())
     lengths = own.lengths
-    rows = own.tokens.detach()
+    rows = own.tokens.detach().resolve_neg()
     if rows.dtype == torch.float64:
         rows = rows.float()
     kept = rows if options.exact is None else rows.to(EXACT[options.exact])

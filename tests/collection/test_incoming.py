@@ -218,3 +218,10 @@ def test_an_error_leaves_the_segments_before_it(tmp_path: Path, monkeypatch: pyt
             collection.add(IDS, items_until(5, OSError("the net")))
         assert collection.ids() == IDS[:4]
         collection.verify()
+
+
+def test_tokens_with_a_minus_that_torch_has_only_noted(tmp_path: Path) -> None:
+    packed = cf.PackedTokens.from_list(ragged())
+    with cf.Collection(tmp_path / "c", exact="float32") as collection:
+        collection.add(IDS, packed.with_tokens(torch._neg_view(-packed.tokens)))
+        check(collection, ragged())
