@@ -346,6 +346,9 @@ def _device(device: torch.device | str | None) -> torch.device | None:
     except (RuntimeError, AssertionError) as error:
         msg = f"device must be one that torch can use here; got {device!s}: {str(error).splitlines()[0]}"
         raise ValueError(msg) from None
+    if target.type == "meta":
+        msg = "device must have memory; got 'meta'"
+        raise ValueError(msg)
     return None if target.type == "cpu" else target
 
 

@@ -307,6 +307,8 @@ def test_a_device_that_is_not_here_is_refused() -> None:
     queries, items = random_data(8)
     with pytest.raises(ValueError, match="device must be one that torch can use here; got cuda: "):
         topk(snapshot(items, "int8"), queries, 5, device="cuda")
+    with pytest.raises(ValueError, match="device must have memory; got 'meta'"):
+        topk(snapshot(items, "int8"), queries, 5, device="meta")
 
 
 def test_a_result_is_a_tuple_and_says_how_it_was_found() -> None:
