@@ -35,7 +35,9 @@ class Collection:
     not, and what a method has returned from stays. The tokens lie in files that are mapped into memory when they are
     needed and never change. A Collection sees the state that it opened, and its own changes; :meth:`refresh` shows
     what others have changed since. Many processes may read beside one that writes; a second writer waits. Threads may
-    share a Collection, and so may forked children.
+    share a Collection. A forked child may read while its parent leaves the Collection alone: SQLite does not tell the
+    locks of the two apart. Spawned processes, and those that open a Collection which their parent does not have open,
+    are as free as any other.
 
     Parameters
     ----------
