@@ -35,9 +35,9 @@ class Collection:
     not, and what a method has returned from stays. The tokens lie in files that are mapped into memory when they are
     needed and never change. A Collection sees the state that it opened, and its own changes; :meth:`refresh` shows
     what others have changed since. Many processes may read beside one that writes; a second writer waits. Threads may
-    share a Collection. A forked child may read while its parent leaves the Collection alone: SQLite does not tell the
-    locks of the two apart. Spawned processes, and those that open a Collection which their parent does not have open,
-    are as free as any other.
+    share a Collection. A forked child may only read what its parent had open, and only while the parent leaves it
+    alone: SQLite does not tell the locks of the two apart. A process that is spawned is as free as any other, and so
+    is a forked child with a folder that its parent does not have open.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class Collection:
         self._writer = changes.Writer(self._folder, self._wait)
 
     def _alone(self) -> Any:
-        """Return the lock of the threads; in a forked child a new one, for a thread of the parent may hold the old."""
+        """Return the lock of the threads. A forked child that reads gets a new one: a thread may have held the old."""
         if self._process != os.getpid():
             self._begin()
         return self._lock

@@ -14,7 +14,8 @@ import numpy as np
 
 from colbert_fast.collection import database, filters
 
-# Connections that a fork has copied into this process. SQLite forbids to use or close them here.
+# Connections of the parent, which a fork has copied into this process. SQLite forbids to use or to close them here, so
+# a child that reads opens its own.
 _FOREIGN: list[sqlite3.Connection] = []
 # SQLite looks for signals after so many of its steps, a few times in a hundredth of a second.
 _STEPS = 100_000
@@ -93,7 +94,7 @@ class Reader:
         return [found.get(name) for name in ids]
 
     def close(self) -> None:
-        """Give the state back. Without effect in a forked child."""
+        """Give the state back. In a forked child the connection is the parent's and is left alone."""
         if self.process != os.getpid():
             _FOREIGN.append(self._connection)
         else:
