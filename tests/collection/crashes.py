@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def kill_once(seed: int, seconds: float) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "c")
         read, write = os.pipe()
-        process = forked(lambda: work(folder, seed, write, -1))
+        process = forked(partial(work, folder, seed, write, -1))
         os.close(write)
         time.sleep(seconds)
         os.kill(process, signal.SIGKILL)
@@ -168,7 +169,7 @@ def kill_at_every_step(seed: int, changes_before: int) -> int:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "c")
             read, write = os.pipe()
-            process = forked(lambda: _die_at(folder, seed, write, step, changes_before))  # noqa: B023
+            process = forked(partial(_die_at, folder, seed, write, step, changes_before))
             os.close(write)
             _, status = os.waitpid(process, 0)
             told = len(os.read(read, 4096))

@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,11 +87,8 @@ def main(readers: int, writers: int, count: int) -> None:
             os.close(open_end)
             read(folder, number, until)
 
-        def writing(number: int) -> None:
-            write(folder, number, count)
-
-        reading_ones = [forked(lambda: reading(number)) for number in range(readers)]  # noqa: B023
-        writing_ones = [forked(lambda: writing(number)) for number in range(writers)]  # noqa: B023
+        reading_ones = [forked(partial(reading, number)) for number in range(readers)]
+        writing_ones = [forked(partial(write, folder, number, count)) for number in range(writers)]
         statuses = [os.waitpid(process, 0)[1] for process in writing_ones]
         os.close(open_end)
         statuses += [os.waitpid(process, 0)[1] for process in reading_ones]

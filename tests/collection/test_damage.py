@@ -217,9 +217,8 @@ def test_a_damaged_database_loses_no_segment(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
 def test_a_pipe_in_the_place_of_a_segment(tmp_path: Path) -> None:
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("this system has no pipes in folders")
     with cf.Collection(tmp_path) as collection:
         collection.add(names(6), GIVEN)
     (path,) = tmp_path.glob("*.safetensors")
