@@ -266,9 +266,10 @@ def test_what_describes_a_collection(tmp_path: Path) -> None:
         assert collection.about == {}
         collection.describe({"model": "m", "a": "é"})
         collection.describe({"model": "m"})
-        for wrong in (["model"], {"a": 1}, {1: "a"}, None):
+        wrong: list[Any] = [["model"], {"a": 1}, {1: "a"}, None]
+        for about in wrong:
             with pytest.raises(TypeError, match="about must be a dict of str; got"):
-                collection.describe(wrong)  # type: ignore[arg-type]
+                collection.describe(about)
         with cf.Collection(tmp_path / "x", read_only=True) as other:
             assert other.about == {"model": "m"}
             with pytest.raises(PermissionError, match="read_only=True"):

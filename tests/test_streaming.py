@@ -110,7 +110,8 @@ def test_no_slot_is_filled_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> 
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: empty(*a, **k))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: cuda.calls.append(("keeps memory",)))
-    slots = streaming._Slots(Device())  # type: ignore[arg-type]
+    device: Any = Device()
+    slots = streaming._Slots(device)
     slots._device = CPU
     codes = codes_of(embeddings([4, 4, 4, 4], 16), "8")
     fill = streaming._fill

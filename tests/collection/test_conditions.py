@@ -145,11 +145,15 @@ def test_parameters_that_look_alike(collection: cf.Collection) -> None:
 def test_parameters_need_a_condition(collection: cf.Collection) -> None:
     with pytest.raises(ValueError, match="where is None"):
         collection.ids(parameters=("en",))
+
+
+def test_arguments_of_another_type(collection: cf.Collection) -> None:
+    number: Any = 3
     with pytest.raises(TypeError, match="where must be"):
-        collection.ids(3)  # type: ignore[arg-type]
-    for wrong in ("x", 3):
+        collection.ids(number)
+    for wrong in ("x", number):
         with pytest.raises(TypeError, match="parameters must be a list of values, or a dict; got "):
-            collection.ids("id = ?", wrong)  # type: ignore[arg-type]
+            collection.ids("id = ?", wrong)
 
 
 def test_fields_of_a_collection_without_metadata(tmp_path: Path) -> None:

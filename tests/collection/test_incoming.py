@@ -201,11 +201,12 @@ def test_an_error_of_a_database_of_the_user_stays_what_it_is(tmp_path: Path) -> 
 
 def test_the_place_in_a_long_iterator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incoming, "_ITEMS", 2)
+    with_a_number: Any = ["a", "b", "c", 3, "e", "f"]
     with cf.Collection(tmp_path / "c") as collection:
         with pytest.raises(ValueError, match=r"embeddings\[4:\]\[1\] must be \[length, dim\]"):
             collection.add(IDS, [*same_length()[:5], torch.ones(3)])
         with pytest.raises(TypeError, match=r"ids\[2:\]\[1\] is int"):
-            collection.add(["a", "b", "c", 3, "e", "f"], same_length())  # type: ignore[list-item]
+            collection.add(with_a_number, same_length())
         with pytest.raises(ValueError, match=r"ids\[3\] is"):
             collection.add(["a", "b", "c", "", "e", "f"], same_length())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,9 +49,10 @@ def test_what_cannot_be_pooled(tmp_path: Path) -> None:
     with cf.Collection(tmp_path / "c") as collection:
         with pytest.raises(ValueError, match="token 1 of document 'n'"):
             collection.add(["n"], [torch.tensor([[1.0] * 8, [torch.nan] * 8])], pool=2)
-        for pool, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
+        wrong: list[tuple[Any, type[Exception]]] = [(0, ValueError), (-1, ValueError), (1.5, TypeError)]
+        for pool, error in wrong:
             with pytest.raises(error, match="pool"):
-                collection.add(["n"], documents(1), pool=pool)  # type: ignore[arg-type]
+                collection.add(["n"], documents(1), pool=pool)
 
 
 def test_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,22 +81,25 @@ def test_metadata_that_are_refused(collection: cf.Collection, metadata: Any, err
 
 
 def test_ids_that_are_no_list_of_str(collection: cf.Collection) -> None:
-    for method in (collection.delete, lambda ids: collection.add(ids, GIVEN[:1])):
-        for wrong, got in (("d1", "one str"), ([1], "int"), (b"d1", "one bytes"), (3, "one int")):
-            with pytest.raises(TypeError, match=got):
-                method(wrong)  # type: ignore[operator]
+    wrong: list[tuple[Any, str]] = [("d1", "one str"), ([1], "int"), (b"d1", "one bytes"), (3, "one int")]
+    for ids, got in wrong:
+        with pytest.raises(TypeError, match=got):
+            collection.delete(ids)
+        with pytest.raises(TypeError, match=got):
+            collection.add(ids, GIVEN[:1])
     with pytest.raises(KeyError, match="no document 'none'"):
         collection["none"]
     with pytest.raises(KeyError, match="no document 'none'"):
         collection.metadata("none")
+    number: Any = 3
     with pytest.raises(TypeError, match="by a list of ids; got 3"):
-        collection[3]  # type: ignore[call-overload]
-    assert 3 not in collection
+        collection[number]
+    assert number not in collection
 
 
 def test_options_that_contradict_the_folder(collection: cf.Collection, tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    for options, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"codes": "int4"}, "codes='int8'; codes cannot become 'int4'"),
         ({"exact": None}, "exact='float16'; exact cannot become None"),
         ({"exact": "bfloat16"}, "cannot become 'bfloat16'"),
@@ -106,9 +109,10 @@ def test_options_that_contradict_the_folder(collection: cf.Collection, tmp_path:
         ({"wait": float("nan")}, "wait must be a number of seconds"),
         ({"wait": -1}, "wait must be a number of seconds"),
         ({"wait": "1"}, "wait must be a number of seconds"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(ValueError, match=message):
-            cf.Collection(folder, **options)  # type: ignore[arg-type]
+            cf.Collection(folder, **options)
     cf.Collection(folder, codes="int8", exact="float16").close()
 
 
@@ -384,7 +388,8 @@ def test_a_folder_that_nobody_can_write_to() -> None:
 
 
 def test_a_folder_that_is_named_in_bytes(tmp_path: Path) -> None:
-    with cf.Collection(os.fsencode(tmp_path / "c"), wait=float("inf")) as collection:  # type: ignore[arg-type]
+    path: Any = os.fsencode(tmp_path / "c")
+    with cf.Collection(path, wait=float("inf")) as collection:
         collection.add(names(6), GIVEN)
         assert collection.path == str(tmp_path / "c")
     with pytest.raises(ValueError, match="must be Unicode"):
