@@ -8,8 +8,9 @@ from typing import TypeAlias
 
 from benchmarks.search.data import Array, Data
 
-# The numbers of the k best documents for a query [tokens, dim].
-Search: TypeAlias = Callable[[Array, int], list[int]]
+# For a query [tokens, dim] and k: the numbers of the k best documents, and how many documents were scored by their own
+# tokens, or None where the library does not say.
+Search: TypeAlias = Callable[[Array, int], tuple[list[int], int | None]]
 
 
 class Index:

@@ -12,7 +12,7 @@ from benchmarks.search.data import Array, Data
 from benchmarks.search.index import Index, Search
 
 
-def _in_memory(dtype: str, data: Data, _: Path) -> Search:
+def _in_memory(function: str, dtype: str, data: Data, _: Path) -> Search:
     import torch
 
     import colbert_fast as cf
@@ -24,11 +24,14 @@ def _in_memory(dtype: str, data: Data, _: Path) -> Search:
     )
     documents = packed.quantize("int8") if dtype == "int8" else packed
 
-    def search(query: Array, k: int) -> list[int]:
-        found: list[int] = cf.topk(query[None], documents, k)[1][0].tolist()
-        return found
+    def best(query: Array, k: int) -> tuple[list[int], None]:
+        return cf.topk(query[None], documents, k)[1][0].tolist(), None
 
-    return search
+    def best_of_all_scores(query: Array, k: int) -> tuple[list[int], int]:
+        scores = cf.maxsim(query[None], documents)[0]
+        return scores.topk(min(k, len(scores)))[1].tolist(), len(scores)
+
+    return best if function == "topk" else best_of_all_scores
 
 
 def _build(codes: str, data: Data, folder: Path) -> None:
@@ -49,9 +52,9 @@ def _open(candidates: int | None, _: Data, folder: Path) -> Search:
 
     collection = cf.Collection(folder / "collection", read_only=True)
 
-    def search(query: Array, k: int) -> list[int]:
+    def search(query: Array, k: int) -> tuple[list[int], int]:
         found = collection.topk(query[None], k, candidates=candidates)
-        return [int(name) for name in found.ids[0] if name is not None]
+        return [int(name) for name in found.ids[0] if name is not None], int(found.read[0])
 
     return search
 
@@ -64,7 +67,11 @@ def _collection(codes: str, **settings: int | None) -> Index:
 
 
 INDEXES = (
-    *(Index(f"topk {dtype}", "colbert-fast", None, {"": partial(_in_memory, dtype)}) for dtype in ("float32", "int8")),
+    *(
+        Index(f"{function} {dtype}", "colbert-fast", None, {"": partial(_in_memory, function, dtype)})
+        for dtype in ("float32", "int8")
+        for function in ("maxsim", "topk")
+    ),
     _collection("int8", certified=None),
     _collection("int4+4", certified=None),
     _collection("int2", candidates_20=20),

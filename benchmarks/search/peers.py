@@ -22,6 +22,17 @@ def _tensors(data: Data) -> list[Any]:
     return [torch.from_numpy(item) for item in data.items()]
 
 
+def _asked(index: Any, settings: dict[str, int]) -> Search:
+    """Search fast-plaid or xtr-warp-rs, whose indexes are called alike."""
+    import torch
+
+    def find(query: Array, k: int) -> tuple[list[int], None]:
+        found = index.search(torch.from_numpy(query)[None], top_k=k, show_progress=False, **settings)
+        return [number for number, _ in found[0]], None
+
+    return find
+
+
 def _build_fast_plaid(data: Data, folder: Path) -> None:
     from fast_plaid import search
 
@@ -29,16 +40,9 @@ def _build_fast_plaid(data: Data, folder: Path) -> None:
 
 
 def _open_fast_plaid(settings: dict[str, int], _: Data, folder: Path) -> Search:
-    import torch
     from fast_plaid import search
 
-    index = search.FastPlaid(str(folder / "index"), device="cpu")
-
-    def find(query: Array, k: int) -> list[int]:
-        found = index.search(torch.from_numpy(query)[None], top_k=k, show_progress=False, **settings)
-        return [number for number, _ in found[0]]
-
-    return find
+    return _asked(search.FastPlaid(str(folder / "index"), device="cpu"), settings)
 
 
 def _build_xtr_warp(data: Data, folder: Path) -> None:
@@ -48,16 +52,9 @@ def _build_xtr_warp(data: Data, folder: Path) -> None:
 
 
 def _open_xtr_warp(settings: dict[str, int], _: Data, folder: Path) -> Search:
-    import torch
     from xtr_warp.search import XTRWarp
 
-    index = XTRWarp(str(folder / "index")).load(device="cpu")
-
-    def find(query: Array, k: int) -> list[int]:
-        found = index.search(torch.from_numpy(query)[None], top_k=k, show_progress=False, **settings)
-        return [number for number, _ in found[0]]
-
-    return find
+    return _asked(XTRWarp(str(folder / "index")).load(device="cpu"), settings)
 
 
 def _build_col_bandit(data: Data, folder: Path) -> None:
@@ -72,8 +69,8 @@ def _open_col_bandit(alpha: float, _: Data, folder: Path) -> Search:
     index = ColBandit.load(str(folder / "index.npz"))
     index.alpha_ef = alpha
 
-    def find(query: Array, k: int) -> list[int]:
-        return [int(number) for number in index.search(query, k)[0]]
+    def find(query: Array, k: int) -> tuple[list[int], None]:
+        return [int(number) for number in index.search(query, k)[0]], None
 
     return find
 
@@ -105,12 +102,11 @@ def _open_lancedb(metric: str, settings: dict[str, int], _: Data, folder: Path) 
 
     table = lancedb.connect(folder).open_table("documents")
 
-    def find(query: Array, k: int) -> list[int]:
+    def find(query: Array, k: int) -> tuple[list[int], None]:
         asked = table.search(query, vector_column_name="vector").distance_type(metric)
         for name, value in settings.items():
             asked = getattr(asked, name)(value)
-        numbers: list[int] = asked.limit(k).to_arrow()["number"].to_pylist()
-        return numbers
+        return asked.limit(k).to_arrow()["number"].to_pylist(), None
 
     return find
 
@@ -136,9 +132,9 @@ def _open_qdrant(_: Data, folder: Path) -> Search:
 
     client = QdrantClient(path=str(folder))
 
-    def find(query: Array, k: int) -> list[int]:
+    def find(query: Array, k: int) -> tuple[list[int], None]:
         found = client.query_points("documents", query=query.tolist(), limit=k, with_payload=False)
-        return [int(point.id) for point in found.points]
+        return [int(point.id) for point in found.points], None
 
     return find
 

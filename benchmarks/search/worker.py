@@ -64,13 +64,16 @@ def search(data: Data, folder: Path, index: Index, setting: str, k: int, seconds
     queries = data.asked()
     for query in queries[:WARM_UP]:
         find(query, k)
-    cpu, wall, found = [], [], []
+    cpu, wall, found, read = [], [], [], []
     end = time.perf_counter() + seconds
     for query in queries:
         before, start = cpu_seconds(), time.perf_counter()
-        found.append(find(query, k))
+        numbers, exactly = find(query, k)
         wall.append(time.perf_counter() - start)
         cpu.append(cpu_seconds() - before)
+        found.append(numbers)
+        if exactly is not None:
+            read.append(exactly)
         if time.perf_counter() > end:
             break
     result = {
@@ -78,6 +81,7 @@ def search(data: Data, folder: Path, index: Index, setting: str, k: int, seconds
         "cpu": quantiles(cpu),
         "wall": quantiles(wall),
         "queries": len(found),
+        "read": float(np.mean(read)) if read else None,
         "peak_memory": peak_memory(),
         **quality(data, found, k),
     }
