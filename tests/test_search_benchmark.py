@@ -108,13 +108,21 @@ def test_ours_is_measured(name: str, setting: str, made: Data, folder: Path, tmp
     found = {**built, **worker.search(made, tmp_path, index, setting, K, 60)}
     assert found["queries"] == 6
     assert found["overlap"] >= 0.8
-    if setting == "certified" or name == "topk float32":
+    if setting == "certified" or name in ("maxsim float32", "topk float32"):
         assert found["overlap"] == found["first"] == 1
+    if name.startswith("topk"):
+        assert found["read"] is None
+    elif name.startswith("maxsim"):
+        assert found["read"] == 300
+    elif setting.startswith("candidates"):
+        assert found["read"] == int(setting.split()[1])
+    else:
+        assert K <= found["read"] < 300
     assert index.build is None or found["size"] > made.documents.size / 8
 
 
 def test_a_run_and_its_report(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = Index("gone", "a-package-that-is-not-there", None, {"": lambda data, folder: lambda query, k: []})
+    gone = Index("gone", "a-package-that-is-not-there", None, {"": lambda data, folder: lambda query, k: ([], None)})
     monkeypatch.setitem(command.INDEXES, "gone", gone)
     work = tmp_path / "work" / "synthetic-300-32-6"
     work.parent.mkdir()
@@ -127,15 +135,26 @@ def test_a_run_and_its_report(folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert first["index"] == "topk float32" and first["overlap"] == 1 and first["cpu"]["p50"] > 0
     assert last["failed"] == "a-package-that-is-not-there is not installed"
     text = tables.search([run])
-    assert "| **topk float32** |" in text and "| 100.0 % | 100.0 % | in memory |" in text
+    assert "| **topk float32** |" in text and "| 100.0 % | 100.0 % | - | in memory |" in text
+    assert "joined from" not in text and "- Collection int8: not run" in text
     assert "- gone: a-package-that-is-not-there is not installed" in text
     assert tables.scale([run]) == ""
+
+    later = {"date": "2100-01-01T12:30:00Z", "commit": "0123456789abcdef", "dirty": True, "noisy": True}
+    monkeypatch.setattr(command, "this_run", lambda: later)
+    assert command.main([*options, *places, "--only", "maxsim float32"]) == 0
+    (run,) = tables.load(tmp_path / "results")
+    assert [row["index"] for row in run["rows"]] == ["maxsim float32", "topk float32", "gone"]
+    assert [row["run"] == later for row in run["rows"]] == [True, False, False]
+    text = tables.search([run])
+    assert "joined from 2 runs: " in text
+    assert "commit 0123456789 (dirty), 2100-01-01 12:30, **noisy machine**." in text
 
 
 def test_a_contender_that_fails_is_reported(folder: Path, tmp_path: Path) -> None:
     (path,) = folder.glob("about.json")
     runner = command.Runner(path.parent, tmp_path / "work", K, 1, 60, [sys.executable])
-    broken = Index("broken", "colbert-fast", None, {"": lambda data, folder: lambda query, k: []})
+    broken = Index("broken", "colbert-fast", None, {"": lambda data, folder: lambda query, k: ([], None)})
     # The other process does not know it.
     assert runner.rows(broken)[0]["failed"] == "KeyError: 'broken'"
     slow = command.Runner(path.parent, tmp_path / "work", K, 1, 0.01, [sys.executable])
@@ -166,5 +185,5 @@ def test_the_sizes_in_the_documentation() -> None:
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "box.json").write_text(json.dumps({"schema": 0}))
-    with pytest.raises(ValueError, match="reads schema 1 of a search; got 0"):
+    with pytest.raises(ValueError, match="reads schema 2 of a search; got 0"):
         tables.load(tmp_path)

@@ -4,4 +4,4 @@ Every contender builds and searches in processes of its own, one thread each, an
 """
 
 # Of the files of results.
-SCHEMA = 1
+SCHEMA = 2

@@ -109,9 +109,17 @@ def _version(python: str, index: Index) -> str | None:
     return done.stdout.strip() or None
 
 
-def content(data: Data, k: int, threads: int) -> dict[str, Any]:
-    """Return what a file of results says beside its rows."""
+def this_run() -> dict[str, Any]:
+    """Return when this run began, at which commit, and whether others used the machine."""
     commit, dirty = machine.commit()
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"date": date, "commit": commit, "dirty": dirty, "noisy": machine.is_loaded()}
+
+
+def content(data: Data, k: int) -> dict[str, Any]:
+    """Return what a file of results says beside its rows."""
+    described = machine.describe(threads=1)
+    del described["noisy"]  # each row says it of its run
     about = {
         "name": data.about["name"],
         "source": data.about["source"],
@@ -121,16 +129,7 @@ def content(data: Data, k: int, threads: int) -> dict[str, Any]:
         "queries": len(data.query_lengths),
         "query_tokens": float(data.query_lengths.mean()),
     }
-    return {
-        "schema": SCHEMA,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit,
-        "dirty": dirty,
-        "machine": {**machine.describe(threads), "threads": 1},
-        "data": about,
-        "k": k,
-        "rows": [],
-    }
+    return {"schema": SCHEMA, "machine": described, "data": about, "k": k, "rows": []}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,13 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     pythons = [sys.executable, *(str(Path(path).absolute()) for path in chosen.python)]
     runner = Runner(folder, folder / "index", chosen.k, chosen.seconds, chosen.limit, pythons)
-    found = content(data, chosen.k, 1)
+    run, found = this_run(), content(data, chosen.k)
     path = chosen.results / f"{found['machine']['name']}-{found['data']['name']}.json"
-    # What is not measured now stays as it was measured before.
+    # What is not measured now stays as it was measured before. Each row says of which run it is.
     if chosen.only and path.is_file():
         found["rows"] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     for name in chosen.only or INDEXES:
-        rows = runner.rows(INDEXES[name])
+        rows = [{**row, "run": run} for row in runner.rows(INDEXES[name])]
         for row in rows:
             print(_line(row), flush=True)
         kept = [row for row in found["rows"] if row["index"] != name]

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.model import ReportError, digits
 from benchmarks.search import SCHEMA
+from benchmarks.search.worker import INDEXES
 from benchmarks.tables import cell, details, table
 
 Entry = dict[str, Any]
@@ -18,7 +19,8 @@ SIZES = (100_000, 1_000_000, 10_000_000)
 NOTE = (
     "CPU milliseconds of one query, the median, with one thread; below it the middle 60 %, and how many queries were "
     "asked in the time that each contender has. *The best* is the share of the exact ten best that were found, and "
-    "*first* how often the first document was the right one. nDCG@10 stands beside that of the exact ranking for the "
+    "*first* how often the first document was the right one. *Read* is how many documents were scored by their own "
+    "tokens, on average, where the library says it. nDCG@10 stands beside that of the exact ranking for the "
     "same queries. Memory is the most that the searching process held, mapped files and Python included."
 )
 SCALE_NOTE = (
@@ -49,17 +51,28 @@ def _run(run: Entry) -> str:
     data, machine = run["data"], run["machine"]
     heading = (
         f"**{data['name']}**: {data['documents']:,} documents, {data['tokens']:,} tokens of {data['dim']} numbers, "
-        f"{data['source']}; k = {run['k']}. {machine['name']}{', **noisy machine**' if machine.get('noisy') else ''}, "
-        f"{run['commit'][:10] if run['commit'] else 'commit unknown'}, {run['date'][:10]}."
+        f"{data['source']}; k = {run['k']}. {machine['name']}; {_runs(run['rows'])}."
     )
     rows = [row for row in run["rows"] if "failed" not in row]
     judged = any("ndcg_10" in row for row in rows)
-    header = ["contender", "CPU ms a query", "the best", "first", *(["nDCG@10"] if judged else [])]
+    header = ["contender", "CPU ms a query", "the best", "first", "read", *(["nDCG@10"] if judged else [])]
     header += ["on disk, MB", "memory, MB", "to build, CPU s"]
     body = [_row(row, judged) for row in rows]
     failed = [f"- {_name(row)}: {row['failed']}" for row in run["rows"] if "failed" in row]
+    failed += [f"- {name}: not run" for name in INDEXES if name not in {row["index"] for row in run["rows"]}]
     left_out = [details(f"Not measured on {data['name']}, and why", "\n".join(failed))] if failed else []
     return "\n\n".join([heading, table(header, body), *left_out])
+
+
+def _runs(rows: list[Entry]) -> str:
+    """Say of which runs the rows are."""
+    runs = {row["run"]["date"]: row["run"] for row in rows}
+    said = []
+    for date, run in sorted(runs.items()):
+        commit = f"commit {run['commit'][:10]}" if run["commit"] else "commit unknown"
+        noisy = ", **noisy machine**" if run["noisy"] else ""
+        said.append(f"{commit}{' (dirty)' if run['dirty'] else ''}, {date.replace('T', ' ')[:16]}{noisy}")
+    return said[0] if len(said) == 1 else f"joined from {len(said)} runs: {'; '.join(said)}"
 
 
 def _name(row: Entry) -> str:
@@ -77,6 +90,7 @@ def _row(row: Entry, judged: bool) -> list[str]:
         ),
         f"{100 * row['overlap']:.1f} %",
         f"{100 * row['first']:.1f} %",
+        "-" if row["read"] is None else f"{row['read']:,.0f}",
     ]
     if judged:
         cells.append(f"{row['ndcg_10']:.4f} ({row['exact_ndcg_10']:.4f})")
