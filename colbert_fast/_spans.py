@@ -32,6 +32,15 @@ def consecutive(n: int, length: int, device: torch.device) -> tuple[Tensor, Tens
     return starts, torch.full((n,), length, dtype=torch.int64, device=device)
 
 
+def rows_in_order(starts: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """Return the numbers ``[total]`` int64 of the rows of items, one item after the other.
+
+    ``total`` is the sum of the lengths. A caller that knows it does not wait for the device.
+    """
+    shift = starts - (lengths.cumsum(0) - lengths)
+    return torch.arange(total, device=starts.device) + shift.repeat_interleave(lengths, output_size=total)
+
+
 def own_rows(batch: Rows) -> Rows:
     """Leave out rows that belong to no item.
 
@@ -61,8 +70,7 @@ def own_rows(batch: Rows) -> Rows:
         moved = torch.where(some, starts - first, 0)
         return Rows(tokens[first:last], None if scales is None else scales[first:last], moved, lengths, longest)
     moved = lengths.cumsum(0) - lengths
-    shift = (starts - moved).repeat_interleave(lengths, output_size=total)
-    return Rows(*batch.of(torch.arange(total, device=tokens.device) + shift), moved, lengths, longest)
+    return Rows(*batch.of(rows_in_order(starts, lengths, total)), moved, lengths, longest)
 
 
 def in_order(batch: Rows) -> Rows:
@@ -74,8 +82,7 @@ def in_order(batch: Rows) -> Rows:
     moved = own.lengths.cumsum(0) - own.lengths
     if bool(((own.starts == moved) | (own.lengths == 0)).all()):
         return own._replace(starts=moved)
-    numbers = torch.arange(int(own.lengths.sum()), device=moved.device)
-    return Rows(*own.of(numbers + (own.starts - moved).repeat_interleave(own.lengths)), moved, *own[3:])
+    return Rows(*own.of(rows_in_order(own.starts, own.lengths, int(own.lengths.sum()))), moved, *own[3:])
 
 
 def few_rows(batch: Rows) -> Rows:

@@ -10,6 +10,7 @@ from torch import Tensor
 from colbert_fast._codecs.packing import BITS, row_bytes, unpacked_levels
 from colbert_fast._codecs.rotation import rotate_back
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._spans import rows_in_order
 
 # Of the numbers t with which the bound may be tangent to its exact form, encoding takes this one.
 TANGENT = 0.5
@@ -117,9 +118,7 @@ def decoded(codes: Codes) -> Tensor:
     from m v, and rounding moves it by less than 2^-23 of its norm. This is below the rest of the slack, because the
     slack is more than 2^-19 of the norm of the token, and the norm of the estimate is at most that and twice the slack.
     """
-    starts, lengths = codes.starts, codes.lengths
-    before = lengths.cumsum(0) - lengths
-    rows = torch.arange(int(lengths.sum()), device=codes.device) + (starts - before).repeat_interleave(lengths)
+    rows = rows_in_order(codes.starts, codes.lengths, int(codes.lengths.sum()))
     levels = codes.levels[rows]
     if codes.low is None:
         numbers = unpacked_levels(levels, codes.bits, codes.dim)

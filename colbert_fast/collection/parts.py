@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast import _codecs
-from colbert_fast._spans import in_order
+from colbert_fast._spans import in_order, rows_in_order
 from colbert_fast.collection.layout import CODES, EXACT, Options, suffixes
 from colbert_fast.collection.segments import Segment
 from colbert_fast.packed import PackedTokens
@@ -89,9 +89,7 @@ def copied(segments: Sequence[tuple[Segment, Tensor]]) -> Iterator[dict[str, Ten
         starts, lengths = segment.codes[0].starts[items], segment.codes[0].lengths[items]
         most = max(1, PART_NUMBERS // segment.layout.dim)
         for first, last in spans(lengths, most):
-            ends = lengths[first:last].cumsum(0)
-            within = torch.arange(int(ends[-1]), device="cpu")
-            rows = within + (starts[first:last] - ends + lengths[first:last]).repeat_interleave(lengths[first:last])
+            rows = rows_in_order(starts[first:last], lengths[first:last], int(lengths[first:last].sum()))
             part = {}
             for name in segment.layout.entries:
                 of_items = name == "lengths" or name.startswith("norms")

@@ -17,6 +17,7 @@ from torch import Tensor, cuda
 
 from colbert_fast import _upper
 from colbert_fast._codecs import Codes
+from colbert_fast._spans import rows_in_order
 from colbert_fast.packed import PackedTokens
 
 # The rows of a slot have so many bytes, unless one item has more. A GPU copies them in about 2 ms.
@@ -124,7 +125,7 @@ def _layout(codes: Codes, first: int, last: int) -> tuple[int, dict[str, tuple[A
     start = int(starts[0])
     rows: Any = slice(start, start + total)
     if not torch.equal(starts, before + start):
-        rows = torch.arange(total, device="cpu") + (starts - before).repeat_interleave(lengths)
+        rows = rows_in_order(starts, lengths, total)
     tensors: dict[str, Any] = {"norms": codes.norms[first:last], "starts": before, "lengths": lengths}
     for name in ("levels", "multipliers", "slack", "low"):
         tensor = getattr(codes, name)
