@@ -41,14 +41,14 @@ struct Guesses {
   }
 };
 
-// The sink of tiles of int8 products. It has kTogether vectors of lanes in registers at once.
-template <int kTogether>
+// The sink of tiles of int8 products. It has kSinkVecs vectors of lanes in registers at once.
+template <int kSinkVecs>
 struct BoundsOfInt8 {
   Bounds bounds;
 
   template <int kRows, int kVecs>
   CF_ALWAYS_INLINE void take(const typename Isa::Idx (&sums)[kRows][kVecs], int64_t row) const {
-    constexpr int kStep = kTogether < kVecs ? kTogether : kVecs;
+    constexpr int kStep = kSinkVecs < kVecs ? kSinkVecs : kVecs;
     float* uppers = bounds.uppers + row * kPanel;
     CF_UNROLL
     for (int first = 0; first < kVecs; first += kStep) {

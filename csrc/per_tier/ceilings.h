@@ -3,10 +3,6 @@
 // includes no system header. loop.h includes it. A tier that has ceilings says so by Narrow::kCeilings, and
 // offers beside what screen.h lists
 //
-//   // Products of int8 with kVecs vectors of a panel of kWidth lanes, into a sink of tile.h.
-//   template <int kVecs, int kWidth, typename Sink>
-//   static void int8_products(const NarrowRows&, const unsigned char* q, Ahead, const Sink&);
-//
 //   // Rounds the numbers of four vectors to int8, and writes them as levels() does.
 //   static void store_levels(const Isa::Vec (&)[4], unsigned char* to);
 //

@@ -13,6 +13,7 @@ struct Narrow {
   static constexpr bool kCeilings = false;
   static constexpr const Tier* kForFloat32Queries = nullptr;
   static constexpr int64_t kBytes = 0;
+  static constexpr int kSinkVecs = 1;
 };
 
 }  // namespace

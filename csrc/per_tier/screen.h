@@ -39,6 +39,13 @@
 //     template <typename Number, int kVecs, int kWidth>
 //     static void products(const NarrowRows&, const unsigned char* q, Ahead, const Bounds& bounds);
 //
+//     // Products of int8, into UpperSink<kSinkVecs> (tile.h) or, if the tier has ceilings, into any sink.
+//     template <int kVecs, int kWidth, typename Sink>
+//     static void int8_products(const NarrowRows&, const unsigned char* q, Ahead, const Sink&);
+//
+//     // The vectors of lanes that a sink has in registers at once.
+//     static constexpr int kSinkVecs;
+//
 //     // The maxima of the products of bfloat16.
 //     template <int kVecs, int kWidth, bool kArgmax>
 //     static void maxima(const NarrowRows&, const unsigned char* q, Ahead, const Maxima<kArgmax>& maxima);

@@ -267,14 +267,14 @@ CF_ALWAYS_INLINE typename Isa::Vec with_offset(typename Isa::Vec product, typena
   return Isa::add(product, Isa::to_float(offset));
 }
 
-// The sink of these products. It has kTogether vectors of lanes in registers at once.
-template <int kTogether>
+// The sink of these products. It has kSinkVecs vectors of lanes in registers at once.
+template <int kSinkVecs>
 struct UpperSink {
   Uppers uppers;
 
   template <int kRows, int kVecs, typename Acc>
   CF_ALWAYS_INLINE void take(const Acc (&sums)[kRows][kVecs], int64_t row) const {
-    constexpr int kStep = kTogether < kVecs ? kTogether : kVecs;
+    constexpr int kStep = kSinkVecs < kVecs ? kSinkVecs : kVecs;
     CF_UNROLL
     for (int first = 0; first < kVecs; first += kStep) {
       typename Isa::Idx offset[kStep];

@@ -1,12 +1,6 @@
-// Upper bounds of scores, from documents as codes (codes.h). This file is compiled once for each
-// tier, inside the tier's target region, and includes no system header. loop.h includes it. screen.h says
-// what a tier offers as N. Besides, a tier with narrow_bytes offers
-//
-//     // Takes products of int8 rows with kVecs vectors of a panel of kWidth lanes into upper bounds.
-//     template <int kVecs, int kWidth>
-//     static void uppers(const NarrowRows&, const unsigned char* q, Ahead, const Uppers& uppers);
-//
-// Other tiers widen the int8 numbers of both sides to float32.
+// Upper bounds of scores, from documents as codes (codes.h). This file is compiled once for each tier, inside
+// the tier's target region, and includes no system header. loop.h includes it. screen.h says what a tier
+// offers as N. A tier without products of int8 widens the int8 numbers of both sides to float32.
 //
 // THE BOUND. Let q be a query token and x a document token; both are rotated, which changes no dot product.
 // Let m v be the code of x, with |x - m v| <= slack, and let s q8 be about q. By Cauchy-Schwarz
@@ -217,21 +211,20 @@ void bound_chunk(const Codes& d, int64_t row, int64_t count, int64_t lanes, Scra
   if constexpr (N::kBytes == 0)
     widened(reinterpret_cast<const int8_t*>(s.narrow_rows), 1.0f, count * bytes, s.float32_rows);
   for (int64_t lane = 0; lane < lanes && !s.given_up; lane += kPanel) {
-    const Uppers uppers = {s.row_scales, s.row_slacks, s.lane_offset + lane, s.lane_ratio + lane,
-                           s.best.value + lane};
+    const UpperSink<N::kSinkVecs> sink = {
+        {s.row_scales, s.row_slacks, s.lane_offset + lane, s.lane_ratio + lane, s.best.value + lane}};
     const bool wide = lanes - lane > Isa::kFloats;
     if constexpr (N::kBytes > 0) {
       const Ahead ahead = {reinterpret_cast<uintptr_t>(rows.rows) + kPrefetchBytes,
                            in_place && lane == 0 ? 1 : 0};
       const unsigned char* q = s.screened_queries + lane * bytes;
       if (wide) {
-        N::template uppers<Isa::kVecs, kPanel>(rows, q, ahead, uppers);
+        N::template int8_products<Isa::kVecs, kPanel>(rows, q, ahead, sink);
       } else {
-        N::template uppers<1, Isa::kFloats>(rows, q, ahead, uppers);
+        N::template int8_products<1, Isa::kFloats>(rows, q, ahead, sink);
       }
     } else {
       const float* q = s.float32_queries + lane * bytes;
-      const UpperSink<1> sink = {uppers};
       if (wide) {
         panel<Float32Ops, Isa::kVecs, kPanel>(q, s.float32_rows, bytes, bytes, count, Ahead{0, 0}, sink);
       } else {

@@ -325,8 +325,9 @@ struct Narrow : Int8Narrow {
     panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds{bounds});
   }
   template <int kVecs, int kWidth>
-  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
-    panel_of_tiles<Int8Tiles, kVecs, kWidth>(rows, q, ahead, TileUppers{to});
+  static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
+                            const UpperSink<kSinkVecs>& sink) {
+    panel_of_tiles<Int8Tiles, kVecs, kWidth>(rows, q, ahead, TileUppers{sink.uppers});
   }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,

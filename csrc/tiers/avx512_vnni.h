@@ -23,6 +23,7 @@ struct Int8Narrow {
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
   static constexpr int64_t kAtOnce = 64;
+  static constexpr int kSinkVecs = Isa::kVecs;
   // screen.h says how to measure. For 32 query tokens of float32, in ns a document token, screened and not:
   // 38 and 36 for documents of 32 tokens, 36 and 36 for 40, 29 and 35 for 73.
   static constexpr int64_t kLeastRows = 40;
@@ -110,11 +111,7 @@ struct RaisedInt8Narrow : Int8Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<kVecs>{bounds});
-  }
-  template <int kVecs, int kWidth>
-  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<kVecs>{to});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<kSinkVecs>{bounds});
   }
   template <int kVecs, int kWidth, typename Sink>
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {

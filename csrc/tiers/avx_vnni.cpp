@@ -48,6 +48,7 @@ struct Narrow {
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
   static constexpr int64_t kAtOnce = 32;
+  static constexpr int kSinkVecs = 1;
   static constexpr bool kCeilings = true;
   static constexpr int kRaise = 128;
   // In ns a document token, not screened and screened; screen.h says how to measure. float32: 25 and 27 for
@@ -104,11 +105,7 @@ struct Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
-  }
-  template <int kVecs, int kWidth>
-  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<1>{to});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<kSinkVecs>{bounds});
   }
   template <int kVecs, int kWidth, typename Sink>
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {

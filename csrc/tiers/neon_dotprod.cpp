@@ -25,11 +25,7 @@ struct Narrow : Int8Narrow {
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<1>{bounds});
-  }
-  template <int kVecs, int kWidth>
-  static void uppers(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Uppers& to) {
-    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, UpperSink<1>{to});
+    panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, BoundsOfInt8<kSinkVecs>{bounds});
   }
   template <int kVecs, int kWidth, typename Sink>
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {

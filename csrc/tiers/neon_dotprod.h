@@ -17,6 +17,7 @@ namespace {
 struct Int8Narrow {
   using Registers = Isa;
   static constexpr int64_t kAtOnce = 16;
+  static constexpr int kSinkVecs = 1;
   static constexpr bool kCeilings = true;
   static constexpr int kRaise = 0;
   // These two are not measured. They are taken from avx_vnni.cpp, where a product also takes a quarter of the
