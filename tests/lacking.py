@@ -37,15 +37,8 @@ PACKAGES = {
 }
 # Files and folders of tests that cannot be imported without these packages.
 FILES = {
-    "models": [
-        "doors",
-        "encoders",
-        "test_cli_collection.py",
-        "test_cli_encode.py",
-        "test_cli_rank.py",
-        "test_sentence_transformers.py",
-    ],
-    "retrieval": ["test_cli_evaluate.py"],
+    "models": ["cli", "doors", "encoders", "test_sentence_transformers.py"],
+    "retrieval": ["cli/test_cli_evaluate.py"],
     "arrow": ["collection/test_arrow.py"],
     **{name: [f"doors/test_{name}.py"] for name in ("haystack", "langchain", "llama_index", "mteb", "rerankers")},
     "interpreter": ["test_triton.py", "test_triton_code.py", "test_triton_upper.py"],

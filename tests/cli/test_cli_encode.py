@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 from disks import full_disk
-from encoders.tiny import save_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_collection import (
@@ -23,7 +22,6 @@ from small_collection import (
     QUERIES,
     Command,
     counted,
-    save_collection,
     texts_of_documents,
 )
 
@@ -33,29 +31,9 @@ from colbert_fast.cli import embedding
 from colbert_fast.models import ColBERT
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def encoder(model: Path) -> ColBERT:
-    return ColBERT(model, embedding_size=None, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_collection(tmp_path_factory.mktemp("collection"))
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
-
-
 def read(path: Path) -> tuple[cf.PackedTokens, list[str]]:
     """Run the lines of docs/command-line.md that load a file."""
-    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {"cf": cf, "json": json, "safetensors": safetensors}
     exec(code.replace("corpus.safetensors", str(path)), names)

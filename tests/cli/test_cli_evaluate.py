@@ -52,11 +52,6 @@ def files(tmp_path: Path) -> Path:
     return save_collection(tmp_path / "collection")
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
-
-
 def judged(command: Command, *arguments: object) -> dict[str, Any]:
     out, err = command.both("evaluate", *arguments, "--json")
     assert err == ABSENT

@@ -17,8 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from encoders.tiny import save_model
-from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, save_collection, texts_of_documents
+from small_collection import DOCUMENTS, OPTIONS, QUERIES, Command, texts_of_documents
 
 import colbert_fast as cf
 from colbert_fast import cli
@@ -26,16 +25,6 @@ from colbert_fast.cli import embedding, output, texts
 from colbert_fast.models import ColBERT
 
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_collection(tmp_path_factory.mktemp("collection"))
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +39,6 @@ def scores(model: Path) -> torch.Tensor:
     encoder = ColBERT(model, embedding_size=None, device="cpu")
     queries = encoder.encode_queries([*QUERIES.values(), "wind"])
     return cf.maxsim(queries, encoder.encode_documents(texts_of_documents()))
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 def best(scores: torch.Tensor, k: int) -> list[list[tuple[str, float]]]:

@@ -22,16 +22,6 @@ from colbert_fast.models import ColBERT
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def encoder(model: Path) -> ColBERT:
-    return ColBERT(model, embedding_size=None, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_collection(tmp_path_factory.mktemp("collection"))
     rows = [
@@ -48,11 +38,6 @@ def wiki(model: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     words = ["encode", files, "--collection", folder, "--model", model, *OPTIONS, "--metadata", "--exact", "float32"]
     assert cli.main([*map(str, words), "--json"]) == 0
     return folder
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 def holds(folder: Path, encoder: ColBERT, ids: list[str], tolerance: float = 1e-3) -> None:
