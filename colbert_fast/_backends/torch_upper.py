@@ -36,7 +36,7 @@ from torch import Tensor
 
 from colbert_fast._backends.problem import CHUNK_ELEMENTS, EMPTY_DOCUMENT_SCORE
 from colbert_fast._backends.torch_ import BLOCK, _product, _split, _waiting
-from colbert_fast._codecs import BITS, Codes, rotate, unpacked_levels
+from colbert_fast._codecs import Codes, integers, rotate
 from colbert_fast.packed import PackedTokens
 
 _MORE_SLACK = 2.0**-19
@@ -101,15 +101,6 @@ def rounded_up(bounds: Tensor, norms: Tensor, lengths: Tensor) -> Tensor:
     bounds.nan_to_num_(float("inf"), float("inf"))
     bounds.masked_fill_((norms > _LONGEST) | norms.isnan(), float("inf"))
     return bounds.masked_fill_(lengths == 0, EMPTY_DOCUMENT_SCORE)
-
-
-def integers_of(codes: Codes, rows: Tensor) -> Tensor:
-    """Return the integers that the level numbers of some rows stand for: float32 ``[rows, dim]``."""
-    levels = unpacked_levels(codes.levels[rows], codes.bits if codes.low is None else 4, codes.dim)
-    if codes.low is not None:
-        levels = levels << 4 | unpacked_levels(codes.low[rows], 4, codes.dim)
-    a, b = BITS[codes.bits]
-    return levels.to(torch.float32).mul_(a).sub_(b)
 
 
 def upper_bounds(queries: PackedTokens, codes: Codes) -> Tensor:
@@ -208,7 +199,7 @@ def _best(lanes: _Lanes, codes: Codes, documents: Tensor, width: int, step: int)
     for rows in _positions(width, step, starts.device):
         # The last token of a shorter document is taken several times, which changes no maximum.
         numbers = (starts + torch.minimum(rows, last)).flatten()
-        high, low = _product(integers_of(codes, numbers), lanes.parts).chunk(2, dim=1)
+        high, low = _product(integers(codes, numbers), lanes.parts).chunk(2, dim=1)
         values = (high + low).mul_(codes.multipliers[numbers].to(torch.float32).unsqueeze(1))
         values.addcmul_(codes.slack[numbers].to(torch.float32).unsqueeze(1), lanes.norms)
         largest = values.view(len(documents), -1, values.shape[1]).amax(1)

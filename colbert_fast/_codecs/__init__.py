@@ -3,7 +3,7 @@
 :mod:`colbert_fast._codecs.encoding` says what the codes are and proves their bound.
 """
 
-from colbert_fast._codecs.codes import Codes, decoded
+from colbert_fast._codecs.codes import Codes, decoded, integers
 from colbert_fast._codecs.encoding import encode, encode_planes
 from colbert_fast._codecs.packing import BITS, packed_levels, row_bytes, unpacked_levels
 from colbert_fast._codecs.rotation import MOST_DIM, rotate, rotate_back, rotation_error, signs
@@ -15,6 +15,7 @@ __all__ = [
     "decoded",
     "encode",
     "encode_planes",
+    "integers",
     "packed_levels",
     "rotate",
     "rotate_back",

@@ -107,28 +107,30 @@ class Codes:
         return replace(self, low=None if self.low is None else self.low.to(device), **moved)
 
 
+def integers(codes: Codes, rows: Tensor) -> Tensor:
+    """Return the integers that the levels of some rows stand for: float32 ``[len(rows), dim]``; rows are int64."""
+    levels = unpacked_levels(codes.levels[rows], codes.bits if codes.low is None else 4, codes.dim)
+    if codes.low is not None:
+        levels = levels << 4 | unpacked_levels(codes.low[rows], 4, codes.dim)
+    a, b = BITS[codes.bits]
+    return levels.to(torch.float32).mul_(a).sub_(b)
+
+
 @safe_after_fork
 def decoded(codes: Codes) -> Tensor:
-    """Return the best estimates of the tokens of all items, one item after the other, not rotated: float32.
+    """Return the best estimates of the tokens, not rotated: float32 ``[total, dim]``, one item after the other.
 
-    The multipliers are smaller than those of the best estimate, because that makes the bound tighter; the slack says
-    by how much. Tokens without codes become zeros.
+    Encoding stores smaller multipliers than the best ones, because the bound is tighter then. The slack tells how much
+    smaller they are, so what they lack is added here. A token with the multiplier 0 has no codes and becomes zeros.
 
-    The bounds of the codes hold for what this returns, too. Before it is rounded to float32, it is TANGENT slack away
-    from m v, and rounding moves it by less than 2^-23 of its norm. This is below the rest of the slack, because the
-    slack is more than 2^-19 of the norm of the token, and the norm of the estimate is at most that and twice the slack.
+    The bounds of the codes hold for the estimates, too: each one is at most slack away from m v, after the rotation.
+    In float64 it is TANGENT slack = slack / 2 away. Rounding to float32 moves it by less than 2^-23 of its norm, which
+    is less than slack / 8: its norm is at most |x| + 2 slack, and |x| is less than 2^19 slack, because encoding adds at
+    least 2^-19 |x| to the slack for its own errors.
     """
     rows = rows_in_order(codes.starts, codes.lengths, int(codes.lengths.sum()))
-    levels = codes.levels[rows]
-    if codes.low is None:
-        numbers = unpacked_levels(levels, codes.bits, codes.dim)
-    else:
-        high = unpacked_levels(levels, 4, codes.dim)
-        numbers = (high << 4) | unpacked_levels(codes.low[rows], 4, codes.dim)
-    a, b = BITS[codes.bits]
-    integers = numbers.double() * a - b
+    v = integers(codes, rows).double()
     multipliers = codes.multipliers[rows].double()
-    # A multiplier of 0 marks a token without codes.
-    shortened = TANGENT * codes.slack[rows].double() / integers.norm(dim=1).clamp_min(1)
+    shortened = TANGENT * codes.slack[rows].double() / v.norm(dim=1).clamp_min(1)
     multipliers = torch.where(multipliers == 0, 0, multipliers + shortened)
-    return rotate_back(integers * multipliers[:, None], codes.seed).float()
+    return rotate_back(v * multipliers[:, None], codes.seed).float()
