@@ -208,6 +208,15 @@ def test_modes_of_torch(kind: str) -> None:
     assert torch.equal(estimate, decoded(codes))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_have_no_gradient(kind: str) -> None:
+    tokens = torch.randn(9, 33, requires_grad=True)
+    codes, same = encoded(kind, tokens), encoded(kind, tokens.detach())
+    for name in ("levels", "multipliers", "slack", "norms"):
+        assert not getattr(codes, name).requires_grad
+        assert torch.equal(getattr(codes, name), getattr(same, name))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_finite_is_refused(kind: str, value: float) -> None:

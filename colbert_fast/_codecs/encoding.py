@@ -103,6 +103,7 @@ def encode_planes(tokens: Tensor, lengths: Tensor, *, seed: int) -> tuple[Codes,
 def _encoded(tokens: Tensor, lengths: Tensor, kinds: list[int], seed: int) -> list[Codes]:
     """Return codes for each of these numbers of bits: one number, or 8 and 4 for planes."""
     _check(tokens, lengths)
+    tokens = tokens.detach()
     total, dim = tokens.shape
     signs(dim, seed)  # raises if there is no such rotation
     planes = len(kinds) > 1
