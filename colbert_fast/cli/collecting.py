@@ -92,7 +92,7 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
 
 
 def _agree(collection: cf.Collection, about: dict[str, str]) -> None:
-    """Note which model makes the embeddings. Raise ValueError if another one has made those that are there."""
+    """Note which model makes the embeddings. Raise ValueError if the collection has embeddings of another one."""
     known = collection.about.get("fingerprint")
     if len(collection) == 0:
         collection.describe({**collection.about, **about})

@@ -105,7 +105,7 @@ def metadata(folder: str, number: int, text: Any) -> dict[str, Any] | None:
 
 
 def ids(given: Iterable[str], name: str) -> list[str]:
-    """Return ids as a list. Raises TypeError or ValueError for what cannot be one."""
+    """Return ids as a list of str. Raises TypeError or ValueError for what cannot be an id."""
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         msg = f"{name} must be a list of str; got one {type(given).__name__}"
         raise TypeError(msg)
@@ -130,7 +130,7 @@ def _is_text(one: str) -> bool:
 
 
 def metadata_text(given: Any, name: str) -> str | None:
-    """Return the metadata of one document as JSON, or None. Raises TypeError or ValueError if it has none."""
+    """Return the metadata of one document as JSON, or None. Raises TypeError or ValueError for what JSON cannot say."""
     if given is None:
         return None
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
@@ -171,7 +171,7 @@ def _depth(value: Any) -> int:
 
 
 def metadata_texts(given: Iterable[Any], count: int) -> list[str | None]:
-    """Return the metadata of documents as JSON. Raises TypeError or ValueError for what cannot be that."""
+    """Return the metadata of documents as JSON. Raises TypeError or ValueError as ``metadata_text``, or for no list."""
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         msg = f"metadata must be a list, with one entry for each document; got one {type(given).__name__}"
         raise TypeError(msg)

@@ -309,7 +309,7 @@ class Collection:
         """Return which share of the true k best documents ``topk(..., candidates=candidates)`` finds, from 0 to 1.
 
         The mean over the queries. A document that is exactly as good as the k-th best counts as one of them. The
-        arguments are those of :meth:`topk`, and so are the errors; and ValueError without a query.
+        arguments and the errors are as for :meth:`topk`. Without a query it raises ValueError.
         """
         snapshot = self._current().narrowed(where, parameters, among)
         return search.recall(snapshot, queries, k, candidates, backend=backend, device=device)
@@ -387,7 +387,7 @@ class Collection:
             writer.update(names, checks.metadata_texts(metadata, len(names)))
 
     def describe(self, about: Mapping[str, str]) -> None:
-        """Keep words about the whole collection, in place of those that :attr:`about` has. All are str."""
+        """Keep words about the whole collection, as :attr:`about`, in place of the words before. All are str."""
         if not isinstance(about, Mapping) or not all(isinstance(word, str) for pair in about.items() for word in pair):
             msg = f"about must be a dict of str; got {about!r:.200}"
             raise TypeError(msg)

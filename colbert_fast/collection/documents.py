@@ -160,7 +160,10 @@ class Documents:
 
 
 def _alone(queries: PackedTokens, row: int) -> PackedTokens:
-    """Return one query over its own rows: what is asked of all rows is then not asked of those of other queries."""
+    """Return one query with its own rows only, because bounds check and round every row that they are given.
+
+    ``_own`` of a part does the same, but its checks would add a quarter to the time of the bounds of a few documents.
+    """
     if len(queries) == 1:
         return queries
     start, length = int(queries.starts[row]), int(queries.lengths[row])

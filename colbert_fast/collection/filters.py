@@ -23,7 +23,7 @@ _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION,
 _FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "edit", "writefile"}
 # No field is a column of this name, because a name with quotes is none.
 _NUMBER = '"""number"""'
-# Text, comments, and names in quotes, of which the last kind is captured.
+# Text, comments, and names in brackets, backquotes or double quotes. What stands in double quotes is captured.
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\[[^\]]*\]|`[^`]*`|"((?:[^"]|"")*)\"""", re.DOTALL)
 
 

@@ -124,7 +124,7 @@ def _of_items(values: Iterable[Any]) -> Iterator[PackedTokens]:
 
 
 def _of_list(items: list[Any], first: int) -> Iterator[PackedTokens]:
-    """Join items, the first of which is ``embeddings[first]``."""
+    """Join items. The first one is ``embeddings[first]``."""
     if items:
         yield from _split(*lower(items, None, f"embeddings[{first}:]" if first else "embeddings"))
 

@@ -12,8 +12,8 @@ import torch
 from colbert_fast import _codecs, _safetensors
 from colbert_fast._safetensors import Field
 
-# The bits of the codes that a search reads, the coarsest codes first. "int4+4" keeps codes of 8 bits in two planes, the
-# first of which alone are codes of 4 bits.
+# The bits of the codes that a search reads, the coarsest codes first. "int4+4" keeps codes of 8 bits in two planes. The
+# first plane alone has codes of 4 bits.
 CODES = {"int8": (8,), "int4+4": (4, 8), "int4": (4,), "int2": (2,), "int1": (1,)}
 EXACT = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # The data begins at a multiple of this, for the kernels read whole cache lines.
@@ -108,5 +108,5 @@ class Layout:
 
 
 def suffixes(codes: str) -> tuple[str, ...]:
-    """Return what the names of the tensors end with that each codes have for themselves, the coarsest codes first."""
+    """Return the ends of the names of tensors that are not shared by coarse and fine codes, the coarsest codes first."""
     return ("_high", "") if len(CODES[codes]) == 2 else ("",)

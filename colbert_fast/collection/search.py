@@ -274,7 +274,7 @@ def _largest(matrix: Any, size: int) -> Any:
         return np.broadcast_to(np.arange(width), matrix.shape)
     if width < 4 * _RUN * size:
         return np.argpartition(matrix, width - size, axis=1)[:, width - size :]
-    # Ten times faster: so many runs have a maximum of `least` or more, so the numbers wanted are not less.
+    # Ten times faster: `size` runs have a maximum of `least` or more. So no number below `least` is among the largest.
     result = np.empty((len(matrix), size), np.int64)
     for row, numbers in enumerate(matrix):
         maxima = numbers[: width // _RUN * _RUN].reshape(-1, _RUN).max(axis=1)

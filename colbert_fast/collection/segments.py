@@ -169,7 +169,7 @@ def write(folder: str, layout: Layout, parts: Iterable[Mapping[str, Tensor]]) ->
 
 
 class _Parts:
-    """A file of which every tensor grows."""
+    """A file whose tensors all grow with each part."""
 
     def __init__(self, file: BinaryIO, layout: Layout) -> None:
         self._file = file

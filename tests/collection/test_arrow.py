@@ -1,4 +1,4 @@
-"""Columns of Arrow as documents: those of pyarrow, and of whatever gives its numbers in the same format."""
+"""Columns of Arrow as documents: of pyarrow, and of whatever gives its numbers in the same format."""
 
 from __future__ import annotations
 
