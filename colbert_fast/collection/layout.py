@@ -108,5 +108,5 @@ class Layout:
 
 
 def suffixes(codes: str) -> tuple[str, ...]:
-    """Return the ends of the names of tensors that are not shared by coarse and fine codes, the coarsest codes first."""
+    """Return the ends of the names of tensors that coarse and fine codes do not share, the coarsest codes first."""
     return ("_high", "") if len(CODES[codes]) == 2 else ("",)
