@@ -361,6 +361,27 @@ def _length(lengths, item, longest):
         return tl.load(lengths + item).to(tl.int32)
 
 
+@triton.jit
+def _query_tokens(tile, nq, max_lq, BLOCK_Q: tl.constexpr, QUERIES: tl.constexpr):
+    """Return for the rows of a tile: the query, its number in the tile, the token of the query, and whether it is one.
+
+    With QUERIES == 1 the tile holds one query or a part of one, and the query is a scalar.
+    """
+    rows = tl.arange(0, BLOCK_Q)
+    width = tl.maximum(max_lq, 1)
+    if QUERIES == 1:
+        blocks = tl.cdiv(width, BLOCK_Q)
+        token = tile % blocks * BLOCK_Q + rows
+        return (tile // blocks).to(tl.int64), rows, token, token < max_lq
+    else:
+        per_tile = BLOCK_Q // width
+        slot = rows // width
+        token = rows - slot * width
+        query = tile.to(tl.int64) * per_tile + slot
+        owned = (slot < per_tile) & (query < nq) & (token < max_lq)
+        return tl.minimum(query, nq - 1), slot, token, owned
+
+
 # Scores one tile of query tokens against one document after another.
 #
 # Tile map. BLOCK_Q rows of a tile are query tokens, BLOCK_D rows are document tokens. A query takes max(1, max_lq)
@@ -433,24 +454,9 @@ def score_kernel(
     pid = tl.program_id(0)
     tile = pid % tiles
     share = (pid // tiles).to(tl.int64)
-    width = tl.maximum(max_lq, 1)
-    blocks = tl.cdiv(width, BLOCK_Q)
-    rows = tl.arange(0, BLOCK_Q)
-    if QUERIES == 1:  # the tile holds one query or a part of one
-        slot = rows
-        token = tile % blocks * BLOCK_Q + rows
-        if PAIRS:
-            query = tl.load(pairs + 2 * share)
-        else:
-            query = (tile // blocks).to(tl.int64)
-        owned = token < max_lq
-    else:
-        per_tile = BLOCK_Q // width
-        slot = rows // width
-        token = rows - slot * width
-        query = tile.to(tl.int64) * per_tile + slot
-        owned = (slot < per_tile) & (query < nq) & (token < max_lq)
-        query = tl.minimum(query, nq - 1)
+    query, slot, token, owned = _query_tokens(tile, nq, max_lq, BLOCK_Q, QUERIES)
+    if PAIRS:
+        query = tl.load(pairs + 2 * share)
     shares = shares.to(tl.int64)
     if PAIRS:
         own = 1

@@ -13,15 +13,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from colbert_fast._backends.triton_kernels import _max, _nothing_yet, _reduce
+from colbert_fast._backends.torch_upper import MORE_NORM
+from colbert_fast._backends.triton_kernels import _max, _nothing_yet, _query_tokens, _reduce
 
 # The arguments whose values and alignment do not change the compiled code.
 _ANY_VALUE = [
     *("q_starts", "q_lengths", "q_sums", "q_norms", "q_scales", "q_distances", "multipliers", "slack", "norms"),
     *("d_starts", "d_lengths", "bounds", "nq", "nd", "max_lq", "tiles", "shares"),
 ]
-# A norm is taken to be greater by this, as in torch_upper.py.
-_MORE_NORM = tl.constexpr(2.0**-80)
+_MORE_NORM = tl.constexpr(MORE_NORM)
 
 
 @triton.jit
@@ -139,7 +139,7 @@ def _values(
 # q_tokens [rows, PIECES * numbers] int8 are in the order in which _numbers unpacks levels, and zeros where a row of
 # levels has nothing. So a dimension that is not there adds nothing. 127 * 255 * 4096 < 2^31: no sum overflows.
 #
-# bounds [blocks, nq, nd] float64 are those of parts of queries, to be added.
+# bounds [blocks, nq, nd] float64 has a bound for each part of a query. The caller adds the parts.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def upper_kernel(
     q_tokens,
@@ -177,20 +177,7 @@ def upper_kernel(
     pid = tl.program_id(0)
     tile = pid % tiles
     share = (pid // tiles).to(tl.int64)
-    blocks = tl.cdiv(max_lq, BLOCK_Q)
-    rows = tl.arange(0, BLOCK_Q)
-    if QUERIES == 1:  # the tile holds one query or a part of one
-        slot = rows
-        token = tile % blocks * BLOCK_Q + rows
-        query = (tile // blocks).to(tl.int64)
-        owned = token < max_lq
-    else:
-        per_tile = BLOCK_Q // max_lq
-        slot = rows // max_lq
-        token = rows - slot * max_lq
-        query = tile.to(tl.int64) * per_tile + slot
-        owned = (slot < per_tile) & (query < nq) & (token < max_lq)
-        query = tl.minimum(query, nq - 1)
+    query, slot, token, owned = _query_tokens(tile, nq, max_lq, BLOCK_Q, QUERIES)
     shares = shares.to(tl.int64)
     own = tl.cdiv(nd - share, shares).to(tl.int32)
     document = share
@@ -200,7 +187,7 @@ def upper_kernel(
     real = owned & (token < tl.load(q_lengths + query).to(tl.int32))
     row = tl.load(q_starts + query) + token
     q_rows = q_tokens + row * (PIECES * NUMBERS)
-    q = rows
+    q = slot
     if PIECES == 1:
         q = tl.load(q_rows[:, None] + tl.arange(0, NUMBERS)[None, :], mask=real[:, None], other=0)
     sums = tl.load(q_sums + row, mask=real, other=0)
@@ -226,8 +213,8 @@ def upper_kernel(
         each = best.to(tl.float64) * scales + distances * (norm.to(tl.float64) + _MORE_NORM)
         value = tl.where(real & (length > 0), each, 0.0)
         if QUERIES == 1:
-            block = (tile % blocks).to(tl.int64)
-            tl.store(bounds + (block * nq + tile // blocks) * nd + document, tl.sum(value, axis=0))
+            block = (tile % tl.cdiv(max_lq, BLOCK_Q)).to(tl.int64)
+            tl.store(bounds + (block * nq + query) * nd + document, tl.sum(value, axis=0))
         else:
             slots = tl.arange(0, QUERIES)
             mine = (slot[:, None] == slots[None, :]) & owned[:, None]
