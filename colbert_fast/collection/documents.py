@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from colbert_fast._backends.problem import CHUNK_ELEMENTS, EMPTY_DOCUMENT_SCORE
-from colbert_fast._codecs import Codes, decoded
+from colbert_fast._codecs import Codes
 from colbert_fast._scoring import score
 from colbert_fast._upper import upper_bounds
 from colbert_fast.collection import streaming
+from colbert_fast.collection.segments import decoded_items
 from colbert_fast.collection.snapshot import LiveSegment, Snapshot
 from colbert_fast.packed import PackedTokens
 
@@ -177,9 +178,7 @@ def _tokens(segment: LiveSegment, items: Any) -> tuple[PackedTokens, Any]:
     if segment.exact is not None:
         return segment.exact, items
     items, numbers = np.unique(items, return_inverse=True)
-    codes = segment.codes[-1].select(torch.from_numpy(items))
-    starts = codes.lengths.cumsum(0) - codes.lengths
-    return PackedTokens(decoded(codes), starts, codes.lengths), numbers
+    return decoded_items(segment.codes[-1], torch.from_numpy(items)), numbers
 
 
 def _float64_score(query: Any, norms: Any, document: Tensor) -> float:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from colbert_fast._codecs import Codes
+from colbert_fast._codecs import Codes, decoded
 from colbert_fast._safetensors import Field
 from colbert_fast.collection.database import NAME
 from colbert_fast.collection.layout import CODES, Layout, suffixes
@@ -130,6 +130,12 @@ class Segment:
         if self.layout.options.exact is None:
             return None
         return PackedTokens(self.tensor("exact"), *self._spans)
+
+
+def decoded_items(codes: Codes, items: Tensor) -> PackedTokens:
+    """Return what the codes of items stand for, float32, one item after the other. ``items``: int64 ``[m]``."""
+    some = codes.select(items)
+    return PackedTokens(decoded(some), some.lengths.cumsum(0) - some.lengths, some.lengths)
 
 
 def write(folder: str, layout: Layout, parts: Iterable[Mapping[str, Tensor]]) -> Written:

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colbert_fast import _codecs
 from colbert_fast._codecs import Codes
 from colbert_fast.collection import checks, filters
 from colbert_fast.collection.filters import Parameters
 from colbert_fast.collection.layout import Layout, Options
 from colbert_fast.collection.reader import Reader
-from colbert_fast.collection.segments import Segment
+from colbert_fast.collection.segments import Segment, decoded_items
 from colbert_fast.packed import PackedTokens
 
 # What a condition selects is kept for so many conditions, because a search may ask with the same one again.
@@ -186,30 +185,24 @@ class Snapshot:
 
     def item(self, number: int) -> Tensor:
         """Return the tokens of a document: a view of the exact ones, or else what its codes stand for, float32."""
-        segment, item = self.place(number)
-        if segment.exact is not None:
-            tokens: Tensor = segment.exact[item]
-            return tokens
-        return _codecs.decoded(segment.codes[-1].select(torch.tensor([item], device="cpu")))
+        tokens: Tensor = self.items([number])[0]
+        return tokens
 
     def items(self, numbers: Sequence[int]) -> PackedTokens:
         """Return the tokens of documents, in their order. Where one segment has them all, they are a view."""
-        places = [self.place(number) for number in numbers]
-        batches, order, taken = [], torch.zeros(len(places), dtype=torch.int64, device="cpu"), 0
-        for file in dict.fromkeys(segment.file for segment, _ in places):
-            mine = [i for i, (segment, _) in enumerate(places) if segment.file == file]
-            segment = places[mine[0]][0]
-            items = torch.tensor([places[i][1] for i in mine], device="cpu")
-            if segment.exact is not None:
-                batches.append(segment.exact[items])
-            else:
-                codes = segment.codes[-1].select(items)
-                ends = codes.lengths.cumsum(0)
-                batches.append(PackedTokens(_codecs.decoded(codes), ends - codes.lengths, codes.lengths))
-            order[mine] = torch.arange(taken, taken + len(mine), device="cpu")
-            taken += len(mine)
-        found = batches[0] if len(batches) == 1 else PackedTokens.cat(batches)
-        joined: PackedTokens = found[order]
+        of_segments: dict[Segment, list[tuple[int, int]]] = {}
+        for place, number in enumerate(numbers):
+            segment, item = self.place(number)
+            of_segments.setdefault(segment, []).append((place, item))
+        batches, places = [], []
+        for segment, pairs in of_segments.items():
+            places += [place for place, _ in pairs]
+            items = torch.tensor([item for _, item in pairs], device="cpu")
+            exact = segment.exact
+            batches.append(decoded_items(segment.codes[-1], items) if exact is None else exact[items])
+        if len(batches) == 1:
+            return batches[0]
+        joined: PackedTokens = PackedTokens.cat(batches)[torch.tensor(places, device="cpu").argsort()]
         return joined
 
     def place(self, number: int) -> tuple[Segment, int]:
