@@ -125,12 +125,21 @@ class Collection:
             msg = f"the collection {self._folder} is closed"
             raise ValueError(msg)
 
+    def _reader(self) -> Reader:
+        return Reader(self._folder, read_only=self._read_only, wait=self._wait)
+
     def _latest(self) -> Snapshot:
         before = None
         while True:
-            reader = Reader(self._folder, read_only=self._read_only, wait=self._wait)
+            reader = self._reader()
             if reader.is_blank:
-                segments.check_none(self._folder)
+                try:
+                    segments.check_none(self._folder)
+                except ValueError:
+                    # Another process may have made the database since, and then have added segments.
+                    if self._reader().is_blank:
+                        raise
+                    continue
                 msg = f"{self._folder} holds no collection yet"
                 raise FileNotFoundError(msg)
             try:

@@ -91,13 +91,17 @@ def is_blank(connection: sqlite3.Connection, folder: str) -> bool:
     """Return whether the database has no tables yet. Raise ValueError if it is not the database of a collection."""
     path = os.path.join(folder, NAME)
     with errors(folder):
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        tables = {
-            name: (kind, sql)
-            for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master")
-            if sql is not None  # an index that SQLite makes for UNIQUE
-        }
+        # One transaction, because another process may make the tables now.
+        connection.execute("BEGIN")
+        try:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        # Without the indexes that SQLite makes for UNIQUE, which have no SQL.
+        tables = {name: (kind, sql) for kind, name, sql in found if sql is not None}
     if not tables and application == 0:
         return True
     if application != APPLICATION:

@@ -126,6 +126,40 @@ def test_a_folder_without_a_collection(tmp_path: Path) -> None:
     assert (tmp_path / f"{'0' * 32}.safetensors").read_bytes() == b"precious"
 
 
+def test_a_collection_that_is_made_while_it_is_opened(tmp_path: Path) -> None:
+    """All that says what a database is comes from one state of it."""
+    maker = threading.Thread(target=lambda: cf.Collection(tmp_path).close())
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            done = super().execute(sql, *arguments)
+            if sql == "PRAGMA application_id":
+                maker.start()
+                maker.join(0.3)
+            return done
+
+    connection = sqlite3.connect(tmp_path / database.NAME, isolation_level=None, factory=Slow)
+    assert database.is_blank(connection, str(tmp_path))
+    maker.join()
+    connection.close()
+    cf.Collection(tmp_path, read_only=True).close()
+
+
+def test_segments_that_come_while_a_collection_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / database.NAME).touch()
+    check = segments.check_none
+
+    def late(folder: str) -> None:
+        monkeypatch.setattr(segments, "check_none", check)
+        with cf.Collection(tmp_path) as made:
+            made.add(names(6), GIVEN)
+        check(folder)
+
+    monkeypatch.setattr(segments, "check_none", late)
+    with cf.Collection(tmp_path, read_only=True) as opened:
+        check_holds(opened, dict(zip(names(6), GIVEN, strict=True)))
+
+
 def test_another_database(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / database.NAME) as other:
         other.execute("CREATE TABLE document(id)")
