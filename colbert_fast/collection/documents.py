@@ -11,8 +11,9 @@ base 2 of the number of blocks of 128 dimensions, rounded up; _backends/torch_.p
 2^-24 of what is summed, and sum |products| <= |q_i| X (Cauchy-Schwarz). So a score errs by at most
 r 2^-24 / (1 - r 2^-24) X sum_i |q_i|. Two more roundings cover one of the query and one of this arithmetic. Where
 denormal numbers are flushed, each dimension of a query token loses at most 2^-126 (2 + |q_i| + X) besides. If
-X sum_i |q_i| is near the largest float32, a sum may overflow on its way: then the error is infinite, and only float64
-decides.
+this is much of X sum_i |q_i|, float32 is too coarse for the score, and if X sum_i |q_i| is near the largest float32, a
+sum may overflow on its way: then the error is infinite, and only float64 decides. If X sum_i |q_i| is 0, so is every
+product, and the error.
 
 X is at most the largest |m v| of the document, which the codes hold as ``norms``, and its largest slack, because the
 slack of a token bounds its distance from m v (and a rotation keeps lengths).
@@ -39,6 +40,8 @@ from colbert_fast.packed import PackedTokens
 # A sum below this has not overflowed on its way in float32.
 _NO_OVERFLOW = 2.0**126
 _FLUSHED = 2.0**-126
+# Of a score, float32 may lose this share to numbers that are flushed. A score may be off by 1e-5.
+_MOST_FLUSHED = 2.0**-18
 # With more of them, numpy multiplies, and torch converts, on several threads.
 _PRODUCTS, _NUMBERS = 2**17, 2**14
 
@@ -222,4 +225,5 @@ def _errors(dim: int, norms: Any, lengths: Any, longest: Any) -> Any:
         products = norms * longest
         flushed = _FLUSHED * dim * (norms + lengths * (2 + longest))
     errors = products * (roundings * 2.0**-24 / (1 - roundings * 2.0**-24)) + flushed
-    return np.where(products < _NO_OVERFLOW, errors, np.inf)
+    enough = (products < _NO_OVERFLOW) & (flushed <= _MOST_FLUSHED * products)
+    return np.where(enough, errors, np.where(products == 0, 0, np.inf))

@@ -167,8 +167,8 @@ class _Found:
         tau = np.partition(self._scores - self._errors, width - k, axis=1)[:, width - k]
         if width > 4 * k:
             self._drop(tau)
-        low = np.clip(tau, -_LARGEST, _LARGEST).astype(np.float32)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
+            low = np.clip(tau, -_LARGEST, _LARGEST).astype(np.float32)
             self.tau = np.where(low > tau, np.nextafter(low, np.float32(-np.inf)), low)
 
     def _drop(self, tau: Any) -> None:
@@ -219,7 +219,8 @@ class _Found:
         columns = self._columns
         place = np.where(columns < 0, np.iinfo(np.int64).max, self._documents.order[columns])
         order = np.lexsort((place, -self._scores), axis=1)[:, : self._k]
-        with np.errstate(over="ignore"):  # a score beyond the largest float32 is infinite
+        # A score beyond the largest float32 is infinite, and one near 0 is rounded to what float32 has there.
+        with np.errstate(over="ignore", under="ignore"):
             scores = np.take_along_axis(self._scores, order, 1).astype(np.float32)
         return scores, np.take_along_axis(columns, order, 1)
 

@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import embeddings
-from in_memory import CODES, Snapshot, assert_exact, codes_of, float64_scores, snapshot
+from in_memory import CODES, Snapshot, assert_exact, brute_force, codes_of, float64_scores, snapshot
 from torch import Tensor
 
 from colbert_fast import PackedTokens
@@ -100,6 +101,25 @@ def test_the_largest_numbers_and_an_empty_query(codes: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_exact(topk(snapshot(items, codes), queries, 10), queries, items, 10)
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("count", [1, 60])
+def test_scores_below_the_normal_numbers_of_float32(codes: str, exact: bool, count: int) -> None:
+    queries, items = random_data(100, [9] * count)
+    queries = [q * 1e-39 for q in queries]
+    items = [x * 1e-3 for x in items]
+    source = snapshot(items, codes, exact=exact)
+    with np.errstate(all="raise"):
+        result = topk(source, queries, min(10, count))
+    if not exact:
+        items = [x.clone() for x in decoded(source.segments[0].codes[-1]).split([len(x) for x in items])]
+    for i, query in enumerate(queries):
+        best = brute_force(query, items, 10)
+        assert result.ids[i] == [name for _, name in best]
+        # To the last bit: no number of float32 is nearer.
+        assert torch.equal(result.scores[i], torch.tensor([score for score, _ in best], dtype=torch.float64).float())
 
 
 @pytest.mark.parametrize("codes", CERTIFIED)
