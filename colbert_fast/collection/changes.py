@@ -96,13 +96,15 @@ class Writer:
             yield connection
 
     def create(self, options: Options) -> None:
-        """Make the database, unless another process has just made it."""
+        """Make the database, unless another process has just made it, or let it keep a log of changes again."""
         with self._writing() as connection:
             if database.is_blank(connection, self._folder):
                 segments.check_none(self._folder)
                 values = {"codes": options.codes, "exact": options.exact, "seed": options.seed, "dim": 0}
                 database.create(connection, values)
                 segments.sync_folder(self._folder)
+            elif not database.has_log(connection, self._folder):
+                connection.execute("PRAGMA journal_mode=WAL")
 
     def sweep(self) -> None:
         """Remove the files of killed processes, unless somebody writes now."""

@@ -52,6 +52,13 @@ def about(found: dict[str, Any], folder: str) -> dict[str, str]:
     return words
 
 
+def stored_id(found: Any, number: int, folder: str) -> str:
+    """Return the id of a document, as the database has it, checked."""
+    if not isinstance(found, str) or "\0" in found:
+        raise damaged(folder, f"the id of document {number} is {found!r:.200}")
+    return found
+
+
 def fields(reader: Reader) -> list[str]:
     """Return the names in the metadata of any document, checked."""
     found = [name for (name,) in reader.rows("SELECT name FROM field ORDER BY name")]

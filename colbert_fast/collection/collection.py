@@ -95,8 +95,11 @@ class Collection:
     def _make(self, options: Options) -> None:
         os.makedirs(self._folder, exist_ok=True)
         try:
-            if not Reader(self._folder, read_only=False, wait=self._wait).is_blank:
+            found = Reader(self._folder, read_only=False, wait=self._wait)
+            # Another program may have changed the mode of the database, as a copy with VACUUM INTO does.
+            if not found.is_blank and found.has_log:
                 return
+            found.close()
         except FileNotFoundError:
             pass
         self._writer.create(options)

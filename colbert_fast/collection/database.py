@@ -117,6 +117,13 @@ def is_blank(connection: sqlite3.Connection, folder: str) -> bool:
     return False
 
 
+def has_log(connection: sqlite3.Connection, folder: str) -> bool:
+    """Return whether a database is in the mode in which readers and a writer do not wait for each other."""
+    with errors(folder):
+        found: tuple[str] = connection.execute("PRAGMA journal_mode").fetchone()
+    return found == ("wal",)
+
+
 def create(connection: sqlite3.Connection, options: dict[str, Any]) -> None:
     """Make the tables, in one transaction."""
     connection.execute("PRAGMA journal_mode=WAL")

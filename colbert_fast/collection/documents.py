@@ -149,6 +149,11 @@ class Documents:
                     query, last = queries[row].double().numpy(), row
                     norms = np.sqrt((query * query).sum(axis=1))
                 scores[i] = _float64_score(query, norms, tokens[item])
+                # Products of finite numbers of float32 stay far below the largest of float64.
+                if not np.isfinite(scores[i]):
+                    path, kept = segment.mapped.path, "multipliers" if segment.exact is None else "exact"
+                    msg = f"{path}: {kept} must be finite numbers"
+                    raise ValueError(msg)
         return scores
 
     def _by_segment(self, columns: Any) -> Iterator[tuple[LiveSegment, Any, Any]]:

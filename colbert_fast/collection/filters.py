@@ -65,6 +65,8 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
         if "disk image" in str(error) or "not a database" in str(error) or isinstance(error, UnicodeDecodeError):
             with database.errors(reader.folder):
                 raise
+        if "JSON" in str(error):
+            _check_metadata(reader)
         hint = ""
         if "no such column" in str(error):
             hint = f"; the fields are {', '.join(map(repr, fields[:50]))}" if fields else "; no document has metadata"
@@ -74,6 +76,15 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
             hint = "; a condition can only read"
         msg = f"where must be one condition of SQL with its parameters; {where!r}: {error}{hint}"
         raise ValueError(msg) from error
+
+
+def _check_metadata(reader: Reader) -> None:
+    """Raise ValueError if SQLite cannot read the metadata of a document, so that no condition can be tried."""
+    sql = (
+        "SELECT number FROM document WHERE typeof(metadata) NOT IN ('text', 'null') OR NOT json_valid(metadata) LIMIT 1"
+    )
+    for (number,) in reader.rows(sql):
+        raise checks.damaged(reader.folder, f"the metadata of document {number} are no JSON")
 
 
 def is_plain(where: str, parameters: Parameters) -> bool:

@@ -33,15 +33,20 @@ class WriterLock:
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, NAME)
         self._threads = threading.Lock()
+        self._owner: int | None = None
 
     @contextlib.contextmanager
     def held(self, wait: float) -> Iterator[None]:
         """Hold the lock. Raise TimeoutError if it cannot be had within ``wait`` seconds."""
         until = time.monotonic() + wait
+        if self._owner == threading.get_ident():  # it would wait for itself
+            msg = f"an iterator of ids or metadata must not change {os.path.dirname(self.path)}, which waits for it"
+            raise RuntimeError(msg)
         if not self._threads.acquire(timeout=max(wait, 0)):
             msg = f"another thread of this process writes to {os.path.dirname(self.path)}; waited {wait:g} seconds"
             raise TimeoutError(msg)
         try:
+            self._owner = threading.get_ident()
             # A link, in a folder that somebody else has made, might lead to a file that is dear.
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             try:
@@ -56,6 +61,7 @@ class WriterLock:
             finally:
                 os.close(descriptor)
         finally:
+            self._owner = None
             self._threads.release()
 
     def _lock(self, descriptor: int, wait: float, until: float) -> None:

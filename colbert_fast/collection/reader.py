@@ -50,6 +50,7 @@ class Reader:
         try:
             self._connection.execute("PRAGMA query_only=ON")
             self.is_blank = database.is_blank(self._connection, folder)
+            self.has_log = database.has_log(self._connection, folder)
             # SQLite makes this function once for a connection, with statements that are then forbidden.
             self.rows("SELECT value FROM json_each('[]')")
             self._connection.set_authorizer(_asking(self._denied, self._caught))
@@ -138,6 +139,9 @@ def _connection(folder: str, read_only: bool, wait: float) -> sqlite3.Connection
     if not os.path.exists(path):
         msg = f"{folder} holds no collection: there is no {database.NAME}"
         raise FileNotFoundError(msg)
+    if not os.path.isfile(path):  # SQLite would wait at a pipe for ever
+        msg = f"{path} must be an ordinary file"
+        raise ValueError(msg)
     if not read_only:
         return database.connect(folder, mode="rw", wait=wait)
     connection = database.connect(folder, mode="ro", wait=wait)

@@ -145,24 +145,30 @@ class Snapshot:
         if filters.is_plain(where, parameters) and key in self._filtered:
             return self._filtered[key]
         chosen = filters.numbers_where(self.reader, where, parameters)
+        self._check_count(self.reader.rows("SELECT count(*) FROM document")[0][0])
         if filters.is_plain(where, parameters):
             kept = self._filtered if len(self._filtered) < _FILTERS_KEPT else {}
             self._filtered = {**kept, key: chosen}
         return chosen
+
+    def _check_count(self, found: int) -> None:
+        """Raise ValueError unless the segments have as many documents as were found."""
+        if found != self._count:
+            what = f"it has {found} documents, and the segments have {self._count}"
+            raise checks.damaged(self.reader.folder, what)
 
     def ids(self, numbers: Iterable[int]) -> list[str]:
         """Return the ids of documents by their numbers."""
         wanted = [int(number) for number in numbers]
         sql = "SELECT number, id FROM document WHERE number IN (SELECT value FROM json_each(?))"
         found = dict(self.reader.rows(sql, (json.dumps(wanted),)))
-        for number in wanted:
-            if not isinstance(found.get(number), str):
-                raise checks.damaged(self.reader.folder, f"the id of document {number} is {found.get(number)!r}")
-        return [found[number] for number in wanted]
+        return [checks.stored_id(found.get(number), number, self.reader.folder) for number in wanted]
 
     def all_ids(self) -> list[str]:
         """Return the ids of all documents, in order."""
-        return [name for (name,) in self.reader.rows("SELECT id FROM document ORDER BY number")]
+        rows = self.reader.rows("SELECT number, id FROM document ORDER BY number")
+        self._check_count(len(rows))
+        return [checks.stored_id(name, number, self.reader.folder) for number, name in rows]
 
     def numbers(self, ids: Sequence[str]) -> list[int]:
         """Return the numbers of documents by their ids. Raises KeyError if there is no such document."""
@@ -210,7 +216,10 @@ class Snapshot:
         at = bisect_right(self._firsts, number) - 1
         if at < 0 or number - self._firsts[at] >= self._mapped[at].documents:
             raise checks.damaged(self.reader.folder, f"document {number} lies in no segment")
-        return self._mapped[at], number - self._firsts[at]
+        item, deleted = number - self._firsts[at], self._deleted[at]
+        if deleted is not None and deleted[item // 8] << item % 8 & 0x80:
+            raise checks.damaged(self.reader.folder, f"document {number} is deleted in its segment")
+        return self._mapped[at], item
 
 
 class _Narrowed(Snapshot):
@@ -233,7 +242,11 @@ class _Narrowed(Snapshot):
             self._live.append(LiveSegment(segment.mapped, items))
             taken += len(items)
         if taken != len(numbers):
-            # Either the database is damaged, or a condition closed our bracket and selected something else.
+            # Either a condition closed our bracket and selected something else, or the database is damaged.
+            known = {number for (number,) in self.reader.rows("SELECT number FROM document")}
+            if known.issuperset(numbers.tolist()):
+                what = "documents and segments disagree about which documents there are"
+                raise checks.damaged(self.reader.folder, what)
             msg = "where must be one condition that is true or false; it selected numbers that no document has"
             raise ValueError(msg)
 

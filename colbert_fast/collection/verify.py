@@ -37,8 +37,7 @@ def _of_database(snapshot: Snapshot) -> Iterator[str]:
             yield f"{path}: documents and segments disagree about the documents {wrong[:5]}"
         fields = set(checks.fields(reader))
         for number, name, text in reader.rows("SELECT number, id, metadata FROM document"):
-            if not isinstance(name, str):
-                yield f"{path}: the id of document {number} is {name!r}"
+            checks.stored_id(name, number, reader.folder)
             unknown = set(checks.metadata(reader.folder, number, text) or ()) - fields
             if unknown:
                 yield f"{path}: document {number} has the unknown fields {sorted(unknown)}"

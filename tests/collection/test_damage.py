@@ -185,6 +185,22 @@ def test_lengths_that_lie(tmp_path: Path) -> None:
                 collection.compact()
 
 
+@pytest.mark.parametrize(("exact", "field"), [("float16", "exact"), (None, "multipliers")])
+def test_tokens_that_are_no_numbers(tmp_path: Path, exact: str | None, field: str) -> None:
+    with cf.Collection(tmp_path, exact=exact) as collection:
+        collection.add(names(6), GIVEN)
+        (segment,) = collection._current().files.values()
+        entry, path = segment.layout.entries[field], Path(segment.path)
+    content = bytearray(path.read_bytes())
+    content[entry.start : entry.stop] = b"\xff" * (entry.stop - entry.start)
+    path.write_bytes(content)
+    with (
+        cf.Collection(tmp_path) as collection,
+        pytest.raises(ValueError, match=rf"{path.name}: {field} must be finite"),
+    ):
+        collection.topk(torch.ones(1, 2, 12), 6)
+
+
 def test_verify_lists_everything(tmp_path: Path) -> None:
     with cf.Collection(tmp_path) as collection:
         for i in range(3):

@@ -160,59 +160,6 @@ def test_segments_that_come_while_a_collection_is_opened(tmp_path: Path, monkeyp
         check_holds(opened, dict(zip(names(6), GIVEN, strict=True)))
 
 
-def test_another_database(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / database.NAME) as other:
-        other.execute("CREATE TABLE document(id)")
-    other.close()
-    with pytest.raises(ValueError, match="application_id is 0"):
-        cf.Collection(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("sql", "message"),
-    [
-        ("PRAGMA user_version = 2", "user_version 1; it has 2"),
-        ("PRAGMA application_id = 7", "application_id is 7"),
-        ("CREATE TRIGGER t AFTER DELETE ON document BEGIN SELECT 1; END", "t must be None; got"),
-        ("ALTER TABLE document ADD COLUMN x", "document must be 'CREATE TABLE document"),
-        ("UPDATE option SET value = 'int3' WHERE name = 'codes'", "the option codes must be one of"),
-        ("UPDATE option SET value = -1 WHERE name = 'dim'", "the option dim must be"),
-        ("DELETE FROM option", "the option codes must be one of"),
-        ("UPDATE segment SET file = '../../etc/passwd'", "the file of a segment is"),
-        ("UPDATE segment SET file = '00000000000000000000000000000000.safetensors'", "is missing"),
-        ("UPDATE segment SET documents = 1 << 60", "documents of the segment"),
-        ("UPDATE segment SET documents = 1 << 35", "lengths must be"),
-        ("UPDATE segment SET tokens = 7", "must be"),
-        ("UPDATE segment SET tokens = 'x'", "tokens of the segment"),
-        ("UPDATE segment SET first = -3", "first of the segment"),
-        ("UPDATE segment SET deleted = x'0000'", "deleted of the segment"),
-        ("UPDATE segment SET deleted = x'01'", "a bit beyond"),
-    ],
-)
-def test_a_database_that_lies(tmp_path: Path, sql: str, message: str) -> None:
-    with cf.Collection(tmp_path) as collection:
-        collection.add(names(6), GIVEN)
-    lying = sqlite3.connect(tmp_path / database.NAME, isolation_level=None)
-    lying.execute(sql)
-    lying.close()
-    for read_only in (False, True):
-        with pytest.raises(ValueError, match=message) as raised:
-            cf.Collection(tmp_path, read_only=read_only)
-        assert str(tmp_path) in str(raised.value)
-
-
-def test_a_field_that_has_no_name(tmp_path: Path) -> None:
-    with cf.Collection(tmp_path) as collection:
-        collection.add(names(6), GIVEN)
-    with sqlite3.connect(tmp_path / database.NAME) as lying:
-        lying.execute("INSERT INTO field VALUES(x'00')")
-    lying.close()
-    with cf.Collection(tmp_path) as collection:
-        for run in (lambda: collection.ids("x > 1"), collection.verify):
-            with pytest.raises(ValueError, match=rf"{database.NAME} is damaged: the name of a field is b'\\x00'"):
-                run()
-
-
 def test_a_second_writer_waits_or_is_refused(collection: cf.Collection, tmp_path: Path) -> None:
     other = cf.Collection(tmp_path / "c", wait=60)
     with collection._writer._writing():
@@ -231,6 +178,15 @@ def test_a_second_writer_waits_or_is_refused(collection: cf.Collection, tmp_path
     collection.delete(["n"])
     collection.compact()
     other.close()
+
+
+def test_ids_that_change_the_collection(collection: cf.Collection) -> None:
+    def ids() -> Iterator[str]:
+        collection.delete(["d1"])
+        yield "n"
+
+    with pytest.raises(RuntimeError, match="an iterator of ids or metadata must not change"):
+        collection.add(ids(), GIVEN[:1])
 
 
 def test_threads_share_a_collection(tmp_path: Path) -> None:
