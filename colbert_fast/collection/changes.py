@@ -203,7 +203,7 @@ class Writer:
         ids = [name for batch in group for name in batch.ids]
         tokens = sum(int(batch.tokens.lengths.sum()) for batch in group)
         layout = Layout(options, dim, len(ids), tokens)
-        return segments.write(self._folder, layout, parts.encoded(options, [b.tokens for b in group], ids))
+        return segments.write(self._folder, layout, parts.encoded(options, dim, [b.tokens for b in group], ids))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents and return how many there were."""

@@ -71,12 +71,15 @@ def pieces(embeddings: Any, lengths: Any = None) -> Incoming:
 
 def _of_lengths(embeddings: Any, lengths: Any) -> PackedTokens:
     tokens, counts = tensor_of(embeddings, "embeddings"), tensor_of(lengths, "lengths")
+    _check_memory(tokens.device, "embeddings")
+    _check_memory(counts.device, "lengths")
     if tokens.ndim != 2:
         msg = (
             f"with lengths, embeddings must be [total, dim], the rows of all documents; got shape {list(tokens.shape)}"
         )
         raise ValueError(msg)
-    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool or counts.ndim != 1:
+    integers = not (counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool)
+    if counts.ndim != 1 or (len(counts) and not integers):
         msg = f"lengths must be [n] integers; got {counts.dtype} of shape {list(counts.shape)}"
         raise ValueError(msg)
     counts = counts.to(torch.int64)
@@ -131,6 +134,7 @@ def _of_list(items: list[Any], first: int) -> Iterator[PackedTokens]:
 
 def _split(batch: PackedTokens, skip_zero: bool = False) -> Iterator[PackedTokens]:
     """Yield a batch as it is, or what must be copied of it in pieces: from a GPU, of int8, or without rows of zeros."""
+    _check_memory(batch.device, "embeddings")
     dtype = None if batch.scales is None and batch.dtype in _KEPT else torch.float32
     if batch.device.type == "cpu" and dtype is None and not skip_zero:
         if len(batch):
@@ -139,6 +143,12 @@ def _split(batch: PackedTokens, skip_zero: bool = False) -> Iterator[PackedToken
     for first, last in spans(batch.lengths.cpu(), max(1, _NUMBERS // max(1, batch.dim))):
         part = batch[first:last].to("cpu", dtype)
         yield _without_zeros(part) if skip_zero else part
+
+
+def _check_memory(device: torch.device, name: str) -> None:
+    if device.type == "meta":
+        msg = f"{name} must have memory; they are on the device 'meta'"
+        raise ValueError(msg)
 
 
 def _without_zeros(batch: PackedTokens) -> PackedTokens:

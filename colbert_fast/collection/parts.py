@@ -29,8 +29,10 @@ def spans(lengths: Tensor, most: int) -> Iterator[tuple[int, int]]:
         yield first, len(ends) - 1
 
 
-def encoded(options: Options, batches: Sequence[PackedTokens], ids: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Encode the documents of batches, one batch after the other.
+def encoded(
+    options: Options, dim: int, batches: Sequence[PackedTokens], ids: Sequence[str]
+) -> Iterator[dict[str, Tensor]]:
+    """Encode the documents of batches, one batch after the other. A batch without tokens may have another dim.
 
     Raises
     ------
@@ -40,14 +42,14 @@ def encoded(options: Options, batches: Sequence[PackedTokens], ids: Sequence[str
     done = 0
     for batch in batches:
         for first, last in spans(batch.lengths, max(1, PART_NUMBERS // max(1, batch.tokens.shape[1]))):
-            yield _encoded(options, batch[first:last], ids[done + first : done + last])
+            yield _encoded(options, dim, batch[first:last], ids[done + first : done + last])
         done += len(batch)
 
 
-def _encoded(options: Options, batch: PackedTokens, ids: Sequence[str]) -> dict[str, Tensor]:
+def _encoded(options: Options, dim: int, batch: PackedTokens, ids: Sequence[str]) -> dict[str, Tensor]:
     own = in_order(batch._rows())
     lengths = own.lengths
-    rows = own.tokens.detach().resolve_neg()
+    rows = own.tokens.detach().resolve_neg().reshape(len(own.tokens), dim)
     if rows.dtype == torch.float64:
         rows = rows.float()
     kept = rows if options.exact is None else rows.to(EXACT[options.exact])

@@ -313,6 +313,9 @@ def _checked_queries(queries: Tokens, dim: int | None) -> PackedTokens:
     if q.scales is not None:
         msg = "queries must be floating point: only documents can be int8; queries.to(dtype=torch.float32) makes floats"
         raise TypeError(msg)
+    if q.device.type == "meta":
+        msg = "queries must have memory; they are on the device 'meta'"
+        raise ValueError(msg)
     if q.rows == 0 and dim is not None:
         q = q.with_tokens(q.tokens.reshape(0, dim))
     if dim is not None and q.dim != dim:

@@ -104,12 +104,28 @@ def test_arrays_with_lengths(tmp_path: Path) -> None:
                 ({"lengths": [15, 0, 0, 0, 0, 1]}, "lengths must be the 15 rows of embeddings in all; they are 16"),
                 ({"lengths": [16, -1, 0, 0, 0, 0]}, "item 0 has start 0 and length 16; tokens has 15 rows"),
                 ({"lengths": [15.0]}, r"lengths must be \[n\] integers; got torch.float32 of shape \[1\]"),
+                ({"lengths": torch.tensor(lengths, device="meta")}, "lengths must have memory"),
+                ({"lengths": []}, "lengths must be the 15 rows of embeddings in all; they are 0"),
                 ({"lengths": 15}, "lengths must be a tensor, a numpy array or a list; got int"),
             ):
                 with pytest.raises((ValueError, TypeError), match=said):
                     collection.add(IDS, tokens, **wrong)
-    with cf.Collection(tmp_path / "0") as collection, pytest.raises(ValueError, match=r"must be \[total, dim\]"):
-        collection.add(["x"], np.zeros((1, 3, DIM)), lengths=[3])
+    with cf.Collection(tmp_path / "0") as collection:
+        with pytest.raises(ValueError, match=r"must be \[total, dim\]"):
+            collection.add(["x"], np.zeros((1, 3, DIM)), lengths=[3])
+        with pytest.raises(ValueError, match="embeddings must have memory"):
+            collection.add(["x"], torch.ones(3, DIM, device="meta"), lengths=[3])
+        assert collection.add([], np.zeros((0, DIM)), lengths=[]) == 0
+
+
+def test_documents_without_tokens_may_have_any_dim(tmp_path: Path) -> None:
+    """As in a list beside other documents."""
+    with cf.Collection(tmp_path / "c") as collection:
+        collection.add(IDS, ragged())
+        collection.add(["a", "b"], [[], torch.empty(0)])
+        collection.add(["c", "d"], iter([torch.empty(0, 9), np.empty((0, 0))]))
+        assert [collection[name].shape for name in "abcd"] == [(0, DIM)] * 4
+        collection.verify()
 
 
 def test_files(tmp_path: Path) -> None:
@@ -170,6 +186,8 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "a vector": ((IDS[:1], torch.ones(3)), "embeddings must be a list of"),
     "a vector in a list": ((IDS[:1], [torch.ones(3)]), r"embeddings\[0\] must be \[length, dim\]; got shape \[3\]"),
     "another dim": ((IDS[:2], [torch.ones(1, 4), torch.ones(1, 5)]), "all items need the same dim"),
+    "on meta": ((IDS[:1], [torch.ones(1, 4, device="meta")]), "embeddings must have memory; they are on .* 'meta'"),
+    "a padded batch on meta": ((IDS, torch.ones(6, 2, 4, device="meta")), "embeddings must have memory"),
     "not finite": ((IDS[:2], [torch.ones(1, 4), torch.full((2, 4), torch.nan)]), "token 0 of document 'd1' is not"),
     "an error": ((IDS, items_until(5, OSError("the net"))), "the net"),
 }

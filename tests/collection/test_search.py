@@ -291,6 +291,7 @@ def test_recall_of_few_documents_and_of_none() -> None:
         ({"queries": [torch.ones(2, 8), torch.full((1, 8), torch.inf)]}, ValueError, "query 1 has a NaN or an inf"),
         ({"queries": torch.full((1, 8), 1e300, dtype=torch.float64)}, ValueError, "must be finite in float32"),
         ({"queries": PackedTokens.from_padded(torch.ones(1, 2, 8)).quantize()}, TypeError, "must be floating point"),
+        ({"queries": torch.ones(2, 8, device="meta")}, ValueError, "queries must have memory"),
         ({"queries": "text"}, TypeError, "queries must be"),
         ({"backend": "abacus"}, ValueError, "no backend is called 'abacus'"),
         ({"device": "abacus"}, ValueError, "device must be one that torch can use here; got abacus"),
