@@ -60,7 +60,7 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
     try:
         _check_quoted(where, used)
         # A condition that closes our bracket may select a document twice.
-        return np.unique(reader.numbers(sql, parameters))
+        return np.unique(reader.numbers(sql, _values(parameters)))
     except (sqlite3.Error, sqlite3.Warning, TypeError, ValueError, OverflowError) as error:
         if "disk image" in str(error) or "not a database" in str(error) or isinstance(error, UnicodeDecodeError):
             with database.errors(reader.folder):
@@ -85,6 +85,17 @@ def _check_metadata(reader: Reader) -> None:
     )
     for (number,) in reader.rows(sql):
         raise checks.damaged(reader.folder, f"the metadata of document {number} are no JSON")
+
+
+def _values(parameters: Parameters) -> Parameters:
+    """Return parameters as SQLite takes them. It would take a number of numpy for the bytes in its memory."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+
+    if isinstance(parameters, Mapping):
+        return {name: plain(value) for name, value in parameters.items()}
+    return [plain(value) for value in parameters]
 
 
 def is_plain(where: str, parameters: Parameters) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from collections_of import check_holds, documents, names
 
@@ -140,6 +141,16 @@ def test_parameters_that_look_alike(collection: cf.Collection) -> None:
             return "Name"
 
     assert [collection.ids("id = ?", [Name(name)]) for name in ("d0", "d2")] == [["d0"], ["d2"]]
+
+
+def test_parameters_of_numpy(collection: cf.Collection) -> None:
+    expected = collection.ids("length(id) = 2 AND id <> 'd2'")
+    assert expected == ["d0", "d3"]
+    for two in (np.int64(2), np.uint8(2), np.float32(2), np.array(2)):
+        assert collection.ids("length(id) = ? AND id <> ?", [two, np.str_("d2")]) == expected
+        assert collection.ids("length(id) = :two AND id <> 'd2'", {"two": two}) == expected
+    with pytest.raises(ValueError, match="where must be one condition"):
+        collection.ids("length(id) = ?", [np.ones(2)])
 
 
 def test_parameters_need_a_condition(collection: cf.Collection) -> None:
