@@ -128,6 +128,14 @@ def ids(given: Iterable[str], name: str) -> list[str]:
     return found
 
 
+def flag(given: Any, name: str) -> bool:
+    """Return an argument that must be True or False. Raises TypeError."""
+    if not isinstance(given, bool):
+        msg = f"{name} must be True or False; got {given!r}"
+        raise TypeError(msg)
+    return given
+
+
 def _is_text(one: str) -> bool:
     try:
         one.encode()

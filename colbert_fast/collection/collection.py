@@ -74,7 +74,7 @@ class Collection:
     ) -> None:
         _check_options(codes, exact)
         self._folder = os.path.abspath(_checked_path(path))
-        self._read_only = read_only
+        self._read_only = checks.flag(read_only, "read_only")
         self._wait = _checked_wait(wait)
         self._closed = False
         self._snapshot: Snapshot | None = None
@@ -385,7 +385,7 @@ class Collection:
         """
         with self._changing() as writer:
             batches, whole = adding.batches(ids, embeddings, metadata, pool, lengths=lengths)
-            return writer.add(batches, replace=replace, whole=whole)
+            return writer.add(batches, replace=checks.flag(replace, "replace"), whole=whole)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete documents, and return how many of them there were."""
@@ -458,6 +458,9 @@ class Collection:
 
 def _checked_path(path: str | os.PathLike[str]) -> str:
     text = os.fsdecode(path)
+    if not text:
+        msg = "the name of the folder must not be empty"
+        raise ValueError(msg)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -116,6 +116,15 @@ def test_options_that_contradict_the_folder(collection: cf.Collection, tmp_path:
     cf.Collection(folder, codes="int8", exact="float16").close()
 
 
+@pytest.mark.parametrize("value", [None, 1, "no", np.False_])
+def test_flags_that_are_not_true_or_false(collection: cf.Collection, tmp_path: Path, value: Any) -> None:
+    with pytest.raises(TypeError, match="replace must be True or False"):
+        collection.add(["d0"], GIVEN[1:2], replace=value)
+    with pytest.raises(TypeError, match="read_only must be True or False"):
+        cf.Collection(tmp_path / "new", read_only=value)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_without_a_collection(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no collection"):
         cf.Collection(tmp_path, read_only=True)
@@ -382,6 +391,8 @@ def test_a_folder_that_is_named_in_bytes(tmp_path: Path) -> None:
     with cf.Collection(path, wait=float("inf")) as collection:
         collection.add(names(6), GIVEN)
         assert collection.path == str(tmp_path / "c")
+    with pytest.raises(ValueError, match="must not be empty"):
+        cf.Collection("")
     with pytest.raises(ValueError, match="must be Unicode"):
         cf.Collection(tmp_path / "\udcff")
 
