@@ -51,8 +51,8 @@ class Reader:
             self._connection.execute("PRAGMA query_only=ON")
             self.is_blank = database.is_blank(self._connection, folder)
             self.has_log = database.has_log(self._connection, folder)
-            # SQLite makes this function once for a connection, with statements that are then forbidden.
-            self.rows("SELECT value FROM json_each('[]')")
+            # SQLite makes these functions once for a connection, with statements that are then forbidden.
+            self.rows("SELECT 1 FROM json_each('[]'), json_tree('[]')")
             self._connection.set_authorizer(_asking(self._denied, self._caught))
             self.rows("BEGIN")
             if not self.is_blank:

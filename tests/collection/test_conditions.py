@@ -47,6 +47,12 @@ def test_what_closes_the_bracket_reads_no_more(collection: cf.Collection) -> Non
     assert collection.ids("0) UNION ALL SELECT 0 UNION ALL SELECT number FROM document WHERE (1") == ["d0", "d2", "d3"]
 
 
+def test_lists_in_the_metadata(collection: cf.Collection) -> None:
+    collection.update(["d0", "d2"], [{"tags": ["a", {"b": "c"}]}, {"tags": ["b"]}])
+    assert collection.ids("EXISTS (SELECT 1 FROM json_each(_metadata, '$.tags') WHERE value = 'a')") == ["d0"]
+    assert collection.ids("EXISTS (SELECT 1 FROM json_tree(_metadata, '$.tags') WHERE value = 'c')") == ["d0"]
+
+
 def test_names_of_fields(collection: cf.Collection) -> None:
     with pytest.raises(ValueError, match=r"no such column: language; the fields are '', 'Lang', 'a\"b', 'lang', 'num"):
         collection.ids("language = 'en'")
