@@ -183,6 +183,7 @@ class Writer:
                     dim = _common_dim(batch.tokens, dim)
                     count += len(batch)
                 added.append((self._write(options, dim, group), [batch.without_tokens() for batch in group]))
+                group.clear()  # the tokens would stay in memory while those of the next segment are gathered
         except BaseException:
             for written, _ in added:
                 self._remove(written.file)

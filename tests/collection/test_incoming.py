@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,24 @@ def test_an_error_leaves_the_segments_before_it(tmp_path: Path, monkeypatch: pyt
             collection.add(IDS, items_until(5, OSError("the net")))
         assert collection.ids() == IDS[:4]
         collection.verify()
+
+
+def test_an_iterator_holds_one_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "SEGMENT_BYTES", 4 * DIM * 10)
+    grouped = changes.grouped
+    before: list[weakref.ref[Any]] = []
+
+    def watched(batches: Any) -> Iterator[Any]:
+        for group in grouped(batches):
+            assert all(ref() is None for ref in before)
+            before[:] = [weakref.ref(batch) for batch in group]
+            yield group
+
+    monkeypatch.setattr(changes, "grouped", watched)
+    monkeypatch.setattr(incoming, "_ITEMS", 1)
+    with cf.Collection(tmp_path) as collection:
+        collection.add(iter(map(str, range(20))), (torch.ones(5, DIM) for _ in range(20)))
+        assert len(collection._current().files) == 10
 
 
 def test_tokens_with_a_minus_that_torch_has_only_noted(tmp_path: Path) -> None:
