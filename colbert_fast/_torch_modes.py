@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -14,6 +18,23 @@ try:
     _known = True
 except ImportError:  # These names are private: another version of torch need not have them.
     _known = False
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def not_compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Run ``function`` as it is where the caller is compiled by torch.compile: its graph breaks there."""
+
+    @functools.wraps(function)
+    def called(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if torch.compiler.is_compiling():
+            # Not when this module is imported, because it would import the compiler.
+            eager: Callable[_Arguments, _Result] = torch.compiler.disable(function)
+            return eager(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return called
 
 
 def unwatched(*tensors: Tensor, cuda: bool = True) -> bool:

@@ -19,6 +19,7 @@ from colbert_fast._integers import not_negative_int
 from colbert_fast._items import item_numbers
 from colbert_fast._layouts import checked_rows, nested_parts, rows_of_items, rows_of_padded
 from colbert_fast._spans import Rows, alone, check_alike, concatenated, few_rows, own_rows, padded
+from colbert_fast._torch_modes import not_compiled
 
 Tokens: TypeAlias = "PackedTokens | Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
@@ -430,6 +431,7 @@ class PackedTokens:
         tokens, scales = quantised(own.tokens.detach(), own.starts, own.lengths)
         return PackedTokens(tokens, own.starts, own.lengths, scales, _trusted=(own.max_length, own._order))
 
+    @not_compiled
     @safe_after_fork
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write these items to a safetensors file that :meth:`load` maps into memory.
@@ -452,6 +454,7 @@ class PackedTokens:
         _packed_files.save(path, self._rows())
 
     @staticmethod
+    @not_compiled
     @safe_after_fork
     def load(path: str | os.PathLike[str]) -> PackedTokens:
         """Open a file of :meth:`save` or of ``colbert-fast encode``, without reading the tokens.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._torch_modes import not_compiled
 from colbert_fast.collection import adding, changes, checks, search, segments, verify
 from colbert_fast.collection.filters import Parameters
 from colbert_fast.collection.layout import CODES, EXACT, Options
@@ -207,6 +208,7 @@ class Collection:
     def __getitem__(self, name: str) -> Tensor: ...
     @overload
     def __getitem__(self, name: list[str] | tuple[str, ...]) -> PackedTokens: ...
+    @not_compiled
     @safe_after_fork
     def __getitem__(self, name: str | list[str] | tuple[str, ...]) -> Tensor | PackedTokens:
         """Return the tokens of a document ``[length, dim]``, or of a list of documents as PackedTokens.
@@ -240,6 +242,7 @@ class Collection:
         """
         return self._current().narrowed(where, parameters).all_ids()
 
+    @not_compiled
     @safe_after_fork
     def topk(
         self,
@@ -305,6 +308,7 @@ class Collection:
         snapshot = self._current().narrowed(where, parameters, among)
         return search.topk(snapshot, queries, k, candidates=candidates, backend=backend, device=device)
 
+    @not_compiled
     @safe_after_fork
     def recall(
         self,
@@ -330,6 +334,7 @@ class Collection:
         """Return the metadata of a document, or None if it has none. Raises KeyError if there is no such document."""
         return self._current().metadata(*checks.ids([name], "ids"))
 
+    @not_compiled
     @safe_after_fork
     def add(
         self,

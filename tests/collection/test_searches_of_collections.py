@@ -37,6 +37,24 @@ def test_documents_that_come_and_go_are_searched_exactly(tmp_path: Path, codes: 
         assert again.recall(asked, 10, 87) == 1
 
 
+def test_a_compiled_program_may_use_a_collection(tmp_path: Path) -> None:
+    asked = torch.randn(3, 8)
+    with cf.Collection(tmp_path / "c") as collection:
+
+        def program(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float, int]:
+            q = 2 * q
+            added = collection.add(["q"], [q], replace=True)
+            scores, _ = collection.topk(q, 5)
+            return scores + added, collection["q"] + q, collection.recall(q, 3, 20), added
+
+        collection.add(names(40), documents(40))
+        expected = program(asked)
+        scores, tokens, share, added = torch.compile(program, backend="eager")(asked)
+        assert torch.equal(scores, expected[0])
+        assert torch.equal(tokens, expected[1])
+        assert (share, added) == expected[2:]
+
+
 def test_a_condition_and_ids_say_what_is_searched(tmp_path: Path) -> None:
     given = documents(20)
     asked = queries()
