@@ -114,7 +114,7 @@ class Writer:
             known = _files(connection)
             unknown = {name for name in os.listdir(self._folder) if segments.PATTERN.fullmatch(name)} - known
             # A damaged database may have lost a segment that is dear.
-            if unknown and _is_sound(connection):
+            if unknown and _is_sound(connection) and database.settled(connection):
                 for name in unknown:
                     self._remove(name)
 
@@ -137,12 +137,13 @@ class Writer:
         try:
             with database.transaction(connection):
                 yield
-        except BaseException:
+        except BaseException as error:
             # An interrupt may come after the commit.
             known = _files(connection)
-            for one in written:
-                if one.file not in known:
-                    self._remove(one.file)
+            if "I/O" not in str(error) or database.settled(connection):
+                for one in written:
+                    if one.file not in known:
+                        self._remove(one.file)
             raise
 
     def add(self, batches: Iterable[Batch], *, replace: bool, whole: bool) -> int:

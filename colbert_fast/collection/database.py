@@ -146,3 +146,18 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def settled(connection: sqlite3.Connection) -> bool:
+    """Return whether no commit that failed comes back.
+
+    When the disk has not confirmed a commit, it has failed, but may be in the log as a whole. Readers do not see it,
+    and still a crash would bring it back. The next transaction takes its place in the log, and this is one. On a full
+    disk the transaction may have no place, but a commit that came back would have had none either.
+    """
+    try:
+        with transaction(connection):
+            connection.execute(f"PRAGMA user_version={VERSION}")  # is written although it stays the same
+    except sqlite3.OperationalError as error:
+        return "full" in str(error)
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -315,6 +316,45 @@ def test_a_disk_that_is_full_for_the_database(collection: cf.Collection, monkeyp
         patch.setattr(database, "connect", small)
         with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSPC))):
             collection.add([f"{i}" * 3000 for i in range(9)], documents(9, seed=1))
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="the index of the log cannot be read and written here")
+@pytest.mark.parametrize("change", ["add", "compact"])
+def test_a_commit_that_the_disk_does_not_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """It fails, and stays in the log, where a crash would bring it back."""
+    folder = tmp_path / "c"
+    collection = cf.Collection(folder)
+    collection.add(names(6), GIVEN)
+    reader = cf.Collection(folder, read_only=True)
+    collection.delete(["d5"])
+    shared = os.open(folder / f"{database.NAME}-shm", os.O_RDWR)
+
+    class Unsure(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            # As SQLite leaves it: the index of the log, which it shares with others, is that from before the commit.
+            before = os.pread(shared, 136, 0)
+            done = super().execute(sql, *arguments)
+            if sql == "COMMIT":
+                patch.undo()
+                os.pwrite(shared, before, 0)
+                msg = "disk I/O error"
+                raise sqlite3.OperationalError(msg)
+            return done
+
+    with monkeypatch.context() as patch:
+        connect = sqlite3.connect
+        patch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **options, factory=Unsure))
+        with pytest.raises(OSError, match="disk I/O error"):
+            collection.add(["n"], GIVEN[:1]) if change == "add" else collection.compact()
+    check_holds(collection, dict(zip(names(5), GIVEN[:5], strict=True)))
+    after = tmp_path / "after a crash"
+    shutil.copytree(folder, after, ignore=shutil.ignore_patterns("*-shm"))
+    with cf.Collection(after) as again:
+        again.verify()
+        check_holds(again, dict(zip(names(5), GIVEN[:5], strict=True)))
+        assert len(list(after.glob("*.safetensors"))) == 1
+    os.close(shared)
+    reader.close()
 
 
 def test_a_disk_that_knows_no_locks(collection: cf.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
