@@ -181,8 +181,8 @@ class Writer:
                 for batch in group:
                     with naming():
                         _check_new(connection, batch.ids, places, count, replace)
-                    dim = _common_dim(batch.tokens, dim)
                     count += len(batch)
+                dim = _common_dim(group, dim)
                 added.append((self._write(options, dim, group), [batch.without_tokens() for batch in group]))
                 group.clear()  # the tokens would stay in memory while those of the next segment are gathered
         except BaseException:
@@ -277,7 +277,8 @@ def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
             if group and weight > room:
                 yield group
                 group = []
-            room = (room if group else most) - weight
+            # A batch without tokens may have another dim.
+            room = (min(room, most) if group else most) - weight
             group.append(batch.part(first, last))
     if group:
         yield group
@@ -300,16 +301,18 @@ def _options(connection: sqlite3.Connection, folder: str) -> tuple[Options, int]
     return Options(found["codes"], found["exact"], found["seed"]), found["dim"]
 
 
-def _common_dim(tokens: PackedTokens, dim: int) -> int:
+def _common_dim(group: Sequence[Batch], dim: int) -> int:
     """Return the dim of the collection, 0 if it has none yet, or else of new tokens."""
-    own = tokens.tokens.shape[1]
-    if dim and (own == dim or not len(tokens.tokens)):
-        return dim
-    if dim or not 1 <= own <= MOST_DIM:
-        wanted = f"the dim of the collection, {dim}" if dim else f"a dim from 1 to {MOST_DIM}"
-        msg = f"embeddings need {wanted}; got {own}"
-        raise ValueError(msg)
-    return own
+    own = [batch.tokens.tokens.shape[1] for batch in group if len(batch.tokens.tokens)]
+    if not (own or dim):
+        own = [max(batch.tokens.tokens.shape[1] for batch in group)]
+    for found in own:
+        if found != dim and (dim or not 1 <= found <= MOST_DIM):
+            wanted = f"the dim of the collection, {dim}" if dim else f"a dim from 1 to {MOST_DIM}"
+            msg = f"embeddings need {wanted}; got {found}"
+            raise ValueError(msg)
+        dim = found
+    return dim
 
 
 def _check_new(

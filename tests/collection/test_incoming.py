@@ -121,6 +121,11 @@ def test_arrays_with_lengths(tmp_path: Path) -> None:
 
 def test_documents_without_tokens_may_have_any_dim(tmp_path: Path) -> None:
     """As in a list beside other documents."""
+    first = [[], [torch.ones(2, DIM)], cf.PackedTokens.from_list([torch.empty(0, 9)])]
+    for i, batches in enumerate([first, iter(first)]):
+        with cf.Collection(tmp_path / str(i)) as collection:
+            collection.add(["a", "b", "c"], batches)
+            assert [collection[name].shape for name in "abc"] == [(0, DIM), (2, DIM), (0, DIM)]
     with cf.Collection(tmp_path / "c") as collection:
         collection.add(IDS, ragged())
         collection.add(["a", "b"], [[], torch.empty(0)])
