@@ -172,7 +172,9 @@ def metadata_text(given: Any, name: str) -> str | None:
 
 def folded(name: str) -> str:
     """Return a name as SQLite compares names of columns: without a difference between the letters A-Z and a-z."""
-    return "".join(letter.lower() if letter.isascii() else letter for letter in name)
+    return (
+        name.lower() if name.isascii() else "".join(letter.lower() if letter.isascii() else letter for letter in name)
+    )
 
 
 def _depth(value: Any) -> int:
