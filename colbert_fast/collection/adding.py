@@ -31,6 +31,11 @@ def batches(
     names = _listed(ids, "ids")
     if incoming.known is not None and isinstance(names, list) and len(names) != incoming.known:
         msg = f"ids must have one entry for each of {incoming.known} documents; got {len(names)}"
+        if lengths is None and getattr(embeddings, "ndim", 3) == 2:
+            msg = (
+                f"embeddings of shape {list(embeddings.shape)} are one document, and there are {len(names)} ids; if "
+                "they are the tokens of all documents, give lengths, which says how many tokens each document has"
+            )
         raise ValueError(msg)
     described = None if metadata is None else _listed(metadata, "metadata")
     if isinstance(names, list) and isinstance(described, list) and len(described) != len(names):
@@ -41,6 +46,9 @@ def batches(
 
 
 def _of_file(path: str | os.PathLike[str], ids: Iterable[str] | None) -> tuple[Iterable[str] | None, PackedTokens]:
+    if os.fspath(path).endswith(".npy"):
+        msg = f"{path} must be a safetensors file; give numpy.load(path, mmap_mode='r'), and lengths"
+        raise ValueError(msg)
     file = MappedFile(path)
     rows = _packed_files.rows_of(file)
     return _packed_files.ids_of(file) if ids is None else ids, PackedTokens._of(rows, ragged=True)

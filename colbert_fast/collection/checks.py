@@ -161,13 +161,23 @@ def metadata_text(given: Any, name: str) -> str | None:
     try:
         text = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        msg = f"{name} must be what JSON can say: {error}"
+        msg = f"{name} must be what JSON can say, and {_refused(given)!r} is not: {error}"
         raise (TypeError if isinstance(error, TypeError) else ValueError)(msg) from None
     if text.count("{") + text.count("[") > _DEEPEST and _depth(given) > _DEEPEST:
         msg = f"{name} must not be nested more than {_DEEPEST} deep"
         raise ValueError(msg)
     # Names as they are, because SQLite compares them so; lone surrogates in the values escaped, as JSON can say them.
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _refused(given: Mapping[str, Any]) -> str:
+    """Return the first field with a value that JSON cannot say."""
+    for key, value in given.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            return key
+    return ""
 
 
 def folded(name: str) -> str:

@@ -94,7 +94,11 @@ class Collection:
             self._writer.sweep()
 
     def _make(self, options: Options) -> None:
-        os.makedirs(self._folder, exist_ok=True)
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+        except FileExistsError as error:
+            msg = f"{self._folder} is a file; a collection is a folder"
+            raise FileExistsError(msg) from error
         try:
             found = Reader(self._folder, read_only=False, wait=self._wait)
             # Another program may have changed the mode of the database, as a copy with VACUUM INTO does.

@@ -48,6 +48,9 @@ def numbers_where(reader: Reader, where: str, parameters: Parameters) -> np.ndar
     if not isinstance(where, str):
         msg = f"where must be a condition of SQL as a str; got {type(where).__name__}"
         raise TypeError(msg)
+    if not where.strip():
+        msg = "where must be one condition of SQL, and it is empty; None means all documents"
+        raise ValueError(msg)
     if isinstance(parameters, (str, bytes)) or not isinstance(parameters, (Sequence, Mapping)):
         msg = f"parameters must be a list of values, or a dict; got {parameters!r:.200}"
         raise TypeError(msg)

@@ -85,7 +85,7 @@ def _of_lengths(embeddings: Any, lengths: Any) -> PackedTokens:
     counts = counts.to(torch.int64)
     ends = counts.cumsum(0)
     if int(ends[-1:].sum()) != len(tokens):
-        msg = f"lengths must be the {len(tokens)} rows of embeddings in all; they are {int(ends[-1:].sum())}"
+        msg = f"lengths must add up to the {len(tokens)} rows of embeddings; they add up to {int(ends[-1:].sum())}"
         raise ValueError(msg)
     if not tokens.is_floating_point():
         tokens = tokens.float()

@@ -102,11 +102,11 @@ def test_arrays_with_lengths(tmp_path: Path) -> None:
             collection.add(IDS, tokens, lengths=counts)
             check(collection, items)
             for wrong, said in (
-                ({"lengths": [15, 0, 0, 0, 0, 1]}, "lengths must be the 15 rows of embeddings in all; they are 16"),
+                ({"lengths": [15, 0, 0, 0, 0, 1]}, "must add up to the 15 rows of embeddings; they add up to 16"),
                 ({"lengths": [16, -1, 0, 0, 0, 0]}, "item 0 has start 0 and length 16; tokens has 15 rows"),
                 ({"lengths": [15.0]}, r"lengths must be \[n\] integers; got torch.float32 of shape \[1\]"),
                 ({"lengths": torch.tensor(lengths, device="meta")}, "lengths must have memory"),
-                ({"lengths": []}, "lengths must be the 15 rows of embeddings in all; they are 0"),
+                ({"lengths": []}, "must add up to the 15 rows of embeddings; they add up to 0"),
                 ({"lengths": 15}, "lengths must be a tensor, a numpy array or a list; got int"),
             ):
                 with pytest.raises((ValueError, TypeError), match=said):
@@ -117,6 +117,10 @@ def test_arrays_with_lengths(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="embeddings must have memory"):
             collection.add(["x"], torch.ones(3, DIM, device="meta"), lengths=[3])
         assert collection.add([], np.zeros((0, DIM)), lengths=[]) == 0
+        with pytest.raises(ValueError, match=r"are one document, and there are 6 ids.* give lengths"):
+            collection.add(IDS, mapped)
+        with pytest.raises(ValueError, match=r"give numpy.load\(path, mmap_mode='r'\), and lengths"):
+            collection.add(IDS, tmp_path / "tokens.npy", lengths=lengths)
 
 
 def test_documents_without_tokens_may_have_any_dim(tmp_path: Path) -> None:

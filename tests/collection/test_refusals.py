@@ -62,7 +62,7 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("metadata", "error", "message"),
     [
-        ([{"a": np.ones(1)}], TypeError, r"metadata\[0\] must be what JSON can say"),
+        ([{"b": 1, "a": np.ones(1)}], TypeError, r"metadata\[0\] must be what JSON can say, and 'a' is not"),
         ([{"a": float("nan")}], ValueError, r"metadata\[0\] must be what JSON can say"),
         ([{1: "a"}], TypeError, "names that are str"),
         (["a"], TypeError, r"metadata\[0\] must be a dict"),
@@ -130,6 +130,9 @@ def test_a_folder_without_a_collection(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no collection"):
         cf.Collection(tmp_path, read_only=True)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file is a file; a collection is a folder"):
+        cf.Collection(tmp_path / "file")
     (tmp_path / f"{'0' * 32}.safetensors").write_bytes(b"precious")
     with pytest.raises(ValueError, match=r"segments but no collection\.sqlite"):
         cf.Collection(tmp_path)
