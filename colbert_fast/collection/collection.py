@@ -33,12 +33,12 @@ class Collection:
     """Documents on disk, as token embeddings with ids and metadata.
 
     A collection is a folder. Every change is one transaction: after a crash at any moment it has happened or it has
-    not, and what a method has returned from stays. The tokens lie in files that are mapped into memory when they are
-    needed and never change. A Collection sees the state that it opened, and its own changes; :meth:`refresh` shows
+    not, and once a method has returned, its change stays. The tokens lie in files that are mapped into memory when they
+    are needed and never change. A Collection sees the state that it opened, and its own changes; :meth:`refresh` shows
     what others have changed since. Many processes may read beside one that writes; a second writer waits. Threads may
     share a Collection. A forked child may only read what its parent had open, and only while the parent leaves it
-    alone: SQLite does not tell the locks of the two apart. A process that is spawned is as free as any other, and so
-    is a forked child with a folder that its parent does not have open.
+    alone: SQLite does not tell the locks of the two apart. A process that is spawned is as free as any other, and so is
+    a forked child with a folder that its parent does not have open.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ class Collection:
         or for approximate answers ``"int4"``, ``"int2"`` or ``"int1"``.
     exact
         The dtype in which the tokens are kept beside, for exact scores: ``"float16"`` (the default of a new folder),
-        ``"bfloat16"``, ``"float32"``, or None, which keeps only the codes: what they stand for is then found
-        and scored.
+        ``"bfloat16"``, ``"float32"``, or None, which keeps only the codes. The scores are then those of the vectors
+        that the codes stand for.
     read_only
         Whether to open an existing collection and never change it.
     wait
@@ -278,7 +278,7 @@ class Collection:
         parameters
             What stands for the ``?`` or ``:name`` in ``where``.
         among
-            Ids: only these documents.
+            Ids: only these documents, all of which must be there.
         candidates
             None: the exact answer. A number, k or more: score only so many documents, those with the best bounds by the
             first codes, and return the k best of them. That may miss some; :meth:`recall` says how many.
@@ -353,8 +353,8 @@ class Collection:
         """Add documents, and return how many.
 
         When this returns, the documents are safe on the disk. A list, an array, a column, a file or PackedTokens are
-        added whole or not at all. Of an iterator, every segment of up to 512 MiB of float32 is, and an error leaves
-        those before it. An iterator holds one segment in memory.
+        added whole or not at all. An iterator is added in segments of up to 512 MiB, counted in float32. Each of them
+        is added whole or not at all, an error leaves those before it, and one at a time is held in memory.
 
         Parameters
         ----------
@@ -447,7 +447,7 @@ class Collection:
                 snapshot = latest
 
     def close(self) -> None:
-        """Let go of the files. Every other method then raises ValueError. What a method has returned stays."""
+        """Close the files. Every other method then raises ValueError. What a method has returned stays."""
         with self._alone():
             self._closed = True
             self._snapshot = None
