@@ -13,7 +13,7 @@ import colbert_fast as cf
 from colbert_fast.cli import encoders, texts
 from colbert_fast.cli.arguments import model_options
 from colbert_fast.cli.notices import progress
-from colbert_fast.cli.output import folder_bytes
+from colbert_fast.cli.output import folder_bytes, tell
 from colbert_fast.collection import changes, checks
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ def run(chosen: argparse.Namespace) -> tuple[list[str], int]:
         _agree(collection, encoders.about(encoder, chosen.model, options))
         known = _known(collection, corpus, chosen.resume)
         started = time.perf_counter()
-        tokens = _add(collection, encoder, corpus, known)
+        try:
+            tokens = _add(collection, encoder, corpus, known)
+        except KeyboardInterrupt:
+            tell(f"{collection.path} has {len(collection)} documents; the same command with --resume adds the others")
+            raise
         facts = {
             "collection": str(chosen.collection),
             "added": len(corpus.ids) - len(known),

@@ -208,6 +208,10 @@ class Collection:
     def __contains__(self, name: object) -> bool:
         return name in self._current()
 
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the ids, in the order in which the documents were added."""
+        return iter(self.ids())
+
     @overload
     def __getitem__(self, name: str) -> Tensor: ...
     @overload

@@ -97,7 +97,9 @@ class TestEncode:
 
         given()
         calls = counted(monkeypatch, stop_at=3)
-        assert command.both(*words, status=130) == ("", "colbert-fast: interrupted\n")
+        out, err = command.both(*words, status=130)
+        told = f"{folder} has 4 documents; the same command with --resume adds the others"
+        assert (out, err) == ("", f"colbert-fast: {told}\ncolbert-fast: interrupted\n")
         holds(folder, encoder, list(DOCUMENTS)[:4])
         given()
         said = command.refused(*words)

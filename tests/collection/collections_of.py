@@ -27,7 +27,7 @@ def names(n: int, first: int = 0) -> list[str]:
 def check_holds(collection: cf.Collection, expected: dict[str, Tensor]) -> None:
     """Assert that a collection has these documents, in this order, and no others."""
     assert len(collection) == len(expected)
-    assert collection.ids() == list(expected)
+    assert collection.ids() == list(collection) == list(expected)
     found = collection[list(expected)]
     assert len(found) == len(expected)
     for i, (name, tokens) in enumerate(expected.items()):
