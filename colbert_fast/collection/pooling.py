@@ -32,11 +32,13 @@ def _pooled(tokens: Tensor, pool: int) -> Tensor:
     if length < 2:
         return tokens
     from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import pdist
 
     points = tokens.detach().double()
     if not bool(points.isfinite().all()):
         return tokens  # what encodes them says which token it is
-    tree = linkage(points.numpy(), method="ward")
+    # Distances, because linkage warns of points that look like distances, such as a square of zeros.
+    tree = linkage(pdist(points.numpy()), method="ward")
     clusters = torch.from_numpy(fcluster(tree, max(1, length // pool), criterion="maxclust")).to(torch.int64)
     _, cluster, counts = torch.unique(clusters, return_inverse=True, return_counts=True)
     sums = torch.zeros((len(counts), points.shape[1]), dtype=torch.float64, device="cpu").index_add_(0, cluster, points)

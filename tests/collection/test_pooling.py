@@ -62,3 +62,12 @@ def test_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             collection.add(["n"], documents(1), pool=2)
         collection.add(["n"], documents(1))
         assert pooling.checked_factor(1) == 1
+
+
+@needs_scipy
+def test_tokens_that_look_like_distances_are_pooled(tmp_path: Path) -> None:
+    """Tests fail where a library warns."""
+    with cf.Collection(tmp_path / "c") as collection:
+        collection.add(["zeros", "ones"], [torch.zeros(2, 2), 1 - torch.eye(2)], pool=2)
+        assert collection["zeros"].tolist() == [[0, 0]]
+        assert collection["ones"].tolist() == [[0.5, 0.5]]
