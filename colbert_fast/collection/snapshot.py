@@ -186,8 +186,10 @@ class Snapshot:
     def metadata(self, name: str) -> dict[str, Any] | None:
         """Return the metadata of a document, or None."""
         (number,) = self.numbers([name])
-        ((text,),) = self.reader.rows("SELECT metadata FROM document WHERE number = ?", (number,))
-        return checks.metadata(self.reader.folder, number, text)
+        rows = self.reader.rows("SELECT metadata FROM document WHERE number = ?", (number,))
+        if not rows:  # the index of the ids has a number that the table does not have
+            raise checks.damaged(self.reader.folder, f"there is no document {number}, which has the id {name!r}")
+        return checks.metadata(self.reader.folder, number, rows[0][0])
 
     def item(self, number: int) -> Tensor:
         """Return the tokens of a document: a view of the exact ones, or else what its codes stand for, float32."""

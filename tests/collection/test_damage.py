@@ -46,6 +46,9 @@ def check_damaged(folder: Path, file: Path) -> bool:
             for segment in collection._current().segments:
                 for codes in segment.codes:
                     assert int((codes.starts + codes.lengths).max()) <= len(codes.levels)
+            assert all(collection.metadata(name) is not None for name in names(6)) or file.name == database.NAME
+            result = collection.topk(torch.ones(2, 3, 12), 6)
+            assert sorted(result.ids[0]) == names(6)
             # SQLite has no checksums, so a word of the metadata may be another.
             found = collection.ids("json_extract(_metadata, '$.n') >= 0 OR NOT _metadata IS NULL")
             assert found == names(6)

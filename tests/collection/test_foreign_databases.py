@@ -146,3 +146,11 @@ def test_a_field_that_has_no_name(tmp_path: Path) -> None:
         for run in (lambda: collection.ids("x > 1"), collection.verify):
             with pytest.raises(ValueError, match=rf"{database.NAME} is damaged: the name of a field is b'\\x00'"):
                 run()
+
+
+def test_an_index_that_has_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cf.Collection(tmp_path) as collection:
+        collection.add(names(6), GIVEN)
+        monkeypatch.setattr(collection._current().reader, "numbers_of", lambda ids: [99])
+        with pytest.raises(ValueError, match=rf"{database.NAME} is damaged: there is no document 99"):
+            collection.metadata("d1")
