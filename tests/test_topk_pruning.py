@@ -98,6 +98,19 @@ def test_random_documents_are_all_scored_at_once(pruning: str) -> None:
     assert left_out(pruning) == before
 
 
+def test_few_good_documents_among_many_are_noticed(pruning: str) -> None:
+    """Random documents alone would all be scored. Of eight documents from everywhere, none would be a good one."""
+    nd = 2048
+    documents = torch.nn.functional.normalize(torch.randn(nd, 40, 128), dim=2)
+    query = documents[64, :20] + 0.01 * torch.randn(20, 128)
+    good = list(range(64, nd, 512))
+    documents[good] = documents[64] + 0.01 * torch.randn(len(good), 40, 128)
+    packed = cf.PackedTokens.from_padded(documents)
+    before = left_out(pruning)
+    assert_same(cf.topk([query], packed, 4, backend=pruning), all_sorted([query], packed, 4, pruning))
+    assert left_out(pruning) - before > nd / 2
+
+
 @pytest.mark.parametrize("make", [list, lambda d: [x[:, ::1] for x in d], lambda d: [x.numpy() for x in d]])
 def test_lists(pruning: str, make: Callable[[list[Tensor]], object]) -> None:
     q, d = topics()

@@ -14,8 +14,9 @@
 namespace colbert_fast {
 namespace {
 
-// So many queries and documents, from everywhere in the batches, are tried first.
+// So many queries, and so many documents or one of kPart, from everywhere in the batches, are tried first.
 constexpr int64_t kSample = 8;
+constexpr int64_t kPart = 64;
 
 struct Scored {
   float score;
@@ -31,10 +32,10 @@ bool better(const Scored& a, const Scored& b) {
   return a.score > b.score;
 }
 
-// A few items of one side.
+// About `count` items of one side.
 struct Few {
-  explicit Few(const Tokens& all) : tokens(all) {
-    for (int64_t i = 0; i < all.count; i += (all.count + kSample - 1) / kSample) {
+  Few(const Tokens& all, int64_t count) : tokens(all) {
+    for (int64_t i = 0; i < all.count; i += (all.count + count - 1) / count) {
       lengths.push_back(all.lengths[i]);
       if (all.items != nullptr) {
         items.push_back(all.items[i]);
@@ -54,28 +55,6 @@ struct Few {
   std::vector<const void*> items;
   Tokens tokens;
 };
-
-// Whether ceilings are likely to leave out most documents: whether at most half of a few of them are above
-// the best of a few scores.
-bool leaves_out(const Tier& tier, const Problem& p, Interrupt& interrupt) {
-  const Few q(p.q);
-  const Few d(p.d);
-  Problem few = p;
-  few.q = q.tokens;
-  few.d = d.tokens;
-  const size_t pairs = q.lengths.size() * d.lengths.size();
-  std::vector<float> most(pairs);
-  std::vector<float> scores(pairs);
-  ceilings(tier, few, 1, most.data(), interrupt);
-  score(tier, few, 1, scores.data(), nullptr, interrupt);
-  size_t above = 0;
-  for (size_t row = 0; row < pairs; row += d.lengths.size()) {
-    const float top = *std::max_element(scores.begin() + static_cast<std::ptrdiff_t>(row),
-                                        scores.begin() + static_cast<std::ptrdiff_t>(row + d.lengths.size()));
-    for (size_t i = row; i < row + d.lengths.size(); ++i) above += most[i] >= top ? 1 : 0;
-  }
-  return 2 * above <= pairs;
-}
 
 // A list of pairs that is scored in one call, and which of the pairs belong to which query.
 struct Listed {
@@ -142,11 +121,37 @@ Listed not_below_the_bar(const Problem& p, const float* most, const Listed& scor
   return listed;
 }
 
+// Whether ceilings are likely to leave out most documents: whether at most half of those of a few documents
+// are above the best of the scores of these.
+bool leaves_out(const Tier& tier, const Problem& p, int threads, Interrupt& interrupt) {
+  const Few q(p.q, kSample);
+  const Few d(p.d, std::max(kSample, p.d.count / kPart));
+  Problem few = p;
+  few.q = q.tokens;
+  few.d = d.tokens;
+  const size_t pairs = q.lengths.size() * d.lengths.size();
+  std::vector<float> most(pairs);
+  ceilings(tier, few, threads, most.data(), interrupt);
+  // The best of these scores is nearly always that of a document with a high ceiling.
+  Listed listed = highest(few, most.data(), std::min(kSample, few.d.count));
+  listed.score_all(tier, few, threads, interrupt);
+  size_t above = 0;
+  std::vector<Scored> of_query;
+  for (int64_t i = 0; i < few.q.count; ++i) {
+    of_query.clear();
+    listed.take(i, of_query);
+    const float top = std::min_element(of_query.begin(), of_query.end(), better)->score;
+    const float* row = most.data() + i * few.d.count;
+    above += static_cast<size_t>(std::count_if(row, row + few.d.count, [top](float m) { return m >= top; }));
+  }
+  return 2 * above <= pairs;
+}
+
 }  // namespace
 
 bool best(const Tier& tier, const Problem& p, int threads, const BestJob& job, Interrupt& interrupt) {
   const std::unique_ptr<float[]> numbers(new float[static_cast<size_t>(num_pairs(p))]);
-  const bool by_ceilings = p.q.count > 0 && has_ceilings(tier, p) && leaves_out(tier, p, interrupt);
+  const bool by_ceilings = p.q.count > 0 && has_ceilings(tier, p) && leaves_out(tier, p, threads, interrupt);
   if (interrupt.heard()) return false;
   bool empty_document = by_ceilings ? ceilings(tier, p, threads, numbers.get(), interrupt)
                                     : score(tier, p, threads, numbers.get(), nullptr, interrupt);
