@@ -15,6 +15,9 @@ import numpy as np
 from benchmarks.search.data import Array, Data, unit
 from benchmarks.search.index import Index, Search
 
+# More would not fit into 12 GB.
+_MOST_TOKENS_OF_QDRANT = 2_000_000
+
 
 def _tensors(data: Data) -> list[Any]:
     import torch
@@ -114,6 +117,9 @@ def _open_lancedb(metric: str, settings: dict[str, int], _: Data, folder: Path) 
 def _build_qdrant(data: Data, folder: Path) -> None:
     from qdrant_client import QdrantClient, models
 
+    if len(data.documents) > _MOST_TOKENS_OF_QDRANT:
+        msg = "the local mode of qdrant takes about 6 kB of memory a token"
+        raise MemoryError(msg)
     client = QdrantClient(path=str(folder))
     comparator = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
     params = models.VectorParams(

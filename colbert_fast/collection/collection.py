@@ -267,7 +267,7 @@ class Collection:
         """Find the k best documents of every query, exactly: as if every document were scored in float64.
 
         The codes are scanned for bounds that no score exceeds, and only the documents that may be among the k best are
-        scored by their exact tokens: about a dozen for k = 10 with ``int8`` or ``int4+4``, about a hundred of a
+        scored by their exact tokens: about 16 for k = 10 with ``int8`` or ``int4+4``, about a hundred of a
         thousand with ``int4``, and nearly all with ``int2`` or ``int1``, which are meant for ``candidates``.
 
         Parameters
