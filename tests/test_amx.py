@@ -1,21 +1,17 @@
-"""The amx tier: values and behaviour on a model of AMX; with torch, fork and refused permission on real AMX."""
+"""The amx tier with torch, fork and refused permission, on real AMX. test_sanitizers.py runs it on a model of AMX."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cases import assert_scores, embeddings, planted
-from kernels import ROOT, SOURCES, compiled, linked, output_of, sanitized
 from lacking import LACKING
 
 import colbert_fast as cf
-
-MODEL = ROOT / "tests/cpp/amx_model"
 
 
 @pytest.fixture
@@ -23,24 +19,6 @@ def amx() -> str:
     if "cpu:amx" in LACKING:
         pytest.fail(f"cpu:amx: {LACKING['cpu:amx']}")
     return "cpu:amx"
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.uname().machine != "x86_64", reason="the tier is built for Linux on x86-64 only"
-)
-def test_amx_over_the_model(tmp_path: Path) -> None:
-    """The whole of kernels.cpp, and amx_tier.cpp, under AddressSanitizer."""
-    flags = [*sanitized("address,undefined", tmp_path), f'-DCF_AMX_MODEL="{MODEL / "amx_tiles.h"}"']
-    programs = {name: ROOT / f"tests/cpp/{name}.cpp" for name in ("kernels", "amx_tier")}
-    sources = {*SOURCES, *programs.values(), MODEL / "model.cpp"} - {ROOT / "csrc/host/amx_permission.cpp"}
-    objects = compiled(sorted(sources), flags, tmp_path)
-    for name in programs:
-        others = [o for o in objects if o.stem == name or o.stem not in programs]
-        program = linked(others, flags, tmp_path / name)
-        said = output_of(program, "amx")
-        if "cannot run: " in said:
-            pytest.skip(f"the rest of the tier is AVX-512: {said}")
-        assert " checks passed" in said
 
 
 @pytest.mark.needs("cpu:amx")

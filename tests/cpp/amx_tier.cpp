@@ -1,5 +1,5 @@
 // Checks the amx tier over the model of AMX: it asks for the tiles when it is first called, it leaves them as
-// it found them, and its results equal another tier's. tests/test_amx.py builds this program, and
+// it found them, and its results equal another tier's. tests/test_sanitizers.py builds this program, and
 // kernels.cpp, with amx_model.
 #include <cmath>
 #include <cstdint>

@@ -12,7 +12,7 @@
 // `./kernels` prints the reason why a tier cannot run. It exits with 0 after a line with the tiers that ran,
 // or with 1 after the first difference. `./kernels threads` leaves out problems that are too small for more
 // than one thread: ThreadSanitizer is slow, and needs no others. `./kernels best` runs only the first tier
-// that can run, and `./kernels amx` runs only that tier.
+// that can run, and `./kernels avx2` runs only that tier.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
