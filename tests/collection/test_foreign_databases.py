@@ -16,6 +16,14 @@ from colbert_fast.collection import database
 GIVEN = documents(6)
 
 
+def run(folder: Path, sql: str, parameters: tuple[object, ...] = ()) -> list[object]:
+    """Run a statement on a database as another program would."""
+    other = sqlite3.connect(folder / database.NAME, isolation_level=None)
+    rows = other.execute(sql, parameters).fetchall()
+    other.close()
+    return rows
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
 def test_a_pipe_in_the_place_of_the_database(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / database.NAME)
@@ -25,9 +33,7 @@ def test_a_pipe_in_the_place_of_the_database(tmp_path: Path) -> None:
 
 
 def test_another_database(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / database.NAME) as other:
-        other.execute("CREATE TABLE document(id)")
-    other.close()
+    run(tmp_path, "CREATE TABLE document(id)")
     with pytest.raises(ValueError, match="application_id is 0"):
         cf.Collection(tmp_path)
 
@@ -56,9 +62,7 @@ def test_another_database(tmp_path: Path) -> None:
 def test_a_database_that_lies(tmp_path: Path, sql: str, message: str) -> None:
     with cf.Collection(tmp_path) as collection:
         collection.add(names(6), GIVEN)
-    lying = sqlite3.connect(tmp_path / database.NAME, isolation_level=None)
-    lying.execute(sql)
-    lying.close()
+    run(tmp_path, sql)
     for read_only in (False, True):
         with pytest.raises(ValueError, match=message) as raised:
             cf.Collection(tmp_path, read_only=read_only)
@@ -78,9 +82,7 @@ def test_a_database_that_lies(tmp_path: Path, sql: str, message: str) -> None:
 def test_documents_that_lie(tmp_path: Path, sql: str, message: str) -> None:
     with cf.Collection(tmp_path) as collection:
         collection.add(names(6), GIVEN)
-    with sqlite3.connect(tmp_path / database.NAME) as lying:
-        lying.execute(sql)
-    lying.close()
+    run(tmp_path, sql)
     with cf.Collection(tmp_path) as collection:
         with pytest.raises(ValueError, match=rf"{database.NAME} is damaged: {message}"):
             collection.ids()
@@ -95,17 +97,15 @@ def test_segments_that_have_other_documents(tmp_path: Path) -> None:
     with cf.Collection(tmp_path) as collection:
         collection.add(names(6), GIVEN)
         collection.delete(["d2"])
-    with sqlite3.connect(tmp_path / database.NAME) as lying:
-        lying.execute("UPDATE document SET number = 2 WHERE id = 'd3'")
-    lying.close()
+    run(tmp_path, "UPDATE document SET number = 2 WHERE id = 'd3'")
     with cf.Collection(tmp_path) as collection:
-        for run in (
+        for read in (
             lambda: collection["d3"],
             lambda: collection.topk(torch.ones(1, 1, 8), 1, where="id > ''"),
             lambda: collection.topk(torch.ones(1, 1, 8), 1, among=["d3"]),
         ):
             with pytest.raises(ValueError, match=rf"{database.NAME} is damaged: document"):
-                run()
+                read()
 
 
 @pytest.mark.parametrize("metadata", ["{", '{"a": NaN}', b"\0"])
@@ -114,9 +114,7 @@ def test_metadata_that_are_no_json(tmp_path: Path, metadata: str | bytes) -> Non
         collection.add(names(6), GIVEN, [{"a": 1}] * 6)
         with pytest.raises(ValueError, match="where must be one condition"):
             collection.ids("json_extract('{', '$.a')")
-    with sqlite3.connect(tmp_path / database.NAME) as lying:
-        lying.execute("UPDATE document SET metadata = ? WHERE number = 3", (metadata,))
-    lying.close()
+    run(tmp_path, "UPDATE document SET metadata = ? WHERE number = 3", (metadata,))
     what = rf"{database.NAME} is damaged: the metadata of document 3"
     with cf.Collection(tmp_path) as collection, pytest.raises(ValueError, match=what):
         collection.ids("a = 1")
@@ -126,9 +124,7 @@ def test_a_database_in_another_mode(tmp_path: Path) -> None:
     """As a copy by VACUUM INTO is, where a reader and a writer would wait for each other."""
     with cf.Collection(tmp_path) as collection:
         collection.add(names(6), GIVEN)
-    other = sqlite3.connect(tmp_path / database.NAME, isolation_level=None)
-    assert other.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
-    other.close()
+    assert run(tmp_path, "PRAGMA journal_mode=DELETE") == [("delete",)]
     with cf.Collection(tmp_path, wait=0) as collection:
         reader = cf.Collection(tmp_path, read_only=True)
         collection.delete(["d1"])
@@ -139,13 +135,11 @@ def test_a_database_in_another_mode(tmp_path: Path) -> None:
 def test_a_field_that_has_no_name(tmp_path: Path) -> None:
     with cf.Collection(tmp_path) as collection:
         collection.add(names(6), GIVEN)
-    with sqlite3.connect(tmp_path / database.NAME) as lying:
-        lying.execute("INSERT INTO field VALUES(x'00')")
-    lying.close()
+    run(tmp_path, "INSERT INTO field VALUES(x'00')")
     with cf.Collection(tmp_path) as collection:
-        for run in (lambda: collection.ids("x > 1"), collection.verify):
+        for read in (lambda: collection.ids("x > 1"), collection.verify):
             with pytest.raises(ValueError, match=rf"{database.NAME} is damaged: the name of a field is b'\\x00'"):
-                run()
+                read()
 
 
 def test_an_index_that_has_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
