@@ -121,8 +121,8 @@ Listed not_below_the_bar(const Problem& p, const float* most, const Listed& scor
   return listed;
 }
 
-// Whether ceilings are likely to leave out most documents: whether at most half of those of a few documents
-// are above the best of the scores of these.
+// Whether ceilings are likely to leave out most documents. A few documents are tried: at most half of their
+// ceilings may be above their best score.
 bool leaves_out(const Tier& tier, const Problem& p, int threads, Interrupt& interrupt) {
   const Few q(p.q, kSample);
   const Few d(p.d, std::max(kSample, p.d.count / kPart));
@@ -132,7 +132,7 @@ bool leaves_out(const Tier& tier, const Problem& p, int threads, Interrupt& inte
   const size_t pairs = q.lengths.size() * d.lengths.size();
   std::vector<float> most(pairs);
   ceilings(tier, few, threads, most.data(), interrupt);
-  // The best of these scores is nearly always that of a document with a high ceiling.
+  // The document with the best score nearly always has a high ceiling.
   Listed listed = highest(few, most.data(), std::min(kSample, few.d.count));
   listed.score_all(tier, few, threads, interrupt);
   size_t above = 0;

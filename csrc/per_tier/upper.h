@@ -88,7 +88,7 @@ template <bool kSigned, int64_t kDim>
 void unpack_rows(const Codes& d, int64_t row, int64_t count, int64_t stride, unsigned char* to) {
   constexpr uint64_t kFlip = in_every_byte(kSigned ? 0x80 : 0);
   constexpr uint64_t kLow = in_every_byte(0x0f);
-  const auto with_bits = [&d](int bits) { return kDim > 0 ? kDim * bits / 8 : d.row_bytes; };
+  const auto bytes_with = [&d](int bits) { return kDim > 0 ? kDim * bits / 8 : d.row_bytes; };
   const int64_t bytes = d.row_bytes;
   const unsigned char* from = d.levels + row * bytes;
   const unsigned char* low = d.low == nullptr ? nullptr : d.low + row * bytes;
@@ -96,19 +96,19 @@ void unpack_rows(const Codes& d, int64_t row, int64_t count, int64_t stride, uns
     for (int64_t b = 0; b < bytes; b += 64) prefetch(reinterpret_cast<uintptr_t>(from + b) + kPrefetchBytes);
     if (low != nullptr) {
       for (int64_t b = 0; b < bytes; b += 64) prefetch(reinterpret_cast<uintptr_t>(low + b) + kPrefetchBytes);
-      each_word(from, low, with_bits(4), to,
+      each_word(from, low, bytes_with(4), to,
                 [](uint64_t h, uint64_t l) { return (((h & kLow) << 4) | (l & kLow)) ^ kFlip; });
-      each_word(from, low, with_bits(4), to + with_bits(4),
+      each_word(from, low, bytes_with(4), to + bytes_with(4),
                 [](uint64_t h, uint64_t l) { return ((h & ~kLow) | ((l >> 4) & kLow)) ^ kFlip; });
       low += bytes;
     } else if (d.bits == 8) {
-      each_word(from, from, with_bits(8), to, [](uint64_t word, uint64_t) { return word ^ kFlip; });
+      each_word(from, from, bytes_with(8), to, [](uint64_t word, uint64_t) { return word ^ kFlip; });
     } else if (d.bits == 4) {
-      unpack_row<4>(from, with_bits(4), to);
+      unpack_row<4>(from, bytes_with(4), to);
     } else if (d.bits == 2) {
-      unpack_row<2>(from, with_bits(2), to);
+      unpack_row<2>(from, bytes_with(2), to);
     } else {
-      unpack_row<1>(from, with_bits(1), to);
+      unpack_row<1>(from, bytes_with(1), to);
     }
   }
 }
