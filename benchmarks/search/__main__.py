@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner = Runner(folder, folder / "index", chosen.k, chosen.seconds, chosen.limit, pythons)
     run, found = this_run(), content(data, chosen.k)
     path = chosen.results / f"{found['machine']['name']}-{found['data']['name']}.json"
-    # What is not measured now stays as it was measured before. Each row says of which run it is.
+    # Rows that are not measured now stay. Each row names its run.
     if chosen.only and path.is_file():
         found["rows"] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     for name in chosen.only or INDEXES:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.search.data import Array, Data, unit
 from benchmarks.search.index import Index, Search
 
-# More would not fit into 12 GB.
+# They take 12 GB of memory.
 _MOST_TOKENS_OF_QDRANT = 2_000_000
 
 

@@ -65,7 +65,7 @@ def _run(run: Entry) -> str:
 
 
 def _runs(rows: list[Entry]) -> str:
-    """Say of which runs the rows are."""
+    """Name the runs that measured the rows."""
     runs = {row["run"]["date"]: row["run"] for row in rows}
     said = []
     for date, run in sorted(runs.items()):

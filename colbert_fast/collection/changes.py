@@ -184,7 +184,7 @@ class Writer:
                     count += len(batch)
                 dim = _common_dim(group, dim)
                 added.append((self._write(options, dim, group), [batch.without_tokens() for batch in group]))
-                group.clear()  # the tokens would stay in memory while those of the next segment are gathered
+                group.clear()  # frees the tokens before the next segment is gathered
         except BaseException:
             for written, _ in added:
                 self._remove(written.file)

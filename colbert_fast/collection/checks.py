@@ -182,9 +182,9 @@ def _refused(given: Mapping[str, Any]) -> str:
 
 def folded(name: str) -> str:
     """Return a name as SQLite compares names of columns: without a difference between the letters A-Z and a-z."""
-    return (
-        name.lower() if name.isascii() else "".join(letter.lower() if letter.isascii() else letter for letter in name)
-    )
+    if name.isascii():
+        return name.lower()
+    return "".join(letter.lower() if letter.isascii() else letter for letter in name)
 
 
 def _depth(value: Any) -> int:
