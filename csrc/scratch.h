@@ -68,7 +68,6 @@ struct Scratch {
   unsigned char* narrow_rows;       // [kMostChunkRows * bytes of a narrow row + kNarrowSlack] document rows
   float top;                        // the number that became 127 in the last chunk (per_tier/ceilings.h)
   float* row_scales;                // [kMostChunkRows] what the products of a row must be multiplied by
-  float* padded_rows;               // [kRowsAtOnce * padded dim] copies of rows that end within a vector
   float* uppers;                    // [kMostChunkRows * panel_lanes] upper bounds of the products
   int32_t* picked;                  // [kMostChunkRows] rows that are candidates of a lane
   uint32_t* picked_lanes;           // [kMostChunkRows + 1] the lanes of each, a bit for each lane; 0 ends it
@@ -89,10 +88,6 @@ constexpr int64_t chunk_rows(int64_t lanes) { return lanes >= kManyLanes ? kMost
 constexpr int64_t kMostScreenedDim = 1 << 15;
 // Narrowing writes less than this many bytes past a row.
 constexpr int64_t kNarrowSlack = 128;
-// Narrowing pads rows by less than this many numbers.
-constexpr int64_t kMostPadding = 64;
-// Rows that are narrowed together, so that their chains overlap.
-constexpr int64_t kRowsAtOnce = 16;
 // The most candidates of one panel in one chunk. If there are more, the chains of all rows are computed.
 constexpr int64_t kMostCandidates = 4 * kMostChunkRows;
 

@@ -122,6 +122,18 @@ def test_dims(tier: str, dim: int, dtype: torch.dtype) -> None:
     assert_same_bits(tier, q, planted(q, d))
 
 
+@pytest.mark.parametrize(("tier", "dtype"), CASES)
+def test_every_small_dim(tier: str, dtype: torch.dtype) -> None:
+    """Whatever part of a vector a row ends in."""
+    before = screened(runnable(tier))
+    for dim in range(1, 201):
+        q, d = embeddings([20], dim, dtype), embeddings([45, 170], dim, dtype)
+        assert_same_bits(tier, q, planted(q, d))
+        if dtype == torch.float32:
+            assert_same_bits(tier, q, cf.PackedTokens.from_list(planted(q, d)).quantize("int8"))
+    assert screened(tier) - before >= 200
+
+
 @pytest.mark.parametrize("make", [near_ties, in_order], ids=lambda make: make.__name__)
 @pytest.mark.parametrize(("tier", "dtype"), CASES)
 def test_pages(tier: str, make: Callable[..., Tensor], dtype: torch.dtype) -> None:

@@ -1,10 +1,6 @@
 // Ceilings of scores: numbers that the scores cannot exceed, by products of int8 alone, for callers who want
 // only the best documents. This file is compiled once for each tier, inside the tier's target region, and
-// includes no system header. loop.h includes it. A tier that has ceilings says so by Narrow::kCeilings, and
-// offers beside what screen.h lists
-//
-//   // Rounds the numbers of four vectors to int8, and writes them as levels() does.
-//   static void store_levels(const Isa::Vec (&)[4], unsigned char* to);
+// includes no system header. loop.h includes it. A tier that has ceilings says so by Narrow::kCeilings.
 //
 // THE PROOF is in screen.h: a chain f_j is at most c_j + B_j + e. So the maximum of a lane is at most
 // max_j (c_j + B_j) + e, and the ceiling is the sum of this over the lanes. Two things differ from screening:
@@ -62,22 +58,21 @@ Found levels_below(Rows<T> rows, float top, Scratch& s) {
   using R = typename N::Registers;
   using Vec = typename Isa::Vec;
   const int64_t bytes = narrow_bytes<N, int8_t>(rows.dim);
-  const int64_t whole = padded_dim<N>(rows.dim);
   const Vec factor = R::everywhere(127.0f / top);
   Vec largest[2] = {Isa::zero(), Isa::zero()};
   Vec most_squares = Isa::zero();
   Vec all_squares = Isa::zero();  // a maximum may lose a NaN
   for (int64_t r = 0; r < rows.count; ++r) {
-    const T* row = padded<N>(rows.row(r), rows.dim, reinterpret_cast<T*>(s.padded_rows));
+    const T* row = rows.row(r);
     Vec squares[2] = {Isa::zero(), Isa::zero()};
-    for (int64_t k = 0; k < whole; k += 4 * Isa::kFloats) {
+    for (int64_t k = 0; k < rows.dim; k += kFourVectors) {
       Vec four[4];
+      load_four(row + k, rows.dim - k, four);
       CF_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const Vec value = Isa::load(row + k + i * Isa::kFloats);
-        largest[i % 2] = R::larger_magnitude(largest[i % 2], value);
-        squares[i % 2] = Isa::fma(value, value, squares[i % 2]);
-        four[i] = R::multiply(value, factor);
+        largest[i % 2] = R::larger_magnitude(largest[i % 2], four[i]);
+        squares[i % 2] = Isa::fma(four[i], four[i], squares[i % 2]);
+        four[i] = R::multiply(four[i], factor);
       }
       N::store_levels(four, s.narrow_rows + r * bytes + k);
     }

@@ -78,22 +78,37 @@ CF_ALWAYS_INLINE unsigned char* element_of(unsigned char* panel, int64_t width, 
   return panel + 4 * (element / kElements * kElements * width + element % kElements) + lane * N::kTogether;
 }
 
-// ROWS. A tier narrows rows of a multiple of N::kAtOnce numbers, which is 4 vectors or more. Other rows are
-// copied and padded.
-template <typename N>
-constexpr int64_t padded_dim(int64_t dim) {
-  return (dim + N::kAtOnce - 1) / N::kAtOnce * N::kAtOnce;
+// ROWS. They are narrowed four vectors at a time.
+constexpr int64_t kFourVectors = 4 * Isa::kFloats;
+// Rows that are narrowed together, so that their chains overlap.
+constexpr int64_t kRowsAtOnce = 16;
+
+// Loads `n` numbers from an address, or the first of them if there are more than four vectors take. Zeros
+// follow them.
+template <typename T>
+CF_ALWAYS_INLINE void load_four(const T* from, int64_t n, typename Isa::Vec (&to)[4]) {
+  if (n >= kFourVectors) {
+    CF_UNROLL
+    for (int i = 0; i < 4; ++i) to[i] = Isa::load(from + i * Isa::kFloats);
+  } else {
+    CF_UNROLL
+    for (int i = 0; i < 4; ++i) to[i] = load_up_to(from + i * Isa::kFloats, n - i * Isa::kFloats);
+  }
 }
 
+// Writes a row as int8: its numbers times `inverse_scale`, rounded. The last four vectors end in zeros.
 template <typename N, typename T>
-CF_ALWAYS_INLINE const T* padded(const T* row, int64_t dim, T* to) {
-  if (dim == padded_dim<N>(dim)) return row;
-  std::memcpy(to, row, static_cast<size_t>(dim) * sizeof(T));
-  std::memset(to + dim, 0, static_cast<size_t>(padded_dim<N>(dim) - dim) * sizeof(T));
-  return to;
+CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
+  for (int64_t k = 0; k < dim; k += kFourVectors) {
+    typename Isa::Vec four[4];
+    load_four(row + k, dim - k, four);
+    CF_UNROLL
+    for (int i = 0; i < 4; ++i) four[i] = Isa::multiply(four[i], inverse_scale);
+    N::store_levels(four, to + k);
+  }
 }
 
-// The largest magnitude of a row of a multiple of 4 vectors, and the sum of its squares.
+// The largest magnitude of a row, and the sum of its squares.
 struct Extent {
   float largest, squares;
 };
@@ -105,16 +120,14 @@ CF_ALWAYS_INLINE Extent extent(const T* row, int64_t dim) {
   Vec largest = Isa::zero();
   Vec squares = Isa::zero();
   Vec more_squares = Isa::zero();
-  for (int64_t k = 0; k < dim; k += 4 * Isa::kFloats) {
-    const Vec a = Isa::load(row + k);
-    const Vec b = Isa::load(row + k + Isa::kFloats);
-    const Vec c = Isa::load(row + k + 2 * Isa::kFloats);
-    const Vec d = Isa::load(row + k + 3 * Isa::kFloats);
-    const Vec of_four =
-        R::max(R::max(R::magnitude(a), R::magnitude(b)), R::max(R::magnitude(c), R::magnitude(d)));
+  for (int64_t k = 0; k < dim; k += kFourVectors) {
+    Vec x[4];
+    load_four(row + k, dim - k, x);
+    const Vec of_four = R::max(R::max(R::magnitude(x[0]), R::magnitude(x[1])),
+                               R::max(R::magnitude(x[2]), R::magnitude(x[3])));
     largest = R::max(largest, of_four);
-    squares = Isa::fma(c, c, Isa::fma(a, a, squares));
-    more_squares = Isa::fma(d, d, Isa::fma(b, b, more_squares));
+    squares = Isa::fma(x[2], x[2], Isa::fma(x[0], x[0], squares));
+    more_squares = Isa::fma(x[3], x[3], Isa::fma(x[1], x[1], more_squares));
   }
   return {R::largest(largest), R::sum(Isa::add(squares, more_squares))};
 }
@@ -177,22 +190,22 @@ void narrow_lane_int8(int64_t dim, int64_t begin, int64_t l, int64_t width, bool
   using R = typename N::Registers;
   using Vec = typename Isa::Vec;
   const int64_t lane = begin + l;
-  const int64_t whole = padded_dim<N>(dim);
-  const float* row = padded<N>(s.query_rows + lane * dim, dim, s.padded_rows);
-  const Extent of_row = extent<N>(row, whole);
+  const float* row = s.query_rows + lane * dim;
+  const Extent of_row = extent<N>(row, dim);
   // Lanes with larger or smaller numbers are not screened. Neither is a lane with a NaN, because its norm is
   // NaN.
   const bool usable = of_row.largest >= 1e-30f && of_row.largest <= 1e30f;
   const float scale = usable ? of_row.largest / 127.0f : 1.0f;
 
-  unsigned char* levels = s.narrow_rows;  // which holds no rows yet
-  N::levels(row, usable ? 127.0f / of_row.largest : 0.0f, whole, levels);
+  unsigned char* of_lane = s.narrow_rows;  // which holds no rows yet
+  levels<N>(row, usable ? 127.0f / of_row.largest : 0.0f, dim, of_lane);
   constexpr uint32_t kRaised = N::kRaise * 0x01010101u;
+  const int64_t whole = (dim + kFourVectors - 1) / kFourVectors * kFourVectors;
   for (int64_t element = 0; element < whole / 4; ++element) {
     uint32_t four;
-    std::memcpy(&four, levels + 4 * element, 4);
+    std::memcpy(&four, of_lane + 4 * element, 4);
     four ^= kRaised;
-    std::memcpy(levels + 4 * element, &four, 4);
+    std::memcpy(of_lane + 4 * element, &four, 4);
     if (4 * element < narrow_bytes<N, int8_t>(dim))
       std::memcpy(element_of<N>(to, width, element, l), &four, 4);
   }
@@ -200,9 +213,9 @@ void narrow_lane_int8(int64_t dim, int64_t begin, int64_t l, int64_t width, bool
   Vec total = Isa::zero();
   Vec squares = Isa::zero();
   Vec lost = Isa::zero();
-  for (int64_t k = 0; k < whole; k += Isa::kFloats) {
-    const Vec level = Isa::load(reinterpret_cast<const int8_t*>(levels) + k);
-    const Vec difference = Isa::add(Isa::load(row + k), Isa::multiply(level, -scale));
+  for (int64_t k = 0; k < dim; k += Isa::kFloats) {
+    const Vec level = Isa::load(reinterpret_cast<const int8_t*>(of_lane) + k);
+    const Vec difference = Isa::add(load_up_to(row + k, dim - k), Isa::multiply(level, -scale));
     total = Isa::add(total, level);
     squares = Isa::fma(level, level, squares);
     lost = Isa::fma(difference, difference, lost);
@@ -228,8 +241,6 @@ void narrow_lane_int8(int64_t dim, int64_t begin, int64_t l, int64_t width, bool
 template <typename N, typename Number, typename T>
 float narrow_rows(Rows<T> rows, Scratch& s) {
   const int64_t bytes = narrow_bytes<N, Number>(rows.dim);
-  const int64_t whole = padded_dim<N>(rows.dim);
-  T* copies = reinterpret_cast<T*>(s.padded_rows);
   float most = 0.0f;
   bool finite = true;
   const auto take = [&](float squares) {
@@ -239,20 +250,17 @@ float narrow_rows(Rows<T> rows, Scratch& s) {
   };
   if constexpr (std::is_same<Number, BFloat16>::value || std::is_same<T, int8_t>::value) {
     for (int64_t r = 0; r < rows.count; ++r) {
-      const T* row = padded<N>(rows.row(r), rows.dim, copies);
-      const float squares = N::narrow(row, whole, s.narrow_rows + r * bytes);
+      const float squares = N::narrow(rows.row(r), rows.dim, s.narrow_rows + r * bytes);
       s.row_scales[r] = rows.scale(r);
       take(squares * s.row_scales[r] * s.row_scales[r]);
     }
   } else {
     for (int64_t begin = 0; begin < rows.count; begin += kRowsAtOnce) {
       const int64_t n = rows.count - begin < kRowsAtOnce ? rows.count - begin : kRowsAtOnce;
-      const T* at[kRowsAtOnce];
       float largest[kRowsAtOnce];
       float inverse_scale[kRowsAtOnce];
       for (int64_t r = 0; r < n; ++r) {
-        at[r] = padded<N>(rows.row(begin + r), rows.dim, copies + r * whole);
-        const Extent of_row = extent<N>(at[r], whole);
+        const Extent of_row = extent<N>(rows.row(begin + r), rows.dim);
         largest[r] = of_row.largest;
         take(of_row.squares);
       }
@@ -262,7 +270,7 @@ float narrow_rows(Rows<T> rows, Scratch& s) {
         inverse_scale[r] = usable ? 127.0f / largest[r] : 0.0f;
       }
       for (int64_t r = 0; r < n; ++r)
-        N::levels(at[r], inverse_scale[r], whole, s.narrow_rows + (begin + r) * bytes);
+        levels<N>(rows.row(begin + r), inverse_scale[r], rows.dim, s.narrow_rows + (begin + r) * bytes);
     }
   }
   return finite ? most : std::numeric_limits<float>::infinity();

@@ -23,13 +23,32 @@ CF_ALWAYS_INLINE bool given_up(int64_t work, Scratch& s) {
   return s.given_up;
 }
 
-// `n` numbers from an address, in a vector that ends in zeros. They are copied, so that nothing past them is
-// read.
+// `n` numbers from an address, fewer than a vector has, in a vector that ends in zeros. Nothing past them is
+// read: they are copied where the tier has no masks.
 template <typename T>
 CF_ALWAYS_INLINE typename Isa::Vec load_tail(const T* from, int64_t n) {
-  T tail[Isa::kFloats] = {};
-  std::memcpy(tail, from, static_cast<size_t>(n) * sizeof(T));
-  return Isa::load(tail);
+  if constexpr (Isa::kMasks) {
+    return Isa::load(from, n);
+  } else {
+    T tail[Isa::kFloats] = {};
+    std::memcpy(tail, from, static_cast<size_t>(n) * sizeof(T));
+    return Isa::load(tail);
+  }
+}
+
+// The same for any `n`: the rest of a row, which may be more than a vector, or nothing.
+template <typename T>
+CF_ALWAYS_INLINE typename Isa::Vec load_up_to(const T* from, int64_t n) {
+  return n >= Isa::kFloats ? Isa::load(from) : n > 0 ? load_tail(from, n) : Isa::zero();
+}
+
+// kCount numbers from an address, of which `n` are there: where they are, or in `to`, which ends in zeros.
+template <size_t kCount>
+CF_ALWAYS_INLINE const int8_t* all_or_tail(const int8_t* from, int64_t n, int8_t (&to)[kCount]) {
+  if (n >= static_cast<int64_t>(kCount)) return from;
+  std::memset(to, 0, kCount);
+  std::memcpy(to, from, static_cast<size_t>(n));
+  return to;
 }
 
 // `n` numbers of a row as float32: where they are, or in `to`. Numbers of int8 are multiplied by `scale`.

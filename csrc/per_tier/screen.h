@@ -28,12 +28,13 @@
 //     static constexpr int64_t least_lanes();
 //     static constexpr int64_t kLeastRows;
 //
-//     // Writes a row of `dim` numbers, a multiple of kAtOnce, as it is multiplied. narrow() takes rows of
-//     // float or Float16, which become bfloat16, or of int8. It returns the sum of the squares. levels()
-//     // rounds the numbers times `inverse_scale` to the nearest int8, whatever the rounding mode is.
-//     static constexpr int64_t kAtOnce;  // 4 vectors or more, at most kMostPadding
+//     // Writes a row of `dim` numbers as it is multiplied, and less than kNarrowSlack bytes after it. The
+//     // row is float or Float16, and becomes bfloat16, or it is int8. Returns the sum of the squares.
 //     static float narrow(const T* row, int64_t dim, unsigned char* to);
-//     static void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to);
+//
+//     // Rounds the numbers of four vectors to the nearest int8, whatever the rounding mode is, and writes
+//     // them as they are multiplied.
+//     static void store_levels(const Isa::Vec (&)[4], unsigned char* to);
 //
 //     // Products with kVecs vectors of a panel of kWidth lanes, into `bounds`.
 //     template <typename Number, int kVecs, int kWidth>
@@ -89,8 +90,8 @@
 // kinds of sums, and in none of them does a product pass more than n + 2 roundings:
 //   f_j: A block of n <= 128 numbers has n roundings. More blocks have 128 and the logarithm to base 2 of
 //     their number (sums.h), which is less than n.
-//   The dot product of refine(), which has no blocks: With v numbers a vector it has n / 2v roundings in a
-//     chain, v where the numbers of a vector are added, and one for each of fewer than 2v last numbers.
+//   The dot product of refine(), which has no blocks: With v numbers a vector it has at most n / 2v + 2
+//     roundings in a chain, and at most v where the numbers of two vectors are added.
 //   c_j: Products of bfloat16 have at most n roundings. Sums of int8 are exact and are rounded once, where
 //     they become float32.
 // Let z = 4 (n + 8) u (||q|| + ||q^||) D. It covers the errors of two of these sums. It also covers what
@@ -209,9 +210,9 @@ float dot(const float* a, const float* b, int64_t dim) {
     sum = Isa::fma(Isa::load(a + k), Isa::load(b + k), sum);
     more = Isa::fma(Isa::load(a + k + Isa::kFloats), Isa::load(b + k + Isa::kFloats), more);
   }
-  float total = N::Registers::sum(Isa::add(sum, more));
-  for (; k < dim; ++k) total += a[k] * b[k];
-  return total;
+  for (; k < dim; k += Isa::kFloats)
+    sum = Isa::fma(load_up_to(a + k, dim - k), load_up_to(b + k, dim - k), sum);
+  return N::Registers::sum(Isa::add(sum, more));
 }
 
 // Whether two rows are the same, so that their chains are the same.

@@ -12,6 +12,8 @@
 //     static constexpr int kVecs;     // x kVecs vectors of query tokens
 //     static Vec zero();
 //     static Vec load(const T*);      // T = float, BFloat16, Float16 or int8_t; exact
+//     static constexpr bool kMasks;   // whether there is
+//     static Vec load(const T*, int64_t n);  // the first n numbers, fewer than kFloats, and zeros
 //     static auto broadcast(const float*);  // a Vec, or another type that fma() multiplies by
 //     static Vec fma(Vec a, Vec b, Vec c);  // a * b + c
 //     static Vec add(Vec, Vec);

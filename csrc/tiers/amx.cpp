@@ -314,8 +314,8 @@ struct Narrow : Int8Narrow {
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     return narrow_int8<kRaise>(row, dim, to);
   }
-  static void levels(const float* row, float inverse_scale, int64_t dim, unsigned char* to) {
-    levels_int8<kRaise>(row, inverse_scale, dim, to);
+  static CF_ALWAYS_INLINE void store_levels(const Isa::Vec (&numbers)[4], unsigned char* to) {
+    store_levels_int8<kRaise>(numbers, to);
   }
 
   template <typename Number, int kVecs, int kWidth>

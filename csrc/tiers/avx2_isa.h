@@ -17,6 +17,7 @@ struct Isa {
   static constexpr int kFloats = 8;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 6;
+  static constexpr bool kMasks = false;
 
   static CF_ALWAYS_INLINE Vec zero() { return _mm256_setzero_ps(); }
   static CF_ALWAYS_INLINE Vec load(const float* from) { return _mm256_loadu_ps(from); }

@@ -14,8 +14,8 @@ float narrow_bfloat16(const T* row, int64_t dim, unsigned char* to) {
   __m512 squares = _mm512_setzero_ps();
   __m512 more_squares = _mm512_setzero_ps();
   for (int64_t k = 0; k < dim; k += 32) {
-    const __m512 low = Isa::load(row + k);
-    const __m512 high = Isa::load(row + k + 16);
+    const __m512 low = load_up_to(row + k, dim - k);
+    const __m512 high = load_up_to(row + k + 16, dim - k - 16);
     _mm512_storeu_si512(to + 2 * k, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
     squares = _mm512_fmadd_ps(low, low, squares);
     more_squares = _mm512_fmadd_ps(high, high, more_squares);

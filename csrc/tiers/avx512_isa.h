@@ -17,6 +17,7 @@ struct Isa {
   static constexpr int kFloats = 16;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 12;
+  static constexpr bool kMasks = true;
 
   static CF_ALWAYS_INLINE Vec zero() { return _mm512_setzero_ps(); }
   static CF_ALWAYS_INLINE Vec load(const float* from) { return _mm512_loadu_ps(from); }
@@ -97,15 +98,35 @@ struct Isa {
     return _mm512_cmp_ps_mask(value, threshold, _CMP_GE_OQ);
   }
 
+  static CF_ALWAYS_INLINE Vec widen_bfloat16(__m256i numbers) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+  }
+  static CF_ALWAYS_INLINE Vec widen_int8(__m128i numbers) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers));
+  }
   static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
-    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    return widen_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
   static CF_ALWAYS_INLINE Vec load(const Float16* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
   static CF_ALWAYS_INLINE Vec load(const int8_t* from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    return widen_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+
+  // A masked load does not touch what its mask leaves out.
+  static CF_ALWAYS_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static CF_ALWAYS_INLINE Vec load(const float* from, int64_t n) {
+    return _mm512_maskz_loadu_ps(first(n), from);
+  }
+  static CF_ALWAYS_INLINE Vec load(const BFloat16* from, int64_t n) {
+    return widen_bfloat16(_mm256_maskz_loadu_epi16(first(n), from));
+  }
+  static CF_ALWAYS_INLINE Vec load(const Float16* from, int64_t n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), from));
+  }
+  static CF_ALWAYS_INLINE Vec load(const int8_t* from, int64_t n) {
+    return widen_int8(_mm_maskz_loadu_epi8(first(n), from));
   }
 };
 

@@ -22,7 +22,6 @@ struct Int8Narrow {
   using Registers = Isa;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
-  static constexpr int64_t kAtOnce = 64;
   static constexpr int kSinkVecs = Isa::kVecs;
   // screen.h says how to measure. For 32 query tokens of float32, in ns a document token, screened and not:
   // 38 and 36 for documents of 32 tokens, 36 and 36 for 40, 29 and 35 for 73.
@@ -50,7 +49,8 @@ float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
   __m512i raised = _mm512_setzero_si512();
   __m512i excess = _mm512_setzero_si512();
   for (int64_t k = 0; k < dim; k += 64) {
-    const __m512i numbers = _mm512_loadu_si512(row + k);
+    const __m512i numbers = dim - k >= 64 ? _mm512_loadu_si512(row + k)
+                                          : _mm512_maskz_loadu_epi8((uint64_t{1} << (dim - k)) - 1, row + k);
     const __m512i flipped = _mm512_xor_si512(numbers, sign);
     _mm512_storeu_si512(to + k, kRaise == 128 ? flipped : numbers);
     raised = _mm512_dpbusd_epi32(raised, flipped, numbers);
@@ -75,18 +75,6 @@ CF_ALWAYS_INLINE void store_levels_int8(const __m512 (&numbers)[4], unsigned cha
   _mm512_storeu_si512(to, _mm512_xor_si512(packed, sign));
 }
 
-// Stores level + kRaise for each number of the row.
-template <int kRaise, typename T>
-CF_ALWAYS_INLINE void levels_int8(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
-  for (int64_t k = 0; k < dim; k += 64) {
-    const __m512 numbers[4] = {Isa::multiply(Isa::load(row + k), inverse_scale),
-                               Isa::multiply(Isa::load(row + k + 16), inverse_scale),
-                               Isa::multiply(Isa::load(row + k + 32), inverse_scale),
-                               Isa::multiply(Isa::load(row + k + 48), inverse_scale)};
-    store_levels_int8<kRaise>(numbers, to + k);
-  }
-}
-
 // The part of Narrow that the tiers share which screen everything in int8.
 //
 // For least_lanes(), in ns a document token, not screened and screened; screen.h says how to measure.
@@ -100,10 +88,6 @@ struct RaisedInt8Narrow : Int8Narrow {
 
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     return narrow_int8<128>(row, dim, to);
-  }
-  template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
-    levels_int8<128>(row, inverse_scale, dim, to);
   }
   static CF_ALWAYS_INLINE void store_levels(const __m512 (&numbers)[4], unsigned char* to) {
     store_levels_int8<128>(numbers, to);

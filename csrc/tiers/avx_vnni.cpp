@@ -47,7 +47,6 @@ struct Narrow {
   static constexpr const Tier* kForFloat32Queries = nullptr;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
-  static constexpr int64_t kAtOnce = 32;
   static constexpr int kSinkVecs = 1;
   static constexpr bool kCeilings = true;
   static constexpr int kRaise = 128;
@@ -73,7 +72,9 @@ struct Narrow {
     __m256i products = _mm256_setzero_si256();
     __m256i sum = _mm256_setzero_si256();
     for (int64_t k = 0; k < dim; k += 32) {
-      const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k));
+      int8_t tail[32];
+      const int8_t* from = all_or_tail(row + k, dim - k, tail);
+      const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
       const __m256i raised = _mm256_xor_si256(numbers, sign);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), raised);
       products = _mm256_dpbusd_avx_epi32(products, raised, numbers);
@@ -91,16 +92,6 @@ struct Narrow {
     const __m256i high = _mm256_packs_epi32(nearest(numbers[2]), nearest(numbers[3]));
     const __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_xor_si256(packed, sign));
-  }
-  template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
-    for (int64_t k = 0; k < dim; k += kAtOnce) {
-      const __m256 numbers[4] = {Isa::multiply(Isa::load(row + k), inverse_scale),
-                                 Isa::multiply(Isa::load(row + k + 8), inverse_scale),
-                                 Isa::multiply(Isa::load(row + k + 16), inverse_scale),
-                                 Isa::multiply(Isa::load(row + k + 24), inverse_scale)};
-      store_levels(numbers, to + k);
-    }
   }
 
   template <typename Number, int kVecs, int kWidth>

@@ -16,7 +16,6 @@ namespace {
 // The part of Narrow that both tiers with these products share.
 struct Int8Narrow {
   using Registers = Isa;
-  static constexpr int64_t kAtOnce = 16;
   static constexpr int kSinkVecs = 1;
   static constexpr bool kCeilings = true;
   static constexpr int kRaise = 0;
@@ -32,7 +31,8 @@ struct Int8Narrow {
   static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
     int32x4_t squares = vdupq_n_s32(0);
     for (int64_t k = 0; k < dim; k += 16) {
-      const int8x16_t numbers = vld1q_s8(row + k);
+      int8_t tail[16];
+      const int8x16_t numbers = vld1q_s8(all_or_tail(row + k, dim - k, tail));
       vst1q_u8(to + k, vreinterpretq_u8_s8(numbers));
       squares = vdotq_s32(squares, numbers, numbers);
     }
@@ -43,16 +43,6 @@ struct Int8Narrow {
     const int16x8_t low = vcombine_s16(nearest(numbers[0]), nearest(numbers[1]));
     const int16x8_t high = vcombine_s16(nearest(numbers[2]), nearest(numbers[3]));
     vst1q_u8(to, vreinterpretq_u8_s8(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high))));
-  }
-  template <typename T>
-  static CF_ALWAYS_INLINE void levels(const T* row, float inverse_scale, int64_t dim, unsigned char* to) {
-    for (int64_t k = 0; k < dim; k += kAtOnce) {
-      const float32x4_t numbers[4] = {vmulq_n_f32(Isa::load(row + k), inverse_scale),
-                                      vmulq_n_f32(Isa::load(row + k + 4), inverse_scale),
-                                      vmulq_n_f32(Isa::load(row + k + 8), inverse_scale),
-                                      vmulq_n_f32(Isa::load(row + k + 12), inverse_scale)};
-      store_levels(numbers, to + k);
-    }
   }
 };
 

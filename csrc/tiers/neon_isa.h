@@ -36,6 +36,7 @@ struct Isa {
   static constexpr int kFloats = 4;
   static constexpr int kVecs = 4;
   static constexpr int kRows = 6;
+  static constexpr bool kMasks = false;
 
   static CF_ALWAYS_INLINE Vec zero() { return vdupq_n_f32(0.0f); }
   static CF_ALWAYS_INLINE Vec load(const float* from) { return vld1q_f32(from); }

@@ -36,6 +36,7 @@ struct Isa {
   static constexpr int kFloats = kFour;
   static constexpr int kVecs = 2;
   static constexpr int kRows = 4;
+  static constexpr bool kMasks = false;
   using Vec = Vec4;
   struct Idx {
     int32_t at[kFloats];
