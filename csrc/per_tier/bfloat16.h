@@ -48,7 +48,7 @@ void accumulate_products(const Rows<BFloat16>& rows, int64_t begin, int64_t end,
   for (int64_t lane = begin; lane < end; lane += kPanel) {
     const unsigned char* q = s.bf16_queries + lane * bytes;
     const Maxima<kArgmax> maxima = {from_lane(s.bf16_best, lane), rows.token};
-    const Ahead ahead = {reinterpret_cast<uintptr_t>(from) + kPrefetchBytes, lane == 0 ? 1 : 0};
+    const Ahead ahead = lane > 0 ? kNothingAhead : rows.ahead(kChunkRows, bytes / 4);
     if (end - lane > Isa::kFloats) {
       N::template maxima<Isa::kVecs, kPanel, kArgmax>(narrow, q, ahead, maxima);
     } else {
@@ -84,8 +84,9 @@ void accumulate_bfloat16(const Rows<BFloat16>& rows, int64_t lanes, Scratch& s) 
   if constexpr (screens<N, BFloat16>()) {
     by_chunks<N, BFloat16, kArgmax>(rows, lanes, s.bf16_best, s, by_chains);
   } else {
-    for (int64_t row = 0; row < rows.count && !given_up(0, s); row += kChunkRows)
-      by_chains(rows.part(row, rows.count - row < kChunkRows ? rows.count - row : kChunkRows), 0, lanes);
+    const int64_t most = part_rows(rows.count, kChunkRows);
+    for (int64_t row = 0; row < rows.count && !given_up(0, s); row += most)
+      by_chains(rows.part(row, rows.count - row < most ? rows.count - row : most), 0, lanes);
   }
   rescore_below_floor<kArgmax>(rows, lanes, s);
   merge<kArgmax>(lanes, s.bf16_best.value, s.bf16_best.token, s.best);

@@ -105,8 +105,9 @@ template <typename N, typename T>
 float raise_document(Rows<T> rows, int64_t lanes, Scratch& s) {
   const int64_t bytes = narrow_bytes<N, int8_t>(rows.dim);
   float most = 0.0f;
-  for (int64_t row = 0; row < rows.count; row += kCeilingRows) {
-    const Rows<T> chunk = rows.part(row, rows.count - row < kCeilingRows ? rows.count - row : kCeilingRows);
+  const int64_t most_rows = part_rows(rows.count, kCeilingRows);
+  for (int64_t row = 0; row < rows.count; row += most_rows) {
+    const Rows<T> chunk = rows.part(row, rows.count - row < most_rows ? rows.count - row : most_rows);
     float squares;
     if constexpr (std::is_same<T, int8_t>::value) {
       squares = narrow_rows<N, int8_t>(chunk, s);
@@ -117,9 +118,7 @@ float raise_document(Rows<T> rows, int64_t lanes, Scratch& s) {
     const NarrowRows narrow = {s.narrow_rows, bytes, bytes, chunk.count};
     for (int64_t lane = 0; lane < lanes; lane += kPanel) {
       // Rows are asked for one chunk ahead, as in screen.h.
-      const Ahead ahead = {reinterpret_cast<uintptr_t>(chunk.data) +
-                               static_cast<uintptr_t>(kCeilingRows * chunk.stride) * sizeof(T),
-                           lane > 0 ? 0 : static_cast<int>(sizeof(T))};
+      const Ahead ahead = lane > 0 ? kNothingAhead : chunk.ahead(kCeilingRows, bytes / 4);
       const unsigned char* q = s.screened_queries + lane * bytes;
       const Ceilings<typename N::Registers> sink = {s.row_scales, s.lane_offset + lane, s.best.value + lane};
       if (lanes - lane > Isa::kFloats) {

@@ -41,25 +41,21 @@ inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
 template <typename T, bool kArgmax>
 void accumulate_float32(const Rows<T>& rows, int64_t begin, int64_t end, const Best& best, Scratch& s) {
   constexpr bool kIsFloat32 = std::is_same<T, float>::value;
-  // With one panel no row is read twice. So the rows need no blocks, except for the looks for an interrupt.
-  const bool one_panel = kIsFloat32 && end - begin <= kPanel;
-  const int64_t rows_between_looks = kWorkBetweenLooks / (kPanel * (rows.dim > 0 ? rows.dim : 1));
-  const int64_t block_rows =
-      one_panel && rows_between_looks > s.block_rows ? rows_between_looks : s.block_rows;
+  // With one panel no row is read twice. Blocks are then for what is asked for ahead: it must stay in L2.
+  const int64_t most = kIsFloat32 && end - begin <= kPanel ? 4 * s.block_rows : s.block_rows;
+  const int64_t block_rows = part_rows(rows.count, most);
   for (int64_t row = 0; row < rows.count; row += block_rows) {
     if (given_up(0, s)) return;
     const Rows<T> block = rows.part(row, rows.count - row < block_rows ? rows.count - row : block_rows);
-    const uintptr_t ahead_of_block = reinterpret_cast<uintptr_t>(block.data) + kPrefetchBytes;
     const float* values;
     int64_t stride;
     if constexpr (kIsFloat32) {
       values = block.data;
       stride = block.stride;
     } else {
-      const uintptr_t row_bytes = static_cast<uintptr_t>(rows.dim) * sizeof(T);
-      for (int64_t r = 0; r < block.count; ++r) {
-        for (uintptr_t b = 0; b < row_bytes; b += 64)
-          prefetch(ahead_of_block + static_cast<uintptr_t>(r) * row_bytes + b);
+      Ahead ahead = block.ahead(most, 1);
+      for (int64_t r = 0; r < block.count; ++r, ahead.position += ahead.rate) {
+        Prefetcher<1>(ahead).before(1);
         block.widened(r, s.float32_rows + r * rows.dim);
       }
       values = s.float32_rows;
@@ -68,7 +64,7 @@ void accumulate_float32(const Rows<T>& rows, int64_t begin, int64_t end, const B
     for (int64_t lane = begin; lane < end; lane += kPanel) {
       const float* q = s.float32_queries + lane * rows.dim;
       // The first panel streams the rows from memory; the others find them in the cache.
-      const Ahead ahead = {ahead_of_block, kIsFloat32 && lane == 0 ? 1 : 0};
+      const Ahead ahead = kIsFloat32 && lane == 0 ? block.ahead(most, rows.dim) : kNothingAhead;
       const Maxima<kArgmax> maxima = {from_lane(best, lane), block.token};
       if (end - lane > Isa::kFloats) {
         panel<Float32Ops, Isa::kVecs, kPanel>(q, values, stride, rows.dim, block.count, ahead, maxima);

@@ -29,11 +29,16 @@ const T* item_rows(const Tokens& tokens, int64_t item) {
   return static_cast<const T*>(tokens.data) + tokens.starts[item] * tokens.row_stride;
 }
 
-// All rows of a document.
+// All rows of a document. The document `next` is the one that the task needs after it, or -1.
 template <typename T>
-Rows<T> document_rows(const Problem& p, int64_t d) {
+Rows<T> document_rows(const Problem& p, int64_t d, int64_t next) {
   const float* scales = p.d.scales == nullptr ? nullptr : p.d.scales + p.d.starts[d];
-  return {item_rows<T>(p.d, d), p.d.row_stride, p.dim, p.d.lengths[d], 0, scales};
+  Rows<T> rows = {item_rows<T>(p.d, d), p.d.row_stride, p.dim, p.d.lengths[d], 0, scales, nullptr, 0};
+  if (next >= 0) {
+    rows.next = item_rows<T>(p.d, next);
+    rows.next_count = p.d.lengths[next];
+  }
+  return rows;
 }
 
 inline bool is_zero(float value) { return value == 0.0f; }
@@ -136,8 +141,8 @@ inline bool zero_rows_may_win(int64_t lanes, const Scratch& s) {
 // Finds the maxima of one document, for all packed lanes, in s.best. Returns false if the document has no
 // token. Rows of zeros that are padding count as no tokens.
 template <typename T, bool kArgmax>
-bool document_maxima(const Problem& p, int64_t d, int64_t lanes, Scratch& s) {
-  const Rows<T> rows = document_rows<T>(p, d);
+bool document_maxima(const Problem& p, int64_t d, int64_t next, int64_t lanes, Scratch& s) {
+  const Rows<T> rows = document_rows<T>(p, d, next);
   if (rows.count == 0) return false;
   reset(0, lanes, s.best);
   accumulate<T, kArgmax>(rows, lanes, s);
@@ -188,13 +193,15 @@ void score_task(const ScoreJob& job, const Task& task, Scratch& s) {
   // A document counts as work even if it has no token: as 64 multiply-adds, and one for each number of its
   // argmax.
   const int64_t least = 64 + (job.argmax != nullptr ? p.max_lq : 0);
+  const auto document = [&](int64_t i) { return job.order != nullptr ? p.pairs[2 * job.order[i] + 1] : i; };
   for (int64_t i = task.begin; i < task.end && !given_up(least, s); ++i) {
     const int64_t pair = job.order != nullptr ? job.order[i] : 0;
     const int64_t q_begin = job.order != nullptr ? p.pairs[2 * pair] : task.q_begin;
     const int64_t q_end = job.order != nullptr ? q_begin + 1 : task.q_end;
-    const int64_t d = job.order != nullptr ? p.pairs[2 * pair + 1] : i;
+    const int64_t d = document(i);
+    const int64_t next = i + 1 < task.end ? document(i + 1) : -1;
     pack_queries(p, q_begin, q_end, s);
-    const bool has_tokens = document_maxima<T, kArgmax>(p, d, s.segment[q_end - q_begin], s);
+    const bool has_tokens = document_maxima<T, kArgmax>(p, d, next, s.segment[q_end - q_begin], s);
     if (!has_tokens) s.saw_empty_document = true;
     for (int64_t q = q_begin; q < q_end; ++q) {
       write_pair(job, job.order != nullptr ? pair : q * p.d.count + d, q - q_begin, has_tokens, s);
@@ -225,7 +232,7 @@ void ceilings_task(const ScoreJob& job, const Task& task, Scratch& s) {
   if (!s.narrowed) narrow_lanes<N, int8_t, T>(p.dim, lanes, s.screened_queries, s);
   s.narrowed = true;
   for (int64_t d = task.begin; d < task.end && !given_up(64, s); ++d) {
-    const Rows<T> rows = document_rows<T>(p, d);
+    const Rows<T> rows = document_rows<T>(p, d, d + 1 < task.end ? d + 1 : -1);
     s.saw_empty_document |= rows.count == 0;
     reset(0, lanes, s.best);
     const float norm = raise_document<N>(rows, lanes, s);

@@ -72,6 +72,24 @@ CF_ALWAYS_INLINE const float* widened(const T* row, float scale, int64_t n, floa
   }
 }
 
+// Memory to ask for while rows are multiplied: `rate` cache lines from `address` on for each element of a
+// row. `position` is how many of these lines were asked for before. Both are in units of 2^-16 lines.
+struct Ahead {
+  uintptr_t address;
+  int64_t rate;
+  int64_t position;
+};
+constexpr int kLineBits = 16;
+constexpr Ahead kNothingAhead = {0, 0, 0};
+
+// The size of the parts that `count` rows are cut into: as few as possible, of at most `most` rows each, and
+// of equal sizes but for the last. A short part would have to ask for all rows of the next one in little
+// time.
+CF_ALWAYS_INLINE int64_t part_rows(int64_t count, int64_t most) {
+  const int64_t parts = (count + most - 1) / most;
+  return parts > 1 ? (count + parts - 1) / parts : count;
+}
+
 // Rows of one document that follow one another. narrow.h and screen.h take Rows by value: the compiler
 // would read a reference from memory again after each store of bytes, because a byte may alias anything.
 template <typename T>
@@ -82,6 +100,8 @@ struct Rows {
   int64_t count;        // rows
   int64_t token;        // which token of the document the first row is
   const float* scales;  // of all tokens of the document; null unless T is int8
+  const T* next;        // the rows that the task needs after these, in this document or in the next one
+  int64_t next_count;   // 0: nobody knows
 
   CF_ALWAYS_INLINE const T* row(int64_t r) const { return data + r * stride; }
 
@@ -91,7 +111,24 @@ struct Rows {
   }
 
   CF_ALWAYS_INLINE Rows part(int64_t begin, int64_t n) const {
-    return {row(begin), stride, dim, n, token + begin, scales};
+    const int64_t after = count - begin - n;
+    return {row(begin),
+            stride,
+            dim,
+            n,
+            token + begin,
+            scales,
+            after > 0 ? row(begin + n) : next,
+            after > 0 ? after : next_count};
+  }
+
+  // The next part of the next rows, cut by part_rows(), evenly over the `elements` elements of these rows.
+  CF_ALWAYS_INLINE Ahead ahead(int64_t most, int64_t elements) const {
+    const int64_t n = part_rows(next_count, most);
+    const int64_t lines = (n * stride * static_cast<int64_t>(sizeof(T)) + 63) / 64;
+    const int64_t parts = count * elements;
+    return {reinterpret_cast<uintptr_t>(next), ((lines << kLineBits) + parts - 1) / (parts > 0 ? parts : 1),
+            0};
   }
 
   CF_ALWAYS_INLINE const float* widened(int64_t r, float* to) const {

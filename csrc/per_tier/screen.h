@@ -399,12 +399,9 @@ bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByC
   int64_t panels = 0;
   int64_t by_all = 0;
   for (int64_t lane = 0; lane < lanes; lane += kPanel) {
-    // While the first panel is multiplied, the rows one chunk further on are asked for, so that narrowing
-    // finds them in L2. The distance is always one whole chunk, even if this chunk has fewer rows. So each
-    // row is asked for once, across the ends of documents too.
-    const Ahead ahead = {reinterpret_cast<uintptr_t>(rows.data) +
-                             static_cast<uintptr_t>(chunk_rows(lanes) * rows.stride) * sizeof(T),
-                         lane > 0 ? 0 : static_cast<int>(sizeof(T) / SizeOf<Number>::kBytes)};
+    // While the first panel is multiplied, the rows of the next chunk are asked for, so that narrowing finds
+    // them in L2.
+    const Ahead ahead = lane > 0 ? kNothingAhead : rows.ahead(chunk_rows(lanes), bytes / 4);
     float value_before[kPanel];
     int32_t token_before[kPanel];
     std::memcpy(value_before, best.value + lane, sizeof value_before);
@@ -432,7 +429,7 @@ bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByC
 // by_chains(rows, begin, end).
 template <typename N, typename T, bool kArgmax, typename ByChains>
 void by_chunks(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
-  const int64_t most = chunk_rows(lanes);
+  const int64_t most = part_rows(rows.count, chunk_rows(lanes));
   for (int64_t row = 0; row < rows.count && !given_up(0, s); row += most) {
     const Rows<T> chunk = rows.part(row, rows.count - row < most ? rows.count - row : most);
     if (s.screens && s.chunks_to_rest > 0) {

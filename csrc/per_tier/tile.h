@@ -62,11 +62,8 @@
 namespace colbert_fast {
 namespace {
 
-constexpr int64_t kElementsPerLine = 16;
-// How far ahead of the rows in use memory is asked for, into L2. The hardware prefetcher loses track where
-// kRows rows are read side by side.
-constexpr uintptr_t kPrefetchBytes = 24 * 1024;
-
+// Asks for a line of memory, into L2. The hardware prefetcher loses track where kRows rows are read side by
+// side, and does not know which item is next.
 CF_ALWAYS_INLINE void prefetch(uintptr_t address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
@@ -131,27 +128,22 @@ struct Maxima {
   }
 };
 
-// Memory to prefetch while tiles are computed, in the order of addresses: `lines` cache lines for each
-// kElementsPerLine elements of a row, or none if that is 0.
-struct Ahead {
-  uintptr_t address;
-  int lines;
-};
-
-// Asks for these lines a few at a time, while steps of kRows rows are done. A CPU that has no place left to
-// note a request drops the request, so many requests at once would be lost.
+// Asks for the lines that are ahead a few at a time, while steps of kRows rows are done. A CPU that has no
+// place left to note a request drops the request, so many requests at once would be lost.
 template <int kRows>
 class Prefetcher {
  public:
-  explicit CF_ALWAYS_INLINE Prefetcher(Ahead ahead) : ahead_(ahead) {}
+  explicit CF_ALWAYS_INLINE Prefetcher(const Ahead& ahead)
+      : ahead_(ahead), asked_(ahead.position >> kLineBits) {}
   CF_ALWAYS_INLINE void before(int64_t step) {
-    for (const int64_t due = kRows * ahead_.lines * step / kElementsPerLine; asked_ < due; ++asked_)
+    for (const int64_t due = (ahead_.position + kRows * step * ahead_.rate) >> kLineBits; asked_ < due;
+         ++asked_)
       prefetch(ahead_.address + static_cast<uintptr_t>(64 * asked_));
   }
 
  private:
   Ahead ahead_;
-  int64_t asked_ = 0;
+  int64_t asked_;
 };
 constexpr int64_t kStepsTogether = 4;
 
@@ -225,7 +217,7 @@ void panel(const typename Ops::Element* q, const typename Ops::Element* rows, in
     const int64_t n = least + (t < larger ? 1 : 0);
     tile_for<Ops, kVecs, kWidth, Sink>(n, std::make_integer_sequence<int, Isa::kRows>())(
         q, rows + row * stride, stride, steps, row, ahead, memory, sink);
-    ahead.address += static_cast<uintptr_t>(n * ahead.lines * 4 * steps);
+    ahead.position += n * steps * ahead.rate;
     row += n;
   }
 }

@@ -39,6 +39,9 @@ namespace {
 constexpr uint32_t kMostMultiplier = (127 + 100) << 7;
 constexpr uint32_t kBFloat16Infinity = 0x7f80;
 
+// How far ahead of the codes in use memory is asked for.
+constexpr uintptr_t kPrefetchBytes = 24 * 1024;
+
 constexpr uint64_t in_every_byte(uint64_t byte) { return byte * 0x0101010101010101u; }
 
 // Writes of(a, b) of kWords words: of eight bytes of `high` each, and of `low` at the same place.
@@ -220,8 +223,9 @@ void bound_chunk(const Codes& d, int64_t row, int64_t count, int64_t lanes, Scra
         {s.row_scales, s.row_slacks, s.lane_offset + lane, s.lane_ratio + lane, s.best.value + lane}};
     const bool wide = lanes - lane > Isa::kFloats;
     if constexpr (N::kBytes > 0) {
+      // The lines of these rows, further on: 64 bytes are 16 elements.
       const Ahead ahead = {reinterpret_cast<uintptr_t>(rows.rows) + kPrefetchBytes,
-                           in_place && lane == 0 ? 1 : 0};
+                           in_place && lane == 0 ? (1 << kLineBits) / 16 : 0, 0};
       const unsigned char* q = s.screened_queries + lane * bytes;
       if (wide) {
         N::template int8_products<Isa::kVecs, kPanel>(rows, q, ahead, sink);
@@ -231,9 +235,9 @@ void bound_chunk(const Codes& d, int64_t row, int64_t count, int64_t lanes, Scra
     } else {
       const float* q = s.float32_queries + lane * bytes;
       if (wide) {
-        panel<Float32Ops, Isa::kVecs, kPanel>(q, s.float32_rows, bytes, bytes, count, Ahead{0, 0}, sink);
+        panel<Float32Ops, Isa::kVecs, kPanel>(q, s.float32_rows, bytes, bytes, count, kNothingAhead, sink);
       } else {
-        panel<Float32Ops, 1, Isa::kFloats>(q, s.float32_rows, bytes, bytes, count, Ahead{0, 0}, sink);
+        panel<Float32Ops, 1, Isa::kFloats>(q, s.float32_rows, bytes, bytes, count, kNothingAhead, sink);
       }
     }
     given_up(count * kPanel * d.dim, s);

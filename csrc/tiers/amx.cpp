@@ -97,14 +97,11 @@ struct Int8Tiles {
   }
 };
 
-// Asks for the lines that are due with 64 bytes of each row of a tile. It is called beside the products of
-// each tile, so that a step does not ask for all its lines at once.
+// Asks for the lines that are due with 64 bytes, which are 16 elements, of each row of a tile. It is called
+// beside the products of each tile, so that a step does not ask for all its lines at once.
 CF_ALWAYS_INLINE void prefetch_beside(Ahead& ahead) {
-  for (int line = 0; line < ahead.lines; ++line) {
-    CF_UNROLL
-    for (int r = 0; r < kTileRows; ++r) prefetch(ahead.address + static_cast<uintptr_t>(64 * r));
-    ahead.address += 64 * kTileRows;
-  }
+  Prefetcher<kTileRows>(ahead).before(kTileBytes / 4);
+  ahead.position += kTileRows * (kTileBytes / 4) * ahead.rate;
 }
 
 // Multiplies kTiles tiles of rows by kVecs vectors of a panel of kWidth lanes, from byte `from` to byte `to`
@@ -270,7 +267,7 @@ void panel_of_tiles(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
   }
   const int64_t last = rows.count - kTileRows;
   for (int64_t row = 0; row < rows.count; row += 2 * kTileRows) {
-    const Ahead here = {ahead.address + static_cast<uintptr_t>(row * rows.bytes * ahead.lines), ahead.lines};
+    const Ahead here = {ahead.address, ahead.rate, ahead.position + row * (rows.bytes / 4) * ahead.rate};
     if (row + kTileRows < rows.count) {
       const int64_t second = row + kTileRows < last ? row + kTileRows : last;
       const int64_t begin[2] = {row, second};
