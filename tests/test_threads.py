@@ -131,6 +131,37 @@ assert cpu._C.pool_size() == 4 and len(tasks() - before) == 4
 
 
 @needs_proc
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where threads may run")
+def test_workers_keep_off_the_cpu_of_the_caller(extension: str) -> None:
+    """As long as there are other CPUs for all of them; never where the caller may not run."""
+    script = r"""
+before = tasks()
+every = os.sched_getaffinity(0)
+score()
+score()  # when this call begins, the workers have started
+workers = tasks() - before
+
+def cpus():
+    return [os.sched_getaffinity(int(worker)) for worker in workers]
+
+def moved_to(allowed):
+    os.sched_setaffinity(0, allowed)
+    score()
+    return cpus()
+
+assert all(some <= every and len(every - some) <= 1 for some in cpus())
+for cpu_of_caller in every:
+    # The caller may not leave this CPU, and neither may the workers.
+    assert moved_to({cpu_of_caller}) == [{cpu_of_caller}] * 2
+    # The caller is still on this CPU, or has been moved away by the system.
+    after = moved_to(every)
+    room = len(every) > 2
+    assert all(some in ([{cpu_of_caller}] if room else []) + [every] or len(some) == len(every) - 1 for some in after)
+"""
+    assert_clean(python(script, extension))
+
+
+@needs_proc
 def test_import_starts_no_thread() -> None:
     script = r"""
 import os

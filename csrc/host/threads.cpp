@@ -7,6 +7,9 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <vector>
+
+#include "host/placement.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -20,9 +23,13 @@ namespace colbert_fast {
 namespace {
 
 // How long a caller that has no tasks left watches its workers before it goes to sleep. Workers end within
-// one task of each other. In a short call a task takes tens of microseconds, and waking a sleeping thread
-// takes as long. In a call with longer tasks, the time that is spent watching does not matter.
-constexpr std::chrono::microseconds kWatch{100};
+// one task of each other. In a short call a task takes about ten microseconds, and waking a sleeping thread
+// takes several times as long. In a call with longer tasks, the time that is spent watching does not matter.
+constexpr std::chrono::microseconds kWatch{50};
+// How often a caller that sleeps looks whether a worker has lost its CPU.
+constexpr std::chrono::milliseconds kRescueEvery{1};
+// With more workers, telling the system where they may run takes longer than one late worker costs.
+constexpr size_t kMostPlaced = 16;
 
 struct Job {
   void (*run)(void*, int64_t, int);
@@ -69,10 +76,15 @@ class Pool {
   bool try_enter() { return !entered_.exchange(true); }
   void leave() { entered_.store(false); }
 
+  // Counts a call that wants several threads, until it ends. Returns how many others there are.
+  int begin_call() { return calls_.fetch_add(1); }
+  void end_call() { calls_.fetch_sub(1); }
+
   void run(Job& job, int threads) {
     grow(threads - 1);
     {
       std::lock_guard<std::mutex> lock(mutex_);
+      if (threads_.size() <= kMostPlaced) spread_.around_caller(threads_);
       job_ = &job;
       ++turn_;
       seats_ = threads - 1;
@@ -92,7 +104,8 @@ class Pool {
       if (std::chrono::steady_clock::now() < deadline) continue;
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        if (idle_.wait_for(lock, Interrupt::kLookEvery, [this] { return busy_.load() == 0; })) break;
+        rescue();
+        if (idle_.wait_for(lock, kRescueEvery, [this] { return busy_.load() == 0; })) break;
       }
       job.interrupt->look();
       if (is_of_the_parent()) return job.interrupt->lose();
@@ -105,6 +118,17 @@ class Pool {
   // True in a child that a signal handler forked in the middle of a call: this pool's workers exist only in
   // the parent.
   bool is_of_the_parent() const;
+
+  // Lets a worker that has lost its CPU run on the CPU of the caller, which has nothing left to do there.
+  // Needs the lock.
+  void rescue() {
+    for (size_t i = 0; i < threads_.size(); ++i) {
+      if (!in_job_[i]->load() || !waits_for_a_cpu(threads_[i])) continue;
+      move_here(threads_[i]);
+      spread_.forget();
+      return;
+    }
+  }
 
   void grow(int wanted) {
     if (started_.load() >= wanted) return;
@@ -120,7 +144,11 @@ class Pool {
   }
 
   void serve() {
+    take_short_turns();
+    std::atomic<bool> in_job{false};
     std::unique_lock<std::mutex> lock(mutex_);
+    threads_.push_back(this_thread());
+    in_job_.push_back(&in_job);
     uint64_t seen = 0;
     for (;;) {
       wake_.wait(lock, [&] { return job_ != nullptr && seats_ > 0 && turn_ != seen; });
@@ -128,10 +156,12 @@ class Pool {
       Job* job = job_;
       --seats_;
       busy_.fetch_add(1);
+      in_job.store(true);
       const int worker = next_worker_++;
       lock.unlock();
       std::fesetenv(&job->environment);
       job->work(worker);
+      in_job.store(false);
       // As soon as busy_ is 0, the caller may return and the job may end. If the caller sleeps, or is about
       // to sleep, it has looked at busy_ under the lock. Taking the lock here makes sure that it hears the
       // notification.
@@ -142,6 +172,7 @@ class Pool {
   }
 
   std::atomic<bool> entered_{false};
+  std::atomic<int> calls_{0};
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   Job* job_ = nullptr;
@@ -150,6 +181,10 @@ class Pool {
   std::atomic<int> busy_{0};  // workers in the job; it grows only under the lock, and shrinks at any time
   int next_worker_ = 1;
   std::atomic<int> started_{0};
+  // Of the workers that have begun to serve: their numbers (placement.h), and whether each is in the job.
+  std::vector<int> threads_;
+  std::vector<const std::atomic<bool>*> in_job_;
+  Spread spread_;
 };
 
 // The pool is never deleted, because a worker may live longer than every static object. A forked child has a
@@ -181,16 +216,18 @@ void parallel_for(int64_t tasks, int threads, void (*run)(void*, int64_t, int), 
   job.tasks = tasks;
   job.interrupt = &interrupt;
   if (threads > tasks) threads = static_cast<int>(tasks);
-  if (threads > 1) {
-    Pool& workers = pool();
-    if (workers.try_enter()) {
-      std::fegetenv(&job.environment);
-      workers.run(job, threads);
-      workers.leave();
-      return;
-    }
+  if (threads <= 1) return job.work(0);
+  Pool& workers = pool();
+  // Callers at the same time are threads too: each of them has a CPU to work on.
+  threads -= workers.begin_call();
+  if (threads > 1 && workers.try_enter()) {
+    std::fegetenv(&job.environment);
+    workers.run(job, threads);
+    workers.leave();
+  } else {
+    job.work(0);
   }
-  job.work(0);
+  workers.end_call();
 }
 
 int pool_size() {

@@ -53,8 +53,9 @@ class Interrupt {
 //
 // A worker thread starts when the first call needs it, and is never joined: idle workers sleep, and they end
 // with the process. A forked child starts a pool of its own. While one Python thread uses the pool, a call
-// from another Python thread does all of its tasks itself. The pool has as many workers as the largest call
-// so far needed. If the system refuses to start a thread, the threads that exist do the work.
+// from another Python thread does all of its tasks itself. Each call that runs at the same time counts as one
+// of the `threads`. The pool has as many workers as the largest call so far needed. If the system refuses to
+// start a thread, the threads that exist do the work. placement.h says where the workers run.
 void parallel_for(int64_t tasks, int threads, void (*run)(void* context, int64_t task, int worker),
                   void* context, Interrupt& interrupt);
 

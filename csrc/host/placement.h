@@ -1,0 +1,51 @@
+// Where and when the operating system runs worker threads. Only Linux can be told; elsewhere the threads run
+// where the system puts them, and these functions do nothing.
+//
+// Linux puts a thread that wakes up where it thinks best, and is wrong in two cases that are common here:
+//   In a virtual machine a CPU that has been idle for a while counts as taken. So the worker queues behind
+//   its caller, which is about to work for milliseconds, while another CPU sleeps. `Spread` takes the CPU of
+//   the caller away from the workers.
+//   After an operation of torch the threads of OpenMP spin for some milliseconds. A worker that wakes up
+//   waits until one of them has used up its turn. A thread that asked for short turns goes first
+//   (`take_short_turns`, Linux 6.12).
+// A worker may still lose its CPU to another thread in the middle of a task. Then a caller that has nothing
+// left to do gives it its own (`waits_for_a_cpu`, `move_here`).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace colbert_fast {
+
+// The number by which the system knows the calling thread; 0 where it cannot be told anything.
+int this_thread();
+
+// Asks for turns of 0.1 ms for the calling thread. The thread gets no more time than others do, but it gets
+// its turn sooner.
+void take_short_turns();
+
+// On which CPUs some threads may run.
+class Spread {
+ public:
+  // Lets the threads run on every CPU where the calling thread may run, but not on the CPU where it runs now;
+  // or on every one, if there are too few others for all threads. This takes a microsecond for each thread if
+  // the caller, its CPUs or the number of threads have changed, and a third of one if not.
+  void around_caller(const std::vector<int>& threads);
+
+  // Says that a thread was moved: the next call tells all threads again.
+  void forget() { cpu_ = -1; }
+
+ private:
+  int cpu_ = -1;            // where the caller ran
+  size_t threads_ = 0;      // how many threads were told
+  uint64_t cpus_[16] = {};  // where the caller might run, a bit for each CPU
+};
+
+// Whether a thread is not running at this moment. It takes about a microsecond to find out.
+bool waits_for_a_cpu(int thread);
+
+// Puts a thread on the CPU of the calling thread.
+void move_here(int thread);
+
+}  // namespace colbert_fast
