@@ -35,11 +35,12 @@ def digits(value: float, significant: int = 3) -> str:
 
 
 def quantiles(rounds: Sequence[float]) -> Quantiles:
-    """The median, the edges of the middle 60 %, and the number of rounds."""
+    """The median, the edges of the middle 60 %, what nine of ten rounds do not exceed, and the number of rounds."""
     # Imported here, for the report reads results without torch.
     from colbert_fast.bench import quantiles
 
-    return {**dict(zip(("p20", "p50", "p80"), quantiles(rounds), strict=True)), "rounds": len(rounds)}
+    p90 = sorted(rounds)[math.ceil(0.9 * len(rounds)) - 1]
+    return {**dict(zip(("p20", "p50", "p80"), quantiles(rounds), strict=True)), "p90": p90, "rounds": len(rounds)}
 
 
 @dataclass
@@ -147,6 +148,8 @@ class Workload:
     dtype: str | None = None
     source: str = ""
     """Who asks for it."""
+    moment: str = ""
+    """What the program does beside it (benchmarks/mixed.py); empty where everything else rests."""
     results: list[Result] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
@@ -227,8 +230,12 @@ class Run:
         return [Workload(name, "", results=results) for name, results in sorted(groups.items())]
 
     def ran(self) -> list[Workload]:
-        """The workloads that somebody scored."""
-        return [workload for workload in self.workloads if workload.results]
+        """The workloads that somebody scored while everything else rested."""
+        return [workload for workload in self.workloads if workload.results and not workload.moment]
+
+    def mixed(self) -> list[Workload]:
+        """The workloads that somebody scored in the middle of other work."""
+        return [workload for workload in self.workloads if workload.results and workload.moment]
 
     @property
     def revision(self) -> str:

@@ -94,10 +94,28 @@ def scores(run: Run) -> str:
     return "\n\n".join([*blocks, *_skipped(run)])
 
 
+def mixed(run: Run) -> str:
+    """The median and p90 of ours and of others, right after something else and beside it."""
+    peers = list(dict.fromkeys(result.family for found in run.mixed() for result in found.results if not result.ours))
+    header = ["moment", "documents", "ours, ms", *(f"{peer}, ms" for peer in peers)]
+    rows = []
+    for found in run.mixed():
+        results = [found.best("ours"), *(_fastest(found, peer) for peer in peers)]
+        times = [f"{digits(1e3 * r.p50)} ({digits(1e3 * r.seconds['p90'])})" if r else "-" for r in results]
+        rows.append([found.moment, found.shape.split(",")[0].partition(" x ")[2], *times])
+    return f"{_heading(run)}\n\n{table(header, rows)}" if rows else ""
+
+
+def _fastest(workload: Workload, family: str) -> Result | None:
+    """The fastest correct path of a library."""
+    right = [result for result in workload.results if result.family == family and not result.wrong]
+    return min(right, key=lambda result: result.p50, default=None)
+
+
 def _skipped(run: Run) -> list[str]:
     """Who was left out, why, and where; of a workload without any result, everyone."""
     places: dict[tuple[str, str], dict[str, None]] = {}
-    for workload in run.workloads:
+    for workload in (found for found in run.workloads if not found.moment):
         for entry in workload.skipped:
             who = entry["contender"] if workload.results else "everyone"
             reason = " ".join(entry["reason"].replace("<", "&lt;").split())
@@ -211,7 +229,8 @@ def _long(
     """A section with one line for each kept result, collapsed."""
 
     def section(run: Run) -> str:
-        rows = [line for workload in run.workloads for line in _rows(run, workload, columns, keep, contender)]
+        quiet = (found for found in run.workloads if not found.moment)
+        rows = [line for workload in quiet for line in _rows(run, workload, columns, keep, contender)]
         body = table(["workload", "contender", *columns], rows, names=2)
         return details(f"{title} on {run.machine['name']}", body) if rows else ""
 
@@ -245,6 +264,11 @@ NOTES = {
         "int8 where the CPU multiplies int8, because documents of any type are screened in int8. The error is the "
         "largest relative one against float64."
     ),
+    "mixed": (
+        "One query of 32 tokens with documents of 180 tokens, float32, dim 128. The median of the scoring call alone, "
+        "and in brackets what nine of ten calls do not exceed. Nothing settles between the calls. An encoder's forward "
+        "also pushes the documents out of the caches. Of several paths of a library the fastest correct one is shown."
+    ),
     "cuda": (
         "Milliseconds, medians. The device's time is between two events around a call, with its launches done ahead "
         "and the cache filled with other things. The host's time is until the call returns. Wall is the time from an "
@@ -253,6 +277,7 @@ NOTES = {
 }
 SECTIONS: dict[str, Callable[[Run], str]] = {
     "scores": scores,
+    "mixed": mixed,
     "backends": _long(
         "Every backend of ours",
         lambda result: result.ours,
