@@ -30,7 +30,8 @@ WORKERS ?= 2
 WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
 BIN := $(abspath $(VENV))/bin
-PIP_INSTALL := -m pip install --quiet --constraint constraints.txt
+# Without compiling: most modules of torch and transformers are never imported here.
+PIP_INSTALL := -m pip install --quiet --no-compile --constraint constraints.txt
 # What searches with another torch than ours, and numpy, which the benchmark needs there.
 SEARCH_LIBRARIES := fast-plaid==1.7.0.2110 xtr-warp-rs==2.1.0.2110 torch==2.11.0 numpy
 SEARCH_DOCUMENTS ?= 100000
