@@ -2,7 +2,7 @@
 #   make demo       rank real text with a real model, offline
 #   make test       the whole test suite, against the wheel that users install; TESTS=tests/test_maxsim.py: part of it
 #   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
-#   make test-doors the adapters beside the real libraries, in an environment that has them
+#   make test-doors the adapters and the encoder's backends beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format
 #   make test-crashes  collections whose processes are killed at 200 moments, and at every step, for ten minutes
@@ -53,10 +53,10 @@ SUITE_FILES := tests benchmarks csrc docs examples pyproject.toml mkdocs.yml REA
 BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
 PYTEST := cd $(SUITE) && $(BIN)/python -m pytest
 
-# What `make test-doors` must find, in the words of tests/lacking.py; and its tests: of the pages and the examples, those
-# that need a library of an adapter.
-DOORS := demo,haystack,langchain,llama_index,mteb,models,rerankers
-DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/test_docs.py tests/test_examples.py \
+# What `make test-doors` must find, in the words of tests/lacking.py; and its tests: of the encoder, those with another
+# library than torch; of the pages and the examples, those that need a library of an adapter.
+DOORS := demo,haystack,langchain,llama_index,mteb,models,onnx,openvino,rerankers
+DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_runtimes.py tests/test_docs.py tests/test_examples.py \
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
@@ -164,7 +164,7 @@ $(BASE_VENV)/.wheel: $(BUILT)
 $(DOORS_VENV)/.libraries: pyproject.toml constraints.txt $(VENV)/.build
 	$(MAKE) --no-print-directory $(BUILT)
 	$(PYTHON) -m venv --clear $(DOORS_VENV)
-	.ci/quietly $(DOORS_VENV)/bin/python $(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[demo,integrations]" \
+	.ci/quietly $(DOORS_VENV)/bin/python $(PIP_INSTALL) "$$(echo $(DIST)/*.whl)[demo,integrations,onnx,openvino]" \
 	  accelerate datasets hypothesis pytest
 	@touch $@
 

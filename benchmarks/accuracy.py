@@ -61,8 +61,8 @@ def measure(folder: Path, encoder: Any, limit: int | None) -> dict[str, Any]:
     }
 
 
-def demo_encoder() -> Any:
-    """Load the demo's model.
+def demo_encoder(**options: Any) -> Any:
+    """Load the demo's model, with more options of `ColBERT` if there are any.
 
     Raises
     ------
@@ -84,6 +84,7 @@ def demo_encoder() -> Any:
         query_prefix="",
         document_prefix="",
         padding="longest",
+        **options,
     )
 
 

@@ -26,6 +26,8 @@ PACKAGES = {
     "collection": ["scipy"],
     "plot": ["matplotlib"],
     "arrow": ["pyarrow"],
+    "onnx": ["onnx", "onnxruntime"],
+    "openvino": ["onnx", "openvino"],
     "haystack": ["haystack"],
     "langchain": ["langchain_core"],
     "llama_index": ["llama_index"],

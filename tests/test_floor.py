@@ -12,8 +12,8 @@ from colbert_fast._backends import triton_
 
 ROOT = Path(__file__).parents[1]
 # Packages that only these extras need are for developers. Two of them count, because the floor is tested with them.
-# The libraries of the adapters are tested in an environment of their own.
-DEVELOPERS = {"test", "bench", "bench-search", "lint", "docs", "integrations"}
+# The libraries of the adapters and of the encoder's backends are tested in an environment of their own.
+DEVELOPERS = {"test", "bench", "bench-search", "lint", "docs", "integrations", "onnx", "openvino"}
 TOOLS = {"hypothesis", "pytest"}
 
 

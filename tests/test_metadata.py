@@ -46,7 +46,7 @@ def test_a_base_install_needs_numpy_and_torch() -> None:
 
 
 def test_extras() -> None:
-    names = ["models", "demo", "retrieval", "collection", "plot", "integrations", "triton", "test"]
+    names = ["models", "onnx", "openvino", "demo", "retrieval", "collection", "plot", "integrations", "triton", "test"]
     names += ["bench", "bench-search", "lint", "docs"]
     assert METADATA.get_all("Provides-Extra") == names
     # The quickstart has a line for each.
@@ -64,6 +64,15 @@ def test_what_the_models_ask_for_is_what_their_extra_installs() -> None:
     from colbert_fast import models
 
     assert sorted(extra("models")) == [f"{package}>={first}" for package, first in sorted(models._NEEDED.items())]
+
+
+@pytest.mark.needs("models")
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_what_a_backend_of_the_encoder_asks_for_is_what_its_extra_installs(name: str) -> None:
+    from colbert_fast.models import runtimes
+
+    named = [f"{package}>={first}" for package, first in runtimes.NEEDED[name].items()]
+    assert sorted(extra(name)) == sorted(["colbert-fast[models]", *named])
 
 
 def test_classifiers_name_the_pythons() -> None:

@@ -11,16 +11,19 @@ from typing import Any
 from colbert_fast.cli.output import shortened
 from colbert_fast.cli.texts import FORMATS
 
-# Options of every command with a model. One that is not given has no value here, because an encoder must know whether
-# its caller chose a value.
-_MODEL_OPTIONS = (
-    "embedding_size",
-    "max_length_query",
-    "max_length_document",
-    "query_prefix",
-    "document_prefix",
-    "device",
-)
+# Options of every command with a model, and their names for the encoder. One that is not given has no value here,
+# because an encoder must know whether its caller chose a value.
+_MODEL_OPTIONS = {
+    "embedding_size": "embedding_size",
+    "max_length_query": "max_length_query",
+    "max_length_document": "max_length_document",
+    "query_prefix": "query_prefix",
+    "document_prefix": "document_prefix",
+    "device": "device",
+    # A backend of scoring is called `--backend`, and a dtype of embeddings `--dtype`.
+    "encoder_backend": "backend",
+    "encoder_dtype": "dtype",
+}
 
 
 def add_model(parser: argparse.ArgumentParser, *, many: bool = False, required: bool = True) -> None:
@@ -39,7 +42,9 @@ def add_model(parser: argparse.ArgumentParser, *, many: bool = False, required: 
         ("--max-length-document", positive, "N", "tokens of a document at most"),
         ("--query-prefix", unicode_text, "TEXT", "what is put before every query"),
         ("--document-prefix", unicode_text, "TEXT", "what is put before every document"),
-        ("--device", _device, "NAME", "such as cpu or cuda; default: the best"),
+        ("--device", _words_of("a device"), "NAME", "such as cpu or cuda; default: the best"),
+        ("--encoder-backend", _words_of("a backend"), "NAME", "what runs the transformer: torch, onnx or openvino"),
+        ("--encoder-dtype", _words_of("a dtype"), "NAME", "what it computes in, such as bfloat16 or int8"),
     ]
     for option, kind, shown, told in options:
         group.add_argument(option, default=argparse.SUPPRESS, type=kind, metavar=shown, help=told)
@@ -47,7 +52,7 @@ def add_model(parser: argparse.ArgumentParser, *, many: bool = False, required: 
 
 def model_options(chosen: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the model that the user gave."""
-    return {name: getattr(chosen, name) for name in _MODEL_OPTIONS if hasattr(chosen, name)}
+    return {theirs: getattr(chosen, name) for name, theirs in _MODEL_OPTIONS.items() if hasattr(chosen, name)}
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +98,8 @@ def unicode_text(text: str) -> str:
     return _unicode(text, "a text")
 
 
-def _device(text: str) -> str:
-    return _words(text, "a device")
+def _words_of(what: str) -> Callable[[str], str]:
+    return lambda text: _words(text, what)
 
 
 def _words(text: str, what: str) -> str:

@@ -78,10 +78,14 @@ def fingerprint(encoder: ColBERT, *, versions: bool = True) -> str:
     found = hashlib.blake2b(digest_size=16)
     for package in ("colbert-fast", "sentence-transformers", "transformers") if versions else ():
         found.update(f"{package} {version(package)}\n".encode())
+    from colbert_fast.models.runtimes import Exported
     from colbert_fast.models.settings import SETTINGS
 
     for name in (*SETTINGS, "_scores_padding"):
         found.update(f"{name}={getattr(encoder, name)!r}\n".encode())
+    transformer: Any = encoder.encoder[0]
+    if isinstance(transformer.model, Exported):
+        found.update(f"{transformer.model.runtime}\n".encode())
     folder = Path(encoder.model_folder)
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in _NO_SETTINGS:

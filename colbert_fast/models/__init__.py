@@ -11,6 +11,7 @@ Which file does what:
   linear layer; `settings` checks lengths, prefixes and padding; `load_report` keeps transformers quiet and catches its
   report on the weights.
 - Refuse what is damaged: `file_checks` looks at single files, `checkpoint_checks` at files and weights together.
+- Run the transformer with another library than torch: `runtimes`.
 - Embed: `texts` checks and pairs texts; `tokens` tokenizes texts and makes batches; `embedding` passes the batches
   through the encoder; `capacity` says how many tokens a transformer can take.
 - Train: `freezing` freezes all but the last layers of a transformer.

@@ -41,6 +41,7 @@ from colbert_fast.models.keywords import sort_by_config, sort_keywords
 from colbert_fast.models.load_report import Report, quiet_loading
 from colbert_fast.models.load_request import Request, with_dtype
 from colbert_fast.models.projection import Projection, read_projection
+from colbert_fast.models.runtimes import Runtime, take_runtime
 from colbert_fast.models.settings import SETTINGS, check_settings_of
 from colbert_fast.models.staging import reading
 
@@ -58,6 +59,8 @@ class Checkpoint:
     fresh_projection: bool = False
     # In words: the arguments that the user gave but that are not used, because the files have other values.
     overruled: list[str] = field(default_factory=list)
+    # What is to run the transformer in place of torch.
+    runtime: Runtime | None = None
 
 
 def load(
@@ -91,6 +94,8 @@ def load(
     FileNotFoundError
         The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
         not hold the checkpoint.
+    ImportError
+        The packages of the backend are missing.
     TypeError
         A keyword argument that is unknown or given twice.
     ValueError
@@ -98,6 +103,7 @@ def load(
         the checkpoint cannot obey.
     """
     kwargs, unsorted = sort_keywords(kwargs)
+    runtime, kwargs = take_runtime(kwargs, device)
     with_dtype(kwargs.get("model_kwargs"))
     checked_device(device)
     with reading(source):
@@ -105,7 +111,9 @@ def load(
         if kwargs.get("revision") is not None and os.path.isdir(os.path.expanduser(source)):
             warn_caller(f"revision={kwargs['revision']!r} is not used: {os.fspath(source)!r} is a folder.")
         kwargs = sort_by_config(files, kwargs, unsorted)
-        return _load(os.fspath(source), Request(files, embedding_size, device, settings, given, kwargs))
+        loaded = _load(os.fspath(source), Request(files, embedding_size, device, settings, given, kwargs))
+        loaded.runtime = runtime
+        return loaded
 
 
 def _load(name: str, request: Request) -> Checkpoint:
@@ -320,14 +328,13 @@ def _load_transformer(request: Request, query_length: int | None, document_lengt
     # neural-cherche saves output_hidden_states=True. Nothing here needs the states of every layer, which cost memory.
     config_kwargs = {"output_hidden_states": False, **access, **(kwargs.get("config_kwargs") or {})}
     model_kwargs = {**access, **(kwargs.get("model_kwargs") or {})}
-    if kwargs.get("backend", "torch") == "torch" and _has_optional_pooler(source, config_kwargs):
+    if _has_optional_pooler(source, config_kwargs):
         model_kwargs.setdefault("add_pooling_layer", False)
     transformer: Transformer = Transformer(
         source,
         model_kwargs=model_kwargs,
         processor_kwargs={**access, **(kwargs.get("processor_kwargs") or {})},
         config_kwargs=config_kwargs,
-        backend=kwargs.get("backend", "torch"),
         query_length=query_length,
         document_length=document_length,
     )

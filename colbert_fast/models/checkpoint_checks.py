@@ -52,7 +52,7 @@ def check_files(request: Request) -> None:
         msg = f"{index}: the weights of a Stanford ColBERT checkpoint must lie in one file, model.safetensors"
         raise ValueError(msg)
     model_kwargs = request.kwargs.get("model_kwargs") or {}
-    usual = request.kwargs.get("backend", "torch") == "torch" and not {"gguf_file", "variant"} & set(model_kwargs)
+    usual = not {"gguf_file", "variant"} & set(model_kwargs)
     kinds = [(module["path"], module["type"]) for module in modules] or [("", "Transformer")]
     for path, kind in [("", ""), *kinds]:
         folder = os.path.join(files.source, path)

@@ -22,6 +22,7 @@ from colbert_fast.models.capacity import positions
 from colbert_fast.models.embedding import embed, inference, sees_padding
 from colbert_fast.models.freezing import freeze
 from colbert_fast.models.given_arguments import remembers_given
+from colbert_fast.models.runtimes import Exported, export, torch_model
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
 from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, tokens_of_rows, warn_of_cuts
@@ -93,6 +94,10 @@ class ColBERT(nn.Module):
         weights another dtype ("auto": the dtype of the files). They may also be values of the model's configuration,
         such as `hidden_dropout_prob=0.0`, or stand in `model_kwargs`, `processor_kwargs` and `config_kwargs`.
 
+        `backend="onnx"` and `backend="openvino"` run the transformer on the CPU with ONNX Runtime or with OpenVINO, in
+        place of torch, and need the extra of the same name. `dtype` is then what they compute in: "float32" (the
+        default), "bfloat16" (OpenVINO, on a CPU that multiplies it) or "int8". Such an encoder cannot be trained.
+
     Attributes
     ----------
     encoder
@@ -111,6 +116,8 @@ class ColBERT(nn.Module):
     FileNotFoundError
         The folder does not exist; the folder lacks a file that it needs; or the hub does not answer and its cache does
         not hold the checkpoint.
+    ImportError
+        The packages of the backend are missing.
     TypeError
         An argument of the wrong type; or a keyword argument that is unknown or given twice.
     ValueError
@@ -167,9 +174,8 @@ class ColBERT(nn.Module):
             _check_last_n(freeze_layers_except_last_n)
         # neural-cherche's base class has this argument and stores it. neural-cherche's ColBERT does not use it.
         self.n_mask_tokens = positive_int(kwargs.pop("n_mask_tokens", 5), "n_mask_tokens")
-        loaded = checkpoint.load(
-            model_name_or_path, embedding_size, device or _best_device(), settings, self._given, kwargs
-        )
+        device = device or (_best_device() if kwargs.get("backend", "torch") == "torch" else "cpu")
+        loaded = checkpoint.load(model_name_or_path, embedding_size, device, settings, self._given, kwargs)
         self.encoder: MultiVectorEncoder = loaded.encoder
         self.model_folder = loaded.folder
         self.query_pad_token = getattr(self.tokenizer, "mask_token", None)
@@ -185,6 +191,8 @@ class ColBERT(nn.Module):
         self.eval()
         self._encoding(True, {})
         as_document = self._encoding(False, {})
+        if loaded.runtime is not None:
+            export(self.encoder, as_document, loaded.runtime)
         # This test passes a short text through the encoder. It runs here, so that no hook of the user sees that text.
         # If it raises an error, the same error comes again when the encoder is used.
         with suppress(Exception):
@@ -204,7 +212,7 @@ class ColBERT(nn.Module):
     def model(self) -> nn.Module:
         """The transformer."""
         transformer: Any = self.encoder[0]
-        model: nn.Module = transformer.model
+        model: nn.Module = torch_model(transformer.model)
         return model
 
     @property
@@ -564,7 +572,9 @@ class ColBERT(nn.Module):
     def _key_names(self, prefix: str) -> list[tuple[str, str]]:
         """Return pairs of prefixes of keys: our prefix, and neural-cherche's prefix for the same parameters."""
         base = getattr(self.model, "base_model_prefix", "")
-        names = [("encoder.0.model.", f"model.{base}." if base else "model.")]
+        exported = isinstance(self.encoder[0].model, Exported)
+        ours = "encoder.0.model.torch_model." if exported else "encoder.0.model."
+        names = [(ours, f"model.{base}." if base else "model.")]
         for name, module in self.encoder.named_children():
             if self.linear is not None and getattr(module, "linear", None) is self.linear:
                 names.append((f"encoder.{name}.linear.", "linear."))

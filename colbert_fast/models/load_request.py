@@ -32,8 +32,7 @@ class Request:
         if self.files.is_local:
             options["local_files_only"] = True
             options.pop("revision", None)
-        if options.get("backend", "torch") == "torch":
-            options["model_kwargs"] = with_dtype(options.get("model_kwargs"))
+        options["model_kwargs"] = with_dtype(options.get("model_kwargs"))
         return options
 
     def overruled(self, read: dict[str, Any], size: int | None) -> list[str]:

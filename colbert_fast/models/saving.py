@@ -22,6 +22,7 @@ from colbert_fast.models import folders, staging, tokens
 from colbert_fast.models.checkpoint import projection
 from colbert_fast.models.folder_contents import Replaced
 from colbert_fast.models.load_report import quiet_loading
+from colbert_fast.models.runtimes import torch_model
 from colbert_fast.models.settings import check_settings
 
 FORMATS = ("neural-cherche", "sentence-transformers")
@@ -168,7 +169,7 @@ def _snapshot(encoder: MultiVectorEncoder) -> MultiVectorEncoder:
     name, first = next(iter(saved._modules.items()))
     if isinstance(first, Transformer):
         transformer: Any = _shallow(first)
-        model: Any = getattr(transformer.model, "_orig_mod", transformer.model)  # of torch.compile
+        model: Any = torch_model(getattr(transformer.model, "_orig_mod", transformer.model))  # of torch.compile
         if isinstance(model, nn.Module):
             model = _shallow(model)
             for part in ("config", "generation_config"):
@@ -251,8 +252,6 @@ def _beyond(encoder: MultiVectorEncoder, format: str, settings: dict[str, Any]) 
 def _beyond_neural_cherche(encoder: MultiVectorEncoder) -> str | None:
     if getattr(encoder[0], "query_expansion", None) is not None:
         return "query expansion"
-    if getattr(encoder[0], "backend", "torch") != "torch":
-        return f"a transformer of the backend {encoder[0].backend!r}"
     for module in encoder:
         if isinstance(module, Dense):
             identity = isinstance(module.activation_function, nn.Identity)
