@@ -58,6 +58,8 @@ struct Scratch {
   bool narrowed;           // screened_queries and the arrays of lanes below are filled in
   int64_t rows_met;        // document rows that these queries have met
   int64_t chunks_to_rest;  // the number of chunks not to screen, after a chunk that was not worth it
+  int64_t candidates_met;  // in the chunk at hand, by all lanes
+  int64_t chunks_apart;    // the number of chunks whose rows need scales of their own
   int64_t chunks_screened;
   unsigned char* screened_queries;  // [lanes * bytes of a narrow row] packed in panels
   float* lane_error;                // [lanes] e / D, divided by the lane's scale
@@ -66,7 +68,7 @@ struct Scratch {
   float* lane_spread;               // [lanes] as in Bounds of per_tier/tile.h
   int32_t* lane_offset;             // [lanes] as in Bounds
   unsigned char* narrow_rows;       // [kMostChunkRows * bytes of a narrow row + kNarrowSlack] document rows
-  float top;                        // the number that became 127 in the last chunk (per_tier/ceilings.h)
+  float top;                        // the number that became 127 in the last chunk (per_tier/narrow.h)
   float* row_scales;                // [kMostChunkRows] what the products of a row must be multiplied by
   float* uppers;                    // [kMostChunkRows * panel_lanes] upper bounds of the products
   int32_t* picked;                  // [kMostChunkRows] rows that are candidates of a lane

@@ -3,11 +3,7 @@
 // includes no system header. loop.h includes it. A tier that has ceilings says so by Narrow::kCeilings.
 //
 // THE PROOF is in screen.h: a chain f_j is at most c_j + B_j + e. So the maximum of a lane is at most
-// max_j (c_j + B_j) + e, and the ceiling is the sum of this over the lanes. Two things differ from screening:
-//   The rows of a chunk share one scale, which is at least that of their largest number. So every number of a
-//   row is off by at most half of this scale, as the proof of B_j needs it.
-//   D is taken from above: for each number of a vector, the largest sum of squares that any row has there is
-//   found, and D^2 is the sum of these.
+// max_j (c_j + B_j) + e, and the ceiling is the sum of this over the lanes. D is that of the whole document.
 // Neither products nor sums of float32 make up for the rounding of c_j here: float(c_j) and its two scales
 // err by 3 u' of ||q^|| D, and z has (n + 2) 2u for a sum of c_j that is exact. Sums of lanes are double. A
 // ceiling is infinite if a lane or a row may not be screened, for example because it has a NaN.
@@ -45,59 +41,6 @@ struct Ceilings {
     }
   }
 };
-
-// What narrowing finds out about the rows of a chunk.
-struct Found {
-  float largest;  // the largest magnitude of their numbers
-  float squares;  // D^2; not finite if a number is not
-};
-
-// Writes rows as levels, where `top` becomes 127. Numbers that are larger become any level.
-template <typename N, typename T>
-Found levels_below(Rows<T> rows, float top, Scratch& s) {
-  using R = typename N::Registers;
-  using Vec = typename Isa::Vec;
-  const int64_t bytes = narrow_bytes<N, int8_t>(rows.dim);
-  const Vec factor = R::everywhere(127.0f / top);
-  Vec largest[2] = {Isa::zero(), Isa::zero()};
-  Vec most_squares = Isa::zero();
-  Vec all_squares = Isa::zero();  // a maximum may lose a NaN
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const T* row = rows.row(r);
-    Vec squares[2] = {Isa::zero(), Isa::zero()};
-    for (int64_t k = 0; k < rows.dim; k += kFourVectors) {
-      Vec four[4];
-      load_four(row + k, rows.dim - k, four);
-      CF_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        largest[i % 2] = R::larger_magnitude(largest[i % 2], four[i]);
-        squares[i % 2] = Isa::fma(four[i], four[i], squares[i % 2]);
-        four[i] = R::multiply(four[i], factor);
-      }
-      N::store_levels(four, s.narrow_rows + r * bytes + k);
-    }
-    const Vec both = Isa::add(squares[0], squares[1]);
-    most_squares = R::max(most_squares, both);
-    all_squares = Isa::add(all_squares, both);
-    s.row_scales[r] = top / 127.0f;
-  }
-  const bool finite = R::sum(all_squares) <= std::numeric_limits<float>::max();
-  return {R::largest(R::max(largest[0], largest[1])),
-          finite ? R::sum(most_squares) : std::numeric_limits<float>::infinity()};
-}
-
-// Writes rows as int8 with one scale for all of them, and returns D^2. The scale is that of the chunk before,
-// because chunks are alike. If it does not fit, the rows are written a second time.
-template <typename N, typename T>
-float narrow_together(Rows<T> rows, Scratch& s) {
-  if (!(s.top >= kLeastNumber)) s.top = kLeastNumber;
-  const Found found = levels_below<N>(rows, s.top, s);
-  const bool fits = found.largest <= s.top && (2.0f * found.largest >= s.top || s.top == kLeastNumber);
-  if (fits) return found.squares;
-  // A little more, so that not every chunk with a new largest number is written twice.
-  s.top = 1.0625f * found.largest > kLeastNumber ? 1.0625f * found.largest : kLeastNumber;
-  return levels_below<N>(rows, s.top, s).squares;
-}
 
 // Sets s.best.value to max_j (c_j + B_j) over the rows of a document, divided by the lane's scale. Returns D,
 // or infinity if the document may not be screened.

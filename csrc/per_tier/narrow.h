@@ -276,5 +276,58 @@ float narrow_rows(Rows<T> rows, Scratch& s) {
   return finite ? most : std::numeric_limits<float>::infinity();
 }
 
+// What narrowing finds out about the rows of a chunk.
+struct Found {
+  float largest;  // the largest magnitude of their numbers
+  float squares;  // D^2; not finite if a number is not
+};
+
+// Writes rows as levels, where `top` becomes 127. Numbers that are larger become any level.
+template <typename N, typename T>
+Found levels_below(Rows<T> rows, float top, Scratch& s) {
+  using R = typename N::Registers;
+  using Vec = typename Isa::Vec;
+  const int64_t bytes = narrow_bytes<N, int8_t>(rows.dim);
+  const Vec factor = R::everywhere(127.0f / top);
+  Vec largest[2] = {Isa::zero(), Isa::zero()};
+  float most = 0.0f;
+  Vec all_squares = Isa::zero();  // a maximum may lose a NaN
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const T* row = rows.row(r);
+    Vec squares[2] = {Isa::zero(), Isa::zero()};
+    for (int64_t k = 0; k < rows.dim; k += kFourVectors) {
+      Vec four[4];
+      load_four(row + k, rows.dim - k, four);
+      CF_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        largest[i % 2] = R::larger_magnitude(largest[i % 2], four[i]);
+        squares[i % 2] = Isa::fma(four[i], four[i], squares[i % 2]);
+        four[i] = R::multiply(four[i], factor);
+      }
+      N::store_levels(four, s.narrow_rows + r * bytes + k);
+    }
+    const Vec both = Isa::add(squares[0], squares[1]);
+    const float sum = R::sum(both);
+    most = sum > most ? sum : most;
+    all_squares = Isa::add(all_squares, both);
+    s.row_scales[r] = top / 127.0f;
+  }
+  const bool finite = R::sum(all_squares) <= std::numeric_limits<float>::max();
+  return {R::largest(R::max(largest[0], largest[1])), finite ? most : std::numeric_limits<float>::infinity()};
+}
+
+// Writes rows as int8 with one scale for all of them, and returns D^2. The scale is that of the chunk before,
+// because chunks are alike. If it does not fit, the rows are written a second time.
+template <typename N, typename T>
+float narrow_together(Rows<T> rows, Scratch& s) {
+  if (!(s.top >= kLeastNumber)) s.top = kLeastNumber;
+  const Found found = levels_below<N>(rows, s.top, s);
+  const bool fits = found.largest <= s.top && (2.0f * found.largest >= s.top || s.top == kLeastNumber);
+  if (fits) return found.squares;
+  // A little more, so that not every chunk with a new largest number is written twice.
+  s.top = 1.0625f * found.largest > kLeastNumber ? 1.0625f * found.largest : kLeastNumber;
+  return levels_below<N>(rows, s.top, s).squares;
+}
+
 }  // namespace
 }  // namespace colbert_fast

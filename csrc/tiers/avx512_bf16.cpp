@@ -41,7 +41,7 @@ struct Narrow : RaisedInt8Narrow {
   // and 23 for 32 query tokens, 36 and 36 for 64, 72 and 60 for 128, 144 and 112 for 256.
   template <typename T>
   static constexpr int64_t least_lanes() {
-    return std::is_same<T, float>::value ? 17 : std::is_same<T, BFloat16>::value ? 97 : 1;
+    return std::is_same<T, BFloat16>::value ? 97 : 1;
   }
 
   template <int kVecs, int kWidth, bool kArgmax>

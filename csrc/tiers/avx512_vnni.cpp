@@ -19,7 +19,7 @@ struct Narrow : RaisedInt8Narrow {
   static constexpr const Tier* kForFloat32Queries = nullptr;
   template <typename T>
   static constexpr int64_t least_lanes() {
-    return std::is_same<T, float>::value ? 17 : 1;
+    return 1;
   }
 };
 

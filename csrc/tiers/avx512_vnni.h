@@ -78,8 +78,9 @@ CF_ALWAYS_INLINE void store_levels_int8(const __m512 (&numbers)[4], unsigned cha
 // The part of Narrow that the tiers share which screen everything in int8.
 //
 // For least_lanes(), in ns a document token, not screened and screened; screen.h says how to measure.
-// float32: 21 and 21 for up to 16 query tokens, 36 and 23 for 32, 138 and 63 for 128. float16: 26 and 18 for
-// 1, 42 and 24 for 32. int8: 28 and 10 for 1. A vector of lanes takes as long for one lane as for 16.
+// float32: 36 and 23 for 32 query tokens, 138 and 63 for 128; on Zen 4, 49 and 42 for 10, 53 and 47 for 16.
+// float16: 26 and 18 for 1, 42 and 24 for 32. int8: 28 and 10 for 1. A vector of lanes takes as long for one
+// lane as for 16.
 struct RaisedInt8Narrow : Int8Narrow {
   template <typename T>
   using Screen = int8_t;
