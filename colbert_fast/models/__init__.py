@@ -13,7 +13,7 @@ Which file does what:
 - Refuse what is damaged: `file_checks` looks at single files, `checkpoint_checks` at files and weights together.
 - Run the transformer with another library than torch: `runtimes`.
 - Embed: `texts` checks and pairs texts; `tokens` tokenizes texts and makes batches; `embedding` passes the batches
-  through the encoder; `capacity` says how many tokens a transformer can take.
+  through the encoder, `workers` in several processes; `capacity` says how many tokens a transformer can take.
 - Train: `freezing` freezes all but the last layers of a transformer.
 - Save: `saving` writes a checkpoint; `folders` puts a new folder in the place of an old one in one step;
   `folder_contents` links and removes what a folder holds; `staging` names and locks the hidden folders.

@@ -26,6 +26,7 @@ from colbert_fast.models.runtimes import Exported, export, torch_model
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
 from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, tokens_of_rows, warn_of_cuts
+from colbert_fast.models.workers import embed_in_processes
 from colbert_fast.packed import PackedTokens
 
 _Side: TypeAlias = tuple[Encoding, Tokenized]
@@ -327,14 +328,15 @@ class ColBERT(nn.Module):
         show_progress_bar: bool | None = None,
         desc: str | None = None,
         device: str | torch.device | None = None,
+        devices: Sequence[str | torch.device] | None = None,
         **kwargs: Any,
     ) -> PackedTokens:
         """Embed texts without gradients and without dropout, each text at its own length, as `scores` needs them.
 
         All texts are checked and tokenized before the first text passes through the transformer. The longest texts
-        pass first: if the memory is too small, the error comes at once. The result is allocated once, and its items
-        have the order of the texts; but in ``tokens`` they do not follow one another, so save the result by its
-        ``save`` and not by its ``tokens`` and ``lengths``.
+        pass first: if the memory is too small, the error comes at once. Equal texts pass once.
+        The result is allocated once, and its items have the order of the texts; but in ``tokens`` they do not follow
+        one another, so save the result by its ``save`` and not by its ``tokens`` and ``lengths``.
 
         Parameters
         ----------
@@ -353,6 +355,10 @@ class ColBERT(nn.Module):
             The name of the progress bar.
         device
             The device to which the encoder moves first. None: the encoder stays where it is.
+        devices
+            Devices of processes that share the texts, such as ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``. Each
+            call starts one process for each device, which takes seconds, with a copy of the encoder; the result is on
+            the CPU. As with every such pool, a script must start it below ``if __name__ == "__main__":``.
         **kwargs
             Other values for this call: `truncation`, `add_special_tokens`, `padding`, `max_length`.
 
@@ -378,21 +384,31 @@ class ColBERT(nn.Module):
         listed = as_texts("texts", texts)
         if batch_size is not None:
             positive_int(batch_size, "batch_size")
+        if device is not None and devices is not None:
+            msg = f"give device or devices, not both; got {device!r} and {devices!r}"
+            raise ValueError(msg)
         if device is not None:
             self.to(checkpoint.checked_device(device))
+        places = None if devices is None else _checked_devices(devices)
         tokenized = tokenize(self.encoder, listed, encoding, "texts")
         warn_of_cuts((encoding, tokenized))
         shown = tqdm_bar if show_progress_bar is None else show_progress_bar
         bar = tqdm(total=len(listed), desc=desc or f"Encoding {encoding.plural}", unit="text", disable=not shown)
+        distinct: dict[str, int] = {}
+        column = [distinct.setdefault(text, number) for number, text in enumerate(listed)]
+        first = torch.tensor(list(distinct.values()), dtype=torch.int64)
+        options: dict[str, Any] = {"pad_row": self._has_pad_row(encoding), "batch_size": batch_size, "texts": first}
         with inference(self), bar:
-            return embed(
-                self.encoder,
-                tokenized,
-                encoding,
-                pad_row=self._has_pad_row(encoding),
-                batch_size=batch_size,
-                done=bar.update,
-            )
+            if places is None or not listed:
+                found = embed(self.encoder, tokenized, encoding, done=bar.update, **options)
+            else:
+                found = embed_in_processes(
+                    self.encoder, tokenized, encoding, devices=places, done=bar.update, **options
+                )
+            bar.update(len(listed) - len(first))
+        if len(first) < len(listed):
+            found = _repeated(found, torch.searchsorted(first, torch.tensor(column)).to(found.device))
+        return found
 
     @safe_after_fork
     def scores(
@@ -636,6 +652,21 @@ class ColBERT(nn.Module):
             )
             raise ValueError(msg)
         return encoding._replace(max_length=capacity, at_capacity=True)
+
+
+def _repeated(packed: PackedTokens, items: torch.Tensor) -> PackedTokens:
+    """Return these items, some of them more than once. Each gets rows of its own, and item follows item."""
+    lengths = packed.lengths[items]
+    starts = lengths.cumsum(0) - lengths
+    rows = (packed.starts[items] - starts).repeat_interleave(lengths)
+    return PackedTokens(packed.tokens[rows + torch.arange(len(rows), device=rows.device)], starts, lengths)
+
+
+def _checked_devices(devices: Sequence[str | torch.device]) -> list[torch.device]:
+    if isinstance(devices, str) or not devices:
+        msg = f"devices must be a list of one device or more; got {devices!r}"
+        raise ValueError(msg)
+    return [checkpoint.checked_device(device) for device in devices]
 
 
 def _best_device() -> str:

@@ -16,7 +16,8 @@ from tiny import DOCUMENTS, QUERIES, close
 import colbert_fast as cf
 from colbert_fast.models import ColBERT, embedding
 
-TEXTS = ["paris " * (n * 7 % 13) for n in range(40)]
+# No two are equal.
+TEXTS = ["paris " * (n * 7 % 13) + ("", "berlin", "the", "of")[n // 13] for n in range(40)]
 
 
 @pytest.fixture
