@@ -42,6 +42,8 @@
 //     static void update_larger(Vec& best, Idx& arg, Vec value, int32_t row);     // update() without NaN
 //     static float sum(Vec), largest(Vec);
 //     static uint32_t at_least(Vec value, Vec threshold);  // bit i: whether number i is
+//     static Vec load_bits(const int8_t*);           // 4 kFloats numbers as they are
+//     template <int kByte> int8_to_float(Vec bits);  // a Vec: number kByte of every four
 //   };
 //
 // Lanes are query tokens. The tokens of a block of queries are packed one after the other, regardless of

@@ -99,6 +99,15 @@ struct Isa {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, threshold, _CMP_GE_OQ)));
   }
 
+  static CF_ALWAYS_INLINE Vec load_bits(const int8_t* from) {
+    return _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  template <int kByte>
+  static CF_ALWAYS_INLINE Vec int8_to_float(Vec bits) {
+    const __m256i highest = _mm256_slli_epi32(_mm256_castps_si256(bits), 24 - 8 * kByte);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(highest, 24));
+  }
+
   static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));

@@ -104,6 +104,15 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec widen_int8(__m128i numbers) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers));
   }
+  static CF_ALWAYS_INLINE Vec load_bits(const int8_t* from) {
+    return _mm512_castsi512_ps(_mm512_loadu_si512(from));
+  }
+  template <int kByte>
+  static CF_ALWAYS_INLINE Vec int8_to_float(Vec bits) {
+    const __m512i highest = _mm512_slli_epi32(_mm512_castps_si512(bits), 24 - 8 * kByte);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(highest, 24));
+  }
+
   static CF_ALWAYS_INLINE Vec load(const BFloat16* from) {
     return widen_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }

@@ -89,6 +89,13 @@ struct Isa {
     return vaddvq_u32(vandq_u32(vcgeq_f32(value, threshold), vld1q_u32(bits)));
   }
 
+  static CF_ALWAYS_INLINE Vec load_bits(const int8_t* from) { return vreinterpretq_f32_s8(vld1q_s8(from)); }
+  template <int kByte>
+  static CF_ALWAYS_INLINE Vec int8_to_float(Vec bits) {
+    const int32x4_t highest = vshlq_n_s32(vreinterpretq_s32_f32(bits), 24 - 8 * kByte);
+    return vcvtq_f32_s32(vshrq_n_s32(highest, 24));
+  }
+
   static CF_ALWAYS_INLINE uint16x4_t load4(const void* from) {
     uint16x4_t bits;
     std::memcpy(&bits, from, sizeof bits);
