@@ -70,6 +70,7 @@ struct Scratch {
   unsigned char* narrow_rows;       // [kMostChunkRows * bytes of a narrow row + kNarrowSlack] document rows
   float top;                        // the number that became 127 in the last chunk (per_tier/narrow.h)
   float* row_scales;                // [kMostChunkRows] what the products of a row must be multiplied by
+  int32_t* row_offset;              // [kMostChunkRows] as in Bounds
   float* uppers;                    // [kMostChunkRows * panel_lanes] upper bounds of the products
   int32_t* picked;                  // [kMostChunkRows] rows that are candidates of a lane
   uint32_t* picked_lanes;           // [kMostChunkRows + 1] the lanes of each, a bit for each lane; 0 ends it

@@ -108,6 +108,7 @@ void Workspace::take_narrow(const Problem& p, const Tier& tier, int64_t lanes, S
   take(lanes * bytes, s.screened_queries);
   take(chunk * bytes + kNarrowSlack, s.narrow_rows);
   take(chunk, s.row_scales);
+  take(chunk, s.row_offset);
   take(chunk * tier.panel_lanes, s.uppers);
   take(chunk, s.picked);
   take(chunk + 1, s.picked_lanes);

@@ -32,19 +32,7 @@ constexpr bool multiplies_bfloat16() {
 template <typename N, bool kArgmax>
 void accumulate_products(const Rows<BFloat16>& rows, int64_t begin, int64_t end, Scratch& s) {
   const int64_t bytes = narrow_bytes<N, BFloat16>(rows.dim);
-  const int64_t row_bytes = 2 * rows.dim;
-  const int64_t stride = 2 * rows.stride;
-  const unsigned char* from = reinterpret_cast<const unsigned char*>(rows.data);
-  NarrowRows narrow = {from, stride, bytes, rows.count};
-  if (bytes != row_bytes || stride % 4 != 0) {
-    for (int64_t r = 0; r < rows.count; ++r) {
-      unsigned char* to = s.bf16_rows + r * bytes;
-      std::memcpy(to, from + r * stride, static_cast<size_t>(row_bytes));
-      std::memset(to + row_bytes, 0, static_cast<size_t>(bytes - row_bytes));
-    }
-    narrow.rows = s.bf16_rows;
-    narrow.stride = bytes;
-  }
+  const NarrowRows narrow = as_they_are<N>(rows, s.bf16_rows);
   for (int64_t lane = begin; lane < end; lane += kPanel) {
     const unsigned char* q = s.bf16_queries + lane * bytes;
     const Maxima<kArgmax> maxima = {from_lane(s.bf16_best, lane), rows.token};

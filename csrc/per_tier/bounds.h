@@ -41,7 +41,34 @@ struct Guesses {
   }
 };
 
-// The sink of tiles of int8 products. It has kSinkVecs vectors of lanes in registers at once.
+// The sink of tiles of products of rows that were int8 before. Both bounds are the same.
+struct ExactBounds {
+  Bounds bounds;
+  int64_t first;  // the number of the first row, for bounds
+
+  template <int kRows, int kVecs>
+  CF_ALWAYS_INLINE void take(const typename Isa::Idx (&sums)[kRows][kVecs], int64_t row) const {
+    CF_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      float* uppers = bounds.uppers + (first + row) * kVecs * Isa::kFloats + v * Isa::kFloats;
+      typename Isa::Vec least = Isa::load(bounds.least + v * Isa::kFloats);
+      typename Isa::Idx guess = Isa::load(bounds.guess + v * Isa::kFloats);
+      CF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const typename Isa::Vec upper =
+            upper_bound(sums[r][v], Isa::everywhere(bounds.row_offset[first + row + r]),
+                        Isa::everywhere(bounds.scales[first + row + r]));
+        Isa::store(uppers + r * kVecs * Isa::kFloats, upper);
+        Isa::update_larger(least, guess, upper, static_cast<int32_t>(first + row + r));
+      }
+      Isa::store(bounds.least + v * Isa::kFloats, least);
+      Isa::store(bounds.guess + v * Isa::kFloats, guess);
+    }
+  }
+};
+
+// The sink of tiles of products of rows that became int8. It has kSinkVecs vectors of lanes in registers at
+// once.
 template <int kSinkVecs>
 struct BoundsOfInt8 {
   Bounds bounds;
@@ -49,7 +76,8 @@ struct BoundsOfInt8 {
   template <int kRows, int kVecs>
   CF_ALWAYS_INLINE void take(const typename Isa::Idx (&sums)[kRows][kVecs], int64_t row) const {
     constexpr int kStep = kSinkVecs < kVecs ? kSinkVecs : kVecs;
-    float* uppers = bounds.uppers + row * kPanel;
+    constexpr int kWidth = kVecs * Isa::kFloats;
+    float* uppers = bounds.uppers + row * kWidth;
     CF_UNROLL
     for (int first = 0; first < kVecs; first += kStep) {
       typename Isa::Idx offset[kStep];
@@ -65,7 +93,7 @@ struct BoundsOfInt8 {
         CF_UNROLL
         for (int v = 0; v < kStep; ++v) {
           const typename Isa::Vec upper = upper_bound(sums[r][first + v], offset[v], scale);
-          Isa::store(uppers + r * kPanel + (first + v) * Isa::kFloats, upper);
+          Isa::store(uppers + r * kWidth + (first + v) * Isa::kFloats, upper);
           guesses[v].take(upper, scale, static_cast<int32_t>(row + r));
         }
       }

@@ -19,22 +19,25 @@ namespace {
 // the ceilings of float32, float16 and int8 took 1.05 to 1.1 times as long (Zen 4, 32 lanes, dim 128).
 constexpr int64_t kCeilingRows = 48;
 
-// The sink that finds max_j (c_j + B_j) of each lane, divided by the lane's scale.
-template <typename R>
+// The sink that finds max_j (c_j + B_j) of each lane, divided by the lane's scale. `kExact`: the rows were
+// int8 before.
+template <typename R, bool kExact>
 struct Ceilings {
   const float* scales;    // [rows]
-  const int32_t* offset;  // [lanes of the panel]
+  const int32_t* offset;  // [lanes of the panel], or, if kExact, [rows]
   float* uppers;          // [lanes of the panel]
 
   template <int kRows, int kVecs>
   CF_ALWAYS_INLINE void take(const typename Isa::Idx (&sums)[kRows][kVecs], int64_t row) const {
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const typename Isa::Idx its_offset = Isa::load(offset + v * Isa::kFloats);
+      typename Isa::Idx its_offset;
+      if constexpr (!kExact) its_offset = Isa::load(offset + v * Isa::kFloats);
       typename Isa::Vec most = Isa::load(uppers + v * Isa::kFloats);
       CF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const typename Isa::Vec scale = R::everywhere(scales[row + r]);
+        if constexpr (kExact) its_offset = R::everywhere(offset[row + r]);
         most = R::max(most, R::multiply(R::to_float(R::add(sums[r][v], its_offset)), scale));
       }
       Isa::store(uppers + v * Isa::kFloats, most);
@@ -46,25 +49,35 @@ struct Ceilings {
 // or infinity if the document may not be screened.
 template <typename N, typename T>
 float raise_document(Rows<T> rows, int64_t lanes, Scratch& s) {
+  constexpr bool kExact = std::is_same<T, int8_t>::value;
   const int64_t bytes = narrow_bytes<N, int8_t>(rows.dim);
   float most = 0.0f;
   const int64_t most_rows = part_rows(rows.count, kCeilingRows);
   for (int64_t row = 0; row < rows.count; row += most_rows) {
     const Rows<T> chunk = rows.part(row, rows.count - row < most_rows ? rows.count - row : most_rows);
     float squares;
-    if constexpr (std::is_same<T, int8_t>::value) {
-      squares = narrow_rows<N, int8_t>(chunk, s);
+    NarrowRows narrow = {s.narrow_rows, bytes, bytes, chunk.count};
+    if constexpr (kExact) {
+      squares = sum_rows<N>(chunk, 0, s);
+      narrow = as_they_are<N>(chunk, s.narrow_rows);
     } else {
       squares = narrow_together<N>(chunk, s);
     }
     most = squares > most ? squares : most;
-    const NarrowRows narrow = {s.narrow_rows, bytes, bytes, chunk.count};
     for (int64_t lane = 0; lane < lanes; lane += kPanel) {
       // Rows are asked for one chunk ahead, as in screen.h.
       const Ahead ahead = lane > 0 ? kNothingAhead : chunk.ahead(kCeilingRows, bytes / 4);
       const unsigned char* q = s.screened_queries + lane * bytes;
-      const Ceilings<typename N::Registers> sink = {s.row_scales, s.lane_offset + lane, s.best.value + lane};
-      if (lanes - lane > Isa::kFloats) {
+      const int32_t* offset = kExact ? s.row_offset : s.lane_offset + lane;
+      const Ceilings<typename N::Registers, kExact> sink = {s.row_scales, offset, s.best.value + lane};
+      const bool wide = lanes - lane > Isa::kFloats;
+      if constexpr (kExact) {
+        if (wide) {
+          N::template exact_products<Isa::kVecs, kPanel>(narrow, q, ahead, sink);
+        } else {
+          N::template exact_products<1, Isa::kFloats>(narrow, q, ahead, sink);
+        }
+      } else if (wide) {
         N::template int8_products<Isa::kVecs, kPanel>(narrow, q, ahead, sink);
       } else {
         N::template int8_products<1, Isa::kFloats>(narrow, q, ahead, sink);
@@ -72,8 +85,7 @@ float raise_document(Rows<T> rows, int64_t lanes, Scratch& s) {
       if (given_up(chunk.count * kPanel * chunk.dim, s)) return 0.0f;
     }
   }
-  const bool plain = most >= kLeastNorm * kLeastNorm && most <= kMostNorm * kMostNorm;
-  return plain ? std::sqrt(most) * kMargin : std::numeric_limits<float>::infinity();
+  return largest_norm(most);
 }
 
 // The ceiling of the query whose lanes are [first, last).

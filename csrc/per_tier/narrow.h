@@ -182,8 +182,8 @@ void narrow_panel_bfloat16(int64_t dim, int64_t lane, unsigned char* to, Scratch
 }
 
 // Packs lane `begin` + l as int8, as lane l of the panel at `to`. There may be fewer lanes than the panel
-// has; the others are zeros. `exact`: the rows were int8 before, so that narrowing loses nothing of them. A
-// product is multiplied by lane_scale, and lane_error is divided by it.
+// has; the others are zeros. `exact`: the rows were int8 before, so that narrowing loses nothing of them, and
+// the lane is raised instead. A product is multiplied by lane_scale, and lane_error is divided by it.
 template <typename N>
 void narrow_lane_int8(int64_t dim, int64_t begin, int64_t l, int64_t width, bool exact, unsigned char* to,
                       Scratch& s) {
@@ -204,10 +204,10 @@ void narrow_lane_int8(int64_t dim, int64_t begin, int64_t l, int64_t width, bool
   for (int64_t element = 0; element < whole / 4; ++element) {
     uint32_t four;
     std::memcpy(&four, of_lane + 4 * element, 4);
-    four ^= kRaised;
-    std::memcpy(of_lane + 4 * element, &four, 4);
+    const uint32_t level = four ^ kRaised;
+    std::memcpy(of_lane + 4 * element, &level, 4);
     if (4 * element < narrow_bytes<N, int8_t>(dim))
-      std::memcpy(element_of<N>(to, width, element, l), &four, 4);
+      std::memcpy(element_of<N>(to, width, element, l), exact ? &four : &level, 4);
   }
 
   Vec total = Isa::zero();
@@ -232,27 +232,81 @@ void narrow_lane_int8(int64_t dim, int64_t begin, int64_t l, int64_t width, bool
       exact ? 0.0f : 0.5f * std::sqrt(static_cast<float>(dim)) * kMargin * std::sqrt(level_squares);
   const int32_t whole_b = b == 0.0f ? 0 : static_cast<int32_t>(b) + 1;
   s.lane_spread[lane] = static_cast<float>(2 * whole_b);
-  s.lane_offset[lane] = whole_b - N::kRaise * static_cast<int32_t>(R::sum(total));
+  s.lane_offset[lane] = exact ? 0 : whole_b - N::kRaise * static_cast<int32_t>(R::sum(total));
 }
 
-// DOCUMENTS. Writes rows as Numbers into s.narrow_rows, and what the products of each row are multiplied by
-// into s.row_scales. Returns the largest ||d||^2 of the rows; it is not finite if one of their numbers is
-// not.
-template <typename N, typename Number, typename T>
-float narrow_rows(Rows<T> rows, Scratch& s) {
-  const int64_t bytes = narrow_bytes<N, Number>(rows.dim);
+// DOCUMENTS. Rows of numbers that are multiplied as they are: where they are, or, if they need to be padded,
+// in `to`.
+template <typename N, typename T>
+NarrowRows as_they_are(Rows<T> rows, unsigned char* to) {
+  const int64_t bytes = narrow_bytes<N, T>(rows.dim);
+  const size_t used = static_cast<size_t>(rows.dim) * sizeof(T);
+  const int64_t stride = rows.stride * static_cast<int64_t>(sizeof(T));
+  const unsigned char* from = reinterpret_cast<const unsigned char*>(rows.data);
+  if (used == static_cast<size_t>(bytes) && stride % 4 == 0) return {from, stride, bytes, rows.count};
+  for (int64_t r = 0; r < rows.count; ++r) {
+    std::memcpy(to + r * bytes, from + r * stride, used);
+    std::memset(to + r * bytes + used, 0, static_cast<size_t>(bytes) - used);
+  }
+  return {to, bytes, bytes, rows.count};
+}
+
+// D of the proof, from the largest ||d||^2; infinity if the rows must not be screened.
+inline float largest_norm(float squares) {
+  const bool plain = squares >= kLeastNorm * kLeastNorm && squares <= kMostNorm * kMostNorm;
+  return plain ? std::sqrt(squares) * kMargin : std::numeric_limits<float>::infinity();
+}
+
+// The largest of the squares of rows, or infinity if one of them is not finite.
+struct MostSquares {
   float most = 0.0f;
   bool finite = true;
-  const auto take = [&](float squares) {
+
+  CF_ALWAYS_INLINE void take(float squares) {
     // False for NaN.
     finite &= squares <= std::numeric_limits<float>::max();
     most = squares > most ? squares : most;
-  };
-  if constexpr (std::is_same<Number, BFloat16>::value || std::is_same<T, int8_t>::value) {
+  }
+  float value() const { return finite ? most : std::numeric_limits<float>::infinity(); }
+};
+
+// Finds what rows of int8, from row number `first` of a chunk on, need beside their numbers. Returns the
+// largest ||d||^2 as narrow_rows() does.
+template <typename N>
+float sum_rows(Rows<int8_t> rows, int64_t first, Scratch& s) {
+  using R = typename N::Registers;
+  using Vec = typename Isa::Vec;
+  Vec most = Isa::zero();
+  Vec all = Isa::zero();  // a maximum may lose a NaN
+  for (int64_t begin = 0; begin < rows.count; begin += Isa::kFloats) {
+    const int64_t n = rows.count - begin < Isa::kFloats ? rows.count - begin : Isa::kFloats;
+    int32_t squares[Isa::kFloats] = {};
+    for (int64_t r = 0; r < n; ++r) {
+      const RowSums sums = N::sums(rows.row(begin + r), rows.dim);
+      squares[r] = sums.squares;
+      s.row_offset[first + begin + r] = -sums.excess;
+      s.row_scales[first + begin + r] = rows.scale(begin + r);
+    }
+    const Vec scale = n == Isa::kFloats ? Isa::load(s.row_scales + first + begin)
+                                        : load_tail(s.row_scales + first + begin, n);
+    const Vec product = R::multiply(R::multiply(R::to_float(Isa::load(squares)), scale), scale);
+    most = R::max(most, product);
+    all = Isa::add(all, product);
+  }
+  const bool finite = R::sum(all) <= std::numeric_limits<float>::max();
+  return finite ? R::largest(most) : std::numeric_limits<float>::infinity();
+}
+
+// Writes rows as Numbers into s.narrow_rows, and what the products of each row are multiplied by into
+// s.row_scales. Returns the largest ||d||^2 of the rows; it is not finite if one of their numbers is not.
+template <typename N, typename Number, typename T>
+float narrow_rows(Rows<T> rows, Scratch& s) {
+  const int64_t bytes = narrow_bytes<N, Number>(rows.dim);
+  MostSquares most;
+  if constexpr (std::is_same<Number, BFloat16>::value) {
     for (int64_t r = 0; r < rows.count; ++r) {
-      const float squares = N::narrow(rows.row(r), rows.dim, s.narrow_rows + r * bytes);
-      s.row_scales[r] = rows.scale(r);
-      take(squares * s.row_scales[r] * s.row_scales[r]);
+      s.row_scales[r] = 1.0f;
+      most.take(N::narrow(rows.row(r), rows.dim, s.narrow_rows + r * bytes));
     }
   } else {
     for (int64_t begin = 0; begin < rows.count; begin += kRowsAtOnce) {
@@ -262,7 +316,7 @@ float narrow_rows(Rows<T> rows, Scratch& s) {
       for (int64_t r = 0; r < n; ++r) {
         const Extent of_row = extent<N>(rows.row(begin + r), rows.dim);
         largest[r] = of_row.largest;
-        take(of_row.squares);
+        most.take(of_row.squares);
       }
       for (int64_t r = 0; r < n; ++r) {
         const bool usable = largest[r] >= kLeastNumber;
@@ -273,7 +327,7 @@ float narrow_rows(Rows<T> rows, Scratch& s) {
         levels<N>(rows.row(begin + r), inverse_scale[r], rows.dim, s.narrow_rows + (begin + r) * bytes);
     }
   }
-  return finite ? most : std::numeric_limits<float>::infinity();
+  return most.value();
 }
 
 // What narrowing finds out about the rows of a chunk.

@@ -20,7 +20,8 @@
 //     // kBytes, which is a multiple of kTogether.
 //     static constexpr int64_t kTogether, kBytes;
 //
-//     // What is added to int8 rows: 128 if the instruction takes them as unsigned numbers, else 0.
+//     // What is added to rows that become int8: 128 if the instruction takes them as unsigned numbers, else
+//     // 0. Rows that were int8 before are multiplied as they are, and it is added to the lanes instead.
 //     static constexpr int kRaise;
 //
 //     // With fewer query tokens, or with fewer rows, screening documents of T takes longer than it saves.
@@ -28,21 +29,31 @@
 //     static constexpr int64_t least_lanes();
 //     static constexpr int64_t kLeastRows;
 //
-//     // Writes a row of `dim` numbers as it is multiplied, and less than kNarrowSlack bytes after it. The
-//     // row is float or Float16, and becomes bfloat16, or it is int8. Returns the sum of the squares.
+//     // If there are rows that become bfloat16: writes a row of `dim` numbers of float or Float16 as it is
+//     // multiplied, and less than kNarrowSlack bytes after it. Returns the sum of the squares.
 //     static float narrow(const T* row, int64_t dim, unsigned char* to);
 //
 //     // Rounds the numbers of four vectors to the nearest int8, whatever the rounding mode is, and writes
 //     // them as they are multiplied.
 //     static void store_levels(const Isa::Vec (&)[4], unsigned char* to);
 //
-//     // Products with kVecs vectors of a panel of kWidth lanes, into `bounds`.
+//     // What narrowing finds out about a row of int8, which it leaves as it is (tile.h).
+//     static RowSums sums(const int8_t* row, int64_t dim);
+//
+//     // Products of rows that have become Numbers with kVecs vectors of a panel of kWidth lanes, into
+//     // `bounds`.
 //     template <typename Number, int kVecs, int kWidth>
 //     static void products(const NarrowRows&, const unsigned char* q, Ahead, const Bounds& bounds);
 //
 //     // Products of int8, into UpperSink<kSinkVecs> (tile.h) or, if the tier has ceilings, into any sink.
 //     template <int kVecs, int kWidth, typename Sink>
 //     static void int8_products(const NarrowRows&, const unsigned char* q, Ahead, const Sink&);
+//
+//     // Products of rows that were int8 before, into ExactBounds (bounds.h) or, if the tier has ceilings,
+//     // into any sink.
+//     using Exact = ExactBounds;
+//     template <int kVecs, int kWidth, typename Sink>
+//     static void exact_products(const NarrowRows&, const unsigned char* q, Ahead, const Sink&);
 //
 //     // The vectors of lanes that a sink has in registers at once.
 //     static constexpr int kSinkVecs;
@@ -105,7 +116,7 @@
 //
 // All of this is rounded up by a margin of 2^-7, for the roundings of the arithmetic that computes it. The
 // margin is enough for n <= 2^15, where n u <= 2^-9. This limit also keeps sums of int8 products, at most
-// 2^15 * 255 * 127 < 2^31, within int32.
+// 2^15 * 255 * 128 < 2^31, within int32.
 
 #pragma once
 
@@ -117,6 +128,8 @@ namespace {
 
 // How many chunks are not screened after a chunk that was not worth it, or have a scale for each row.
 constexpr int64_t kRestAfterMany = 16;
+// Rows of int8 whose sums are found before they are multiplied: half of the smallest L1 cache.
+constexpr int64_t kPartBytes = 16 * 1024;
 // Narrowing a query takes as long as screening saves in this many rows.
 constexpr int64_t kRowsWorthNarrowing = 160;
 
@@ -184,7 +197,7 @@ void pick(const Bounds& bounds, int64_t count, const float* threshold, Scratch& 
     uint32_t lanes = 0;
     CF_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const auto upper = Isa::load(bounds.uppers + r * kPanel + v * Isa::kFloats);
+      const auto upper = Isa::load(bounds.uppers + r * kVecs * Isa::kFloats + v * Isa::kFloats);
       lanes |= N::Registers::at_least(upper, least[v]) << (v * Isa::kFloats);
     }
     s.picked[rows] = static_cast<int32_t>(r);
@@ -462,25 +475,52 @@ inline int64_t next_of_each_lane(int64_t count, int32_t* row_of, Scratch& s) {
   return left;
 }
 
-// Steps 1 to 5 for one panel of lanes. `norm` is D. Returns false if there are too many candidates: `best`
-// then holds the chains of some of them.
+// Step 1 for a panel of lanes. `norm` is D, or 0 if it has to be found: for rows of int8, that is done part
+// by part, so that the products find each part in L1.
+template <typename N, typename T, int kVecs, int kWidth>
+void bound_rows(Rows<T> rows, const NarrowRows& narrow, const unsigned char* q, Ahead ahead,
+                const Bounds& bounds, float& norm, Scratch& s) {
+  if constexpr (std::is_same<T, int8_t>::value) {
+    if (norm > 0.0f)
+      return N::template exact_products<kVecs, kWidth>(narrow, q, ahead, typename N::Exact{bounds, 0});
+    const int64_t parts = (narrow.count * narrow.bytes + kPartBytes - 1) / kPartBytes;
+    float most = 0.0f;
+    for (int64_t p = 0; p < parts; ++p) {
+      const int64_t begin = narrow.count * p / parts;
+      const int64_t n = narrow.count * (p + 1) / parts - begin;
+      const float squares = sum_rows<N>(rows.part(begin, n), begin, s);
+      most = squares > most ? squares : most;
+      const NarrowRows part = {narrow.rows + begin * narrow.stride, narrow.stride, narrow.bytes, n};
+      N::template exact_products<kVecs, kWidth>(part, q, ahead, typename N::Exact{bounds, begin});
+      ahead.position += n * (narrow.bytes / 4) * ahead.rate;
+    }
+    norm = largest_norm(most);
+  } else {
+    N::template products<typename N::template Screen<T>, kVecs, kWidth>(narrow, q, ahead, bounds);
+  }
+}
+
+// Steps 1 to 5 for one panel of lanes. `norm` is as in bound_rows(). Returns false if there are too many
+// candidates: `best` then holds the chains of some of them. Does nothing if the norm turns out to be
+// infinite.
 template <typename N, typename T, bool kArgmax, int kVecs, int kWidth>
-bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float norm, int64_t lane,
+bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float& norm, int64_t lane,
                   const Best& best, Scratch& s) {
-  using Number = typename N::template Screen<T>;
   constexpr int kLanes = kVecs * Isa::kFloats;
   int32_t guess[kLanes] = {};
   float least[kLanes];
   for (float& of_lane : least) of_lane = -std::numeric_limits<float>::infinity();
-  const Bounds bounds = {s.row_scales, s.lane_offset + lane, s.lane_spread + lane, s.uppers, least, guess};
-  N::template products<Number, kVecs, kWidth>(narrow, s.screened_queries + lane * narrow.bytes, ahead,
-                                              bounds);
+  const Bounds bounds = {s.row_scales, s.row_offset, s.lane_offset + lane, s.lane_spread + lane, s.uppers,
+                         least,        guess};
+  const unsigned char* q = s.screened_queries + lane * narrow.bytes;
+  bound_rows<N, T, kVecs, kWidth>(rows, narrow, q, ahead, bounds, norm, s);
+  if (norm == std::numeric_limits<float>::infinity()) return true;
   decide<N, T, kArgmax, kVecs, kWidth>(rows, guess, lane, best, s);
 
   float threshold[kLanes];
   for (int l = 0; l < kLanes; ++l) {
     threshold[l] = best.value[lane + l] / s.lane_scale[lane + l] - s.lane_error[lane + l] * norm;
-    s.uppers[guess[l] * kPanel + l] = -std::numeric_limits<float>::infinity();
+    s.uppers[guess[l] * kLanes + l] = -std::numeric_limits<float>::infinity();
   }
   pick<N, kVecs>(bounds, narrow.count, threshold, s);
   const int64_t eighth = narrow.count * kLanes / 8;
@@ -503,19 +543,21 @@ template <typename N, typename T, bool kArgmax, typename ByChains>
 bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
   using Number = typename N::template Screen<T>;
   if (rows.count < N::kLeastRows || !narrowed<N, T>(rows.dim, lanes, rows.count, s)) return false;
-  float squares;
-  if constexpr (std::is_same<Number, int8_t>::value && !std::is_same<T, int8_t>::value) {
-    squares = s.chunks_apart > 0 ? narrow_rows<N, Number>(rows, s) : narrow_together<N>(rows, s);
+  constexpr float kNone = std::numeric_limits<float>::infinity();
+  const int64_t bytes = narrow_bytes<N, Number>(rows.dim);
+  NarrowRows narrow = {s.narrow_rows, bytes, bytes, rows.count};
+  float norm = 0.0f;
+  if constexpr (std::is_same<T, int8_t>::value) {
+    narrow = as_they_are<N>(rows, s.narrow_rows);
+  } else if constexpr (std::is_same<Number, int8_t>::value) {
+    norm = largest_norm(s.chunks_apart > 0 ? narrow_rows<N, Number>(rows, s) : narrow_together<N>(rows, s));
     s.chunks_apart -= s.chunks_apart > 0 ? 1 : 0;
   } else {
-    squares = narrow_rows<N, Number>(rows, s);
+    norm = largest_norm(narrow_rows<N, Number>(rows, s));
   }
   s.candidates_met = 0;
-  if (!(squares >= kLeastNorm * kLeastNorm && squares <= kMostNorm * kMostNorm)) return false;
-  const float norm = std::sqrt(squares) * kMargin;
+  if (norm == kNone) return false;
 
-  const int64_t bytes = narrow_bytes<N, Number>(rows.dim);
-  const NarrowRows narrow = {s.narrow_rows, bytes, bytes, rows.count};
   int64_t panels = 0;
   int64_t by_all = 0;
   for (int64_t lane = 0; lane < lanes; lane += kPanel) {
@@ -530,6 +572,7 @@ bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByC
         lanes - lane > Isa::kFloats
             ? screen_panel<N, T, kArgmax, Isa::kVecs, kPanel>(rows, narrow, ahead, norm, lane, best, s)
             : screen_panel<N, T, kArgmax, 1, Isa::kFloats>(rows, narrow, ahead, norm, lane, best, s);
+    if (norm == kNone) return false;
     if (given_up(rows.count * kPanel * rows.dim, s)) return true;
     ++panels;
     if (done) continue;

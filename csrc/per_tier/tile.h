@@ -31,6 +31,7 @@
 //
 //     // For upper bounds (upper.h).
 //     static Vec everywhere(float);
+//     static Idx everywhere(int32_t);
 //     static Vec to_float(Idx);
 //     static Idx add(Idx, Idx);
 //     static Vec multiply(Vec, Vec), max(Vec, Vec);
@@ -234,16 +235,18 @@ struct NarrowRows {
 
 // What narrow products are taken into when documents are screened. For each row and lane, an upper bound of
 // the dot product, up to the e of screen.h. For each lane, a guess: the row that is likely to have the
-// largest dot product. A dot product of int8 rows is at most scales[row] * (product + offset[lane]), and at
-// least that minus scales[row] * spread[lane]. The guess is the first row whose lower bound is the largest.
-// For bfloat16 both bounds are the product.
+// largest dot product. A dot product of rows that became int8 is at most scales[row] * (product +
+// offset[lane]), and at least that minus scales[row] * spread[lane]. The guess is the first row whose lower
+// bound is the largest. For rows that were int8 before, both bounds are scales[row] * (product +
+// row_offset[row]), and for bfloat16 they are the product.
 struct Bounds {
-  const float* scales;    // [rows]
-  const int32_t* offset;  // [lanes of the panel]
-  const float* spread;    // [lanes of the panel]
-  float* uppers;          // [rows][kPanel]
-  float* least;           // [lanes of the panel] the lower bound of the guess, at first -inf
-  int32_t* guess;         // [lanes of the panel]
+  const float* scales;        // [rows]
+  const int32_t* row_offset;  // [rows]
+  const int32_t* offset;      // [lanes of the panel]
+  const float* spread;        // [lanes of the panel]
+  float* uppers;              // [rows][lanes of the panel]
+  float* least;               // [lanes of the panel] the lower bound of the guess, at first -inf
+  int32_t* guess;             // [lanes of the panel]
 };
 
 // What products are taken into for upper bounds of scores (upper.h): the largest scales[row] * (product +
@@ -296,6 +299,13 @@ struct UpperSink {
       for (int v = 0; v < kStep; ++v) Isa::store(uppers.best + (first + v) * Isa::kFloats, best[v]);
     }
   }
+};
+
+// What is found out about a row of int8 numbers before it is multiplied as it is: the sum of their squares,
+// and what its products grow by where 128 was added to each number of a lane.
+struct RowSums {
+  int32_t squares;
+  int32_t excess;
 };
 
 // panel() for narrow rows. Their stride must be a multiple of 4 bytes.

@@ -168,6 +168,7 @@ CF_ALWAYS_INLINE void multiply(const NarrowRows& rows, const int64_t (&begin)[2]
 // rows begin[0] and begin[1] and have `count` rows each. Only a single tile has fewer than 16.
 struct TileBounds {
   Bounds bounds;
+  int64_t first;  // the number of the first row, for bounds
 
   template <int kTiles, int kVecs, typename Acc>
   CF_ALWAYS_INLINE void take(const Acc (&sums)[kTiles * kTileRows][kVecs], const int64_t (&begin)[2],
@@ -177,11 +178,11 @@ struct TileBounds {
       Guesses guesses = Guesses::load(bounds, v);
       for (int t = 0; t < kTiles; ++t) {
         for (int64_t r = 0; r < count; ++r) {
-          const int64_t row = begin[t] + r;
+          const int64_t row = first + begin[t] + r;
           const Isa::Vec scale = Isa::everywhere(bounds.scales[row]);
           const Isa::Idx offset = Isa::load(bounds.offset + v * Isa::kFloats);
           const Isa::Vec upper = upper_bound(sums[t * kTileRows + r][v], offset, scale);
-          Isa::store(bounds.uppers + row * kPanel + v * Isa::kFloats, upper);
+          Isa::store(bounds.uppers + row * kVecs * Isa::kFloats + v * Isa::kFloats, upper);
           guesses.take(upper, scale, static_cast<int32_t>(row));
         }
       }
@@ -308,18 +309,19 @@ struct Narrow : Int8Narrow {
   static float narrow(const T* row, int64_t dim, unsigned char* to) {
     return narrow_bfloat16(row, dim, to);
   }
-  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
-    return narrow_int8<kRaise>(row, dim, to);
-  }
+  static RowSums sums(const int8_t* row, int64_t dim) { return {sums_of_int8(row, dim).squares, 0}; }
   static CF_ALWAYS_INLINE void store_levels(const Isa::Vec (&numbers)[4], unsigned char* to) {
     store_levels_int8<kRaise>(numbers, to);
   }
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
-    using Tiles =
-        typename std::conditional<std::is_same<Number, int8_t>::value, Int8Tiles, BFloat16Tiles>::type;
-    panel_of_tiles<Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds{bounds});
+    panel_of_tiles<BFloat16Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds{bounds, 0});
+  }
+  template <int kVecs, int kWidth>
+  static void exact_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
+                             const ExactBounds& sink) {
+    panel_of_tiles<Int8Tiles, kVecs, kWidth>(rows, q, ahead, TileBounds{sink.bounds, sink.first});
   }
   template <int kVecs, int kWidth>
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead,

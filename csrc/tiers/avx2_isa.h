@@ -73,6 +73,7 @@ struct Isa {
 
   // For screening.
   static CF_ALWAYS_INLINE Vec everywhere(float value) { return _mm256_set1_ps(value); }
+  static CF_ALWAYS_INLINE Idx everywhere(int32_t value) { return _mm256_set1_epi32(value); }
   static CF_ALWAYS_INLINE Vec to_float(Idx value) { return _mm256_cvtepi32_ps(value); }
   static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return _mm256_add_epi32(a, b); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }

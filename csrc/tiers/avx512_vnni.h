@@ -3,10 +3,11 @@
 // vpdpbusd multiplies four unsigned by four signed numbers and adds the products to an int32. So one step of
 // the tile does as much as four steps of float32.
 //
-// Because one side is unsigned, documents are stored as d + 128. This adds 128 * (the sum of a lane's
-// numbers) to the products of the lane, and the offset of Bounds takes it off again. Accumulators that begin
-// with the offset would save an addition a row, but then GCC 12 keeps them in memory, which takes 1.6 times
-// as long.
+// Because one side is unsigned, rows that become int8 are stored as d + 128. This adds 128 * (the sum of a
+// lane's numbers) to the products of the lane, and the offset of Bounds takes it off again. Rows that were
+// int8 before are multiplied where they are, and 128 is added to the numbers of lanes instead. Accumulators
+// that begin with the offset would save an addition a row, but then GCC 12 keeps them in memory, which
+// takes 1.6 times as long.
 
 #pragma once
 
@@ -20,6 +21,7 @@ namespace {
 // The part of Narrow that all tiers with these products share.
 struct Int8Narrow {
   using Registers = Isa;
+  using Exact = ExactBounds;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;
   static constexpr int kSinkVecs = Isa::kVecs;
@@ -40,23 +42,35 @@ struct Int8Ops {
   }
 };
 
-// Stores d + kRaise for each number d of the row; kRaise is 0 or 128. Returns the sum of d^2, which is the
-// sum of (d + 128) d minus the sum of 128 d. For 2^15 numbers both sums are below 2^31.
-template <int kRaise>
-float narrow_int8(const int8_t* row, int64_t dim, unsigned char* to) {
-  static_assert(kRaise == 0 || kRaise == 128, "adding 128 is flipping the sign bit");
+// The same for rows as they are, whose numbers are signed. 128 was added to the numbers of the lanes.
+struct RaisedLanesOps : Int8Ops {
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm512_dpbusd_epi32(sum, lanes, element);
+  }
+};
+
+// The sum of d^2 is the sum of (d + 128) d minus the sum of 128 d. For 2^15 numbers both are below 2^31.
+inline RowSums sums_of_int8(const int8_t* row, int64_t dim) {
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
   __m512i raised = _mm512_setzero_si512();
   __m512i excess = _mm512_setzero_si512();
-  for (int64_t k = 0; k < dim; k += 64) {
-    const __m512i numbers = dim - k >= 64 ? _mm512_loadu_si512(row + k)
-                                          : _mm512_maskz_loadu_epi8((uint64_t{1} << (dim - k)) - 1, row + k);
-    const __m512i flipped = _mm512_xor_si512(numbers, sign);
-    _mm512_storeu_si512(to + k, kRaise == 128 ? flipped : numbers);
-    raised = _mm512_dpbusd_epi32(raised, flipped, numbers);
+  const auto take = [&](__m512i numbers) {
+    raised = _mm512_dpbusd_epi32(raised, _mm512_xor_si512(numbers, sign), numbers);
     excess = _mm512_dpbusd_epi32(excess, sign, numbers);
-  }
-  return static_cast<float>(_mm512_reduce_add_epi32(_mm512_sub_epi32(raised, excess)));
+  };
+  int64_t k = 0;
+  for (; k + 64 <= dim; k += 64) take(_mm512_loadu_si512(row + k));
+  if (k < dim) take(_mm512_maskz_loadu_epi8((uint64_t{1} << (dim - k)) - 1, row + k));
+  // Both sums are added up side by side.
+  const __m512i squares = _mm512_sub_epi32(raised, excess);
+  const __m256i a = _mm256_add_epi32(_mm512_castsi512_si256(squares), _mm512_extracti64x4_epi64(squares, 1));
+  const __m256i b = _mm256_add_epi32(_mm512_castsi512_si256(excess), _mm512_extracti64x4_epi64(excess, 1));
+  const __m256i pairs = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  const __m128i both = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  RowSums sums;
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(&sums), both);
+  return sums;
 }
 
 CF_ALWAYS_INLINE __m512i nearest(__m512 value) {
@@ -87,12 +101,11 @@ struct RaisedInt8Narrow : Int8Narrow {
   static constexpr bool kCeilings = true;
   static constexpr int kRaise = 128;
 
-  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
-    return narrow_int8<128>(row, dim, to);
-  }
   static CF_ALWAYS_INLINE void store_levels(const __m512 (&numbers)[4], unsigned char* to) {
     store_levels_int8<128>(numbers, to);
   }
+
+  static RowSums sums(const int8_t* row, int64_t dim) { return sums_of_int8(row, dim); }
 
   template <typename Number, int kVecs, int kWidth>
   static void products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Bounds& bounds) {
@@ -101,6 +114,10 @@ struct RaisedInt8Narrow : Int8Narrow {
   template <int kVecs, int kWidth, typename Sink>
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, sink);
+  }
+  template <int kVecs, int kWidth, typename Sink>
+  static void exact_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+    panel<RaisedLanesOps, kVecs, kWidth>(rows, q, ahead, sink);
   }
 };
 

@@ -6,9 +6,10 @@
 // is no longer. So the tile of avx2_isa.h fits: 12 accumulators + 2 query vectors + 1 broadcast = 15 of 16
 // registers.
 //
-// Because one side is unsigned, documents are stored as d + 128. This adds 128 * (the sum of a lane's
-// numbers) to the products of the lane, and the offset of Bounds takes it off again. The sums do not
-// saturate: screen.h proves that int32 holds every sum of at most kMostScreenedDim products.
+// Because one side is unsigned, rows that become int8 are stored as d + 128. This adds 128 * (the sum of a
+// lane's numbers) to the products of the lane, and the offset of Bounds takes it off again. Rows that were
+// int8 before are multiplied where they are, and 128 is added to the numbers of lanes instead. The sums do
+// not saturate: screen.h proves that int32 holds every sum of at most kMostScreenedDim products.
 #include "codes.h"
 #include "host/cpu_features.h"
 #include "maxsim.h"
@@ -39,8 +40,16 @@ struct Int8Ops {
   }
 };
 
+// The same for rows as they are, whose numbers are signed. 128 was added to the numbers of the lanes.
+struct RaisedLanesOps : Int8Ops {
+  static CF_ALWAYS_INLINE Acc fma(Acc element, Acc lanes, Acc sum) {
+    return _mm256_dpbusd_avx_epi32(sum, lanes, element);
+  }
+};
+
 struct Narrow {
   using Registers = Isa;
+  using Exact = ExactBounds;
   template <typename T>
   using Screen = int8_t;
   static constexpr bool kBFloat16 = false;
@@ -64,23 +73,20 @@ struct Narrow {
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
   }
-  // Stores d + 128 for each number d of the row. Returns the sum of d^2, which is the sum of (d + 128) d
-  // minus the sum of 128 d. It is at most 2^15 * 2^14, so int32 holds it, even if the two sums wrap around.
-  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
+  // The sum of d^2 is the sum of (d + 128) d minus the sum of 128 d. It is at most 2^15 * 2^14, so int32
+  // holds it, even if the two sums wrap around.
+  static RowSums sums(const int8_t* row, int64_t dim) {
     const __m256i sign = _mm256_set1_epi8(-128);
-    const __m256i one = _mm256_set1_epi8(1);
-    __m256i products = _mm256_setzero_si256();
-    __m256i sum = _mm256_setzero_si256();
+    __m256i raised = _mm256_setzero_si256();
+    __m256i excess = _mm256_setzero_si256();
     for (int64_t k = 0; k < dim; k += 32) {
       int8_t tail[32];
       const int8_t* from = all_or_tail(row + k, dim - k, tail);
       const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-      const __m256i raised = _mm256_xor_si256(numbers, sign);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), raised);
-      products = _mm256_dpbusd_avx_epi32(products, raised, numbers);
-      sum = _mm256_dpbusd_avx_epi32(sum, one, numbers);
+      raised = _mm256_dpbusd_avx_epi32(raised, _mm256_xor_si256(numbers, sign), numbers);
+      excess = _mm256_dpbusd_avx_epi32(excess, sign, numbers);
     }
-    return static_cast<float>(sum_of(_mm256_sub_epi32(products, _mm256_slli_epi32(sum, 7))));
+    return {sum_of(_mm256_sub_epi32(raised, excess)), sum_of(excess)};
   }
   static CF_ALWAYS_INLINE __m256i nearest(__m256 value) {
     return _mm256_cvtps_epi32(_mm256_round_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -101,6 +107,10 @@ struct Narrow {
   template <int kVecs, int kWidth, typename Sink>
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, sink);
+  }
+  template <int kVecs, int kWidth, typename Sink>
+  static void exact_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+    panel<RaisedLanesOps, kVecs, kWidth>(rows, q, ahead, sink);
   }
 };
 

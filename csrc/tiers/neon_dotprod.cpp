@@ -31,6 +31,10 @@ struct Narrow : Int8Narrow {
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
     panel<Int8Ops, kVecs, kWidth>(rows, q, ahead, sink);
   }
+  template <int kVecs, int kWidth, typename Sink>
+  static void exact_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+    int8_products<kVecs, kWidth>(rows, q, ahead, sink);
+  }
 };
 
 }  // namespace

@@ -16,6 +16,7 @@ namespace {
 // The part of Narrow that both tiers with these products share.
 struct Int8Narrow {
   using Registers = Isa;
+  using Exact = ExactBounds;
   static constexpr int kSinkVecs = 1;
   static constexpr bool kCeilings = true;
   static constexpr int kRaise = 0;
@@ -27,16 +28,15 @@ struct Int8Narrow {
     return std::is_same<T, float>::value ? 9 : 1;
   }
 
-  // Stores the row, and returns the sum of its squares. It is at most 2^15 * 2^14, so int32 holds it.
-  static float narrow(const int8_t* row, int64_t dim, unsigned char* to) {
+  // The sum of the squares is at most 2^15 * 2^14, so int32 holds it. Nothing was added to the lanes.
+  static RowSums sums(const int8_t* row, int64_t dim) {
     int32x4_t squares = vdupq_n_s32(0);
     for (int64_t k = 0; k < dim; k += 16) {
       int8_t tail[16];
       const int8x16_t numbers = vld1q_s8(all_or_tail(row + k, dim - k, tail));
-      vst1q_u8(to + k, vreinterpretq_u8_s8(numbers));
       squares = vdotq_s32(squares, numbers, numbers);
     }
-    return static_cast<float>(vaddvq_s32(squares));
+    return {vaddvq_s32(squares), 0};
   }
   static CF_ALWAYS_INLINE int16x4_t nearest(float32x4_t value) { return vmovn_s32(vcvtnq_s32_f32(value)); }
   static CF_ALWAYS_INLINE void store_levels(const float32x4_t (&numbers)[4], unsigned char* to) {

@@ -146,6 +146,10 @@ struct Narrow : Int8Narrow {
   static void int8_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
     panel<Int8Matrix, kVecs, kWidth>(rows, q, ahead, sink);
   }
+  template <int kVecs, int kWidth, typename Sink>
+  static void exact_products(const NarrowRows& rows, const unsigned char* q, Ahead ahead, const Sink& sink) {
+    int8_products<kVecs, kWidth>(rows, q, ahead, sink);
+  }
   template <int kVecs, int kWidth, bool kArgmax>
   static void maxima(const NarrowRows& rows, const unsigned char* q, Ahead ahead,
                      const Maxima<kArgmax>& maxima) {

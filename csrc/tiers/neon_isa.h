@@ -70,6 +70,7 @@ struct Isa {
 
   // For screening.
   static CF_ALWAYS_INLINE Vec everywhere(float value) { return vdupq_n_f32(value); }
+  static CF_ALWAYS_INLINE Idx everywhere(int32_t value) { return vdupq_n_s32(value); }
   static CF_ALWAYS_INLINE Vec to_float(Idx value) { return vcvtq_f32_s32(value); }
   static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) { return vaddq_s32(a, b); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return vmulq_f32(a, b); }
