@@ -91,7 +91,7 @@ def _best_of_all(
     """Score documents in runs, and merge each run with the best so far; an exported program scores all at once."""
     # The backend may find the best of many documents without the scores of all.
     nd = number_of(d)
-    few = torch.compiler.is_compiling() or nd < max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
+    few = torch.compiler.is_compiling() or nd < _enough(k)
     at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
     if _is_exporting() or nd <= at_once:
         found = None if few else best(q, d, skip_zero, k, backend)
@@ -121,11 +121,41 @@ def _best_of_candidates(
     """Score candidates. A query with fewer candidates than another has -inf and -1 in its last columns."""
     nq = number_of(q)
     numbers, rows, place, width = _placed(candidates, nq, number_of(d), d.device)
+    if not torch.compiler.is_compiling() and d.device.type == "cpu" and width >= _enough(k):
+        of_each = numbers.split(torch.bincount(rows, minlength=nq).tolist())
+        found = _best_of_each(q, d, skip_zero, k, of_each, backend)
+        if found:
+            return found
     scores = score(q, d, torch.stack([rows, numbers], dim=1), skip_zero, CHUNK_ELEMENTS, backend)
     if place is not None:
         scores = scores.new_full((nq * width,), float("-inf")).index_copy_(0, place, scores)
         numbers = numbers.new_full((nq * width,), -1).index_copy_(0, place, numbers)
     return _best(scores.view(nq, width), numbers.view(nq, width), k)
+
+
+def _enough(k: int) -> int:
+    return max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
+
+
+def _best_of_each(
+    q: PackedTokens,
+    d: PackedTokens,
+    skip_zero: tuple[bool, bool],
+    k: int,
+    candidates: tuple[Tensor, ...],
+    backend: str | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Find the best candidates of each query alone; None if that would not leave any out."""
+    if any(len(row) < _enough(k) for row in candidates):
+        return None
+    scores, numbers = [], []
+    for i, row in enumerate(candidates):
+        found = best(q[i : i + 1], d[row], skip_zero, k, backend)
+        if found is None:
+            return None
+        scores.append(found[0])
+        numbers.append(row[found[1]])
+    return torch.cat(scores), torch.cat(numbers)
 
 
 def _best(scores: Tensor, numbers: Tensor | None, k: int) -> tuple[Tensor, Tensor]:

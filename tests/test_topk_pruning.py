@@ -135,6 +135,21 @@ def test_ties_keep_the_order_of_the_documents(pruning: str) -> None:
     assert left_out(pruning) > before
 
 
+@pytest.mark.parametrize("dtype", CASES, ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_candidates(pruning: str, dtype: torch.dtype, ragged: bool) -> None:
+    """Of equal scores, and of a document that is named twice, the first candidate comes first."""
+    q, d = topics(dtype=dtype)
+    rows = [torch.randint(ENOUGH, (ENOUGH - ragged * 7 * i,)) for i in range(len(q))]
+    scores = cf.maxsim(q, d, backend=pruning)
+    before = left_out(pruning)
+    values, numbers = cf.topk(q, d, 5, candidates=rows if ragged else torch.stack(rows), backend=pruning)
+    assert left_out(pruning) > before + ENOUGH
+    for i, row in enumerate(rows):
+        expected, order = scores[i, row].sort(descending=True, stable=True)
+        assert_same((values[i], numbers[i]), (expected[:5], row[order[:5]]))
+
+
 @pytest.mark.parametrize("threads_of_call", [1, 3])
 def test_threads(pruning: str, threads: Callable[[int], None], threads_of_call: int) -> None:
     q, d = topics(nd=1000)
