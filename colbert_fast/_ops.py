@@ -7,8 +7,9 @@ takes for an op made by the ``custom_op`` decorator.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -121,6 +122,19 @@ def _warn_of_empty_document() -> None:
 tell_of_empty_document: ContextVar[Callable[[], None]] = ContextVar(
     "tell_of_empty_document", default=_warn_of_empty_document
 )
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """Tell at the end, and once, that a document of the calls inside has no token."""
+    empty_documents: list[None] = []
+    token = tell_of_empty_document.set(lambda: empty_documents.append(None))
+    try:
+        yield
+    finally:
+        tell_of_empty_document.reset(token)
+    if empty_documents:
+        tell_of_empty_document.get()()
 
 
 def _check(p: Problem) -> None:

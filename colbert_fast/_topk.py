@@ -12,6 +12,7 @@ from torch import Tensor
 from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import check_range, integer_tensor, positive_int
+from colbert_fast._ops import told_once
 from colbert_fast._scoring import (
     Pad,
     best,
@@ -121,7 +122,9 @@ def _best_of_candidates(
     """Score candidates. A query with fewer candidates than another has -inf and -1 in its last columns."""
     nq = number_of(q)
     numbers, rows, place, width = _placed(candidates, nq, number_of(d), d.device)
-    if not torch.compiler.is_compiling() and d.device.type == "cpu" and width >= _enough(k):
+    # A list would have to be joined.
+    alone = not (torch.compiler.is_compiling() or d._items) and d.device.type == "cpu"
+    if alone and width >= _enough(k):
         of_each = numbers.split(torch.bincount(rows, minlength=nq).tolist())
         found = _best_of_each(q, d, skip_zero, k, of_each, backend)
         if found:
@@ -149,12 +152,13 @@ def _best_of_each(
     if any(len(row) < _enough(k) for row in candidates):
         return None
     scores, numbers = [], []
-    for i, row in enumerate(candidates):
-        found = best(q[i : i + 1], d[row], skip_zero, k, backend)
-        if found is None:
-            return None
-        scores.append(found[0])
-        numbers.append(row[found[1]])
+    with told_once():
+        for i, row in enumerate(candidates):
+            found = best(q[i : i + 1], d[row], skip_zero, k, backend)
+            if found is None:
+                return None
+            scores.append(found[0])
+            numbers.append(row[found[1]])
     return torch.cat(scores), torch.cat(numbers)
 
 

@@ -188,6 +188,11 @@ def test_documents_and_queries_without_tokens(pruning: str) -> None:
         assert len(caught) == 1
         with quiet():
             assert_same(ours, all_sorted(queries, documents, 5, pruning))
+        packed = cf.PackedTokens.from_list(documents)
+        every = torch.arange(len(documents)).expand(len(queries), -1)
+        with pytest.warns(UserWarning, match="document without a token") as caught:
+            assert_same(cf.topk(queries, packed, 5, candidates=every, backend=pruning), ours)
+        assert len(caught) == 1
 
 
 @pytest.mark.parametrize("pad", ["skip", "zero"])

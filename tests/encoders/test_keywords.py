@@ -168,3 +168,19 @@ def test_no_name_is_in_two_tables() -> None:
     assert set(keywords._OF_MODEL) & set(keywords._OF_TOKENIZER) == {"code_revision", "force_download"}
     theirs = MultiVectorEncoder.__init__.__kwdefaults__
     assert {"cache_folder", "token", "model_kwargs"} <= set(keywords._OWN) <= set(theirs)
+
+
+def test_a_compiled_transformer(neural_cherche: Path, tmp_path: Path) -> None:
+    encoder: Any = load(neural_cherche)
+    expected = encoder.encode_documents(QUERIES).tokens
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    encoder.encoder[0].model = torch.compile(encoder.model, dynamic=True, backend=backend)
+    close(encoder.encode_documents(QUERIES).tokens, expected)
+    assert graphs
+    encoder.save_pretrained(tmp_path)
+    close(load(tmp_path).encode_documents(QUERIES).tokens, expected)
