@@ -157,6 +157,16 @@ for cpu_of_caller in every:
     after = moved_to(every)
     room = len(every) > 2
     assert all(some in ([{cpu_of_caller}] if room else []) + [every] or len(some) == len(every) - 1 for some in after)
+# A worker that was given the CPU of its caller is free again when the next call begins.
+for threads in (3, 20):
+    cf.set_num_threads(threads)
+    for _ in range(50):
+        score()
+    while True:
+        score()
+        workers = tasks() - before
+        if all(len(some) > 1 for some in cpus()) or len(every) == 1:
+            break
 """
     assert_clean(python(script, extension))
 

@@ -663,7 +663,7 @@ def _repeated(packed: PackedTokens, items: torch.Tensor) -> PackedTokens:
 
 
 def _checked_devices(devices: Sequence[str | torch.device]) -> list[torch.device]:
-    if isinstance(devices, str) or not devices:
+    if not isinstance(devices, (list, tuple)) or not devices or None in devices:
         msg = f"devices must be a list of one device or more; got {devices!r}"
         raise ValueError(msg)
     return [checkpoint.checked_device(device) for device in devices]

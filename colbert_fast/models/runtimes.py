@@ -77,7 +77,7 @@ def take_runtime(kwargs: dict[str, Any], device: str) -> tuple[Runtime | None, d
     backend = kwargs.pop("backend", "torch")
     if backend == "torch":
         return None, kwargs
-    if backend not in NEEDED:
+    if not isinstance(backend, str) or backend not in NEEDED:
         msg = f"backend must be one of {['torch', *NEEDED]}; got {backend!r}"
         raise ValueError(msg)
     model_kwargs = dict(kwargs.pop("model_kwargs", None) or {})

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
+import pickle
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
@@ -36,8 +41,13 @@ def embed_in_processes(
 ) -> PackedTokens:
     """Embed texts, at least one, as `embed` does, in one process for each device. The result is on the CPU.
 
-    The processes are started anew, by "spawn", and end with this call. Those on the CPU share the threads that torch
-    has here.
+    The processes are started anew, by "spawn", and end with this call, or with the process that made it. Those on the
+    CPU share the threads that torch has here.
+
+    Raises
+    ------
+    RuntimeError
+        One of the processes was ended from outside.
     """
     context: Any = torch.multiprocessing.get_context("spawn")
     on_cpu = sum(device.type == "cpu" for device in devices)
@@ -48,20 +58,28 @@ def embed_in_processes(
         "options": {"pad_row": pad_row, "batch_size": batch_size},
         "threads": max(1, torch.get_num_threads() // max(1, on_cpu)),
     }
+    # As bytes: torch would put the tensors, the caller's own weights among them, into shared memory.
+    sent = pickle.dumps(given)
     free = context.SimpleQueue()
     for device in devices:
         free.put(str(device))
     order = tokenized.lengths[texts].argsort(descending=True, stable=True)
     tasks = order.tensor_split(min(len(order), _TASKS * len(devices)))
     parts: list[PackedTokens | None] = [None] * len(tasks)
-    executor = ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(given, free))
+    executor = ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(sent, free))
     try:
         futures = {executor.submit(_work, texts[task].tolist()): number for number, task in enumerate(tasks)}
         for future in as_completed(futures):
             number = futures[future]
             parts[number] = _packed(*future.result())
             done(len(tasks[number]))
+    except BrokenProcessPool as error:
+        msg = "a process that embedded texts was ended, perhaps because the memory was full"
+        raise RuntimeError(msg) from error
     finally:
+        # After an error or Ctrl-C nobody waits for texts that are being embedded.
+        for process in list((executor._processes or {}).values()):
+            process.terminate()
         executor.shutdown(wait=True, cancel_futures=True)
     found: PackedTokens = PackedTokens.cat([part for part in parts if part is not None])[order.argsort()]
     return found
@@ -71,12 +89,21 @@ def _on_cpu(encoder: MultiVectorEncoder) -> nn.Module:
     return encoder if encoder.device.type == "cpu" else copy.deepcopy(encoder).to("cpu")
 
 
-def _begin(given: dict[str, Any], free: Any) -> None:
+def _begin(sent: bytes, free: Any) -> None:
     """Start a worker: it takes one of the devices."""
     # Ctrl-C reaches the caller's process too, which ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    given = pickle.loads(sent)
     torch.set_num_threads(given["threads"])
     _given.update(given, encoder=given["encoder"].to(free.get()))
+
+
+def _end_with_the_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    caller.join()
+    os._exit(1)
 
 
 def _work(numbers: list[int]) -> tuple[Any, torch.dtype, int, list[int]]:

@@ -27,6 +27,10 @@ struct SchedulerAttributes {
 };
 constexpr uint64_t kTurn = 100 * 1000;  // the shortest that Linux allows
 
+// To tell more threads where to run, each time that the caller has moved, takes longer than one late thread
+// costs.
+constexpr size_t kMostKeptOff = 16;
+
 // The CPU time of any thread, in ns, or -1. This is how Linux numbers the clocks of threads.
 int64_t cpu_time(int thread) {
   constexpr int kOfThread = 4;
@@ -53,14 +57,15 @@ void take_short_turns() {
 void Spread::around_caller(const std::vector<int>& threads) {
   cpu_set_t cpus;
   static_assert(sizeof cpus == sizeof cpus_, "a cpu_set_t has 1024 bits");
-  const int cpu = sched_getcpu();
-  // The second fails where there are more CPUs than that.
-  if (cpu < 0 || threads.empty() || sched_getaffinity(0, sizeof cpus, &cpus) != 0) return;
-  if (cpu == cpu_ && threads.size() == threads_ && std::memcmp(&cpus, cpus_, sizeof cpus) == 0) return;
-  cpu_ = cpu;
+  // This fails where there are more CPUs than a cpu_set_t has room for.
+  if (threads.empty() || sched_getaffinity(0, sizeof cpus, &cpus) != 0) return;
+  const bool room = threads.size() <= kMostKeptOff && threads.size() < static_cast<size_t>(CPU_COUNT(&cpus));
+  const int cpu = room ? sched_getcpu() : -1;
+  if (threads.size() == threads_ && cpu == kept_off_ && std::memcmp(&cpus, cpus_, sizeof cpus) == 0) return;
   threads_ = threads.size();
+  kept_off_ = cpu;
   std::memcpy(cpus_, &cpus, sizeof cpus);
-  if (threads.size() < static_cast<size_t>(CPU_COUNT(&cpus))) CPU_CLR(static_cast<size_t>(cpu), &cpus);
+  if (cpu >= 0) CPU_CLR(static_cast<size_t>(cpu), &cpus);
   for (const int thread : threads) sched_setaffinity(thread, sizeof cpus, &cpus);
 }
 

@@ -29,16 +29,16 @@ void take_short_turns();
 class Spread {
  public:
   // Lets the threads run on every CPU where the calling thread may run, but not on the CPU where it runs now;
-  // or on every one, if there are too few others for all threads. This takes a microsecond for each thread if
-  // the caller, its CPUs or the number of threads have changed, and a third of one if not.
+  // or on every one, if there are too few others for all threads, or more than 16 threads. This takes a
+  // microsecond for each thread if anything has changed since the last call, and a third of one if not.
   void around_caller(const std::vector<int>& threads);
 
   // Says that a thread was moved: the next call tells all threads again.
-  void forget() { cpu_ = -1; }
+  void forget() { threads_ = 0; }
 
  private:
-  int cpu_ = -1;            // where the caller ran
   size_t threads_ = 0;      // how many threads were told
+  int kept_off_ = -1;       // the CPU that they keep off, or -1
   uint64_t cpus_[16] = {};  // where the caller might run, a bit for each CPU
 };
 

@@ -28,8 +28,6 @@ namespace {
 constexpr std::chrono::microseconds kWatch{50};
 // How often a caller that sleeps looks whether a worker has lost its CPU.
 constexpr std::chrono::milliseconds kRescueEvery{1};
-// With more workers, telling the system where they may run takes longer than one late worker costs.
-constexpr size_t kMostPlaced = 16;
 
 struct Job {
   void (*run)(void*, int64_t, int);
@@ -84,7 +82,7 @@ class Pool {
     grow(threads - 1);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      if (threads_.size() <= kMostPlaced) spread_.around_caller(threads_);
+      spread_.around_caller(threads_);
       job_ = &job;
       ++turn_;
       seats_ = threads - 1;

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,8 @@ def test_two_processes(neural_cherche: Path) -> None:
     encoder = ColBERT(neural_cherche, device="cpu").train()
     with pytest.warns(UserWarning, match=f"of {len(TEXTS)} documents were cut to 20 tokens") as told:
         found = encoder.encode_documents(TEXTS, devices=["cpu", torch.device("cpu")], batch_size=7)
+    # torch would share them with the processes, and then with forked children too.
+    assert not any(parameter.is_shared() for parameter in encoder.parameters())
     assert len([warning for warning in told if "were cut" in str(warning.message)]) == 1
     assert_same(found, encoder.encode_documents(TEXTS))
     assert encoder.training and encoder.encoder.training
@@ -35,8 +41,11 @@ def test_no_texts_and_wrong_devices(neural_cherche: Path) -> None:
     encoder = ColBERT(neural_cherche, device="cpu", dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"devices must be a list of one device or more; got 'cpu'"):
         encoder.encode_documents(TEXTS, devices="cpu")
-    with pytest.raises(ValueError, match=r"devices must be a list of one device or more; got \[\]"):
-        encoder.encode_documents(TEXTS, devices=[])
+    for wrong in ([], 5, [None], {"cpu"}):
+        with pytest.raises(
+            ValueError, match=r"devices must be a list of one device or more; got " + re.escape(f"{wrong}")
+        ):
+            encoder.encode_documents(TEXTS, devices=wrong)
     with pytest.raises(ValueError, match=r"give device or devices, not both; got 'cpu' and \['cpu'\]"):
         encoder.encode_documents(TEXTS, device="cpu", devices=["cpu"])
     with pytest.raises(RuntimeError, match="device must be one that torch can use here; got 'cpv'"):
@@ -61,3 +70,49 @@ def test_equal_texts_pass_once(neural_cherche: Path, monkeypatch: pytest.MonkeyP
     assert len(found) == 3 * len(TEXTS)
     for one, other in zip(found, expected * 3, strict=True):
         close(one, other)
+
+
+# The processes take a second for each task. The caller gets a signal, the second argument, when the first is done.
+INTERRUPTED = """
+import os, signal, sys, time
+from colbert_fast.models import ColBERT, workers
+
+def slow(*arguments, work=workers._work):
+    time.sleep(1)
+    return work(*arguments)
+
+def interrupted(*arguments):
+    print(open(f"/proc/self/task/{os.getpid()}/children").read(), flush=True)
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    workers._work, workers._packed = slow, interrupted
+    texts = [f"text {n}" for n in range(1000)]
+    ColBERT(sys.argv[1], device="cpu").encode_documents(texts, devices=["cpu"])
+"""
+
+
+def alive(process: str) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are listed in /proc")
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGKILL"])
+def test_the_processes_end_with_the_call(signal: str, neural_cherche: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED, encoding="utf-8")
+    command = [sys.executable, script, neural_cherche, signal]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert ("KeyboardInterrupt" in done.stderr) == (signal == "SIGINT") and done.returncode
+    workers = done.stdout.split()
+    assert workers, done.stderr
+    for _ in range(600):
+        if not any(map(alive, workers)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(workers)
