@@ -92,7 +92,7 @@ def _best_of_all(
     """Score documents in runs, and merge each run with the best so far; an exported program scores all at once."""
     # The backend may find the best of many documents without the scores of all.
     nd = number_of(d)
-    few = torch.compiler.is_compiling() or nd < _enough(k)
+    few = torch.compiler.is_compiling() or nd < max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
     at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
     if _is_exporting() or nd <= at_once:
         found = None if few else best(q, d, skip_zero, k, backend)
@@ -124,9 +124,11 @@ def _best_of_candidates(
     numbers, rows, place, width = _placed(candidates, nq, number_of(d), d.device)
     # A list would have to be joined.
     alone = not (torch.compiler.is_compiling() or d._items) and d.device.type == "cpu"
-    if alone and width >= _enough(k):
+    enough = max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
+    if alone and width >= enough:
         of_each = numbers.split(torch.bincount(rows, minlength=nq).tolist())
-        found = _best_of_each(q, d, skip_zero, k, of_each, backend)
+        few = any(len(row) < enough for row in of_each)
+        found = None if few else _best_of_each(q, d, skip_zero, k, of_each, backend)
         if found:
             return found
     scores = score(q, d, torch.stack([rows, numbers], dim=1), skip_zero, CHUNK_ELEMENTS, backend)
@@ -134,10 +136,6 @@ def _best_of_candidates(
         scores = scores.new_full((nq * width,), float("-inf")).index_copy_(0, place, scores)
         numbers = numbers.new_full((nq * width,), -1).index_copy_(0, place, numbers)
     return _best(scores.view(nq, width), numbers.view(nq, width), k)
-
-
-def _enough(k: int) -> int:
-    return max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
 
 
 def _best_of_each(
@@ -148,9 +146,7 @@ def _best_of_each(
     candidates: tuple[Tensor, ...],
     backend: str | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Find the best candidates of each query alone; None if that would not leave any out."""
-    if any(len(row) < _enough(k) for row in candidates):
-        return None
+    """Find the best candidates of each query alone, or None where the backend cannot leave any out."""
     scores, numbers = [], []
     with told_once():
         for i, row in enumerate(candidates):

@@ -97,18 +97,23 @@ def test_the_threads_and_the_process_of_a_moment_end_with_it(contenders: ModuleT
     from benchmarks.mixed import MOMENTS
 
     assert len({moment.name for moment in MOMENTS}) == len(MOMENTS)
-    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    path = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+
+    def children() -> set[str]:
+        return set(path.read_text().split())
+
+    before = children() if path.exists() else set()
     for moment in MOMENTS:
         threads: set[threading.Thread] = set()
         with moment.surroundings(lambda found=threads: found.add(threading.current_thread())):
             moment.before()
             while len(threads) < moment.callers - 1:
                 pass
-            if children.exists():
-                assert bool(children.read_text()) == moment.busy
+            if path.exists():
+                assert len(children() - before) == moment.busy
         assert len(threads) == moment.callers - 1 and not any(thread.is_alive() for thread in threads)
-        if children.exists():
-            assert not children.read_text()
+        if path.exists():
+            assert not children() - before
 
 
 def test_numkong_is_marked_wrong(report: dict[str, Any]) -> None:

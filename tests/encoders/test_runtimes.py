@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from lacking import here
 from safetensors import safe_open
 from tiny import DOCUMENTS, QUERIES, close
 from torch import nn
@@ -23,9 +22,11 @@ from colbert_fast import PackedTokens, cli
 from colbert_fast.models import ColBERT, runtimes
 from colbert_fast.models.runtimes import Exported
 
-BACKENDS = here(["onnx", "openvino"])
+pytestmark = pytest.mark.needs("onnx", "openvino")
+
+BACKENDS = ["onnx", "openvino"]
 # Both read the same exported file, so one of them is enough for what depends on the checkpoint alone.
-KINDS = [(BACKENDS[n % len(BACKENDS)], kind) for n, kind in enumerate(("neural_cherche", "pylate", "plain", "bge_m3"))]
+KINDS = list(zip(BACKENDS * 2, ("neural_cherche", "pylate", "plain", "bge_m3"), strict=True))
 
 
 def load(folder: Path, **kwargs: Any) -> ColBERT:
@@ -67,7 +68,7 @@ def test_narrow_numbers_are_near(backend: str, dtype: Any, neural_cherche: Path)
 
 
 @pytest.mark.parametrize(
-    ("backend", "format"), list(zip(BACKENDS, ["neural-cherche", "sentence-transformers"], strict=False))
+    ("backend", "format"), list(zip(BACKENDS, ["neural-cherche", "sentence-transformers"], strict=True))
 )
 def test_saved_and_loaded_again(backend: str, format: str, neural_cherche: Path, tmp_path: Path) -> None:
     ours, torchs = load(neural_cherche, backend=backend, dtype="int8"), load(neural_cherche)
