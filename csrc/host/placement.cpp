@@ -27,11 +27,12 @@ struct SchedulerAttributes {
 };
 constexpr uint64_t kTurn = 100 * 1000;  // the shortest that Linux allows
 
-// To tell more threads where to run, each time that the caller has moved, takes longer than one late thread
-// costs.
+// More threads are told nothing when the caller has moved: each takes a microsecond, and of so many threads
+// one that is late matters little.
 constexpr size_t kMostKeptOff = 16;
 
-// The CPU time of any thread, in ns, or -1. This is how Linux numbers the clocks of threads.
+// The CPU time of any thread, in ns, or -1. Linux numbers the clocks of threads so
+// (include/linux/posix-timers_types.h).
 int64_t cpu_time(int thread) {
   constexpr int kOfThread = 4;
   constexpr int kOfScheduler = 2;

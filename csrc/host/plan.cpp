@@ -12,7 +12,7 @@ namespace {
 // of an L2 cache of 1 MiB to the documents.
 constexpr int64_t kPackedBytes = 256 * 1024;
 // Tasks for each thread. If the system holds one thread up in the middle of a task, the other threads do the
-// rest of its tasks. Of 8 tasks, callers waited longer for the last one than they gained by fewer.
+// rest of its tasks. With 8 tasks a caller waits longer for the last one, and it gains nothing by so few.
 constexpr int64_t kTasksPerThread = 32;
 // Less work than this is not worth waking a thread for. It takes one core about 20 us at 100 GFLOP/s.
 constexpr double kSerialFlops = 2e6;

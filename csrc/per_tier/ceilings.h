@@ -3,10 +3,10 @@
 // includes no system header. loop.h includes it. A tier that has ceilings says so by Narrow::kCeilings.
 //
 // THE PROOF is in screen.h: a chain f_j is at most c_j + B_j + e. So the maximum of a lane is at most
-// max_j (c_j + B_j) + e, and the ceiling is the sum of this over the lanes. D is that of the whole document.
-// Neither products nor sums of float32 make up for the rounding of c_j here: float(c_j) and its two scales
-// err by 3 u' of ||q^|| D, and z has (n + 2) 2u for a sum of c_j that is exact. Sums of lanes are double. A
-// ceiling is infinite if a lane or a row may not be screened, for example because it has a NaN.
+// max_j (c_j + B_j) + e, and the ceiling is the sum of this over the lanes. D is taken over the whole
+// document. Neither products nor sums of float32 make up for the rounding of c_j here: float(c_j) and its two
+// scales err by 3 u' of ||q^|| D, and z has (n + 2) 2u for a sum of c_j that is exact. Sums of lanes are
+// double. A ceiling is infinite if a lane or a row may not be screened, for example because it has a NaN.
 
 #pragma once
 

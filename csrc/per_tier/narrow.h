@@ -370,8 +370,8 @@ Found levels_below(Rows<T> rows, float top, Scratch& s) {
   return {R::largest(R::max(largest[0], largest[1])), finite ? most : std::numeric_limits<float>::infinity()};
 }
 
-// Writes rows as int8 with one scale for all of them, and returns D^2. The scale is that of the chunk before,
-// because chunks are alike. If it does not fit, the rows are written a second time.
+// Writes rows as int8 with one scale for all of them, and returns D^2. It tries the scale of the chunk
+// before, because chunks are alike. If that does not fit, the rows are written a second time.
 template <typename N, typename T>
 float narrow_together(Rows<T> rows, Scratch& s) {
   if (!(s.top >= kLeastNumber)) s.top = kLeastNumber;

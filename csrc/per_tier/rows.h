@@ -42,7 +42,8 @@ CF_ALWAYS_INLINE typename Isa::Vec load_up_to(const T* from, int64_t n) {
   return n >= Isa::kFloats ? Isa::load(from) : n > 0 ? load_tail(from, n) : Isa::zero();
 }
 
-// kCount numbers from an address, of which `n` are there: where they are, or in `to`, which ends in zeros.
+// The first kCount numbers from an address, where only `n` numbers lie: the address itself if there are
+// enough, else a copy in `to`, which ends in zeros.
 template <size_t kCount>
 CF_ALWAYS_INLINE const int8_t* all_or_tail(const int8_t* from, int64_t n, int8_t (&to)[kCount]) {
   if (n >= static_cast<int64_t>(kCount)) return from;
