@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_scoring import MAIN, stand
+from benchmarks.bench_scoring import MAIN, checked_entry, stand
 from benchmarks.contender import Contender, turn_by_turn
 from benchmarks.mixed import MOMENTS, Moment, workload
 from benchmarks.recorder import result_entry, workload_entry
@@ -50,13 +50,7 @@ def test_mixed(
     if reason := contender.why_not(timed):
         recorder.skip(timed.name, contender.name, reason)
         pytest.skip(reason)
-    try:
-        entry = found.entry(contender)
-    except Exception as error:
-        recorder.skip(timed.name, contender.name, f"failed: {error}")
-        if contender.kind == "ours":
-            raise
-        pytest.skip(f"failed: {error}")
+    entry = checked_entry(found, contender, timed, recorder)
     benchmark.group = timed.name
     benchmark.extra_info.update(contender=contender.name, turn=turn, **entry.check._asdict())
     score = entry.prepared.score

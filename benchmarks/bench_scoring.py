@@ -127,6 +127,17 @@ class Stand:
 stand = functools.lru_cache(maxsize=1)(Stand)
 
 
+def checked_entry(found: Stand, contender: Contender, workload: Workload, recorder: Any) -> Entry:
+    """Return a contender whose scores were checked. One of others that fails is skipped, with the reason."""
+    try:
+        return found.entry(contender)
+    except Exception as error:
+        recorder.skip(workload.name, contender.name, f"failed: {error}")
+        if contender.kind == "ours":
+            raise
+        pytest.skip(f"failed: {error}")
+
+
 def test_scoring(
     benchmark: Any,
     pytestconfig: pytest.Config,
@@ -142,13 +153,7 @@ def test_scoring(
     profile = PROFILES[pytestconfig.getoption("profile")]
     found = stand(workload)
     recorder.open(workload_entry(workload, found.inputs))
-    try:
-        entry = found.entry(contender)
-    except Exception as error:
-        recorder.skip(workload.name, contender.name, f"failed: {error}")
-        if contender.kind == "ours":
-            raise
-        pytest.skip(f"failed: {error}")
+    entry = checked_entry(found, contender, workload, recorder)
     rounds = profile.rounds_in(turn, entry.seconds)
     if not rounds:
         pytest.skip(f"one call takes {entry.seconds:.1f} s: enough rounds in earlier turns")

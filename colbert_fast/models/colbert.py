@@ -17,6 +17,7 @@ from colbert_fast._forks import safe_after_fork
 from colbert_fast._integers import positive_int
 from colbert_fast._maxsim import maxsim_pairs
 from colbert_fast._rerank import rerank
+from colbert_fast._spans import in_order
 from colbert_fast.models import checkpoint, saving
 from colbert_fast.models.capacity import positions
 from colbert_fast.models.embedding import embed, inference, sees_padding
@@ -407,7 +408,9 @@ class ColBERT(nn.Module):
                 )
             bar.update(len(listed) - len(first))
         if len(first) < len(listed):
-            found = _repeated(found, torch.searchsorted(first, torch.tensor(column)).to(found.device))
+            items = torch.searchsorted(first, torch.tensor(column)).to(found.device)
+            # Each text gets rows of its own.
+            found = PackedTokens._of(in_order(found[items]._rows()), ragged=True)
         return found
 
     @safe_after_fork
@@ -652,14 +655,6 @@ class ColBERT(nn.Module):
             )
             raise ValueError(msg)
         return encoding._replace(max_length=capacity, at_capacity=True)
-
-
-def _repeated(packed: PackedTokens, items: torch.Tensor) -> PackedTokens:
-    """Return these items, some of them more than once. Each gets rows of its own, and item follows item."""
-    lengths = packed.lengths[items]
-    starts = lengths.cumsum(0) - lengths
-    rows = (packed.starts[items] - starts).repeat_interleave(lengths)
-    return PackedTokens(packed.tokens[rows + torch.arange(len(rows), device=rows.device)], starts, lengths)
 
 
 def _checked_devices(devices: Sequence[str | torch.device]) -> list[torch.device]:

@@ -120,7 +120,7 @@ class Exported(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embeddings, which is that of the weights in torch."""
+        """The dtype of the torch weights. The embeddings have it too."""
         return next(self.torch_model.parameters()).dtype
 
     def forward(self, **features: Any) -> BaseModelOutput:

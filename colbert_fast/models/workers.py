@@ -77,7 +77,8 @@ def embed_in_processes(
         msg = "a process that embedded texts was ended, perhaps because the memory was full"
         raise RuntimeError(msg) from error
     finally:
-        # After an error or Ctrl-C nobody waits for texts that are being embedded.
+        # After an error or Ctrl-C nobody waits for texts that are being embedded. Python has a method for this from
+        # version 3.14 on.
         for process in list((executor._processes or {}).values()):
             process.terminate()
         executor.shutdown(wait=True, cancel_futures=True)
