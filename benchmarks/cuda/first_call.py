@@ -78,6 +78,7 @@ def main(first: str, second: str) -> None:
         if c.name == COMPILED_TORCH or "torch" not in (c.kind, c.backend)
         if c.why_not(w) is None
     ]
+    os.nice(10)  # the tests of the device run beside this
     for pair in compiling[int(first) :: int(second)]:
         # A contender that fails here fails again, and says why, when it is measured.
         with contextlib.suppress(Exception):
