@@ -20,7 +20,6 @@ from colbert_fast._arrays import aligned
 from colbert_fast._backends import select
 from colbert_fast._backends.problem import NUM_ARGUMENTS, Backend, Problem
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._torch_modes import unwatched
 from colbert_fast._warnings import warn_caller
 
 _SIDES = (
@@ -48,24 +47,19 @@ def _select(problem: Problem, name: str | None) -> Backend:
     return select(d.device, q.dtype, name, d.dtype is torch.int8)
 
 
-def score(problem: Problem, name: str | None) -> Tensor:
-    """``torch.ops.colbert_fast.score``, without the dispatcher where nobody would notice.
+def score(problem: Problem, name: str | None, direct: bool) -> Tensor:
+    """``torch.ops.colbert_fast.score``, without the dispatcher if ``direct``: where nobody would notice.
 
     The sides must fit: what :func:`_checked` asks of callers of ``torch.ops`` is not asked again here.
     """
-    if unwatched(problem.q_tokens, problem.d_tokens):
+    if direct:
         return _score(problem, name)
     problem = problem.explicit()
     return _SCORE(*problem.arguments(), name, d_order=problem.d_order)  # type: ignore[no-any-return]
 
 
 def best(problem: Problem, k: int, name: str | None) -> tuple[Tensor, Tensor] | None:
-    """Return the k best scores ``[nq, k]`` and their documents, where a backend finds them without scoring all.
-
-    None where it does not, and where torch has to see the scores: then the caller sorts all scores.
-    """
-    if not unwatched(problem.q_tokens, problem.d_tokens):
-        return None
+    """Return the k best scores ``[nq, k]`` and their documents, or None where the backend would score all of them."""
     backend = _select(problem, name)
     if backend.best is None:
         return None

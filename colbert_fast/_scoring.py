@@ -12,7 +12,7 @@ from colbert_fast._arrays import Mask
 from colbert_fast._backends.problem import NUM_TENSORS, Problem
 from colbert_fast._forks import safe_after_fork
 from colbert_fast._lowering import lower
-from colbert_fast._torch_modes import has_tangent
+from colbert_fast._torch_modes import has_tangent, unwatched
 from colbert_fast.packed import PackedTokens, Tokens
 
 # Queries of one of these dtypes may meet documents of any other of them.
@@ -121,13 +121,14 @@ def score(
 ) -> Tensor:
     """Score sides that fit, with a graph of autograd if one is wanted."""
     problem = Problem.of(q, d, pairs, skip_zero, chunk_elements)
-    if has_tangent(problem.q_tokens, problem.d_tokens):
+    direct = unwatched(problem.q_tokens, problem.d_tokens)
+    if not direct and has_tangent(problem.q_tokens, problem.d_tokens):
         raise NotImplementedError(_NO_TANGENT)
     if torch.is_grad_enabled() and (problem.q_tokens.requires_grad or problem.d_tokens.requires_grad):
         p = problem.explicit()
         # autograd gives gradients only to tensors that are arguments of their own.
         return _MaxSim.apply(p.q_tokens, p.d_tokens, p.without_tokens(), backend)  # type: ignore[no-any-return, no-untyped-call]
-    return _ops.score(problem, backend)
+    return _ops.score(problem, backend, direct)
 
 
 def best(
@@ -135,9 +136,8 @@ def best(
 ) -> tuple[Tensor, Tensor] | None:
     """Return the k best scores and documents of each query, where a backend finds them without scoring all, or None."""
     problem = Problem.of(q, d, None, skip_zero)
-    if has_tangent(problem.q_tokens, problem.d_tokens):
-        return None
-    return _ops.best(problem, k, backend)
+    # Otherwise torch has to see the scores, and the caller sorts all of them.
+    return _ops.best(problem, k, backend) if unwatched(problem.q_tokens, problem.d_tokens) else None
 
 
 def score_with_argmax(

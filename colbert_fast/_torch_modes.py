@@ -40,10 +40,11 @@ def not_compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
 def unwatched(*tensors: Tensor, cuda: bool = True) -> bool:
     """Whether all tensors are plain ones in CPU memory, or CUDA memory with ``cuda``, and no part of torch watches.
 
-    What watches is torch.compile, a trace, a profiler, a mode or a transform; tensors of a subclass have code of their
-    own. Without all of these, nobody notices that the dispatcher is left out. The dispatcher takes 3 us a call.
+    What watches is torch.compile, a trace, a profiler, a mode, a transform or derivatives of forward mode; tensors of a
+    subclass have code of their own. Without all of these, nobody notices that the dispatcher is left out. The
+    dispatcher takes 3 us a call.
     """
-    if not _known or torch.compiler.is_compiling():
+    if not _known or torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", -1) >= 0:
         return False
     for t in tensors:
         if type(t) is not Tensor or not (t.is_cpu or (cuda and t.is_cuda)) or t._is_zerotensor():
