@@ -59,7 +59,7 @@ def score(problem: Problem, name: str | None, direct: bool) -> Tensor:
 
 
 def best(problem: Problem, k: int, name: str | None) -> tuple[Tensor, Tensor] | None:
-    """Return the k best scores ``[nq, k]`` and their documents, or None where the backend would score all of them."""
+    """Return the k best scores ``[nq, k]`` and their documents, or None where torch is to sort."""
     backend = _select(problem, name)
     if backend.best is None:
         return None

@@ -134,7 +134,7 @@ def score(
 def best(
     q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the k best scores and documents of each query, where a backend finds them without scoring all, or None."""
+    """Return the k best scores and documents of each query, or None where the scores are to be sorted by torch."""
     problem = Problem.of(q, d, None, skip_zero)
     # Otherwise torch has to see the scores, and the caller sorts all of them.
     return _ops.best(problem, k, backend) if unwatched(problem.q_tokens, problem.d_tokens) else None

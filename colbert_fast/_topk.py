@@ -90,12 +90,15 @@ def _best_of_all(
     q: PackedTokens, d: PackedTokens, skip_zero: tuple[bool, bool], k: int, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """Score documents in runs, and merge each run with the best so far; an exported program scores all at once."""
-    # The backend may find the best of many documents without the scores of all.
     nd = number_of(d)
-    few = torch.compiler.is_compiling() or nd < max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
+    compiling = torch.compiler.is_compiling()
+    few = compiling or nd < max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
     at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
     if _is_exporting() or nd <= at_once:
-        found = None if few else best(q, d, skip_zero, k, backend)
+        # The backend may find the best of many documents without the scores of all. Of few documents it sorts the
+        # scores sooner than torch, which sorts many sooner.
+        by_torch = compiling or nd < k or (few and nd >= _LEAST_DOCUMENTS)
+        found = None if by_torch else best(q, d, skip_zero, k, backend)
         return found or _best(score(q, d, None, skip_zero, CHUNK_ELEMENTS, backend), None, k)
     scores = score(q, d[:0], None, skip_zero, CHUNK_ELEMENTS, backend)
     numbers = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)

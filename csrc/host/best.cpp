@@ -14,6 +14,8 @@
 namespace colbert_fast {
 namespace {
 
+// Of fewer documents all are scored: to leave some out would take longer than it saves.
+constexpr int64_t kLeastDocuments = 256;
 // So many queries, and so many documents or one of kPart, from everywhere in the batches, are tried first.
 constexpr int64_t kSample = 8;
 constexpr int64_t kPart = 64;
@@ -151,7 +153,8 @@ bool leaves_out(const Tier& tier, const Problem& p, int threads, Interrupt& inte
 
 bool best(const Tier& tier, const Problem& p, int threads, const BestJob& job, Interrupt& interrupt) {
   const std::unique_ptr<float[]> numbers(new float[static_cast<size_t>(num_pairs(p))]);
-  const bool by_ceilings = p.q.count > 0 && has_ceilings(tier, p) && leaves_out(tier, p, threads, interrupt);
+  const bool by_ceilings = p.q.count > 0 && p.d.count >= kLeastDocuments && has_ceilings(tier, p) &&
+                           leaves_out(tier, p, threads, interrupt);
   if (interrupt.heard()) return false;
   bool empty_document = by_ceilings ? ceilings(tier, p, threads, numbers.get(), interrupt)
                                     : score(tier, p, threads, numbers.get(), nullptr, interrupt);

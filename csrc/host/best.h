@@ -3,7 +3,7 @@
 // Ceilings (per_tier/ceilings.h) are computed for all documents. The k documents of a query with the highest
 // ceilings are scored, and the least of these scores is the bar. A document whose ceiling is below the bar is
 // worse than k others. All others are scored. How many are left out changes no result. If the tier has no
-// ceilings, or if they are likely to leave few documents out, all documents are scored.
+// ceilings, or if there are few documents, or if few are likely to be left out, all documents are scored.
 #pragma once
 
 #include <cstdint>
