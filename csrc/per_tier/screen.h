@@ -27,7 +27,8 @@
 //     // With fewer query tokens, or with fewer rows, screening documents of T takes longer than it saves.
 //     template <typename T>
 //     static constexpr int64_t least_lanes();
-//     static constexpr int64_t kLeastRows;
+//     template <typename T>
+//     static constexpr int64_t least_rows(int64_t lanes);
 //
 //     // If there are rows that become bfloat16: writes a row of `dim` numbers of float or Float16 as it is
 //     // multiplied, and less than kNarrowSlack bytes after it. Returns the sum of the squares.
@@ -63,7 +64,7 @@
 //     static void maxima(const NarrowRows&, const unsigned char* q, Ahead, const Maxima<kArgmax>& maxima);
 //   };
 //
-// as the parameter N of what is below. The numbers beside least_lanes() and kLeastRows of the tiers were
+// as the parameter N of what is below. The numbers beside least_lanes() and least_rows() of the tiers were
 // measured at dim 128 by one thread on Zen 5, once with the tier that screens and once with the tier below
 // it. For 32 query tokens of float32, documents of 300 tokens, and avx512:
 //
@@ -349,7 +350,8 @@ bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float& no
 template <typename N, typename T, bool kArgmax, typename ByChains>
 bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
   using Number = typename N::template Screen<T>;
-  if (rows.count < N::kLeastRows || !narrowed<N, T>(rows.dim, lanes, rows.count, s)) return false;
+  if (rows.count < N::template least_rows<T>(lanes)) return false;
+  if (!narrowed<N, T>(rows.dim, lanes, rows.count, s)) return false;
   constexpr float kNone = std::numeric_limits<float>::infinity();
   const int64_t bytes = narrow_bytes<N, Number>(rows.dim);
   NarrowRows narrow = {s.narrow_rows, bytes, bytes, rows.count};

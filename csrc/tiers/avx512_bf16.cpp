@@ -37,11 +37,17 @@ struct Narrow : RaisedInt8Narrow {
   static constexpr bool kBFloat16 = true;
   static constexpr const Tier* kForFloat32Queries = &kAvx512Vnni;
   using Direct = BFloat16Ops;
-  // screen.h says how to measure. In ns a document token of bfloat16, multiplied as it is and screened: 19
-  // and 23 for 32 query tokens, 36 and 36 for 64, 72 and 60 for 128, 144 and 112 for 256.
+  // screen.h says how to measure. In ns a document token of bfloat16, multiplied as it is and screened, on
+  // Zen 5: 19 and 23 for 32 query tokens, 36 and 36 for 64, 72 and 60 for 128, 144 and 112 for 256. On Zen 4:
+  // 70 and 59 for 48, 131 and 110 for 96; for 64 with documents of 80 tokens 88 and 91, of 120 also 88 and
+  // 89, of 180 87 and 80.
   template <typename T>
   static constexpr int64_t least_lanes() {
-    return std::is_same<T, BFloat16>::value ? 97 : 1;
+    return std::is_same<T, BFloat16>::value ? 33 : 1;
+  }
+  template <typename T>
+  static constexpr int64_t least_rows(int64_t lanes) {
+    return std::is_same<T, BFloat16>::value && lanes < 97 ? 128 : RaisedInt8Narrow::least_rows<T>(lanes);
   }
 
   template <int kVecs, int kWidth, bool kArgmax>

@@ -27,7 +27,10 @@ struct Int8Narrow {
   static constexpr int kSinkVecs = Isa::kVecs;
   // screen.h says how to measure. For 32 query tokens of float32, in ns a document token, screened and not:
   // 38 and 36 for documents of 32 tokens, 36 and 36 for 40, 29 and 35 for 73.
-  static constexpr int64_t kLeastRows = 40;
+  template <typename T>
+  static constexpr int64_t least_rows(int64_t) {
+    return 40;
+  }
 };
 
 struct Int8Ops {

@@ -62,7 +62,10 @@ struct Narrow {
   // In ns a document token, not screened and screened; screen.h says how to measure. float32: 25 and 27 for
   // up to 8 query tokens, 33 and 26 for 16, 65 and 36 for 32, 130 and 58 for 64. float16: 29 and 21 for 1, 71
   // and 38 for 32. int8: 30 and 12 for 1. Documents of 32 tokens of float32: 70 and 58 for 32 query tokens.
-  static constexpr int64_t kLeastRows = 32;
+  template <typename T>
+  static constexpr int64_t least_rows(int64_t) {
+    return 32;
+  }
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 9 : 1;

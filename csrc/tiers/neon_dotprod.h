@@ -22,7 +22,10 @@ struct Int8Narrow {
   static constexpr int kRaise = 0;
   // These two are not measured. They are taken from avx_vnni.cpp, where a product also takes a quarter of the
   // time of float32, and narrowing has as many steps beside it.
-  static constexpr int64_t kLeastRows = 32;
+  template <typename T>
+  static constexpr int64_t least_rows(int64_t) {
+    return 32;
+  }
   template <typename T>
   static constexpr int64_t least_lanes() {
     return std::is_same<T, float>::value ? 9 : 1;
