@@ -27,7 +27,7 @@ from colbert_fast.models.runtimes import Exported, export, torch_model
 from colbert_fast.models.settings import SETTINGS, check_padding, check_settings, set_query_length
 from colbert_fast.models.texts import Window, as_texts, check_unicode, pair_up, windows
 from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, tokens_of_rows, warn_of_cuts
-from colbert_fast.models.workers import embed_in_processes
+from colbert_fast.models.workers import check_guard, embed_in_processes
 from colbert_fast.packed import PackedTokens
 
 _Side: TypeAlias = tuple[Encoding, Tokenized]
@@ -375,6 +375,8 @@ class ColBERT(nn.Module):
         TypeError, ValueError
             The texts are not a list of str; a text is not Unicode; an option does not exist; or a text must not be cut
             and is too long for the transformer. The message names the text.
+        RuntimeError
+            There is no such device; or a process of ``devices`` ended too early.
 
         Warns
         -----
@@ -390,6 +392,8 @@ class ColBERT(nn.Module):
             raise ValueError(msg)
         if device is not None:
             self.to(checkpoint.checked_device(device))
+        if devices is not None:
+            check_guard()
         places = None if devices is None else _checked_devices(devices)
         tokenized = tokenize(self.encoder, listed, encoding, "texts")
         warn_of_cuts((encoding, tokenized))

@@ -6,11 +6,15 @@ import copy
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +27,35 @@ from colbert_fast.packed import PackedTokens
 
 # Each process gets so many tasks, the longest texts first, so that all of them end at about the same time.
 _TASKS = 16
+# The name of the processes, by which they know themselves, and the exit code of one whose script would start processes.
+_NAME = "colbert_fast encoder"
+_UNGUARDED = 78
+_GUARD = 'devices=... starts processes, which import this script anew: put the call under `if __name__ == "__main__":`'
 
 # In a worker: what it was started with.
 _given: dict[str, Any] = {}
+
+
+class _Spawn(SpawnContext):
+    @staticmethod
+    def Process(**kwargs: Any) -> SpawnProcess:  # type: ignore[override]
+        return SpawnProcess(name=_NAME, **kwargs)
+
+
+def check_guard() -> None:
+    """Refuse to start processes while a new process imports the main script: each would start processes of its own.
+
+    Raises
+    ------
+    RuntimeError
+        The caller must be put under ``if __name__ == "__main__":``.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        if process.name == _NAME:
+            # In silence: the caller that started it raises the error.
+            raise SystemExit(_UNGUARDED)
+        raise RuntimeError(_GUARD)
 
 
 def embed_in_processes(
@@ -47,9 +77,9 @@ def embed_in_processes(
     Raises
     ------
     RuntimeError
-        One of the processes was ended from outside.
+        One of the processes ended too early: it was killed, or it could not import the script of the caller.
     """
-    context: Any = torch.multiprocessing.get_context("spawn")
+    context: Any = _Spawn()
     on_cpu = sum(device.type == "cpu" for device in devices)
     given = {
         "encoder": _on_cpu(encoder),
@@ -58,52 +88,74 @@ def embed_in_processes(
         "options": {"pad_row": pad_row, "batch_size": batch_size},
         "threads": max(1, torch.get_num_threads() // max(1, on_cpu)),
     }
-    # As bytes: torch would put the tensors, the caller's own weights among them, into shared memory.
-    sent = pickle.dumps(given)
     free = context.SimpleQueue()
     for device in devices:
         free.put(str(device))
     order = tokenized.lengths[texts].argsort(descending=True, stable=True)
     tasks = order.tensor_split(min(len(order), _TASKS * len(devices)))
     parts: list[PackedTokens | None] = [None] * len(tasks)
-    executor = ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(sent, free))
+    folder = tempfile.mkdtemp(prefix="colbert_fast-")
+    processes: list[Any] = []
     try:
-        futures = {executor.submit(_work, texts[task].tolist()): number for number, task in enumerate(tasks)}
-        for future in as_completed(futures):
-            number = futures[future]
-            parts[number] = _packed(*future.result())
-            done(len(tasks[number]))
+        # What a process is started with goes through a pipe, and a process that dies before it has read the pipe would
+        # leave the caller waiting. So it gets the name of a file. By pickle, because torch would put the tensors, the
+        # caller's own weights among them, into shared memory.
+        path = Path(folder, "encoder")
+        with path.open("wb") as file:
+            pickle.dump(given, file)
+        executor = ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(path, free))
+        try:
+            futures = {executor.submit(_work, texts[task].tolist()): number for number, task in enumerate(tasks)}
+            for future in as_completed(futures):
+                number = futures[future]
+                parts[number] = _packed(*future.result())
+                done(len(tasks[number]))
+        finally:
+            # After an error or Ctrl-C nobody waits for texts that are being embedded. Python has a method for this from
+            # version 3.14 on.
+            processes = list((executor._processes or {}).values())
+            for process in processes:
+                process.terminate()
+            executor.shutdown(wait=True, cancel_futures=True)
     except BrokenProcessPool as error:
-        msg = "a process that embedded texts was ended, perhaps because the memory was full"
-        raise RuntimeError(msg) from error
+        codes = [process.exitcode for process in processes]
+        if _UNGUARDED in codes:
+            raise RuntimeError(_GUARD) from None
+        raise RuntimeError(_why(codes)) from error
     finally:
-        # After an error or Ctrl-C nobody waits for texts that are being embedded. Python has a method for this from
-        # version 3.14 on.
-        for process in list((executor._processes or {}).values()):
-            process.terminate()
-        executor.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(folder, ignore_errors=True)
     found: PackedTokens = PackedTokens.cat([part for part in parts if part is not None])[order.argsort()]
     return found
+
+
+def _why(codes: list[int]) -> str:
+    """Say how a process ended. The others were then ended by SIGTERM."""
+    code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
+    if code < 0:
+        return f"a process that embedded texts was ended by signal {-code}, perhaps because the memory was full"
+    return f"a process that embedded texts ended too early, with exit code {code}; what it printed may say why"
 
 
 def _on_cpu(encoder: MultiVectorEncoder) -> nn.Module:
     return encoder if encoder.device.type == "cpu" else copy.deepcopy(encoder).to("cpu")
 
 
-def _begin(sent: bytes, free: Any) -> None:
+def _begin(path: Path, free: Any) -> None:
     """Start a worker: it takes one of the devices."""
     # Ctrl-C reaches the caller's process too, which ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
-    given = pickle.loads(sent)
+    threading.Thread(target=_end_with_the_caller, args=(path.parent,), daemon=True).start()
+    with path.open("rb") as file:
+        given = pickle.load(file)
     torch.set_num_threads(given["threads"])
     _given.update(given, encoder=given["encoder"].to(free.get()))
 
 
-def _end_with_the_caller() -> None:
+def _end_with_the_caller(folder: Path) -> None:
     caller = multiprocessing.parent_process()
     assert caller is not None
     caller.join()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -99,6 +100,51 @@ def alive(process: str) -> bool:
         return ") Z " not in Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return False
+
+
+# What a process does when it imports the script, and the error that the caller must get, by which nothing may wait.
+DEATHS = {
+    "encode()": """devices=... starts .* put the call under `if __name__ == "__main__":`$""",
+    "raise ImportError('it is broken')": "ended too early, with exit code 1; what it printed may say why",
+    "os._exit(3)": "ended too early, with exit code 3;",
+    "os.kill(os.getpid(), 9)": "was ended by signal 9, perhaps because the memory was full$",
+}
+DYING = """
+import os, sys, tempfile, torch
+
+def encode():
+    from colbert_fast.models import ColBERT
+    encoder = ColBERT(sys.argv[1], device="cpu")
+    encoder.encoder.register_buffer("more_than_a_pipe_holds", torch.zeros(2**20))
+    encoder.encode_documents(["a text", "another"], devices=["cpu", "cpu"])
+
+if __name__ == "__main__":
+    for death in sys.argv[2:]:
+        os.environ["DEATH"] = death
+        try:
+            encode()
+        except RuntimeError as error:
+            print(error, flush=True)
+    print(os.listdir(tempfile.gettempdir()))
+else:
+    exec(os.environ["DEATH"])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are ended by signals")
+def test_a_process_that_dies_at_its_start(neural_cherche: Path, tmp_path: Path) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "temporary"
+    script.write_text(DYING, encoding="utf-8")
+    folder.mkdir()
+    command = [sys.executable, script, neural_cherche, *DEATHS]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    *errors, left = done.stdout.splitlines()
+    assert len(errors) == len(DEATHS), done.stderr
+    for error, expected in zip(errors, DEATHS.values(), strict=True):
+        assert re.search(expected, error), error
+    assert "it is broken" in done.stderr and "bootstrapping" not in done.stderr and "check_guard" not in done.stderr
+    assert "colbert_fast" not in left
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are listed in /proc")
