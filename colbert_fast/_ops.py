@@ -47,6 +47,17 @@ def _select(problem: Problem, name: str | None) -> Backend:
     return select(d.device, q.dtype, name, d.dtype is torch.int8)
 
 
+def _select_for(problem: Problem, name: str | None) -> tuple[Backend, Problem]:
+    """Return the backend, and the problem as it takes it."""
+    q, d = problem.q_tokens, problem.d_tokens
+    backend = select(d.device, q.dtype, name, d.dtype is torch.int8)
+    # The starts and lengths of a padded batch on a GPU are not made yet, and the documents of a list are not joined.
+    implicit = problem.q_starts is None or problem.d_starts is None
+    if implicit and not (backend.scattered if problem.d_items else backend.uniform):
+        problem = problem.explicit()
+    return backend, problem
+
+
 def score(problem: Problem, name: str | None, direct: bool) -> Tensor:
     """``torch.ops.colbert_fast.score``, without the dispatcher if ``direct``: where nobody would notice.
 
@@ -60,21 +71,17 @@ def score(problem: Problem, name: str | None, direct: bool) -> Tensor:
 
 def best(problem: Problem, k: int, name: str | None) -> tuple[Tensor, Tensor] | None:
     """Return the k best scores ``[nq, k]`` and their documents, or None where torch is to sort."""
-    backend = _select(problem, name)
+    backend, problem = _select_for(problem, name)
     if backend.best is None:
         return None
-    scores, numbers, empty_document = backend.best(problem if problem.d_items else problem.explicit(), k)
+    scores, numbers, empty_document = backend.best(problem, k)
     if empty_document:
         tell_of_empty_document.get()()
     return scores, numbers
 
 
 def _score(problem: Problem, name: str | None) -> Tensor:
-    backend = _select(problem, name)
-    # The starts and lengths of a padded batch on a GPU are not made yet, and the documents of a list are not joined.
-    implicit = problem.q_starts is None or problem.d_starts is None
-    if implicit and not (backend.scattered if problem.d_items else backend.uniform):
-        problem = problem.explicit()
+    backend, problem = _select_for(problem, name)
     scores, _, empty_document = backend.score(problem)
     if empty_document:
         tell_of_empty_document.get()()

@@ -92,7 +92,8 @@ def _best_of_all(
     """Score documents in runs, and merge each run with the best so far; an exported program scores all at once."""
     nd = number_of(d)
     compiling = torch.compiler.is_compiling()
-    few = compiling or nd < max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k)
+    # A GPU scores all documents, and finds the best of any number sooner than torch sorts them.
+    few = compiling or nd < (k if d._like.is_cuda else max(_LEAST_DOCUMENTS, _LEAST_DOCUMENTS_FOR_EACH * k))
     at_once = max(k, CHUNK_ELEMENTS // max(1, number_of(q)))
     if _is_exporting() or nd <= at_once:
         # The backend may find the best of many documents without the scores of all. Of few documents it sorts the
@@ -167,7 +168,8 @@ def _best(scores: Tensor, numbers: Tensor | None, k: int) -> tuple[Tensor, Tenso
     A small k gives k columns, whether they can be filled or not; a large k gives as many columns as can be filled.
     """
     width = scores.shape[1]
-    if torch.compiler.is_compiling() or width < k:  # with the columns added, compiled code need not compare the two
+    widened = torch.compiler.is_compiling() or width < k
+    if widened:  # with the columns added, compiled code need not compare the two
         room = (0, min(k, _ALWAYS_FILLED))
         scores = torch.nn.functional.pad(scores, room, value=float("-inf"))
         numbers = None if numbers is None else torch.nn.functional.pad(numbers, room, value=-1)
@@ -178,7 +180,9 @@ def _best(scores: Tensor, numbers: Tensor | None, k: int) -> tuple[Tensor, Tenso
     else:  # not a slice: torch.export could not prove that it is inside
         columns = torch.arange(min(k, max(width, _ALWAYS_FILLED)), device=scores.device)
         values, order = values.index_select(1, columns), order.index_select(1, columns)
-    return values, order.where(order < width, -1) if numbers is None else numbers.gather(1, order)
+    if numbers is not None:
+        return values, numbers.gather(1, order)
+    return values, order.where(order < width, -1) if widened else order
 
 
 def _is_exporting() -> bool:

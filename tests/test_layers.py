@@ -33,6 +33,8 @@ ROWS = [
         "_backends.triton_gradients",
         "_backends.triton_upper",
         "_backends.triton_upper_kernel",
+        "_backends.triton_best",
+        "_backends.triton_best_kernel",
     },
     {"_backends"},
     {"_ops", "_upper"},

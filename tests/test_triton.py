@@ -27,6 +27,7 @@ WORKS = ["short", "wide", "short_argmax", "wide_argmax", "grad_q"]
 INTERPRETED = {
     "test_triton_kernels.py": "",
     "test_triton_upper_kernel.py": "",
+    "test_triton_best.py": "",
     "test_upper.py": "(bounds and 15) or nothing or beside or special or refusals",
     "test_edges.py": "",
     "test_int8.py": "before_the_maximum or minus_128 or ties or empty or gradients or wherever_it_is",

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from colbert_fast._backends import cpu, torch_, triton_
+from colbert_fast._backends import cpu, torch_, triton_, triton_best
 from colbert_fast._backends.problem import Backend
 from colbert_fast._environment import environment_variable
 from colbert_fast._extension import MISSING
@@ -15,7 +15,7 @@ from colbert_fast._warnings import warn_caller
 _ON_THIS_MACHINE = (*cpu.BACKENDS, torch_.BACKEND)
 # In Triton's interpreter the Triton kernels take CPU tensors, and come last, because they are the slowest to do so.
 BACKENDS: tuple[Backend, ...] = (
-    (*_ON_THIS_MACHINE, triton_.BACKEND) if triton_.INTERPRETED else (triton_.BACKEND, *_ON_THIS_MACHINE)
+    (*_ON_THIS_MACHINE, triton_best.BACKEND) if triton_.INTERPRETED else (triton_best.BACKEND, *_ON_THIS_MACHINE)
 )
 
 # By the name of a backend that asked for what it needs: why it was refused when it last asked.

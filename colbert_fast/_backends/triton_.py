@@ -1,7 +1,8 @@
 """The Triton backend: it makes a plan for the shapes and dtypes of a call, and launches the kernels.
 
-`colbert_fast._backends` lists `BACKEND`, at the end of this file. The kernels are in `triton_kernels` (scores) and
-`triton_gradients`; `triton_tiles` chooses the sizes of their tiles. `triton_upper` launches its kernel from here, too.
+`BACKEND` is at the end of this file, and `triton_best` adds to it. The kernels are in `triton_kernels` (scores) and
+`triton_gradients`; `triton_tiles` chooses the sizes of their tiles. `triton_upper` and `triton_best` launch their
+kernels from here, too.
 Triton is imported on first use.
 
 The host knows the shapes and never asks the device for a value. So no call waits for the device, and every call can be
@@ -324,13 +325,14 @@ def _driver() -> Any:
 
 @functools.cache
 def _kernel(name: str) -> Any:
-    from colbert_fast._backends import triton_gradients, triton_kernels, triton_upper_kernel
+    from colbert_fast._backends import triton_best_kernel, triton_gradients, triton_kernels, triton_upper_kernel
 
     return {
         "score_kernel": triton_kernels.score_kernel,
         "rank_kernel": triton_gradients.rank_kernel,
         "grad_kernel": triton_gradients.grad_kernel,
         "upper_kernel": triton_upper_kernel.upper_kernel,
+        "best_kernel": triton_best_kernel.best_kernel,
     }[name]
 
 
