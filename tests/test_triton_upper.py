@@ -39,7 +39,7 @@ def upper_code(arch: int, kind: str, nq: int, lq: int, dim: int = 128) -> Any:
     plan = triton_upper._plan(arch, dim, bits, planes, nq, lq)
     types = dict.fromkeys(["q_starts", "q_lengths", "d_starts", "d_lengths"], "*i64") | dict.fromkeys(NAMES, "i32")
     types |= {"q_tokens": "*i8", "q_sums": "*i32", "q_norms": "*fp32", "q_scales": "*fp64", "q_distances": "*fp64"}
-    types |= {"levels": "*u8", "multipliers": "*bf16", "slack": "*bf16", "norms": "*fp32", "bounds": "*fp64"}
+    types |= {"levels": "*u8", "multipliers": "*bf16", "slack": "*bf16", "norms": "*fp32", "bounds": "*fp32"}
     types |= {"low": "*u8"} if planes else {}
     return compiled("upper_kernel", arch, plan, types, ["q_tokens", "levels", *(["low"] if planes else [])])
 

@@ -42,12 +42,12 @@ from colbert_fast.packed import PackedTokens
 _MORE_SLACK = 2.0**-19
 MORE_NORM = 2.0**-80
 # The products with longer documents could overflow. Their bound is +inf.
-_LONGEST = 2.0**100
+LONGEST = 2.0**100
 # Up to this dim, queries are multiplied by the matrix of the rotation; it has 2 MiB then.
 _DENSE = 512
 # No query token is divided by less. It is far below the numbers of float32, and the square of its inverse is a number.
 _LEAST_SCALE = 2.0**-200
-_MOST = torch.finfo(torch.float32).max
+MOST = torch.finfo(torch.float32).max
 
 
 class Rotated(NamedTuple):
@@ -96,10 +96,10 @@ def distance(q: Rotated, y: Tensor) -> Tensor:
 
 def rounded_up(bounds: Tensor, norms: Tensor, lengths: Tensor) -> Tensor:
     """Return the bounds ``[A, n]`` as float32 numbers that are not less, and the bounds of special documents."""
-    bounds = torch.add(bounds, bounds.abs(), alpha=2.0**-22).add_(2.0**-120).clamp_(min=-_MOST).to(torch.float32)
+    bounds = torch.add(bounds, bounds.abs(), alpha=2.0**-22).add_(2.0**-120).clamp_(min=-MOST).to(torch.float32)
     # A bound is NaN where an infinite slack or huge queries of float64 met a zero.
     bounds.nan_to_num_(float("inf"), float("inf"))
-    bounds.masked_fill_((norms > _LONGEST) | norms.isnan(), float("inf"))
+    bounds.masked_fill_((norms > LONGEST) | norms.isnan(), float("inf"))
     return bounds.masked_fill_(lengths == 0, EMPTY_DOCUMENT_SCORE)
 
 

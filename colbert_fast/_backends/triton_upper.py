@@ -25,22 +25,17 @@ def upper_bounds(queries: PackedTokens, codes: Codes) -> Tensor:
     """Return the bounds ``[A, n]``, float32, on the device of the codes. Waits only to move what is elsewhere."""
     device = codes.device
     nq, nd = len(queries), len(codes)
-    out = torch.empty((nq, nd), dtype=torch.float32, device=device)
-    if nq == 0 or nd == 0:
-        return out
-    if not queries.max_length:
-        return out.zero_().masked_fill_(codes.lengths == 0, EMPTY_DOCUMENT_SCORE)
+    if nq == 0 or nd == 0 or not queries.max_length:
+        nothing = torch.zeros((nq, nd), dtype=torch.float32, device=device)
+        return nothing.masked_fill_(codes.lengths == 0, EMPTY_DOCUMENT_SCORE)
     tokens = _quantised(queries, codes)
     at_once = max(1, CHUNK_ELEMENTS // nd)
+    parts = []
     for first in range(0, nq, at_once):
         some = slice(first, first + at_once)
         places = (queries.starts[some].to(device), queries.lengths[some].to(device))
-        total = _launched(tokens, places, queries.max_length, codes)
-        bounds = rounded_up(total, codes.norms, codes.lengths)
-        if at_once >= nq:
-            return bounds
-        out[some] = bounds
-    return out
+        parts.append(_launched(tokens, places, queries.max_length, codes))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _quantised(queries: PackedTokens, codes: Codes) -> tuple[Tensor, ...]:
@@ -71,7 +66,7 @@ def _in_order(numbers: Tensor, codes: Codes) -> Tensor:
 
 
 def _launched(tokens: tuple[Tensor, ...], places: tuple[Tensor, Tensor], max_lq: int, codes: Codes) -> Tensor:
-    """Launch upper_kernel, and return the bounds ``[A, n]``, float64, which are not rounded yet."""
+    """Launch upper_kernel, and return the bounds ``[A, n]``."""
     q8, *others = tokens
     nq, nd = len(places[0]), len(codes)
     index = triton_._device_index(codes.device)
@@ -80,7 +75,10 @@ def _launched(tokens: tuple[Tensor, ...], places: tuple[Tensor, Tensor], max_lq:
     at_once = plan.resident * triton_._gpu(index).processors
     run = triton_tiles.documents_in_turn(plan.run, at_once, tiles, nd)
     shares = -(-nd // run)
-    bounds = torch.empty((plan.blocks, nq, nd), dtype=torch.float64, device=codes.device)
+    # The parts of a long query are added before they are rounded.
+    whole = plan.blocks == 1
+    shape = (nq, nd) if whole else (plan.blocks, nq, nd)
+    bounds = torch.empty(shape, dtype=torch.float32 if whole else torch.float64, device=codes.device)
     levels, low = codes.levels.contiguous(), None if codes.low is None else codes.low.contiguous()
     triton_._launch(
         "upper_kernel",
@@ -93,7 +91,7 @@ def _launched(tokens: tuple[Tensor, ...], places: tuple[Tensor, Tensor], max_lq:
         plan,
         (q8.data_ptr() % 16 == 0, levels.data_ptr() % 16 == 0, low is None or low.data_ptr() % 16 == 0),
     )
-    return bounds[0] if plan.blocks == 1 else bounds.sum(0)
+    return bounds if whole else rounded_up(bounds.sum(0), codes.norms, codes.lengths)
 
 
 @functools.lru_cache(4096)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from colbert_fast._backends.torch_upper import MORE_NORM
+from colbert_fast._backends.problem import EMPTY_DOCUMENT_SCORE
+from colbert_fast._backends.torch_upper import LONGEST, MORE_NORM, MOST
 from colbert_fast._backends.triton_kernels import _max, _nothing_yet, _query_tokens, _reduce
 
 # The arguments whose values and alignment do not change the compiled code.
@@ -21,7 +22,8 @@ _ANY_VALUE = [
     *("q_starts", "q_lengths", "q_sums", "q_norms", "q_scales", "q_distances", "multipliers", "slack", "norms"),
     *("d_starts", "d_lengths", "bounds", "nq", "nd", "max_lq", "tiles", "shares"),
 ]
-_MORE_NORM = tl.constexpr(MORE_NORM)
+_MORE_NORM, _LONGEST, _MOST = tl.constexpr(MORE_NORM), tl.constexpr(LONGEST), tl.constexpr(MOST)
+_EMPTY = tl.constexpr(EMPTY_DOCUMENT_SCORE)
 
 
 @triton.jit
@@ -130,6 +132,19 @@ def _values(
     return s.to(tl.float32) * tl.expand_dims(m, AXIS) + tl.expand_dims(t, AXIS) * radius
 
 
+@triton.jit
+def _finished(total, norm, length, bounds):
+    """Return bounds of one document as they are stored. Those of float32 are rounded up: see torch_upper.rounded_up."""
+    if bounds.dtype.element_ty == tl.float64:
+        return total
+    else:
+        up = total + tl.abs(total) * 2.0**-22 + 2.0**-120
+        up = tl.where(up > -_MOST, up, -_MOST).to(tl.float32)
+        up = tl.where(total == total, up, float("inf"))
+        up = tl.where(norm <= _LONGEST, up, float("inf"))
+        return tl.where(length > 0, up, _EMPTY)
+
+
 # Bounds the scores of one tile of query tokens and one document after another.
 #
 # Tile map. As in score_kernel: a tile holds BLOCK_Q // max_lq whole queries, or a part of a query that is longer than a
@@ -139,7 +154,8 @@ def _values(
 # q_tokens [rows, PIECES * numbers] int8 are in the order in which _numbers unpacks levels, and zeros where a row of
 # levels has nothing. So a dimension that is not there adds nothing. 127 * 255 * 4096 < 2^31: no sum overflows.
 #
-# bounds [blocks, nq, nd] float64 has a bound for each part of a query. The caller adds the parts.
+# bounds [blocks, nq, nd] float64 has a bound for each part of a query. The caller adds the parts, and rounds them up.
+# bounds [nq, nd] float32 has the bounds of whole queries.
 @triton.jit(do_not_specialize=_ANY_VALUE)
 def upper_kernel(
     q_tokens,
@@ -214,7 +230,8 @@ def upper_kernel(
         value = tl.where(real & (length > 0), each, 0.0)
         if QUERIES == 1:
             block = (tile % tl.cdiv(max_lq, BLOCK_Q)).to(tl.int64)
-            tl.store(bounds + (block * nq + query) * nd + document, tl.sum(value, axis=0))
+            total = _finished(tl.sum(value, axis=0), norm, length, bounds)
+            tl.store(bounds + (block * nq + query) * nd + document, total)
         else:
             slots = tl.arange(0, QUERIES)
             mine = (slot[:, None] == slots[None, :]) & owned[:, None]
@@ -222,5 +239,5 @@ def upper_kernel(
             per_tile = BLOCK_Q // max_lq
             queries = tile.to(tl.int64) * per_tile + slots
             stored = (slots < per_tile) & (queries < nq)
-            tl.store(bounds + queries * nd + document, total, mask=stored)
+            tl.store(bounds + queries * nd + document, _finished(total, norm, length, bounds), mask=stored)
         document, start, length, norm = following, next_start, next_length, next_norm
