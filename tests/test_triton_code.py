@@ -191,6 +191,18 @@ def test_dims_on_hopper(dim: int, nq: int) -> None:
         assert loop["FSEL"] == 0
 
 
+@pytest.mark.parametrize(("dim", "documents"), [(256, I8), (384, BF16), (768, BF16)], ids=str)
+def test_a_matrix_unit_adds_at_most_128_products(dim: int, documents: torch.dtype) -> None:
+    """It adds less exactly than float32 does, so every sum of more products begins at 0 and is added in float32."""
+    for nq in (1, 128):
+        code = score_code(90, BF16, documents, nq, 32, dim=dim).asm["ttir"]
+        zeros = set(re.findall(r"(%\w+) = arith.constant dense<0.0+e\+00> : tensor<\w+xf32>", code))
+        dots = re.findall(r"tt.dot %\w+, %\w+, (%\w+)[ ,].*: tensor<\d+x(\d+)x", code)
+        assert len(dots) == code.count("tt.dot ") > 0
+        for first, k in dots:
+            assert first in zeros and int(k) <= 128
+
+
 def test_zero_rows_cost_the_main_loop_nothing() -> None:
     plain, skipping = (score_code(90, BF16, BF16, 128, 32, skip_zero=skip) for skip in (False, True))
     for name in ("HGMMA", "FMNMX", "FSEL", "LDGSTS"):

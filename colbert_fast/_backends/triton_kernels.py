@@ -16,9 +16,15 @@ import triton.language as tl
 
 EMPTY_DOCUMENT_SCORE = tl.constexpr(-1e9)
 _NOWHERE = tl.constexpr(2**31 - 1)
-# When dimensions are read in pieces, the products of this number of dimensions are added in one chain. The rounding
-# error of a chain grows with its length.
-_CHAIN = tl.constexpr(1024)
+# The most dimensions of float16 or bfloat16 whose products a matrix unit adds by itself. The units of an H100 cut every
+# addend off below 2^-25 of the largest one, where a float32 sum would round: with one product of 1 among 767 of 2^-24,
+# a chain of 768 dimensions lost 2.1e-5 of the sum. With n dimensions it is at most about 1.3 * n * 2^-25, here 5e-6 of
+# the sum of |products|: each product loses 2^-25 at most, and each 16 products lose the last bit of their sum. The sums
+# of the chains are added in float32. Up to 128 dimensions all is one chain.
+CHAIN = tl.constexpr(128)
+# When dimensions are read in pieces, the sums of this number of dimensions are added up first, and then those sums. The
+# rounding error of a sum grows with the number of its addends.
+_GROUP = tl.constexpr(1024)
 
 # The arguments whose values and alignment do not change the compiled code: all arguments except the token rows.
 _ANY_VALUE = [
@@ -80,6 +86,42 @@ def _dot(q, d, s, SWAP: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.c
 
 
 @triton.jit
+def _add_chain(q, d, s, SWAP: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Add q times d to s as `_dot` does, but the products by themselves first.
+
+    Where float32 is multiplied in three parts, `_dot` does the same. The limit for imprecise sums changes nothing in
+    half precision, except that Triton does not make s the first addend of the chain.
+    """
+    if INTERPRETED or PRECISION != "ieee":
+        return _dot(q, d, s, SWAP, PRECISION, INTERPRETED)
+    d = d.to(q.dtype)
+    zeros = tl.zeros_like(s)
+    if SWAP:
+        return s + tl.dot(d, tl.trans(q), zeros, input_precision=PRECISION, max_num_imprecise_acc=CHAIN)
+    else:
+        return s + tl.dot(q, tl.trans(d), zeros, input_precision=PRECISION, max_num_imprecise_acc=CHAIN)
+
+
+@triton.jit
+def _query_tiles(q_rows, real, DIM: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr):
+    """Load the query's tiles, if DIM <= K1 + K2: a tuple of tiles of at most CHAIN dimensions, of K1 and then of K2."""
+    W1: tl.constexpr = K1 if K1 < CHAIN else CHAIN
+    W2: tl.constexpr = K2 if K2 < CHAIN else CHAIN
+    tiles = ()
+    if DIM <= K1 + K2:
+        for first in tl.static_range(0, K1, W1):
+            k = first + tl.arange(0, W1)
+            tile = _load(q_rows[:, None] + k[None, :], real, k, DIM, first + W1 > DIM, True)
+            tiles = tiles + (tile,)  # type: ignore[assignment]  # noqa: RUF005
+        if K2 > 0:
+            for first in tl.static_range(K1, K1 + K2, W2):
+                k = first + tl.arange(0, W2)
+                tile = _load(q_rows[:, None] + k[None, :], real, k, DIM, first + W2 > DIM, True)
+                tiles = tiles + (tile,)  # type: ignore[assignment]  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
 def _has_nonzero(tokens, mask, DIM: tl.constexpr, BLOCK_K: tl.constexpr):
     """Return for each row whether an element is not 0 (NaN is not 0). `tokens` points to the rows' first elements."""
     k = tl.arange(0, BLOCK_K)
@@ -93,8 +135,7 @@ def _has_nonzero(tokens, mask, DIM: tl.constexpr, BLOCK_K: tl.constexpr):
 @triton.jit
 def _similarity(
     q_rows,
-    q1,
-    q2,
+    q_tiles,
     real,
     d_rows,
     inside,
@@ -113,29 +154,40 @@ def _similarity(
 ):
     """Compute the dot products of one tile. With SCALED, multiply them by the documents' scales.
 
-    If DIM <= K1 + K2, q1 and q2 are the query's tiles, which are loaded already. Otherwise both sides are read K1
-    dimensions at a time: each chain adds the products of _CHAIN dimensions, and the sums of the chains are added.
+    If DIM <= K1 + K2, q_tiles are the query's tiles, which are loaded already. Otherwise both sides are read K1
+    dimensions at a time, which are a chain: the sums of _GROUP dimensions are added, and then the sums of these.
     """
     if SWAP:
         s = tl.zeros([BLOCK_D, BLOCK_Q], tl.float32)
     else:
         s = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    k1 = tl.arange(0, K1)
     if DIM <= K1 + K2:
-        d1 = _load(d_rows[:, None] + k1[None, :], inside, k1, DIM, DIM < K1, MASKED)
-        s = _dot(q1, d1, s, SWAP, PRECISION, INTERPRETED)
+        W1: tl.constexpr = K1 if K1 < CHAIN else CHAIN
+        W2: tl.constexpr = K2 if K2 < CHAIN else CHAIN
+        for i in tl.static_range(0, K1 // W1):
+            k = i * W1 + tl.arange(0, W1)
+            d = _load(d_rows[:, None] + k[None, :], inside, k, DIM, i * W1 + W1 > DIM, MASKED)
+            if i == 0:
+                s = _dot(q_tiles[i], d, s, SWAP, PRECISION, INTERPRETED)
+            else:
+                s = _add_chain(q_tiles[i], d, s, SWAP, PRECISION, INTERPRETED)
         if K2 > 0:
-            k2 = K1 + tl.arange(0, K2)
-            d2 = _load(d_rows[:, None] + k2[None, :], inside, k2, DIM, DIM < K1 + K2, MASKED)
-            s = _dot(q2, d2, s, SWAP, PRECISION, INTERPRETED)
+            for i in tl.static_range(0, K2 // W2):
+                k = K1 + i * W2 + tl.arange(0, W2)
+                d = _load(d_rows[:, None] + k[None, :], inside, k, DIM, K1 + i * W2 + W2 > DIM, MASKED)
+                if K1 + K2 <= CHAIN:
+                    s = _dot(q_tiles[K1 // W1 + i], d, s, SWAP, PRECISION, INTERPRETED)
+                else:
+                    s = _add_chain(q_tiles[K1 // W1 + i], d, s, SWAP, PRECISION, INTERPRETED)
     else:
-        for begin in range(0, DIM, _CHAIN):
+        k1 = tl.arange(0, K1)
+        for begin in range(0, DIM, _GROUP):
             part = tl.zeros_like(s)
-            for first in range(begin, tl.minimum(begin + _CHAIN, DIM), K1):
+            for first in range(begin, tl.minimum(begin + _GROUP, DIM), K1):
                 k = first + k1
                 q = _load(q_rows[:, None] + k[None, :], real, k, DIM, DIM % K1 != 0, True)
                 d = _load(d_rows[:, None] + k[None, :], inside, k, DIM, DIM % K1 != 0, MASKED)
-                part = _dot(q, d, part, SWAP, PRECISION, INTERPRETED)
+                part = _add_chain(q, d, part, SWAP, PRECISION, INTERPRETED)
             s += part
     if SCALED:
         scale_pointers = d_scales + first_row + tl.arange(0, BLOCK_D)
@@ -215,8 +267,7 @@ def _document(pairs, order, number, PAIRS: tl.constexpr):
 @triton.jit
 def _tile(
     q_rows,
-    q1,
-    q2,
+    q_tiles,
     real,
     d_tokens,
     d_scales,
@@ -247,7 +298,7 @@ def _tile(
     if BLOCK_D * D_STRIDE >= 2**31:
         offsets = columns.to(tl.int64) * D_STRIDE
     s = _similarity(
-        q_rows, q1, q2, real, d_tokens + first * D_STRIDE + offsets, columns, d_scales, first,
+        q_rows, q_tiles, real, d_tokens + first * D_STRIDE + offsets, columns, d_scales, first,
         DIM, K1, K2, BLOCK_Q, BLOCK_D, False, SWAP, SCALED, PRECISION, INTERPRETED,
     )  # fmt: skip
     shift = (first - start).to(tl.int32)
@@ -468,19 +519,12 @@ def score_kernel(
     length = _length(d_lengths, document, max_ld)
     real = owned & (token < _length(q_lengths, query, max_lq))
     q_rows = q_tokens + (_start(q_starts, query, max_lq) + token) * Q_STRIDE
-    k1 = tl.arange(0, K1)
-    q1 = k1
-    q2 = k1
-    if DIM <= K1 + K2:
-        q1 = _load(q_rows[:, None] + k1[None, :], real, k1, DIM, DIM < K1, True)
-        if K2 > 0:
-            k2 = K1 + tl.arange(0, K2)
-            q2 = _load(q_rows[:, None] + k2[None, :], real, k2, DIM, DIM < K1 + K2, True)
+    q_tiles = _query_tiles(q_rows, real, DIM, K1, K2)
     if SKIP_ZERO_Q:
         if DIM <= K1 + K2:
-            nonzero = tl.max((q1.to(tl.float32) != 0).to(tl.int32), axis=1)
-            if K2 > 0:
-                nonzero |= tl.max((q2.to(tl.float32) != 0).to(tl.int32), axis=1)
+            nonzero = tl.max((q_tiles[0].to(tl.float32) != 0).to(tl.int32), axis=1)
+            for i in tl.static_range(1, len(q_tiles)):
+                nonzero |= tl.max((q_tiles[i].to(tl.float32) != 0).to(tl.int32), axis=1)
             real &= nonzero == 1
         else:
             real &= _has_nonzero(q_rows, real, DIM, K1)
@@ -501,7 +545,7 @@ def score_kernel(
             top, at = _nothing_yet(BLOCK_Q, BLOCK_D, SWAP)
             for t in tl.range(0, tl.cdiv(length, BLOCK_D), num_stages=STAGES):
                 s, shift = _tile(
-                    q_rows, q1, q2, real, d_tokens, d_scales, start, length, t * BLOCK_D, d_rows,
+                    q_rows, q_tiles, real, d_tokens, d_scales, start, length, t * BLOCK_D, d_rows,
                     D_STRIDE, DIM, K1, K2, BLOCK_Q, BLOCK_D, SWAP, SCALED, PRECISION, INTERPRETED,
                 )  # fmt: skip
                 top, at = _reduce(s, shift, columns, top, at, BLOCK_Q, BLOCK_D, SWAP, ARGMAX, INTERPRETED)
@@ -531,7 +575,7 @@ def score_kernel(
                     inside = few < length - row
                     masked_rows = d_tokens + (start + row + few) * D_STRIDE
                     s = _similarity(
-                        q_rows, q1, q2, real, masked_rows, inside, d_scales, start + row,
+                        q_rows, q_tiles, real, masked_rows, inside, d_scales, start + row,
                         DIM, K1, K2, BLOCK_Q, MASKED_D, True, SWAP, SCALED, PRECISION, INTERPRETED,
                     )  # fmt: skip
                     if SKIP_ZERO_D:
