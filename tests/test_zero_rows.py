@@ -12,6 +12,7 @@ from torch import Tensor
 
 import colbert_fast as cf
 from colbert_fast import reference
+from colbert_fast._backends import triton_
 
 INF, NAN = math.inf, math.nan
 
@@ -84,7 +85,10 @@ def test_smallest_numbers_are_no_zeros(backend: str) -> None:
         assert b[0, 4].any() and a[0, 1].any()
         scores, argmax = score_argmax(backend, a, b)
         assert argmax[0, 0, 0] == 4
-        assert scores[0, 0] == -b[0, 4, 2].float()
+        # The parts of float32 numbers that a GPU multiplies lose numbers that are not normal.
+        on_gpu = backend == "triton" and not triton_.INTERPRETED and dtype == torch.float32
+        lost = torch.finfo(torch.float32).tiny if on_gpu else 0
+        assert abs(scores[0, 0] + b[0, 4, 2].float()) <= lost
 
 
 def test_document_of_zeros_only(backend: str) -> None:
