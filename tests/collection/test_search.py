@@ -14,7 +14,8 @@ from cases import embeddings
 from in_memory import CODES, Snapshot, assert_exact, brute_force, codes_of, float64_scores, snapshot
 from torch import Tensor
 
-from colbert_fast import PackedTokens
+from colbert_fast import PackedTokens, _backends
+from colbert_fast._backends import BACKENDS
 from colbert_fast._codecs import decoded
 from colbert_fast.collection import search, streaming
 from colbert_fast.collection.search import SearchResult, recall, topk
@@ -163,12 +164,19 @@ def test_a_batch_is_searched_as_its_queries_alone(codes: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("codes", CERTIFIED)
-def test_every_backend_and_number_of_threads_finds_the_same(codes: str, backend: str, threads: Any) -> None:
+def test_every_backend_and_number_of_threads_finds_the_same(
+    codes: str, backend: str, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queries, items = near_ties(33)
     source = snapshot(items, codes, cuts=[11])
+    (chosen,) = (b for b in BACKENDS if b.name == backend)
+    device = None if chosen.device == "cpu" else chosen.device
+    if device is not None:  # the fixture's backend would get the codes in CPU memory
+        monkeypatch.setattr(_backends, "BACKENDS", BACKENDS)
+        _backends._select.cache_clear()
     for number in (1, 2, 5):
         threads(number)
-        assert_exact(topk(source, queries, 10, backend=backend), queries, items, 10)
+        assert_exact(topk(source, queries, 10, backend=backend, device=device), queries, items, 10)
 
 
 @pytest.mark.parametrize("left", [0, 1])
@@ -321,6 +329,15 @@ def test_a_gpu_finds_the_same(codes: str) -> None:
     queries, items = near_ties(128)
     result = topk(snapshot(items, codes, cuts=[30], gone=[3, 44]), queries, 10, device="cuda")
     assert_exact(result, queries, items, 10, gone=[3, 44])
+
+
+@pytest.mark.cuda
+def test_a_backend_of_another_device_is_refused() -> None:
+    queries, items = random_data(8)
+    with pytest.raises(NotImplementedError, match="triton: takes tensors on cuda only"):
+        topk(snapshot(items, "int8"), queries, 5, backend="triton")
+    with pytest.raises(NotImplementedError, match="takes tensors on cpu only"):
+        topk(snapshot(items, "int8"), queries, 5, backend="cpu", device="cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
