@@ -29,7 +29,7 @@ from benchmarks.cuda.progress import Progress
 
 # Every test that is marked ``cuda``, that names triton, or that the backend fixture runs on it. Tests of the
 # interpreter and of compiled code need no device.
-SELECTION = "(cuda or triton) and not interpreter and not test_triton_code"
+SELECTION = "(cuda or triton) and not interpreter and not test_triton_code and not (test_triton_upper and not on_a_gpu)"
 # Of the time, what the tests and the compilers get, and seconds to come to an end.
 TESTING, ENDING = 0.4, 15.0
 # A copy of the tests in a folder without colbert_fast, so that they import the installed one; `make suite` makes it.
