@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.export import Dim, export
 
 import colbert_fast as cf
+from colbert_fast._environment import release
 
 A, B, LQ, LD = Dim("A"), Dim("B"), Dim("LQ"), Dim("LD")
 QUERIES, DOCUMENTS, NUMBERS = {0: A, 1: LQ}, {0: B, 1: LD}, {0: Dim("P")}
@@ -117,6 +118,8 @@ class Scorer(torch.nn.Module):
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_an_exported_program_takes_every_size(case: Case, strict: bool) -> None:
+    if case is CASES["groups"] and not strict and release(torch.__version__) < release("2.13"):
+        pytest.skip("torch 2.11 restricts the size of an expanded tensor to the sizes that it was traced with")
     program = export(
         Scorer(case.function), case.inputs(*SIZES[0]), dynamic_shapes=(case.open_sizes,), strict=strict
     ).module()

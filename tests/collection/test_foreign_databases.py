@@ -116,8 +116,12 @@ def test_metadata_that_are_no_json(tmp_path: Path, metadata: str | bytes) -> Non
             collection.ids("json_extract('{', '$.a')")
     run(tmp_path, "UPDATE document SET metadata = ? WHERE number = 3", (metadata,))
     what = rf"{database.NAME} is damaged: the metadata of document 3"
-    with cf.Collection(tmp_path) as collection, pytest.raises(ValueError, match=what):
-        collection.ids("a = 1")
+    with cf.Collection(tmp_path) as collection:
+        if metadata != "{" and sqlite3.sqlite_version_info >= (3, 45):  # it reads NaN and b"\0" as null
+            assert len(collection.ids("a = 1")) == 5
+            return
+        with pytest.raises(ValueError, match=what):
+            collection.ids("a = 1")
 
 
 def test_a_database_in_another_mode(tmp_path: Path) -> None:
