@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, metavar="N", help="only the first N of each folder")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of speed (default 3)")
     chosen = parser.parse_args(arguments)
+    for folder in chosen.folder:
+        if not (folder / "corpus.jsonl").is_file():
+            parser.error(f"{folder} must be a folder with corpus.jsonl, in the layout of BEIR")
     try:
         paths = loaded(chosen.path or list(PATHS))
     except ModuleNotFoundError as missing:

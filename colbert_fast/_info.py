@@ -16,7 +16,7 @@ from colbert_fast._backends import named, why_not
 from colbert_fast._environment import environment_variable
 from colbert_fast._extension import MISSING
 
-_PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "numpy")
+_PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "numpy", "onnx", "onnxruntime", "openvino")
 _NO_EXTENSION = "the C++ extension is missing"
 
 

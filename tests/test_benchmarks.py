@@ -213,3 +213,13 @@ def test_memory_is_measured_apart(contenders: ModuleType) -> None:
         pytest.skip("this system reports no peak memory")
     assert einsum >= 100 * 180 * 32 * 4
     assert measured_apart("latency-float32", "numpy of tomorrow") is None
+
+
+def test_ways_to_encode_need_a_folder(
+    contenders: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import encoder_paths
+
+    with pytest.raises(SystemExit):
+        encoder_paths.main(["speed", str(tmp_path)])
+    assert f"{tmp_path} must be a folder with corpus.jsonl, in the layout of BEIR" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def told(capsys: pytest.CaptureFixture[str], status: int) -> tuple[dict[str, Any
 def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     facts, text = told(capsys, 0)
     assert facts["version"] == cf.__version__ and facts["folder"] in text and facts["cpu"] in text
-    assert facts["packages"]["torch"] in text
+    assert facts["packages"]["torch"] in text and {"onnx", "onnxruntime", "openvino"} <= set(facts["packages"])
     assert facts["override"] == {"variable": None, "backend": None} and facts["problems"] == []
     assert facts["threads"] == {"number": cf.get_num_threads(), "variable": None}
     assert facts["extension"]["missing"] is None and Path(facts["extension"]["file"]).is_file()

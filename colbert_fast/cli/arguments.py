@@ -57,7 +57,8 @@ def model_options(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add ``--backend``."""
-    parser.add_argument("--backend", help="a backend's name, such as cpu:avx2 or torch; default: the best")
+    told = "a backend of scoring, such as cpu:avx2 or torch; default: the best; the model has --encoder-backend"
+    parser.add_argument("--backend", help=told)
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,14 @@ def load(name: str, options: dict[str, Any]) -> ColBERT:
             if "device" not in options:
                 raise
             raise ValueError(str(error)) from None  # torch has no such device
+        except ValueError as error:
+            raise ValueError(_in_options(str(error))) from None
+
+
+def _in_options(said: str) -> str:
+    """Name the options of the command line for the arguments `backend` and `dtype` of the encoder."""
+    said = re.sub(r'\b(backend|dtype)="(\w+)"', r"--encoder-\1 \2", said)
+    return re.sub(r"^(backend|dtype)(?= must )", r"--encoder-\1", said)
 
 
 @contextlib.contextmanager
@@ -140,7 +149,7 @@ def of_collection(collection: cf.Collection, name: str | None, options: dict[str
         name, options = known["model"], {**_options(collection), **options}
     encoder = load(name, options)
     if "fingerprint" in known and fingerprint(encoder, versions=False) != known["fingerprint"]:
-        said = f"the model {name} is not the one that made the embeddings of {collection.path}"
+        said = f"the model {name} is not the one that made the embeddings of {collection.path}, or has other settings"
         if not changed:
             msg = f"{said}: its files have changed; --model M takes it in any case"
             raise ValueError(msg)

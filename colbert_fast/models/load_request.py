@@ -10,6 +10,9 @@ import torch
 
 from colbert_fast.models.files import Files
 
+# Names of dtypes that torch does not know.
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
 
 @dataclass
 class Request:
@@ -61,6 +64,12 @@ def with_dtype(model_kwargs: dict[str, Any] | None) -> dict[str, Any]:
     old = model_kwargs.pop("torch_dtype", None)
     given = model_kwargs.pop("dtype", old)
     dtype = torch.float32 if given is None else given
+    if str(dtype).removeprefix("torch.") == "int8":
+        msg = 'dtype="int8" needs backend="onnx" or backend="openvino"; torch computes in floating point'
+        raise ValueError(msg)
+    if isinstance(dtype, str) and dtype in _SHORT:
+        msg = f'dtype must be "{_SHORT[dtype]}" in full; got {given!r}'
+        raise ValueError(msg)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,8 @@ def as_texts(name: str, texts: Iterable[str]) -> list[str]:
     if isinstance(texts, (str, bytes)):
         msg = f"{name} must be a list of str; got one {type(texts).__name__}: put it in a list"
         raise TypeError(msg)
-    if not isinstance(texts, Iterable):
+    # A mapping would give its keys, and a set an order that nobody knows.
+    if not isinstance(texts, Iterable) or isinstance(texts, (Mapping, set, frozenset)):
         msg = f"{name} must be a list of str; got {type(texts).__name__}"
         raise TypeError(msg)
     listed = list(texts)

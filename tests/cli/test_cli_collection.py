@@ -219,13 +219,14 @@ class TestSearch:
         assert command("search", folder, "capital", "--model", model, *OPTIONS) == expected
         save_model(own, seed=7)
         said = command.refused("search", folder, "capital")
-        wrong = f"the model {own} is not the one that made the embeddings of {folder}"
+        wrong = f"the model {own} is not the one that made the embeddings of {folder}, or has other settings"
         assert said == f"{wrong}: its files have changed; --model M takes it in any case"
         out, err = command.both("search", folder, "capital", "--model", own, *OPTIONS)
         assert out != expected and err == f"colbert-fast: warning: {wrong}\n"
         # Options of the user's own are added to those of the collection.
         _, err = command.both("search", wiki, "capital", "--query-prefix", "")
-        assert err == f"colbert-fast: warning: the model {model} is not the one that made the embeddings of {wiki}\n"
+        wrong = f"the model {model} is not the one that made the embeddings of {wiki}, or has other settings"
+        assert err == f"colbert-fast: warning: {wrong}\n"
         with cf.Collection(tmp_path / "y") as collection:
             collection.add(["a"], torch.ones(1, 2, 32))
         said = command.refused("search", tmp_path / "y", "capital")

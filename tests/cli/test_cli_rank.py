@@ -263,6 +263,11 @@ class TestModels:
 
     def test_bad_options(self, words: list[object], command: Command) -> None:
         assert command.refused(*words, "--backend", "bogus").startswith("no backend is called 'bogus'; there are cpu, ")
+        said = command.refused(*words, "--encoder-dtype", "int8")
+        assert said.startswith("--encoder-dtype int8 needs --encoder-backend onnx or --encoder-backend openvino")
+        assert command.refused(*words, "--encoder-dtype", "bf16") == (
+            "--encoder-dtype must be \"bfloat16\" in full; got 'bf16'"
+        )
         assert command.refused(*words, "--device", "bogus").startswith("device must be one that torch can use here")
         assert command.refused(*words, "--max-length-query", "1000").startswith("max_length_query must be at most")
         if not torch.cuda.is_available():

