@@ -347,7 +347,7 @@ class ColBERT(nn.Module):
             True: embed as queries. False: embed as documents.
         batch_size
             Largest number of texts of one pass through the transformer. None: a fixed number of tokens is the only
-            limit. The embeddings do not depend on this number.
+            limit. The embeddings do not depend on this number but for rounding, which int8 makes large.
         tqdm_bar
             Whether to show a progress bar over the texts.
         show_progress_bar
