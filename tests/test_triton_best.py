@@ -14,6 +14,8 @@ from colbert_fast import _topk
 from colbert_fast._backends import triton_, triton_best
 
 INF, NAN = float("inf"), float("nan")
+# A chunk that is full, two, and so many that there are three launches.
+SIZES = [(1, 1), (16, 15), (17, 1), (70, 3)] if triton_.INTERPRETED else [(1, 1), (1024, 1000), (1025, 3), (70_000, 17)]
 DEVICES = ["cpu"] if triton_.INTERPRETED else [pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
@@ -37,12 +39,13 @@ def check(scores: Tensor, k: int) -> None:
     torch.testing.assert_close(values.cpu(), best, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("nd", "k"), [(1, 1), (16, 15), (17, 1), (70, 3)])
+@pytest.mark.parametrize(("nd", "k"), SIZES)
 def test_ties_and_special_numbers_are_sorted_as_by_a_stable_sort(
     device: str, nd: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ties within and across chunks; zeros of both signs are equal; NaN of any sign comes first."""
-    monkeypatch.setattr(triton_best, "_CHUNK", 16)
+    if triton_.INTERPRETED:
+        monkeypatch.setattr(triton_best, "_CHUNK", 16)
     values = torch.tensor([0.0, -0.0, 1.5, -1.5, 1e-42, -1e-42, 3e38, -3e38, -1e9, INF, -INF, NAN])
     nan = torch.tensor([0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32).view(torch.float32)
     for some in (torch.cat([values, nan]), values[:9], torch.tensor([-INF, -3e38, 0.0])):
@@ -54,8 +57,9 @@ def test_ties_and_special_numbers_are_sorted_as_by_a_stable_sort(
 def test_a_call_finds_them(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_topk, "_LEAST_DOCUMENTS", 1)
     monkeypatch.setattr(_topk, "_LEAST_DOCUMENTS_FOR_EACH", 1)
-    monkeypatch.setattr(triton_best, "_CHUNK", 16)
-    monkeypatch.setattr(triton_best, "_MOST_KEPT", 4)
+    if triton_.INTERPRETED:
+        monkeypatch.setattr(triton_best, "_CHUNK", 16)
+        monkeypatch.setattr(triton_best, "_MOST_KEPT", 4)
     a, b = torch.randn(2, 3, 8).to(device), torch.randn(24, 2, 8).to(device)
     b[[9, 20, 21]] = b[3].clone()
     lists = [x[:1] for x in b[:18].cpu()] if device == "cpu" else list(b)

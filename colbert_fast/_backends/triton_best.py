@@ -13,8 +13,8 @@ from torch import Tensor
 from colbert_fast._backends import triton_, triton_tiles
 from colbert_fast._backends.problem import Problem
 
-# A program sorts so many places.
-_CHUNK = 1024
+# A program sorts so many places. The interpreter takes a second for 1024.
+_CHUNK = 64 if triton_.INTERPRETED else 1024
 # Of each chunk at most so many keys are kept, so that one launch leaves a quarter of them at most.
 _MOST_KEPT = _CHUNK // 4
 
