@@ -29,9 +29,9 @@ def cell(text: str, small: str = "") -> str:
 
 
 def _ratio(result: Result, ours: Result | None) -> str:
-    """A ratio, in bold if ours is slower."""
+    """A ratio, in bold if another library's time is less than ours."""
     text = result.ratio(ours)
-    return f"**{text}, ours slower**" if result.beats(ours) else text
+    return f"**{text}, ours slower**" if result.beats(ours) and not result.ours else text
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:

@@ -72,7 +72,10 @@ def example() -> dict[str, Any]:
                 "skipped": [{"contender": "numkong", "reason": "one document\na call"}],
             },
         ],
-        "encoding": [{**result("colbert_fast models", 50, "ours"), "name": "encode", "pairs": 100}],
+        "encoding": [
+            {**result("colbert_fast models.ColBERT.scores", 50, "ours"), "name": "encode", "pairs": 100},
+            {**result("colbert_fast models.ColBERT.scores, int8", 20, "ours"), "name": "encode", "pairs": 100},
+        ],
     }
 
 
@@ -185,7 +188,9 @@ def test_memory_packing_and_encoding(folder: Path) -> None:
     assert cells(text, "memory", "torch einsum") == [["", "torch einsum", "30.0", "15.0x"]]  # 30 MB over 2 MB
     assert cells(text, "startup", "cpu:avx2")[0][2:] == ["2.50", "-"]
     assert cells(text, "startup", "cpu:avx512")[0][2:] == ["-", "7.00"]
-    assert cells(text, "encoding", "encode")[0][1:4] == ["colbert_fast models", "50.0", "2000"]  # 100 pairs in 50 ms
+    int8, default = cells(text, "encoding", "encode")
+    assert default[1:5] == ["colbert_fast models.ColBERT.scores", "50.0", "2000", "1.0x"]  # 100 pairs in 50 ms
+    assert int8[4] == "0.40x"  # a path of ours is no rival
 
 
 def test_a_section_without_data_is_empty_and_needs_no_marker(folder: Path) -> None:
