@@ -31,8 +31,8 @@ WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
 BIN := $(abspath $(VENV))/bin
 # Without compiling: most modules of torch and transformers are never imported here. The first import of the others keeps
-# their bytecode, whatever the setting of the machine: without it, each process of a test that imports sentence-transformers
-# compiles it anew, which took 8 of 15 seconds.
+# their bytecode, whatever the setting of the machine. Otherwise each process of a test that imports sentence-transformers
+# would compile it anew, which took 8 of 15 seconds.
 PIP_INSTALL := -m pip install --quiet --no-compile --constraint constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 # What searches with another torch than ours, and numpy, which the benchmark needs there.

@@ -49,8 +49,7 @@ def _select(problem: Problem, name: str | None) -> Backend:
 
 def _select_for(problem: Problem, name: str | None) -> tuple[Backend, Problem]:
     """Return the backend, and the problem as it takes it."""
-    q, d = problem.q_tokens, problem.d_tokens
-    backend = select(d.device, q.dtype, name, d.dtype is torch.int8)
+    backend = _select(problem, name)
     # The starts and lengths of a padded batch on a GPU are not made yet, and the documents of a list are not joined.
     implicit = problem.q_starts is None or problem.d_starts is None
     if implicit and not (backend.scattered if problem.d_items else backend.uniform):

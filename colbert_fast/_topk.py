@@ -25,7 +25,7 @@ from colbert_fast.packed import PackedTokens, Tokens
 
 # The result has so many columns, or k if that is less, even if there are fewer documents.
 _ALWAYS_FILLED = 1024
-# Of fewer documents all are scored: to leave some out would take longer than it saves.
+# Of fewer documents all are scored: to leave some out would take longer than it saves. best.cpp has this number too.
 _LEAST_DOCUMENTS = 256
 _LEAST_DOCUMENTS_FOR_EACH = 16  # of the k
 

@@ -1,6 +1,7 @@
-"""The k best documents of every query on a GPU: all scores, and one or two launches that sort keys of them.
+"""The k best documents of every query on a GPU: all scores, and launches of a kernel that sort keys of them.
 
-A stable sort of torch takes five launches, and ``torch.topk`` leaves the order of equal scores open.
+One launch sorts up to 1,024 documents. Of more, each launch keeps the best of every chunk for the next launch. A stable
+sort of torch takes more launches, and ``torch.topk`` leaves the order of equal scores open.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def best(p: Problem, k: int) -> tuple[Tensor, Tensor, bool]:
 
 
 def _fill(scores: Tensor, values: Tensor, numbers: Tensor) -> None:
+    """Write the best of the scores ``[nq, nd]`` to ``values`` and their documents to ``numbers``, both ``[nq, k]``."""
     (nq, nd), k = scores.shape, values.shape[1]
     plan = _plan(triton_._device_index(scores.device), _CHUNK, triton_tiles.power_of_two(k, 4))
     keys, width = None, nd
@@ -51,7 +53,8 @@ def _fill(scores: Tensor, values: Tensor, numbers: Tensor) -> None:
 
 
 @functools.lru_cache(256)
-def _plan(_index: int, chunk: int, kept: int) -> triton_._Plan:
+def _plan(_device: int, chunk: int, kept: int) -> triton_._Plan:
+    # A plan holds the kernels that were compiled for one device.
     constants = {"CHUNK": chunk, "KEPT": kept}
     return triton_._Plan(constants, tuple(constants.values()), {"num_warps": 4, "enable_fp_fusion": True}, {})
 

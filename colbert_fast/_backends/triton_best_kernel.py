@@ -17,7 +17,7 @@ _LAST = tl.constexpr(2**63 - 1)
 
 @triton.jit
 def _key(score, document):
-    """Return int64 keys that are all different, and whose ascending order is that of `cf.topk`.
+    """Return an int64 key for each score. All keys differ, and ascending keys are documents as `cf.topk` orders them.
 
     The upper half is the score as an int32 that is less for a greater score: -2^31 for NaN. 0.0 and -0.0 are equal. The
     lower half is the number of the document. No key is _LAST, because no score is turned into 2^31 - 1.

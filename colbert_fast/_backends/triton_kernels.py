@@ -17,10 +17,10 @@ import triton.language as tl
 EMPTY_DOCUMENT_SCORE = tl.constexpr(-1e9)
 _NOWHERE = tl.constexpr(2**31 - 1)
 # The most dimensions of float16 or bfloat16 whose products a matrix unit adds by itself. The units of an H100 cut every
-# addend off below 2^-25 of the largest one, where a float32 sum would round: with one product of 1 among 767 of 2^-24,
-# a chain of 768 dimensions lost 2.1e-5 of the sum. With n dimensions it is at most about 1.3 * n * 2^-25, here 5e-6 of
-# the sum of |products|: each product loses 2^-25 at most, and each 16 products lose the last bit of their sum. The sums
-# of the chains are added in float32. Up to 128 dimensions all is one chain.
+# addend off below 2^-25 of the largest one, where a float32 sum would round: with one product of 1 among 767 of 0.97
+# times 2^-24, a chain of 768 dimensions lost 2.1e-5 of the sum. A chain of n dimensions loses at most about
+# 1.3 * n * 2^-25 of the sum of |products|, here 5e-6: each product loses 2^-25 at most, and each 16 products lose the
+# last bit of their sum. The sums of the chains are added in float32. Up to 128 dimensions all is one chain.
 CHAIN = tl.constexpr(128)
 # When dimensions are read in pieces, the sums of this number of dimensions are added up first, and then those sums. The
 # rounding error of a sum grows with the number of its addends.

@@ -37,6 +37,9 @@ _given: dict[str, Any] = {}
 
 
 class _Spawn(SpawnContext):
+    """New processes whose name says that :func:`embed_in_processes` started them."""
+
+    # Where SpawnContext has a class, this is a function.
     @staticmethod
     def Process(**kwargs: Any) -> SpawnProcess:  # type: ignore[override]
         return SpawnProcess(name=_NAME, **kwargs)

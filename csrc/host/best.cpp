@@ -14,7 +14,8 @@
 namespace colbert_fast {
 namespace {
 
-// Of fewer documents all are scored: to leave some out would take longer than it saves.
+// Of fewer documents all are scored: to leave some out would take longer than it saves. _topk.py has this
+// number too.
 constexpr int64_t kLeastDocuments = 256;
 // So many queries, and so many documents or one of kPart, from everywhere in the batches, are tried first.
 constexpr int64_t kSample = 8;

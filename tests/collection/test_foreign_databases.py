@@ -108,6 +108,17 @@ def test_segments_that_have_other_documents(tmp_path: Path) -> None:
                 read()
 
 
+def sqlite_reads(metadata: str | bytes) -> bool:
+    """Whether this SQLite reads as JSON what is none: newer ones take NaN, and the byte 0, for null."""
+    other = sqlite3.connect(":memory:")
+    try:
+        return other.execute("SELECT json_extract(?, '$.a') IS NULL", (metadata,)).fetchone() == (1,)
+    except sqlite3.Error:
+        return False
+    finally:
+        other.close()
+
+
 @pytest.mark.parametrize("metadata", ["{", '{"a": NaN}', b"\0"])
 def test_metadata_that_are_no_json(tmp_path: Path, metadata: str | bytes) -> None:
     with cf.Collection(tmp_path) as collection:
@@ -117,7 +128,7 @@ def test_metadata_that_are_no_json(tmp_path: Path, metadata: str | bytes) -> Non
     run(tmp_path, "UPDATE document SET metadata = ? WHERE number = 3", (metadata,))
     what = rf"{database.NAME} is damaged: the metadata of document 3"
     with cf.Collection(tmp_path) as collection:
-        if metadata != "{" and sqlite3.sqlite_version_info >= (3, 45):  # it reads NaN and b"\0" as null
+        if sqlite_reads(metadata):  # then the document has no a
             assert len(collection.ids("a = 1")) == 5
             return
         with pytest.raises(ValueError, match=what):

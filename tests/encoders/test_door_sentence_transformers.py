@@ -80,7 +80,7 @@ def test_scores_equal_theirs(name: str) -> None:
     q[1, 3:], d[1, ..., 4:, :], d[2, ..., :2, :] = 0.0, 0.0, 0.0  # rows of zeros are padding
     assert (assert_same(name, q, d) < 0).all()
     assert_same(name, q.numpy(), d.numpy())
-    # Their functions of groups take lists as they take tensors, but those of 6.0 fail.
+    # Of sentence-transformers 6.0, the functions of groups fail with lists, so theirs get tensors here.
     expected = their(name)(q, d) if name in GROUPED else their(name)(list(q), list(d))
     assert_close(getattr(ours, name)(list(q), list(d)), expected)
     for dtype in (torch.float16, torch.bfloat16):
