@@ -4,7 +4,7 @@
 #   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
 #   make test-doors the adapters and the encoder's backends beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
-#   make lint       ruff, mypy, clang-format
+#   make lint       ruff, mypy, clang-format, and the linters of .github (with Python 3.11 or newer)
 #   make test-crashes  collections whose processes are killed at 200 moments, and at every step, for ten minutes
 #   make docs       the documentation, into build/site; a warning is an error
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
@@ -100,12 +100,17 @@ suite:
 	@rm -rf $(SUITE)/tests $(SUITE)/benchmarks $(SUITE)/csrc $(SUITE)/docs $(SUITE)/examples
 	@cp -R $(SUITE_FILES) $(SUITE)
 
-# ruff and mypy read the files of this tree, whatever is installed.
+# They read the files of this tree, whatever is installed, and nothing from the network. jactionlint knows the rules of
+# actionlint, whose package downloads its program when it is installed.
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*/*.h csrc/*/*.cpp benchmarks/*.cpp tests/cpp/*.cpp tests/cpp/*/*.cpp tests/cpp/*/*.h
+	$(BIN)/jactionlint --no-hints
+	$(BIN)/zizmor --offline --pedantic --quiet .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows --quiet .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot --quiet .github/dependabot.yml
 
 # The sources are read and not imported: the package is not installed here, and neither is torch.
 docs: $(DOCS_VENV)/.docs
