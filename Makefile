@@ -4,8 +4,10 @@
 #   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
 #   make test-doors the adapters and the encoder's backends beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
-#   make lint       ruff, mypy, clang-format, and the linters of .github (with Python 3.11 or newer)
+#   make lint       ruff, mypy, clang-format, and the linters of .github and CITATION.cff (with Python 3.11 or newer)
 #   make test-crashes  collections whose processes are killed at 200 moments, and at every step, for ten minutes
+#   make release    VERSION=0.2.0: checks, writes the version, builds, tests, commits and tags; pushes nothing. CHECK=1 only
+#                   looks whether it could be done; needs Python 3.11
 #   make docs       the documentation, into build/site; a warning is an error
 #   make bench      everything a user could pick instead, on every workload; rewrites the README's tables (half an hour)
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
@@ -63,8 +65,12 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
+.PHONY: release demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
+
+release:
+	$(if $(VERSION),,$(error a release needs a version, as in: make release VERSION=0.2.0))
+	$(PYTHON) release/release.py $(if $(CHECK),--check) $(VERSION)
 
 demo: $(VENV)/.demo $(VENV)/.wheel
 	@$(BIN)/colbert-fast demo
@@ -111,6 +117,7 @@ lint: $(VENV)/.lint
 	$(BIN)/zizmor --offline --pedantic --quiet .
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows --quiet .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot --quiet .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --quiet CITATION.cff
 
 # The sources are read and not imported: the package is not installed here, and neither is torch.
 docs: $(DOCS_VENV)/.docs
