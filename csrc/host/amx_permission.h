@@ -3,10 +3,11 @@
 
 #include "target.h"
 
-// AMX is built if the compiler knows it, and only for Linux: this file knows how Linux grants AMX.
+// AMX is built if the compiler knows it, and only for Linux: this file knows how Linux grants AMX. GCC and
+// Clang have headers of different names.
 #define CF_AMX 0
 #if CF_X86_64 && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxtileintrin.h>)
+#if __has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>)
 #undef CF_AMX
 #define CF_AMX 1
 #endif

@@ -16,6 +16,9 @@
 #include <sys/auxv.h>
 #elif CF_AARCH64 && defined(__APPLE__)
 #include <sys/sysctl.h>
+#elif CF_AARCH64 && defined(_WIN32)
+#define NOMINMAX
+#include <windows.h>
 #endif
 
 namespace colbert_fast {
@@ -105,6 +108,15 @@ Features detect() {
   f.dotprod = has("hw.optional.arm.FEAT_DotProd");
   f.bf16 = has("hw.optional.arm.FEAT_BF16");
   f.i8mm = has("hw.optional.arm.FEAT_I8MM");
+  return f;
+}
+#elif CF_AARCH64 && defined(_WIN32)
+// Numbers: PF_ARM_V82_DP, PF_ARM_V82_I8MM and PF_ARM_V86_BF16 of winnt.h, where older SDKs lack the last two.
+Features detect() {
+  Features f = {};
+  f.dotprod = IsProcessorFeaturePresent(43) != 0;
+  f.i8mm = IsProcessorFeaturePresent(66) != 0;
+  f.bf16 = IsProcessorFeaturePresent(68) != 0;
   return f;
 }
 #else

@@ -38,9 +38,11 @@ class Spread {
   void forget() { threads_ = 0; }
 
  private:
-  size_t threads_ = 0;      // how many threads were told
+  size_t threads_ = 0;  // how many threads were told
+#if defined(__linux__)
   int kept_off_ = -1;       // the CPU that they keep off, or -1
   uint64_t cpus_[16] = {};  // where the caller might run, a bit for each CPU
+#endif
 };
 
 // Whether a thread is not running at this moment. It takes about a microsecond to find out.

@@ -130,7 +130,7 @@ class Pool {
 
   void grow(int wanted) {
     if (started_.load() >= wanted) return;
-    const BlockSignals block;
+    [[maybe_unused]] const BlockSignals block;
     while (started_.load() < wanted) {
       try {
         std::thread(&Pool::serve, this).detach();

@@ -14,6 +14,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #define CF_GUARD_PAGES 1
+#elif defined(_WIN32)
+#define NOMINMAX
+#include <windows.h>
+#define CF_GUARD_PAGES 1
 #endif
 #if defined(__SANITIZE_ADDRESS__) || defined(CF_NO_GUARD_PAGES)
 #undef CF_GUARD_PAGES
@@ -35,24 +39,47 @@ class Memory {
  public:
 #ifdef CF_GUARD_PAGES
   explicit Memory(size_t bytes) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t page = page_size();
     const size_t used = (bytes + page - 1) / page * page;
     mapped_ = used + page;
+#ifdef _WIN32
+    // A page that is reserved and not committed must not be touched.
+    pages_ = static_cast<char*>(VirtualAlloc(nullptr, mapped_, MEM_RESERVE, PAGE_NOACCESS));
+    if (pages_ == nullptr) std::abort();
+    if (used > 0 && VirtualAlloc(pages_, used, MEM_COMMIT, PAGE_READWRITE) == nullptr) std::abort();
+#else
     pages_ =
         static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
     if (pages_ == MAP_FAILED || mprotect(pages_ + used, page, PROT_NONE) != 0) std::abort();
+#endif
     data_ = pages_ + used - bytes;
   }
   Memory(const Memory&) = delete;
   Memory(Memory&& other) noexcept : pages_(other.pages_), mapped_(other.mapped_), data_(other.data_) {
     other.mapped_ = 0;
   }
+#ifdef _WIN32
+  ~Memory() {
+    if (mapped_ != 0) VirtualFree(pages_, 0, MEM_RELEASE);
+  }
+#else
   ~Memory() {
     if (mapped_ != 0) munmap(pages_, mapped_);
   }
+#endif
   void* data() const { return data_; }
 
  private:
+  static size_t page_size() {
+#ifdef _WIN32
+    SYSTEM_INFO system;
+    GetSystemInfo(&system);
+    return system.dwPageSize;
+#else
+    return static_cast<size_t>(sysconf(_SC_PAGESIZE));
+#endif
+  }
+
   char* pages_;
   size_t mapped_;
   void* data_;

@@ -35,6 +35,7 @@
 #include "host/threads.h"
 #include "host/tiers.h"
 #include "maxsim.h"
+#include "target.h"
 #include "upper_checks.h"
 
 namespace {
@@ -703,6 +704,50 @@ void check_interrupts() {
   }
 }
 
+// Results below 2^-126 become zero on this thread, or stay.
+void flush_denormals(bool flush) {
+#if CF_X86_64
+  _MM_SET_FLUSH_ZERO_MODE(flush ? _MM_FLUSH_ZERO_ON : _MM_FLUSH_ZERO_OFF);
+#elif CF_AARCH64 && defined(__GNUC__)
+  constexpr uint64_t kFlush = uint64_t{1} << 24;
+  uint64_t control;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(control));
+  control = flush ? control | kFlush : control & ~kFlush;
+  __asm__ volatile("msr fpcr, %0" : : "r"(control));
+#else
+  static_cast<void>(flush);
+#endif
+}
+
+float product(float a, float b) {
+  const volatile float factor = a;
+  return factor * b;
+}
+
+// Every thread treats denormals as the caller does. A task ends when each thread has one.
+void check_denormals() {
+  g_case = "denormals";
+  constexpr int kThreads = 4;
+  struct Call {
+    std::atomic<int> begun{0};
+    float products[kThreads] = {};
+  };
+  const auto run = [](void* context, int64_t task, int) {
+    Call& c = *static_cast<Call*>(context);
+    c.begun.fetch_add(1);
+    while (c.begun.load() < kThreads) std::this_thread::yield();
+    c.products[task] = product(1e-20f, 1e-20f);
+  };
+  for (const bool flush : {true, false}) {
+    flush_denormals(flush);
+    Call call;
+    Interrupt interrupt(nullptr, nullptr);
+    colbert_fast::parallel_for(kThreads, kThreads, run, &call, interrupt);
+    const float expected = product(1e-20f, 1e-20f);
+    for (const float mine : call.products) check(mine == expected, "a product of a thread");
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -743,6 +788,7 @@ int main(int argc, char** argv) {
   }
   check_encode(3);
   check_interrupts();
+  check_denormals();
   check(colbert_fast::pool_size() == 3, "the size of the pool");
   std::printf("kernels: %lld checks passed:%s\n", static_cast<long long>(g_checks), tiers.c_str());
   return 0;
