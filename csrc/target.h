@@ -54,6 +54,14 @@
 #define CF_AVX_VNNI 0
 #endif
 
+// Whether immintrin.h declares AVX512-BF16. GCC 10 and Clang 9, the first that do, have a header of this
+// name.
+#if CF_X86_64 && (__has_include(<avx512bf16intrin.h>) || (!defined(__clang__) && _MSC_VER >= 1930))
+#define CF_AVX512_BF16 1
+#else
+#define CF_AVX512_BF16 0
+#endif
+
 #define CF_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define CF_TARGET_BEGIN(isa) \

@@ -10,7 +10,7 @@
 #include "scratch.h"
 #include "target.h"
 
-#if CF_X86_64
+#if CF_AVX512_BF16
 CF_TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 #include "tiers/avx512_vnni.h"
@@ -62,6 +62,27 @@ struct Narrow : RaisedInt8Narrow {
 
 #include "per_tier/loop.h"
 
+namespace colbert_fast {
+namespace {
+
+// The avx512_vnni tier, which runs wherever this tier does, scores what is not bfloat16, and does all else.
+// Compiled again here, the same code would take 160 KB.
+template <bool kArgmax>
+void score_bfloat16(const ScoreJob& job, const Task& task, Scratch& scratch) {
+  if (job.problem->d.dtype == DType::kBFloat16) return score_task<BFloat16, kArgmax>(job, task, scratch);
+  return (kArgmax ? kAvx512Vnni.score_argmax : kAvx512Vnni.score)(job, task, scratch);
+}
+void ceilings(const ScoreJob& job, const Task& task, Scratch& scratch) {
+  kAvx512Vnni.ceilings(job, task, scratch);
+}
+void backward(const BackwardJob& job, const BackwardTask& task, Scratch& scratch) {
+  kAvx512Vnni.backward(job, task, scratch);
+}
+void upper(const UpperJob& job, const Task& task, Scratch& scratch) { kAvx512Vnni.upper(job, task, scratch); }
+
+}  // namespace
+}  // namespace colbert_fast
+
 CF_TARGET_END
 
 namespace colbert_fast {
@@ -71,15 +92,32 @@ const char* unsupported() {
   if (!features().avx512bf16) return "this CPU has no AVX512-BF16";
   return features().intel ? "Intel's products of bfloat16 take longer than screening in int8" : nullptr;
 }
+
+constexpr Tier avx512_bf16_tier() {
+  Tier tier = tier_of("avx512_bf16", &unsupported);
+  tier.score = &score_bfloat16<false>;
+  tier.score_argmax = &score_bfloat16<true>;
+  tier.ceilings = &ceilings;
+  tier.backward = &backward;
+  tier.upper = &upper;
+  return tier;
+}
 }  // namespace
 
-constexpr Tier kAvx512Bf16 = tier_of("avx512_bf16", &unsupported);
+constexpr Tier kAvx512Bf16 = avx512_bf16_tier();
 }  // namespace colbert_fast
 
 #else
 
 namespace colbert_fast {
-constexpr Tier kAvx512Bf16 = absent("avx512_bf16", &not_x86_64);
+namespace {
+const char* unsupported() {
+  return CF_X86_64 ? "built without AVX512-BF16, which takes GCC 10, Clang 9 or Visual Studio 2022"
+                   : not_x86_64();
+}
+}  // namespace
+
+constexpr Tier kAvx512Bf16 = absent("avx512_bf16", &unsupported);
 }  // namespace colbert_fast
 
 #endif
