@@ -13,7 +13,7 @@ from colbert_fast.cli.texts import FORMATS
 
 # Options of every command with a model, and their names for the encoder. One that is not given has no value here,
 # because an encoder must know whether its caller chose a value.
-_MODEL_OPTIONS = {
+MODEL_OPTIONS = {
     "embedding_size": "embedding_size",
     "max_length_query": "max_length_query",
     "max_length_document": "max_length_document",
@@ -52,7 +52,7 @@ def add_model(parser: argparse.ArgumentParser, *, many: bool = False, required: 
 
 def model_options(chosen: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the model that the user gave."""
-    return {theirs: getattr(chosen, name) for name, theirs in _MODEL_OPTIONS.items() if hasattr(chosen, name)}
+    return {theirs: getattr(chosen, name) for name, theirs in MODEL_OPTIONS.items() if hasattr(chosen, name)}
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ import torch
 
 import colbert_fast as cf
 from colbert_fast._backends import select
+from colbert_fast.cli.arguments import MODEL_OPTIONS
 from colbert_fast.cli.output import tell
 
 if TYPE_CHECKING:
@@ -164,6 +165,10 @@ def _options(collection: cf.Collection) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         msg = f"{collection.path} must keep the options of its model as JSON; got {collection.about['options']!r:.100}"
+        raise ValueError(msg)
+    # Another option, such as trust_remote_code, could run code that the folder names.
+    if unknown := sorted(found.keys() - (set(MODEL_OPTIONS.values()) - {"device"})):
+        msg = f"{collection.path} must keep options of `encode` only for its model; got {', '.join(unknown)[:200]!r}"
         raise ValueError(msg)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -235,6 +236,17 @@ class TestSearch:
         with cf.Collection(tmp_path / "y") as collection:
             collection.describe({"model": str(model), "options": "[]"})
         assert command.refused("search", tmp_path / "y", "x").endswith("options of its model as JSON; got '[]'")
+
+    @pytest.mark.parametrize("name", ["trust_remote_code", "model_kwargs", "device"])
+    def test_a_folder_cannot_have_code_run(
+        self, name: str, wiki: Path, model: Path, tmp_path: Path, command: Command
+    ) -> None:
+        """A collection that came from somewhere else names its model, and no more than `encode` would write."""
+        folder = shutil.copytree(wiki, tmp_path / "hostile")
+        with cf.Collection(folder) as collection:
+            collection.describe({**collection.about, "options": json.dumps({"embedding_size": None, name: True})})
+        said = command.refused("search", folder, "capital")
+        assert said == f"{folder} must keep options of `encode` only for its model; got '{name}'"
 
     def test_no_collection(self, tmp_path: Path, command: Command) -> None:
         command.refused("search", tmp_path / "absent", "x")
