@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,16 +17,21 @@ from colbert_fast import _files
 INTERRUPTED, CLOSED_PIPE = 128 + 2, 128 + 13
 # The number of characters of a line of `tell` at most.
 _LONGEST = 1000
+# What moves the cursor of a terminal, changes its title or its colours, or ends such a sequence. A text or an id of
+# somebody else may hold it.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def write(text: str, failed: int = 1, data: bool = False) -> int:
     """Print to standard output, and return the exit status.
 
     It is 0 if all of the text was written, CLOSED_PIPE if nobody reads it any more, and ``failed`` after another error.
-    A letter that the encoding of standard output lacks becomes an escape. With ``data``, which a machine reads, the
-    encoding is UTF-8 as in files, because an escape would change an id, or make JSON that nobody can read.
+    A letter that the encoding of standard output lacks becomes an escape, and so does a character that controls a
+    terminal. With ``data``, which a machine reads, the encoding is UTF-8 as in files, because an escape would change an
+    id, or make JSON that nobody can read.
     """
     encoding = "utf-8" if data else getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = text if data else _harmless(text)
     try:
         _print(f"{text}\n".encode(encoding, "backslashreplace"), encoding)
         return 0
@@ -38,6 +44,10 @@ def write(text: str, failed: int = 1, data: bool = False) -> int:
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
+
+
+def _harmless(text: str) -> str:
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _print(raw: bytes, encoding: str) -> None:
@@ -58,7 +68,7 @@ def _print(raw: bytes, encoding: str) -> None:
 
 def tell(message: str) -> None:
     """Print one line to standard error. Do nothing if standard error cannot be written."""
-    line = " ".join(message.split())
+    line = _harmless(" ".join(message.split()))
     if len(line) > _LONGEST:
         # Such as a message that quotes a line of a file. What is wrong is told at the beginning or at the end.
         line = f"{line[: _LONGEST - 300]} ... {line[-295:]}"

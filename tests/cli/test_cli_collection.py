@@ -237,6 +237,15 @@ class TestSearch:
             collection.describe({"model": str(model), "options": "[]"})
         assert command.refused("search", tmp_path / "y", "x").endswith("options of its model as JSON; got '[]'")
 
+    def test_a_folder_does_not_control_the_terminal(self, wiki: Path, tmp_path: Path, command: Command) -> None:
+        folder = shutil.copytree(wiki, tmp_path / "hostile")
+        with cf.Collection(folder) as collection:
+            collection.add(["\x1b[2J"], torch.ones(1, 2, 32), [{"title": "\x9b31m\x07"}])
+        shown = command("search", folder, "capital", "-k", 9)
+        assert "\\x1b[2J" in shown and "\\x9b31m\\x07" in shown
+        assert all(letter.isprintable() for line in shown.split("\n") for letter in line)
+        assert "\x1b[2J" in [one["id"] for one in json.loads(command("search", folder, "x", "--json"))[0]["results"]]
+
     @pytest.mark.parametrize("name", ["trust_remote_code", "model_kwargs", "device"])
     def test_a_folder_cannot_have_code_run(
         self, name: str, wiki: Path, model: Path, tmp_path: Path, command: Command

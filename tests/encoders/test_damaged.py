@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -434,6 +435,16 @@ def test_code_of_a_checkpoint_is_not_run(
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("kind", ["multi_vector", "pylate"])
+@pytest.mark.parametrize("module", ["hostile.Module", "os.system", "sentence_transformers_of_somebody.Module"])
+def test_a_module_of_somebody_else_is_not_imported(kind: str, module: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(kind)
+    (folder / "hostile.py").write_text('import os\nos.mkdir("hostile")\nclass Module: ...\n')
+    modules = json.loads((folder / "modules.json").read_text())
+    write_json(folder / "modules.json", [*modules, {**modules[-1], "idx": len(modules), "name": "9", "type": module}])
+    refused(folder, "", match="trust_remote_code")
+
+
 def test_a_tokenizer_that_ends_early(copy: Callable[[str], Path]) -> None:
     folder = copy("neural_cherche")
     content = (folder / "tokenizer.json").read_bytes()
@@ -472,7 +483,7 @@ def test_projections(kind: str, name: str, content: object, match: str, copy: Ca
     refused(folder, name, match=match)
 
 
-@pytest.mark.parametrize("how", ["cut", "few", "text", "pickle", "hostile", "hostile zip", "flipped"])
+@pytest.mark.parametrize("how", ["cut", "few", "text", "pickle", "hostile", "hostile zip", "tar", "flipped"])
 @pytest.mark.parametrize(("kind", "name"), [("neural_cherche", "linear.pt"), ("bge_m3", "colbert_linear.pt")])
 def test_projection_files(kind: str, name: str, how: str, copy: Callable[[str], Path]) -> None:
     folder = copy(kind)
@@ -492,7 +503,10 @@ def test_projection_files(kind: str, name: str, how: str, copy: Callable[[str], 
     (folder / name).write_bytes(content)
     if how == "hostile zip":
         torch.save({"weight": Hostile()}, folder / name)
-    refused(folder, name)
+    elif how == "tar":
+        with tarfile.open(folder / name, "w") as archive:
+            archive.add(folder / "config.json", "pickle")
+    refused(folder, name, match="a tar archive" if how == "tar" else "")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
