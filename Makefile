@@ -52,8 +52,8 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE constraints.txt
   $(shell find colbert_fast csrc -name __pycache__ -prune -o ! -name '*.so' ! -name '*.pyd' -print 2>/dev/null)
 # What the tests need of this tree, and no colbert_fast: a test, or a process that it starts, imports the installed one.
 SUITE := build/suite
-SUITE_FILES := tests benchmarks csrc docs examples pyproject.toml mkdocs.yml README.md CHANGELOG.md CONTRIBUTING.md Makefile \
-  constraints-floor.txt
+SUITE_FILES := tests benchmarks csrc docs examples pyproject.toml mkdocs.yml README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md \
+  Makefile constraints-floor.txt
 # Tests of C++ alone, and of the benchmarks, say nothing new of a base install.
 BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
 PYTEST := cd $(SUITE) && $(BIN)/python -m pytest

@@ -130,9 +130,9 @@ def check_tag(tag: str) -> None:
 
 def check_wheels(version: str) -> None:
     """Raise Refused unless there are wheels of this version, with every licence that the sources name."""
-    wheels = sorted(Path("build").rglob(f"colbert_fast-{version}-*.whl"))
+    wheels = sorted(Path("dist").glob(f"colbert_fast-{version}-*.whl"))
     if not wheels:
-        msg = f"make wheel left no wheel of {version} under build"
+        msg = f"make wheel left no wheel of {version} in dist"
         raise Refused(msg)
     patterns = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["license-files"]
     licences = {path.as_posix() for pattern in patterns for path in Path().glob(pattern)}

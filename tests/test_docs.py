@@ -18,7 +18,8 @@ from colbert_fast import _threads, cli
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/colbert-fast/colbert-fast"
-PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
+PAGES += sorted(ROOT.glob("docs/**/*.md"))
 # The title of an example that only some machines can run, and what it needs: lacking.py.
 NEEDS = {
     "needs the extra collection": "collection",

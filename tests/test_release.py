@@ -18,13 +18,13 @@ FILES = {
     "CITATION.cff": "cff-version: 1.2.0\nversion: 0.1.0\nlicense: Apache-2.0\n",
     "LICENSE": "yes",
     "other/one.txt": "yes",
-    ".gitignore": "/build/\n/log\n",
+    ".gitignore": "/build/\n/dist/\n/log\n",
     "Makefile": "docs lint test:\n\t@echo $@ >> log\nwheel:\n\t@echo $@ >> log\n\t@python3 wheel.py\n",
     "wheel.py": """
 import os, pathlib, re, zipfile
 version = re.search('version = "(.*)"', open("pyproject.toml").read())[1]
-os.makedirs("build/wheels", exist_ok=True)
-with zipfile.ZipFile(f"build/wheels/colbert_fast-{version}-cp311-cp311-linux.whl", "w") as wheel:
+os.makedirs("dist", exist_ok=True)
+with zipfile.ZipFile(f"dist/colbert_fast-{version}-cp311-cp311-linux.whl", "w") as wheel:
     info = f"colbert_fast-{version}.dist-info"
     wheel.writestr(f"{info}/METADATA", f"Version: {version}\\n\\nText")
     wheel.writestr(f"{info}/licenses/LICENSE", "yes")
