@@ -3,16 +3,17 @@
 ``import colbert_fast as cf``, then ``cf.maxsim(queries, documents)``; the encoder is ``colbert_fast.models.ColBERT``.
 """
 
-# First, because everything below takes its time.
+# First, because everything below takes its time, and because in an archive much of it would fail in its own way.
 from colbert_fast import _interrupts as _interrupts
+from colbert_fast import _unpacked as _unpacked
 
 # isort: split
 
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
+from colbert_fast._environment import own_version as _own_version
 from colbert_fast._explain import Explanation, explain
 from colbert_fast._maxsim import maxsim, maxsim_pairs, maxsim_pairwise
 from colbert_fast._rerank import rerank
@@ -23,7 +24,7 @@ from colbert_fast.packed import PackedTokens
 if _TYPE_CHECKING:
     from colbert_fast.collection import Collection
 
-__version__ = _version("colbert-fast")
+__version__ = _own_version()
 
 __all__ = [
     "Collection",
@@ -54,5 +55,9 @@ def __getattr__(name: str) -> object:
     raise AttributeError(msg)
 
 
+# What ``cf.<tab>`` shows: the names above, and the packages of public names that were imported.
+_PACKAGES = ("collection", "integrations", "losses", "models", "rank", "retrieve", "train", "utils")
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in _PACKAGES if name in globals())])

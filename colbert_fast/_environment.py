@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 
 
@@ -23,3 +24,11 @@ def release(version: str) -> list[int]:
             break
         numbers.append(int(part))
     return numbers
+
+
+def own_version() -> str:
+    """Return the version of colbert_fast, or "unknown" where the package was copied without its metadata."""
+    try:
+        return importlib.metadata.version("colbert-fast")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -12,7 +12,7 @@ import colbert_fast
 ROOT = Path(colbert_fast.__file__).parent
 ROWS = [
     {"_C"},
-    {"_extension", "_files", "_interrupts"},
+    {"_extension", "_files", "_interrupts", "_unpacked"},
     {
         *("reference", "_arrays", "_environment", "_forks", "_torch_modes", "_warnings"),
         "_backends.triton_tiles",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,53 @@ def test_import_is_light() -> None:
         )
 
 
-def test_a_listing_has_what_is_imported_at_first_use() -> None:
-    assert run("import colbert_fast as cf; print(sorted(set(cf.__all__) - set(dir(cf))))") == "[]"
+PACKAGES = ("collection", "losses", "models", "rank", "retrieve", "train", "utils")
+
+
+def test_a_listing_shows_the_public_names_alone() -> None:
+    """An editor shows it after ``cf.``; what is imported at first use is among them, and is not imported for it."""
+    names = [name for name in PACKAGES if name != "models" or "models" not in LACKING]
+    code = f"""
+import importlib, sys
+import colbert_fast as cf
+assert set(dir(cf)) == set(cf.__all__), dir(cf)
+for name in {names}:
+    package = importlib.import_module("colbert_fast." + name)
+    assert set(dir(package)) == set(package.__all__), dir(package)
+    assert name in dir(cf)
+print(sorted({{"transformers", "sentence_transformers", "sklearn", "scipy"}} & set(sys.modules)))
+"""
+    assert run(code) == "[]"
+
+
+def test_a_package_without_its_metadata() -> None:
+    """Programs that pack a Python program often leave it out."""
+    code = """
+import importlib.metadata as metadata
+known = metadata.version
+def version(name):
+    if name == "colbert-fast":
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+metadata.version = version
+import torch, colbert_fast as cf
+assert cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3)).item() == 6
+print(cf.__version__)
+"""
+    assert run(code) == "unknown"
+
+
+def test_an_archive_is_refused(tmp_path: Path) -> None:
+    package = Path(cf.__file__).parent
+    archive = tmp_path / "program.pyz"
+    with zipfile.ZipFile(archive, "w") as to:
+        for path in package.rglob("*.py"):
+            to.write(path, path.relative_to(package.parent))
+        to.writestr("__main__.py", "import colbert_fast")
+    done = subprocess.run([sys.executable, archive], capture_output=True, text=True)
+    assert done.returncode == 1
+    expected = f"ImportError: colbert_fast cannot be imported from the archive {archive}: Python loads no C++ extension"
+    assert done.stderr.splitlines()[-1].startswith(expected)
 
 
 def test_no_module_hides_behind_a_name_of_the_package() -> None:

@@ -3,3 +3,7 @@
 from colbert_fast.collection.collection import Collection
 
 __all__ = ["Collection"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

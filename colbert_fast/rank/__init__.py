@@ -13,3 +13,7 @@ __all__ = ["ColBERT", "TokenEmbeddings"]
 
 def __getattr__(name: str) -> Any:
     raise no_attribute(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
