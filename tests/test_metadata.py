@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import metadata
+from importlib.metadata import distribution, metadata
 from urllib.parse import urlparse
 
 import pytest
@@ -78,3 +78,15 @@ def test_what_a_backend_of_the_encoder_asks_for_is_what_its_extra_installs(name:
 def test_classifiers_name_the_pythons() -> None:
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(METADATA.get_all("Classifier") or []))
     assert named[0] == METADATA["Requires-Python"].removeprefix(">=")
+
+
+@pytest.mark.needs("build")
+def test_the_licences_of_what_the_extension_contains_come_along() -> None:
+    named = {path.relative_to(SOURCE).as_posix() for path in (SOURCE / "licenses").iterdir()}
+    assert set(METADATA.get_all("License-File") or []) == {"LICENSE", *named}
+    # The headers of pybind11 are compiled into the extension, under the licence of the release that is installed.
+    (theirs,) = (file for file in distribution("pybind11").files or [] if file.name == "LICENSE")
+    ours = SOURCE / "licenses" / "pybind11.txt"
+    assert ours.read_text(encoding="utf-8") == theirs.read_text(encoding="utf-8")
+    table = (SOURCE / "licenses" / "README.md").read_text(encoding="utf-8")
+    assert {f"licenses/{name}" for name in re.findall(r"`(\w+\.txt)`", table)} == named - {"licenses/README.md"}
