@@ -164,11 +164,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_tensors(path: str, **options: Any) -> Any:
     """Return what torch.save wrote, on the CPU. Anything else is a ValueError. Code in the file is never run."""
-    # torch 2.5 and older run code in such a file in spite of weights_only: CVE-2025-32434.
-    if tarfile.is_tarfile(path):
-        msg = f"{path} is not a whole file of tensors, as torch.save writes it: it is a tar archive"
-        raise ValueError(msg)
     try:
+        # torch 2.5 and older run code in such a file in spite of weights_only: CVE-2025-32434.
+        if tarfile.is_tarfile(path):
+            msg = "it is a tar archive"
+            raise tarfile.ReadError(msg)
         return torch.load(path, **{"map_location": "cpu", "weights_only": True, **options})
     except MemoryError:
         raise
