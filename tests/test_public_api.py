@@ -53,7 +53,9 @@ def test_signatures_extend_those_of_sentence_transformers() -> None:
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    # The warning that passes is of torch's compiler, on this one release of Python.
+    command = [sys.executable, "-W", "error", "-W", "ignore:Guards may run slower on Python 3.13.0", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

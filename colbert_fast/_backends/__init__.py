@@ -32,7 +32,9 @@ def backends() -> list[Backend]:
     COLBERT_FAST_BACKEND names one. A backend that needs the system's permission, as cpu:amx does, or a device that is
     new enough, as triton does, asks when it is first chosen. After a refusal ``unsupported`` holds its reason.
     """
-    return [b._replace(unsupported=_refusals[b.name]) if b.name in _refusals else b for b in BACKENDS]
+    # A copy, because another thread may be granted meanwhile what it was refused before.
+    refusals = dict(_refusals)
+    return [b._replace(unsupported=refusals[b.name]) if b.name in refusals else b for b in BACKENDS]
 
 
 def select(device: torch.device | str, dtype: torch.dtype, name: str | None, int8: bool = False) -> Backend:

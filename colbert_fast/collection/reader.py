@@ -102,7 +102,8 @@ class Reader:
             self._connection.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_connection"):
+        # At the end of Python the names of a module may be None. The connection then ends with the process.
+        if os is not None and hasattr(self, "_connection"):
             self.close()
 
 

@@ -142,13 +142,15 @@ class Snapshot:
     def _numbers_where(self, where: str, parameters: Parameters) -> np.ndarray[Any, Any]:
         # The functions of SQLite that give another answer each time give one for a snapshot.
         key = (where, repr(parameters))
-        if filters.is_plain(where, parameters) and key in self._filtered:
-            return self._filtered[key]
+        # Another thread may put other filters in their place at any time.
+        known = self._filtered.get(key)
+        if known is not None and filters.is_plain(where, parameters):
+            return known
         chosen = filters.numbers_where(self.reader, where, parameters)
         self._check_count(self.reader.rows("SELECT count(*) FROM document")[0][0])
         if filters.is_plain(where, parameters):
-            kept = self._filtered if len(self._filtered) < _FILTERS_KEPT else {}
-            self._filtered = {**kept, key: chosen}
+            before = self._filtered
+            self._filtered = {**(before if len(before) < _FILTERS_KEPT else {}), key: chosen}
         return chosen
 
     def _check_count(self, found: int) -> None:

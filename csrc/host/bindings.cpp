@@ -232,8 +232,12 @@ py::dict by_tier(std::atomic<int64_t> Counters::* count) {
 }  // namespace
 }  // namespace colbert_fast
 
+// The functions need no global interpreter lock: a tensor is read as tensors.h says, tuples do not change,
+// and what threads share is atomic (counters, what the system has granted) or guarded (the pool of
+// threads.cpp).
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   using namespace colbert_fast;
+  make_names();
   m.doc() = "CPU kernels of colbert_fast. Private.";
   m.def(
       "tiers",

@@ -8,7 +8,7 @@
 namespace colbert_fast {
 namespace {
 
-// The names of the methods and attributes of tensors that are used. They are made once.
+// The names of the methods and attributes of tensors that are used.
 struct Names {
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
@@ -96,6 +96,8 @@ void check_item(size_t item, int64_t start, int64_t length, int64_t rows, const 
 }
 
 }  // namespace
+
+void make_names() { names(); }
 
 DType dtype_of(int64_t number) {
   if (number < 0 || number > 3)

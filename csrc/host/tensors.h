@@ -16,6 +16,12 @@ namespace py = pybind11;
 
 namespace colbert_fast {
 
+// Makes the names that tensors are asked by. The module calls this while it is imported. Later several
+// threads could ask for the names at once, and those that wait would keep a Python without the global
+// interpreter lock from stopping all threads, as its collector of garbage does: the thread that makes the
+// names would wait too.
+void make_names();
+
 // Throws std::invalid_argument unless cpu.py may pass this number.
 DType dtype_of(int64_t number);
 
