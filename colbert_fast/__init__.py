@@ -9,7 +9,7 @@ from colbert_fast import _unpacked as _unpacked
 
 # isort: split
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from colbert_fast._argmax import maxsim_with_argmax
 from colbert_fast._backends import backends
@@ -21,7 +21,7 @@ from colbert_fast._threads import get_num_threads, set_num_threads
 from colbert_fast._topk import topk
 from colbert_fast.packed import PackedTokens
 
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
     from colbert_fast.collection import Collection
 
 __version__ = _own_version()
@@ -44,15 +44,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    # Imported at first use, with the database of the standard library.
-    if name == "Collection":
-        from colbert_fast.collection import Collection
+# Type checkers do not see it: every misspelt name would have a type for them.
+if not TYPE_CHECKING:
 
-        globals()[name] = Collection
-        return Collection
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    def __getattr__(name: str) -> object:
+        # Imported at first use, with the database of the standard library.
+        if name == "Collection":
+            from colbert_fast.collection import Collection
+
+            globals()[name] = Collection
+            return Collection
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
 
 
 # What ``cf.<tab>`` shows: the names above, and the packages of public names that were imported.

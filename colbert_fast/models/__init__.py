@@ -47,12 +47,15 @@ NEURAL_CHERCHE_1_4_3: _Lengths = {"max_length_query": 64, "max_length_document":
 _NEEDED = {"huggingface-hub": "1.3", "sentence-transformers": "6", "tqdm": "4.64", "transformers": "5.1"}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "ColBERT":
-        from colbert_fast.models.colbert import ColBERT
+# Type checkers do not see it: every misspelt name would have a type for them.
+if not TYPE_CHECKING:
 
-        return ColBERT
-    raise no_attribute(__name__, name)
+    def __getattr__(name: str) -> Any:
+        if name == "ColBERT":
+            from colbert_fast.models.colbert import ColBERT
+
+            return ColBERT
+        raise no_attribute(__name__, name)
 
 
 def __dir__() -> list[str]:

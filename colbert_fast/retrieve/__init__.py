@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 __all__ = ["BM25", "ColBERT", "TfIdf"]
 
 
-# These two need scikit-learn.
-def __getattr__(name: str) -> Any:
-    if name == "BM25":
-        from colbert_fast.retrieve.bm25 import BM25
+# BM25 and TfIdf need scikit-learn. Type checkers do not see this: every misspelt name would have a type for them.
+if not TYPE_CHECKING:
 
-        return BM25
-    if name == "TfIdf":
-        from colbert_fast.retrieve.tfidf import TfIdf
+    def __getattr__(name: str) -> Any:
+        if name == "BM25":
+            from colbert_fast.retrieve.bm25 import BM25
 
-        return TfIdf
-    raise no_attribute(__name__, name)
+            return BM25
+        if name == "TfIdf":
+            from colbert_fast.retrieve.tfidf import TfIdf
+
+            return TfIdf
+        raise no_attribute(__name__, name)
 
 
 def __dir__() -> list[str]:

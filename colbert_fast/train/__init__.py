@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from colbert_fast._absent import no_attribute
 from colbert_fast.train.colbert import train_colbert
@@ -10,8 +10,11 @@ from colbert_fast.train.colbert import train_colbert
 __all__ = ["train_colbert"]
 
 
-def __getattr__(name: str) -> Any:
-    raise no_attribute(__name__, name)
+# Type checkers do not see it: every misspelt name would have a type for them.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise no_attribute(__name__, name)
 
 
 def __dir__() -> list[str]:

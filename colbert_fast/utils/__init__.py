@@ -28,17 +28,20 @@ __all__ = [
 ]
 
 
-# These two need the packages of an extra.
-def __getattr__(name: str) -> Any:
-    if name == "evaluate":
-        from colbert_fast.utils.measures import evaluate
+# `evaluate` and `freeze_layers` need the packages of an extra. Type checkers do not see this: every misspelt name would
+# have a type for them.
+if not TYPE_CHECKING:
 
-        return evaluate
-    if name == "freeze_layers":
-        from colbert_fast.utils.freeze import freeze_layers
+    def __getattr__(name: str) -> Any:
+        if name == "evaluate":
+            from colbert_fast.utils.measures import evaluate
 
-        return freeze_layers
-    raise no_attribute(__name__, name)
+            return evaluate
+        if name == "freeze_layers":
+            from colbert_fast.utils.freeze import freeze_layers
+
+            return freeze_layers
+        raise no_attribute(__name__, name)
 
 
 def __dir__() -> list[str]:
