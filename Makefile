@@ -5,6 +5,7 @@
 #   make test-doors the adapters and the encoder's backends beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format, and the linters of .github and CITATION.cff (with Python 3.11 or newer)
+#   make typecheck  mypy and pyright on a user's program, against the installed wheel, and how much of it has types
 #   make test-crashes  collections whose processes are killed at 200 moments, and at every step, for ten minutes
 #   make wheel      the sdist and a Linux wheel for glibc 2.17 and later, into dist; compiled by Zig, and checked
 #   make release    VERSION=0.2.0: checks, writes the version, builds, tests, commits and tags; pushes nothing. CHECK=1 only
@@ -67,7 +68,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: release wheel demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
+.PHONY: release wheel demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
 
 release:
@@ -120,6 +121,17 @@ lint: $(VENV)/.lint
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows --quiet .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot --quiet .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --quiet CITATION.cff
+
+# tests/typing has the program. mypy begins with a copy of what it found out for `make lint` of other libraries, if that is
+# there, and ends in seconds. pyright's second run fails if a public symbol has no known type; that of a class is unknown if
+# its base is of a library that is not installed here.
+typecheck: $(VENV)/.lint $(VENV)/.wheel suite
+	@test -d build/mypy || cp -R .mypy_cache build/mypy 2>/dev/null || true
+	cd $(SUITE) && $(BIN)/mypy --cache-dir ../mypy tests/typing
+	cd $(SUITE) && PATH="$(BIN):$$PATH" $(BIN)/pyright tests/typing
+	@cd $(SUITE) && PATH="$(BIN):$$PATH" $(BIN)/pyright --verifytypes colbert_fast --ignoreexternal > ../verifytypes.txt; \
+	  grep "Type completeness score" ../verifytypes.txt && \
+	  ! grep "^colbert_fast\." ../verifytypes.txt | grep -vE "\.integrations\.(haystack|langchain|llama_index|mteb|rerankers)\."
 
 # The sources are read and not imported: the package is not installed here, and neither is torch.
 docs: $(DOCS_VENV)/.docs

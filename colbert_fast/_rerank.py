@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 
@@ -24,6 +24,32 @@ class _Document(NamedTuple):
     fields: Mapping[str, Any]  # what the caller's dict holds
 
 
+@overload
+def rerank(
+    model: Any,
+    query: str,
+    documents: Iterable[Any],
+    k: int | None = None,
+    *,
+    text: str | Sequence[str] = "text",
+    key: str = "id",
+    normalize: bool = False,
+    show_progress_bar: bool = False,
+    backend: str | None = None,
+) -> list[dict[str, Any]]: ...
+@overload
+def rerank(
+    model: Any,
+    query: Iterable[str],
+    documents: Iterable[Any],
+    k: int | None = None,
+    *,
+    text: str | Sequence[str] = "text",
+    key: str = "id",
+    normalize: bool = False,
+    show_progress_bar: bool = False,
+    backend: str | None = None,
+) -> list[list[dict[str, Any]]]: ...
 def rerank(
     model: Any,
     query: str | Iterable[str],

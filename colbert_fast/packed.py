@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -200,6 +200,13 @@ class PackedTokens:
     def __len__(self) -> int:
         return self._starts.shape[0]
 
+    # A tensor or an array without dimensions is one integer, which its type does not tell.
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> Tensor: ...
+    @overload
+    def __getitem__(
+        self, index: slice | range | list[int] | list[bool] | Tensor | np.ndarray[Any, Any]
+    ) -> PackedTokens: ...
     @safe_after_fork
     def __getitem__(self, index: Any) -> Any:
         """One item as ``[length, dim]``, or some as PackedTokens; both share the rows.

@@ -34,3 +34,5 @@ def test_the_wheel_has_what_git_has_and_the_extension() -> None:
     assert names - package() <= {f"colbert_fast/_C{suffix}" for suffix in EXTENSION_SUFFIXES}
     assert len(names - package()) == 1
     assert package() <= names
+    # Without these two a type checker would know nothing of the package, or of its extension.
+    assert {"colbert_fast/py.typed", "colbert_fast/_C.pyi"} <= names

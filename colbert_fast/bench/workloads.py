@@ -85,7 +85,7 @@ class Inputs:
     """``[nd]`` int64, on the CPU."""
 
     def __post_init__(self) -> None:
-        self.packed = cf.PackedTokens(self.rows, self.lengths.cumsum(0) - self.lengths, self.lengths)
+        self.packed: cf.PackedTokens = cf.PackedTokens(self.rows, self.lengths.cumsum(0) - self.lengths, self.lengths)
 
     @property
     def documents(self) -> Any:

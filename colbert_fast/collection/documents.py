@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from colbert_fast._backends.problem import CHUNK_ELEMENTS, EMPTY_DOCUMENT_SCORE
@@ -50,10 +51,12 @@ class Documents:
     """The live documents of a snapshot, as the columns 0 .. n - 1."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self.segments = snapshot.segments
+        self.segments: list[LiveSegment] = snapshot.segments
         counts = [len(segment.live) for segment in self.segments]
         self._firsts = np.cumsum([0, *counts], dtype=np.int64)
-        self.order = np.concatenate([np.zeros(0, np.int64), *(s.documents.numpy() for s in self.segments)])
+        self.order: NDArray[np.int64] = np.concatenate(
+            [np.zeros(0, np.int64), *(s.documents.numpy() for s in self.segments)]
+        )
 
     def __len__(self) -> int:
         return int(self._firsts[-1])

@@ -14,8 +14,8 @@ from colbert_fast._safetensors import Field
 
 # The bits of the codes that a search reads, the coarsest codes first. "int4+4" keeps codes of 8 bits in two planes. The
 # first plane alone has codes of 4 bits.
-CODES = {"int8": (8,), "int4+4": (4, 8), "int4": (4,), "int2": (2,), "int1": (1,)}
-EXACT = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+CODES: dict[str, tuple[int, ...]] = {"int8": (8,), "int4+4": (4, 8), "int4": (4,), "int2": (2,), "int1": (1,)}
+EXACT: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # The data begins at a multiple of this, for the kernels read whole cache lines.
 _ALIGNMENT = 64
 
@@ -55,9 +55,9 @@ class Layout:
             spans[name] = (at, at := at + sizes[name])
         self._spans = spans
         self._text = self._header()
-        self.data = 8 + len(self._text)
-        self.size = self.data + at
-        self.entries = {
+        self.data: int = 8 + len(self._text)
+        self.size: int = self.data + at
+        self.entries: dict[str, Field] = {
             name: Field(dtype, shape, self.data + spans[name][0], self.data + spans[name][1])
             for name, (dtype, shape) in self._tensors().items()
         }

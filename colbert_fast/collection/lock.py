@@ -31,7 +31,7 @@ class WriterLock:
     """
 
     def __init__(self, folder: str) -> None:
-        self.path = os.path.join(folder, NAME)
+        self.path: str = os.path.join(folder, NAME)
         self._threads = threading.Lock()
         self._owner: int | None = None
 

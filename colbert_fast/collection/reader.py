@@ -41,7 +41,7 @@ class Reader:
 
     def __init__(self, folder: str, *, read_only: bool, wait: float) -> None:
         self.folder = folder
-        self.process = os.getpid()
+        self.process: int = os.getpid()
         self._lock = threading.RLock()
         # What the statement that runs was not allowed to do, and what a signal has raised inside SQLite.
         self._denied: list[Any] = []
@@ -49,8 +49,8 @@ class Reader:
         self._connection = _connection(folder, read_only, wait)
         try:
             self._connection.execute("PRAGMA query_only=ON")
-            self.is_blank = database.is_blank(self._connection, folder)
-            self.has_log = database.has_log(self._connection, folder)
+            self.is_blank: bool = database.is_blank(self._connection, folder)
+            self.has_log: bool = database.has_log(self._connection, folder)
             # SQLite makes these functions once for a connection, with statements that are then forbidden.
             self.rows("SELECT 1 FROM json_each('[]'), json_tree('[]')")
             self._connection.set_authorizer(_asking(self._denied, self._caught))

@@ -61,11 +61,11 @@ class Segment:
     """
 
     def __init__(self, folder: str, file: str, layout: Layout, first: int) -> None:
-        self.path = os.path.join(folder, file)
+        self.path: str = os.path.join(folder, file)
         self.file = file
         self.layout = layout
         self.first = first
-        self.documents = layout.documents
+        self.documents: int = layout.documents
         layout.check(self.path)
         # Mapped by torch because numpy and mmap keep the file open. The pages are copied when somebody writes to them,
         # so a careless user changes no file and meets no signal.

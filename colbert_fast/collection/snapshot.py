@@ -37,7 +37,7 @@ class LiveSegment:
     def __init__(self, mapped: Segment, live: Tensor) -> None:
         self.mapped = mapped
         self.live = live
-        self.documents = live + mapped.first
+        self.documents: Tensor = live + mapped.first
 
     @property
     def tokens(self) -> int:
@@ -68,10 +68,10 @@ class Snapshot:
 
     def __init__(self, reader: Reader, known: Mapping[str, Segment]) -> None:
         self.reader = reader
-        self.process = reader.process
+        self.process: int = reader.process
         options = checks.options(dict(reader.rows("SELECT name, value FROM option")), reader.folder)
-        self.options = Options(options["codes"], options["exact"], options["seed"])
-        self.about = checks.about(options, reader.folder)
+        self.options: Options = Options(options["codes"], options["exact"], options["seed"])
+        self.about: dict[str, str] = checks.about(options, reader.folder)
         # 0: no documents were ever added.
         self.dim: int = options["dim"]
         self._mapped: list[Segment] = []

@@ -34,7 +34,7 @@ class LazyEncoder:
     """
 
     def __init__(self, model: Any, **options: Any) -> None:
-        self.name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+        self.name: str | None = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         methods = [] if isinstance(model, type) else [getattr(model, method, None) for method in _METHODS]
         if self.name is None and not any(map(callable, methods)):
             msg = f"model must be an encoder, or the path or name of a checkpoint; got {type(model).__name__}"

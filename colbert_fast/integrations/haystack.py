@@ -45,10 +45,10 @@ class LateInteractionRanker:
         device: ComponentDevice | str | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self.device = _component_device(device)
+        self.device: ComponentDevice | None = _component_device(device)
         self.model_kwargs = model_kwargs
-        self.model = LazyEncoder.of(model, self.device and self.device.to_torch_str(), model_kwargs)
-        self.top_k = None if top_k is None else positive_int(top_k, "top_k")
+        self.model: LazyEncoder = LazyEncoder.of(model, self.device and self.device.to_torch_str(), model_kwargs)
+        self.top_k: int | None = None if top_k is None else positive_int(top_k, "top_k")
         self.normalize = normalize
 
     def warm_up(self) -> None:

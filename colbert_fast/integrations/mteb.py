@@ -46,15 +46,15 @@ class LateInteractionSearch:
     """
 
     def __init__(self, model: Any, name: str | None = None, corpus_chunk_size: int = 10_000, **kwargs: Any) -> None:
-        self.model = LazyEncoder(model, **kwargs)
+        self.model: LazyEncoder = LazyEncoder(model, **kwargs)
         name = name or self.model.name
         if name is None:
             msg = "name is required for an encoder, because mteb keeps results by the name of the model; got None"
             raise ValueError(msg)
         about = {"name": name, "model_type": ["late-interaction"], "similarity_fn_name": ScoringFunction.MAX_SIM}
         about |= {"revision": kwargs.get("revision"), "experiment_kwargs": self.model.settings() or None}
-        self.mteb_model_meta = ModelMeta.create_empty(overwrites=about)
-        self.corpus_chunk_size = positive_int(corpus_chunk_size, "corpus_chunk_size")
+        self.mteb_model_meta: ModelMeta = ModelMeta.create_empty(overwrites=about)
+        self.corpus_chunk_size: int = positive_int(corpus_chunk_size, "corpus_chunk_size")
         self._corpus: Any = None
 
     def index(self, corpus: Any, **_: Any) -> None:

@@ -35,7 +35,7 @@ class LateInteractionRanker(BaseRanker):
     """
 
     def __init__(self, model_name_or_path: Any, verbose: int = 1, normalize: bool = False, **kwargs: Any) -> None:
-        self.model = LazyEncoder(model_name_or_path, **kwargs)
+        self.model: LazyEncoder = LazyEncoder(model_name_or_path, **kwargs)
         self.verbose = verbose
         self.normalize = normalize
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Ranking(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cross_entropy = nn.CrossEntropyLoss()
+        self.cross_entropy: nn.CrossEntropyLoss = nn.CrossEntropyLoss()
 
     def forward(self, positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
         """Compute the loss.
@@ -61,6 +61,10 @@ class Ranking(nn.Module):
         first = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
         loss: Tensor = self.cross_entropy(scores, first)
         return loss
+
+    if TYPE_CHECKING:  # what torch's Module takes and returns is Any
+
+        def __call__(self, positive_scores: Tensor, negative_scores: Tensor) -> Tensor: ...
 
 
 def _check_scores(name: str, scores: Any, *dims: int) -> None:

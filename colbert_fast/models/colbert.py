@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 from sentence_transformers import MultiVectorEncoder
@@ -30,6 +30,7 @@ from colbert_fast.models.tokens import Encoding, Tokenized, tokenize, tokens_of_
 from colbert_fast.models.workers import check_guard, embed_in_processes
 from colbert_fast.packed import PackedTokens
 
+Format: TypeAlias = Literal["neural-cherche", "sentence-transformers"]
 _Side: TypeAlias = tuple[Encoding, Tokenized]
 # The number of bytes of embeddings that `scores` holds at once: 256 MiB.
 _HELD_BYTES = 2**28
@@ -175,13 +176,13 @@ class ColBERT(nn.Module):
         if freeze_layers_except_last_n is not None:
             _check_last_n(freeze_layers_except_last_n)
         # neural-cherche's base class has this argument and stores it. neural-cherche's ColBERT does not use it.
-        self.n_mask_tokens = positive_int(kwargs.pop("n_mask_tokens", 5), "n_mask_tokens")
+        self.n_mask_tokens: int = positive_int(kwargs.pop("n_mask_tokens", 5), "n_mask_tokens")
         device = device or (_best_device() if kwargs.get("backend", "torch") == "torch" else "cpu")
         loaded = checkpoint.load(model_name_or_path, embedding_size, device, settings, self._given, kwargs)
         self.encoder: MultiVectorEncoder = loaded.encoder
-        self.model_folder = loaded.folder
-        self.query_pad_token = getattr(self.tokenizer, "mask_token", None)
-        self.original_pad_token = getattr(self.tokenizer, "pad_token", None)
+        self.model_folder: str = loaded.folder
+        self.query_pad_token: str | None = getattr(self.tokenizer, "mask_token", None)
+        self.original_pad_token: str | None = getattr(self.tokenizer, "pad_token", None)
         self._metadata = loaded.metadata
         self._scores_padding = loaded.scores_padding
         # Nobody can load it again.
@@ -286,6 +287,18 @@ class ColBERT(nn.Module):
         width = max(full, longest)
         padded = embed(self.encoder, tokenized, encoding, width=width)
         return {"embeddings": padded.tokens.view(len(padded), width, padded.dim)}
+
+    if TYPE_CHECKING:  # what torch's Module takes and returns is Any
+
+        @overload
+        def __call__(
+            self, texts: Iterable[str], query_mode: bool = True, *, packed: Literal[False] = False, **kwargs: Any
+        ) -> dict[str, torch.Tensor]: ...
+        @overload
+        def __call__(
+            self, texts: Iterable[str], query_mode: bool = True, *, packed: Literal[True], **kwargs: Any
+        ) -> dict[str, PackedTokens]: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def encode(
         self,
@@ -485,6 +498,32 @@ class ColBERT(nn.Module):
         places = torch.cat([torch.zeros(0, dtype=torch.int64), *(window.places for window in work)])
         return torch.cat(parts)[places.argsort().to(self.device)]
 
+    @overload
+    def rerank(  # type: ignore[overload-overlap]  # a str is an iterable of str too
+        self,
+        query: str,
+        documents: Iterable[Any],
+        k: int | None = None,
+        *,
+        text: str | Sequence[str] = "text",
+        key: str = "id",
+        normalize: bool = False,
+        show_progress_bar: bool = False,
+        backend: str | None = None,
+    ) -> list[dict[str, Any]]: ...
+    @overload
+    def rerank(
+        self,
+        query: Iterable[str],
+        documents: Iterable[Any],
+        k: int | None = None,
+        *,
+        text: str | Sequence[str] = "text",
+        key: str = "id",
+        normalize: bool = False,
+        show_progress_bar: bool = False,
+        backend: str | None = None,
+    ) -> list[list[dict[str, Any]]]: ...
     def rerank(
         self,
         query: str | Iterable[str],
@@ -523,7 +562,7 @@ class ColBERT(nn.Module):
         return ids, kept, encoding.prefix, whole
 
     @safe_after_fork
-    def save_pretrained(self, path: str | os.PathLike[str], format: str = "neural-cherche") -> ColBERT:
+    def save_pretrained(self, path: str | os.PathLike[str], format: Format = "neural-cherche") -> ColBERT:
         """Write a checkpoint folder, and return the encoder. The encoder does not change.
 
         At every moment the folder holds the whole old checkpoint or the whole new one: when the process is killed,

@@ -47,7 +47,7 @@ class Files:
         if self.source.startswith("~") and not os.path.lexists(self.source):
             self.source = os.path.expanduser(self.source)
         recover(self.source)
-        self.is_local = os.path.isdir(self.source)
+        self.is_local: bool = os.path.isdir(self.source)
         looks_like_path = os.path.isabs(self.source) or self.source.startswith((".", "~")) or self.source.count("/") > 1
         if not self.is_local and (looks_like_path or os.path.lexists(self.source)):
             msg = f"model_name_or_path must be a folder or a repository of the hub; no folder {self.source!r}"

@@ -105,7 +105,7 @@ class Exported(nn.Module):
 
     def __init__(self, torch_model: nn.Module, names: list[str], content: bytes, runtime: Runtime) -> None:
         super().__init__()
-        self.torch_model = torch_model.requires_grad_(False)
+        self.torch_model: nn.Module = torch_model.requires_grad_(False)
         self.runtime = runtime
         self._names = names
         self._content = content

@@ -88,7 +88,7 @@ class Stage:
 
     def __init__(self, parent: str, target: str) -> None:
         while True:
-            self.path = hidden_name(parent, target, "saving")
+            self.path: str = hidden_name(parent, target, "saving")
             # A new folder gets the permissions that the umask allows. A folder that replaces another one is closed to
             # others until it has the permissions of the old folder.
             os.mkdir(self.path, 0o700 if os.path.isdir(target) else 0o777)

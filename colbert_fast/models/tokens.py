@@ -25,7 +25,7 @@ _CHUNK_TEXTS = 1024
 # other values in between, the texts of both threads would be cut at the same length. Encoders may share a tokenizer, so
 # there is one lock for all encoders. It is held for a short time, compared with the time of the transformer. A fork
 # waits for the lock, because a tokenizer also has locks of its own, which would stay locked for ever in the child.
-tokenizing = threading.RLock()
+tokenizing: threading.RLock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=tokenizing.acquire, after_in_parent=tokenizing.release, after_in_child=tokenizing.release

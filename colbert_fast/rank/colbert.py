@@ -42,9 +42,11 @@ class ColBERT:
     """
 
     def __init__(self, key: str, on: str | Sequence[str], model: Any, device: str | torch.device | None = None) -> None:
+        self.key: str
+        self.on: list[str]
         self.key, self.on = checked_fields(key, on)
         self.model = model
-        self.device = model.device if device is None else device
+        self.device: str | torch.device = model.device if device is None else device
 
     def encode_documents(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from colbert_fast._extras import need
 from colbert_fast._integers import positive_int
@@ -11,6 +11,9 @@ from colbert_fast.retrieve.vectorizers import plain
 from colbert_fast.utils.batches import batchify
 from colbert_fast.utils.documents import checked_fields, checked_list, texts_by_key
 from colbert_fast.utils.duplicates import QueryDict, queries_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 need("colbert_fast.retrieve.TfIdf", "retrieval", {"scikit-learn": "1.1"})
 
@@ -54,6 +57,8 @@ class TfIdf:
     """
 
     def __init__(self, key: str, on: str | Sequence[str], tfidf: Any = None, fit: bool = True) -> None:
+        self.key: str
+        self.on: list[str]
         self.key, self.on = checked_fields(key, on)
         if tfidf is None:
             tfidf = TfidfVectorizer(analyzer="char", ngram_range=(3, 5), preprocessor=plain, dtype=np.float32)
@@ -61,10 +66,10 @@ class TfIdf:
             if not callable(getattr(tfidf, name, None)):
                 msg = f"the vectorizer must have a method {name}(raw_documents=); got {type(tfidf).__name__}"
                 raise TypeError(msg)
-        self.vectorizer = tfidf
-        self.fit = fit
+        self.vectorizer: Any = tfidf
+        self.fit: bool = fit
         self.documents: list[dict[str, Hashable]] = []
-        self.n_documents = 0
+        self.n_documents: int = 0
         self._added: set[Hashable] = set()
         # The vectors of the documents, as they were added. `matrix` makes one matrix of them when it is needed.
         self._rows: list[csr_matrix] = []
@@ -125,7 +130,7 @@ class TfIdf:
         matrix = csr_matrix(self._transform(raw_documents=texts)) if texts else None
         return QueryDict(texts, [] if matrix is None else [matrix[number] for number in range(len(texts))])
 
-    def add(self, documents_embeddings: Mapping[Any, csr_matrix]) -> TfIdf:
+    def add(self, documents_embeddings: Mapping[Any, csr_matrix]) -> Self:
         """Add documents to search, and return the retriever. A document that was added before stays as it is.
 
         Parameters

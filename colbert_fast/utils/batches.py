@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from torch import Tensor
 
 from colbert_fast._extras import need
 from colbert_fast._integers import not_negative_int, positive_int
 
+_Item = TypeVar("_Item")
+_Rows = TypeVar("_Rows", Tensor, "np.ndarray[Any, Any]")
+_Anchor = TypeVar("_Anchor")
+_Positive = TypeVar("_Positive")
+_Negative = TypeVar("_Negative")
 
+
+@overload
+def batchify(X: list[_Item], batch_size: int, desc: str = "", tqdm_bar: bool = True) -> Iterator[list[_Item]]: ...
+@overload
+def batchify(  # type: ignore[overload-overlap]
+    X: _Rows, batch_size: int, desc: str = "", tqdm_bar: bool = True
+) -> Iterator[_Rows]: ...
+@overload
+def batchify(
+    X: Iterable[_Item], batch_size: int, desc: str = "", tqdm_bar: bool = True
+) -> Iterator[Sequence[_Item]]: ...
 def batchify(X: Iterable[Any], batch_size: int, desc: str = "", tqdm_bar: bool = True) -> Iterator[Any]:
     """Cut a list into batches.
 
@@ -50,6 +69,18 @@ def batchify(X: Iterable[Any], batch_size: int, desc: str = "", tqdm_bar: bool =
     return (items[start : start + size] for start in starts)
 
 
+@overload
+def iter(
+    X: Iterable[tuple[_Anchor, _Positive, _Negative]],
+    epochs: int,
+    batch_size: int,
+    shuffle: bool = True,
+    tqdm_bar: bool = True,
+) -> Iterator[tuple[list[_Anchor], list[_Positive], list[_Negative]]]: ...
+@overload
+def iter(
+    X: Iterable[Sequence[_Item]], epochs: int, batch_size: int, shuffle: bool = True, tqdm_bar: bool = True
+) -> Iterator[tuple[list[_Item], list[_Item], list[_Item]]]: ...
 def iter(
     X: Iterable[Any], epochs: int, batch_size: int, shuffle: bool = True, tqdm_bar: bool = True
 ) -> Iterator[tuple[list[Any], list[Any], list[Any]]]:

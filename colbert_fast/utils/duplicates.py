@@ -18,7 +18,7 @@ class QueryDict(dict[str, Any]):
     """
 
     def __init__(self, queries: Iterable[str], values: Iterable[Any]) -> None:
-        self.order = list(queries)
+        self.order: list[str] = list(queries)
         super().__init__(zip(self.order, values, strict=True))
 
 

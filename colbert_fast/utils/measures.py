@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from colbert_fast._extras import need
 from colbert_fast.utils.documents import checked_list
@@ -42,6 +42,18 @@ _CUT: dict[str, list[Any]] = {
 _NAME = re.compile(r"(?P<name>[a-z0-9_]+(?:-precision)?)(?:@(?P<cut>[1-9]\d*))?(?:-l(?P<level>[1-9]\d*))?")
 
 
+@overload
+def evaluate(
+    scores: Sequence[Sequence[Mapping[str, Any]]], qrels: Judgements, queries: Sequence[str], metrics: str
+) -> float: ...
+@overload
+def evaluate(
+    scores: Sequence[Sequence[Mapping[str, Any]]], qrels: Judgements, queries: Sequence[str], metrics: tuple[()] = ()
+) -> dict[str, float]: ...
+@overload
+def evaluate(
+    scores: Sequence[Sequence[Mapping[str, Any]]], qrels: Judgements, queries: Sequence[str], metrics: Sequence[str]
+) -> dict[str, float] | float: ...
 def evaluate(
     scores: Sequence[Sequence[Mapping[str, Any]]],
     qrels: Judgements,
