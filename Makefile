@@ -2,6 +2,8 @@
 #   make demo       rank real text with a real model, offline
 #   make test       the whole test suite, against the wheel that users install; TESTS=tests/test_maxsim.py: part of it
 #   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
+#   make test-wheel the wheels in WHEEL, which is a folder or a file, in fresh environments without a compiler, on each of
+#                   PYTHONS; TESTS as above; INSTALL="torch==2.4.0" with it, THEN="torch==2.5.0" tests once more with that
 #   make test-doors the adapters and the encoder's backends beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format, and the linters of .github and CITATION.cff (with Python 3.11 or newer)
@@ -31,6 +33,11 @@ DOCS_VENV ?= .venv-docs
 WHEEL_VENV ?= .venv-wheel
 SEARCH_VENV ?= .venv-search
 TESTS ?=
+WHEEL ?= dist
+PYTHONS ?= $(PYTHON)
+SITE ?=
+INSTALL ?=
+THEN ?=
 WORKERS ?= 2
 WHEELS ?= build/wheels
 RESULTS ?= benchmarks/results
@@ -68,7 +75,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: release wheel demo test test-base test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
+.PHONY: release wheel demo test test-base test-wheel test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
 
 release:
@@ -84,6 +91,11 @@ test: $(VENV)/.test $(VENV)/.wheel suite
 
 test-base: $(BASE_VENV)/.wheel suite
 	cd $(SUITE) && $(abspath $(BASE_VENV))/bin/python -m pytest $(BASE_LEAVES_OUT) $(TESTS)
+
+# SITE: a folder of packages, such as torch, that need not be installed anew.
+test-wheel: suite
+	$(PYTHON) release/test_wheel.py --wheels $(WHEEL) $(PYTHONS:%=--python %) $(if $(SITE),--site $(SITE)) \
+	  --install "$(INSTALL)" --then "$(THEN)" -- $(BASE_LEAVES_OUT) $(TESTS)
 
 test-doors: $(DOORS_VENV)/.wheel suite
 	cd $(SUITE) && COLBERT_FAST_REQUIRE=$(DOORS) $(abspath $(DOORS_VENV))/bin/python -m pytest $(or $(TESTS),$(DOOR_TESTS))
