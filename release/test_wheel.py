@@ -85,15 +85,13 @@ def once(environment: Path, packages: list[str], wheel: Path, given: argparse.Na
     has = subprocess.run(
         [python, "-c", HAS], check=True, env=variables, cwd=environment, capture_output=True, text=True
     )
-    run = subprocess.run(
-        [python, "-m", "pytest", "-p", "no:cacheprovider", *given.tests],
-        env=variables,
-        cwd=given.suite,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    print(run.stdout)
-    counted = re.findall(r"(\d+ (?:passed|failed|skipped|deselected|errors?)\b)", (run.stdout.splitlines() or [""])[-1])
+    # What pytest prints is shown as it comes.
+    last = ""
+    command = [python, "-m", "pytest", "-p", "no:cacheprovider", *given.tests]
+    with subprocess.Popen(command, env=variables, cwd=given.suite, stdout=subprocess.PIPE, text=True) as run:
+        for last in run.stdout or ():
+            print(last, end="", flush=True)
+    counted = re.findall(r"(\d+ (?:passed|failed|skipped|deselected|errors?)\b)", last)
     outcome = "passed" if run.returncode == 0 else "failed"
     return f"{outcome}: {wheel.name}: {has.stdout.strip()}: {', '.join(counted)}"
 
