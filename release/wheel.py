@@ -66,7 +66,10 @@ def build(folder: Path) -> Path:
     compiler = f"{shlex.quote(sys.executable)} -m ziglang {{}} -target {machine}-linux-gnu.{GLIBC}"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
-        run("build", "--no-isolation", "--outdir", made, ".", CC=compiler.format("cc"), CXX=compiler.format("c++"))
+        # The linkers that Debian's Pythons name have a flag that Zig refuses.
+        tools = {"CC": compiler.format("cc"), "CXX": compiler.format("c++")}
+        linkers = {"LDSHARED": f"{tools['CC']} -shared", "LDCXXSHARED": f"{tools['CXX']} -shared"}
+        run("build", "--no-isolation", "--outdir", made, ".", **tools, **linkers)
         (sdist,), (wheel,) = Path(made).glob("*.tar.gz"), Path(made).glob("*.whl")
         run("auditwheel", "repair", "--wheel-dir", Path(made, "repaired"), wheel)
         (repaired,) = Path(made, "repaired").iterdir()
