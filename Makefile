@@ -9,6 +9,8 @@
 #   make lint       ruff, mypy, clang-format, and the linters of .github and CITATION.cff (with Python 3.11 or newer)
 #   make typecheck  mypy and pyright on a user's program, against the installed wheel, and how much of it has types
 #   make test-crashes  collections whose processes are killed at 200 moments, and at every step, for ten minutes
+#   make test-compilers  the sdist, built with each g++ and clang++ that is here, or COMPILERS="g++-9 clang++-19", and with
+#                   usual flags, such as -march=x86-64-v3; each build scores, and a table tells what it lacks (half an hour)
 #   make wheel      the sdist and a Linux wheel for glibc 2.17 and later, into dist; compiled by Zig, and checked
 #   make release    VERSION=0.2.0: checks, writes the version, builds, tests, commits and tags; pushes nothing. CHECK=1 only
 #                   looks whether it could be done; needs Python 3.11
@@ -33,6 +35,7 @@ DOCS_VENV ?= .venv-docs
 WHEEL_VENV ?= .venv-wheel
 SEARCH_VENV ?= .venv-search
 TESTS ?=
+COMPILERS ?=
 WHEEL ?= dist
 PYTHONS ?= $(PYTHON)
 SITE ?=
@@ -75,7 +78,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: release wheel demo test test-base test-wheel test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
+.PHONY: release wheel demo test test-base test-compilers test-wheel test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
 
 release:
@@ -96,6 +99,9 @@ test-base: $(BASE_VENV)/.wheel suite
 test-wheel: suite
 	$(PYTHON) release/test_wheel.py --wheels $(WHEEL) $(PYTHONS:%=--python %) $(if $(SITE),--site $(SITE)) \
 	  --install "$(INSTALL)" --then "$(THEN)" -- $(BASE_LEAVES_OUT) $(TESTS)
+
+test-compilers: $(VENV)/.test $(VENV)/.wheel
+	$(BIN)/python release/compilers.py $(DIST)/*.tar.gz $(COMPILERS)
 
 test-doors: $(DOORS_VENV)/.wheel suite
 	cd $(SUITE) && COLBERT_FAST_REQUIRE=$(DOORS) $(abspath $(DOORS_VENV))/bin/python -m pytest $(or $(TESTS),$(DOOR_TESTS))

@@ -46,9 +46,16 @@
 #define CF_AARCH64_DOT 0
 #endif
 
+// Whether the compiler may know AVX-VNNI, AVX512-BF16 and AMX. A test defines CF_OLD_COMPILER.
+#if CF_X86_64 && !defined(CF_OLD_COMPILER)
+#define CF_NEW_X86_64 1
+#else
+#define CF_NEW_X86_64 0
+#endif
+
 // Whether immintrin.h declares AVX-VNNI. GCC 11 and Clang 12, the first that do, have a header of this name.
 // Visual Studio 2022 does too, but without such a header.
-#if CF_X86_64 && (__has_include(<avxvnniintrin.h>) || (!defined(__clang__) && _MSC_VER >= 1930))
+#if CF_NEW_X86_64 && (__has_include(<avxvnniintrin.h>) || (!defined(__clang__) && _MSC_VER >= 1930))
 #define CF_AVX_VNNI 1
 #else
 #define CF_AVX_VNNI 0
@@ -56,7 +63,7 @@
 
 // Whether immintrin.h declares AVX512-BF16. GCC 10 and Clang 9, the first that do, have a header of this
 // name.
-#if CF_X86_64 && (__has_include(<avx512bf16intrin.h>) || (!defined(__clang__) && _MSC_VER >= 1930))
+#if CF_NEW_X86_64 && (__has_include(<avx512bf16intrin.h>) || (!defined(__clang__) && _MSC_VER >= 1930))
 #define CF_AVX512_BF16 1
 #else
 #define CF_AVX512_BF16 0

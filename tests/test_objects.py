@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -51,6 +52,31 @@ def test_what_a_debug_build_shares_is_baseline(tier: str, tmp_path: Path) -> Non
     assert [avx.findall(section) for section in shared] == [[]] * len(shared)
     if "x86-64" in listing:
         assert avx.search(own)
+
+
+LEFT_OUT = """
+#include <cstdio>
+#include <initializer_list>
+#include "maxsim.h"
+int main() {
+  for (const colbert_fast::Tier* tier : {&colbert_fast::kAmx, &colbert_fast::kAvx512Bf16, &colbert_fast::kAvxVnni})
+    std::printf("%s: %s\\n", tier->name, tier->unsupported());
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="the tiers are of x86-64")
+def test_what_an_old_compiler_leaves_out_says_what_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "program.cpp").write_text(LEFT_OUT)
+    tiers = [f"tiers/{name}" for name in ("amx", "avx512_bf16", "avx_vnni")]
+    sources = [ROOT / f"csrc/{name}.cpp" for name in (*tiers, "host/amx_permission", "host/cpu_features")]
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-DCF_OLD_COMPILER", f"-I{ROOT / 'csrc'}"]
+    output_of(*CXX, *flags, tmp_path / "program.cpp", *sources, "-o", tmp_path / "program")
+    assert output_of(tmp_path / "program").splitlines() == [
+        "amx: built without AMX, which takes x86-64, Linux and GCC 11 or Clang 12",
+        "avx512_bf16: built without AVX512-BF16, which takes GCC 10, Clang 9 or Visual Studio 2022",
+        "avx_vnni: built without AVX-VNNI, which takes GCC 11, Clang 12 or Visual Studio 2022",
+    ]
 
 
 # The multiply-adds of a full tile of rows x vectors: each is one chain.

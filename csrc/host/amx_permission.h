@@ -6,7 +6,7 @@
 // AMX is built if the compiler knows it, and only for Linux: this file knows how Linux grants AMX. GCC and
 // Clang have headers of different names.
 #define CF_AMX 0
-#if CF_X86_64 && defined(__linux__) && defined(__has_include)
+#if CF_NEW_X86_64 && defined(__linux__)
 #if __has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>)
 #undef CF_AMX
 #define CF_AMX 1

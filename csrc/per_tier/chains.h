@@ -18,7 +18,7 @@ void chains(const typename Ops::Element* q, const typename Ops::Element* const* 
   using Blocks = BlockSums<Ops, 1, kVecs>;
   typename Ops::Acc memory[Blocks::kSize];
   Blocks blocks(memory);
-  typename Ops::Acc sums[1][kVecs];
+  typename Blocks::Sums sums;
   for (int64_t k = 0;;) {
     const int64_t end = blocks.end_of_block(k, steps);
     CF_UNROLL
@@ -54,8 +54,8 @@ void chains(const typename Ops::Element* q, const typename Ops::Element* const* 
 // quarter of the shuffles.
 template <typename N, int kChains, int kWidth>
 CF_ALWAYS_INLINE void int8_block(const int8_t* const* rows, const float* const (&q)[kChains],
-                                 const typename Isa::Vec (&scales)[kChains], int64_t begin, int64_t n,
-                                 typename Isa::Vec (&sums)[kChains]) {
+                                 const typename Isa::Vec* scales, int64_t begin, int64_t n,
+                                 typename Isa::Vec* sums) {
   using R = typename N::Registers;
   using Vec = typename Isa::Vec;
   constexpr int64_t kTogether = 4 * Isa::kFloats;
@@ -110,7 +110,7 @@ void int8_chains(const float* q, const int8_t* const* rows, const float* scales,
   using Blocks = BlockSums<Float32Ops, 1, kVecs>;
   Vec memory[Blocks::kSize];
   Blocks blocks(memory);
-  Vec sums[1][kVecs];
+  typename Blocks::Sums sums;
   const float* lanes[kVecs];
   Vec scale[kVecs];
   for (int v = 0; v < kVecs; ++v) {

@@ -76,7 +76,7 @@ void widen_queries(const Problem& p, int64_t begin, int64_t end, Scratch& s) {
 
 // Packs the lanes also as the narrow numbers that meet documents of T.
 template <typename T>
-void pack_narrow(int64_t dim, int64_t lanes, Scratch& s) {
+void pack_narrow([[maybe_unused]] int64_t dim, [[maybe_unused]] int64_t lanes, Scratch& s) {
   if constexpr (multiplies_bfloat16<Narrow, T>() || screens<Narrow, T>())
     prepare_lanes<Narrow, T>(dim, lanes, s);
 }

@@ -54,7 +54,7 @@ CF_ALWAYS_INLINE const int8_t* all_or_tail(const int8_t* from, int64_t n, int8_t
 
 // `n` numbers of a row as float32: where they are, or in `to`. Numbers of int8 are multiplied by `scale`.
 template <typename T>
-CF_ALWAYS_INLINE const float* widened(const T* row, float scale, int64_t n, float* to) {
+CF_ALWAYS_INLINE const float* widened(const T* row, [[maybe_unused]] float scale, int64_t n, float* to) {
   if constexpr (std::is_same<T, float>::value) {
     return row;
   } else {

@@ -286,7 +286,7 @@ inline int64_t next_of_each_lane(int64_t count, int32_t* row_of, Scratch& s) {
 // Step 1 for a panel of lanes. `norm` is D, or 0 if it has to be found: for rows of int8, that is done part
 // by part, so that the products find each part in L1.
 template <typename N, typename T, int kVecs, int kWidth>
-void bound_rows(Rows<T> rows, const NarrowRows& narrow, const unsigned char* q, Ahead ahead,
+void bound_rows([[maybe_unused]] Rows<T> rows, const NarrowRows& narrow, const unsigned char* q, Ahead ahead,
                 const Bounds& bounds, float& norm, Scratch& s) {
   if constexpr (std::is_same<T, int8_t>::value) {
     if (norm > 0.0f)

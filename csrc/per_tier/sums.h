@@ -50,6 +50,8 @@ template <typename Ops, int kRows, int kVecs, int kMost = kMostSums>
 class BlockSums {
  public:
   using Acc = typename Ops::Acc;
+  // GCC 9 takes an array for one of another type if it is declared in other words.
+  using Sums = Acc[kRows][kVecs];
   static constexpr int kCount = kRows * kVecs;
   static constexpr int kSize = Ops::kBlock == 0 ? 1 : (kMost + 1) * kCount;
 
@@ -62,7 +64,7 @@ class BlockSums {
   }
 
   // Takes the sums of a block. After the last block it returns true, and `sums` are the sums of all blocks.
-  CF_ALWAYS_INLINE bool done(Acc (&sums)[kRows][kVecs], int64_t end_of_block, int64_t steps) {
+  CF_ALWAYS_INLINE bool done(Sums& sums, int64_t end_of_block, int64_t steps) {
     if constexpr (Ops::kBlock != 0) {
       if (steps <= Ops::kBlock) return true;
       if (end_of_block < steps) {

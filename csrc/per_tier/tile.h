@@ -164,7 +164,7 @@ struct Tile {
     const typename Ops::Element* base[kBases];
     CF_UNROLL
     for (int b = 0; b < kBases; ++b) base[b] = rows + 3 * b * stride;
-    Acc acc[kRows][kVecs];
+    typename BlockSums<Ops, kRows, kVecs>::Sums acc;
     BlockSums<Ops, kRows, kVecs> blocks(memory);
     Prefetcher<kRows> prefetcher(ahead);
     for (int64_t begin = 0, end_of_block = 0;; begin = end_of_block) {
