@@ -153,7 +153,8 @@ def maxsim_pairwise(
     ``scores`` computes it.
     """
     shape = None
-    if getattr(b, "ndim", 0) == 4 and not getattr(b, "is_nested", False):
+    # The compiler of torch 2.4 does not look for an attribute that a tensor may lack.
+    if b.ndim == 4 and not b.is_nested if isinstance(b, torch.Tensor) else getattr(b, "ndim", 0) == 4:
         shape = b.shape[:2]  # type: ignore[union-attr]
         b, b_mask = flat_candidates(b, b_mask)
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device)

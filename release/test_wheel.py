@@ -19,10 +19,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Asks a Python for its tag in the names of wheels: cp313, or cp313t without the global interpreter lock.
-TAG = """
+# Asks a Python for its tags in the names of wheels: cp313-cp313, or cp313-cp313t without the global interpreter lock.
+TAGS = """
 import sys, sysconfig
-print(f"cp3{sys.version_info[1]}" + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
+version = f"cp3{sys.version_info[1]}"
+print(f"{version}-{version}" + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
 """
 # What tests call beside Python.
 NEEDED = ("sh", "git")
@@ -100,10 +101,10 @@ def wheel_for(python: str, wheels: Path) -> Path:
     """Return the one wheel that is for this Python."""
     if wheels.is_file():
         return wheels.resolve()
-    tag = subprocess.run([python, "-c", TAG], check=True, capture_output=True, text=True).stdout.strip()
-    found = sorted(wheels.resolve().glob(f"colbert_fast-*-{tag}-*.whl"))
+    tags = subprocess.run([python, "-c", TAGS], check=True, capture_output=True, text=True).stdout.strip()
+    found = sorted(wheels.resolve().glob(f"colbert_fast-*-{tags}-*.whl"))
     if len(found) != 1:
-        msg = f"{wheels} must hold one wheel for {python}, colbert_fast-*-{tag}-*.whl; got {[w.name for w in found]}"
+        msg = f"{wheels} must hold one wheel for {python}, colbert_fast-*-{tags}-*.whl; got {[w.name for w in found]}"
         raise SystemExit(msg)
     return found[0]
 
