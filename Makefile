@@ -20,6 +20,9 @@
 #   make bench-search   collections beside indexes and databases, on synthetic embeddings and on the folder CORPUS if it is
 #                   given; makes two environments, for two of them need another torch (hours)
 #   make test-arm       the NEON tiers on emulated AArch64 processors; installs compiler and emulator on Debian, as root
+#   make cross      the wheels of other platforms with zig, into build/cross/wheels, and their C++ tests under qemu and wine;
+#                   CROSS=x86_64-windows-gnu: one of them. Without Debian, or without root, it says what it lacks
+#   make test-aarch64   the wheel of AArch64 beside torch, on an emulated processor; Debian, and its Python
 #   make test-old-x86   every tier, and the extension, on emulated x86-64 processors without AVX-512, AVX2 or AVX
 #   make bench-gpu  the tests and workloads of a CUDA device in eight minutes, with the machine's own Python; writes its
 #                   JSON into RESULTS, and takes what is not installed from the pure-Python wheels in WHEELS
@@ -54,6 +57,7 @@ export PYTHONDONTWRITEBYTECODE :=
 SEARCH_LIBRARIES := fast-plaid==1.7.0.2110 xtr-warp-rs==2.1.0.2110 torch==2.11.0 numpy
 SEARCH_DOCUMENTS ?= 100000
 CORPUS ?=
+CROSS ?=
 BUILD_TOOLS := build pybind11 setuptools
 # The extra of this name, without the package.
 DOCS_TOOLS = $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr , ' ')
@@ -78,7 +82,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: release wheel demo test test-base test-compilers test-wheel test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
+.PHONY: release wheel cross test-aarch64 demo test test-base test-compilers test-wheel test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
 
 release:
@@ -113,6 +117,16 @@ test-arm: $(VENV)/.test $(VENV)/.wheel suite
 test-old-x86: $(VENV)/.test $(VENV)/.wheel suite
 	.ci/emulators
 	COLBERT_FAST_REQUIRE=x86_64 $(PYTEST) tests/test_emulated.py -k x86_64
+
+# It builds from this tree with $(PYTHON), whose headers it takes.
+cross: $(VENV)/.zig
+	.ci/emulators || true
+	$(BIN)/python release/cross.py $(CROSS)
+
+test-aarch64: $(VENV)/.zig
+	.ci/emulators
+	.ci/aarch64_python build/cross/aarch64
+	$(BIN)/python release/cross.py --loaded aarch64-linux-gnu.2.17
 
 sanitize: $(VENV)/.test $(VENV)/.wheel suite
 	$(PYTEST) tests/test_sanitizers.py
@@ -190,6 +204,10 @@ $(BUILT): $(SOURCES) $(VENV)/.build
 
 $(VENV)/.build: constraints.txt $(VENV)/pyvenv.cfg
 	.ci/quietly $(BIN)/python $(PIP_INSTALL) $(BUILD_TOOLS)
+	@touch $@
+
+$(VENV)/.zig: constraints.txt $(VENV)/.build
+	.ci/quietly $(BIN)/python $(PIP_INSTALL) ziglang
 	@touch $@
 
 $(VENV)/.wheel: $(BUILT)

@@ -153,8 +153,9 @@ def maxsim_pairwise(
     ``scores`` computes it.
     """
     shape = None
-    # The compiler of torch 2.4 does not look for an attribute that a tensor may lack.
-    if b.ndim == 4 and not b.is_nested if isinstance(b, torch.Tensor) else getattr(b, "ndim", 0) == 4:
+    # The compiler of torch 2.4 cannot ask with a default whether a tensor has a name.
+    dims = b.ndim if isinstance(b, torch.Tensor) else getattr(b, "ndim", 0)
+    if dims == 4 and not (isinstance(b, torch.Tensor) and b.is_nested):
         shape = b.shape[:2]  # type: ignore[union-attr]
         b, b_mask = flat_candidates(b, b_mask)
     q, d, skip_zero, home = checked_sides(a, b, a_mask, b_mask, pad, device)

@@ -172,3 +172,11 @@ def test_a_gpu_that_is_too_old_scores_with_torch(monkeypatch: pytest.MonkeyPatch
 def test_the_extension_refuses_a_tier_it_has_not() -> None:
     with pytest.raises(ValueError, match=r"no CPU tier 'mmx'; there are amx, .*, neon, portable"):
         cf._backends.cpu._C.score("mmx", (), (), None, 0, False, False, 1, torch.zeros(1), None)
+
+
+def test_a_backend_is_shown_in_one_line() -> None:
+    backends = cf.backends()
+    assert repr(backends[-1]) == "Backend('torch')"
+    for backend in backends:
+        assert (backend.unsupported or backend.name) in repr(backend)
+        assert "function" not in repr(backend)

@@ -184,3 +184,7 @@ class Backend(NamedTuple):
     refused: Callable[[torch.device], str | None] | None = None
     """Asks the system, or a device, for what the backend needs there, before the backend is first chosen. Returns None,
     or why it was refused."""
+
+    def __repr__(self) -> str:
+        """Show the name, and why it cannot run here if so: the functions would fill a screen."""
+        return f"Backend({self.name!r}{f', unsupported={self.unsupported!r}' if self.unsupported else ''})"
