@@ -249,7 +249,7 @@ $(DEV_VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc
 	.ci/quietly $(DEV_VENV)/bin/python $(PIP_INSTALL) --no-build-isolation --editable ".[lint]"
 	@touch $@
 
-# It is not linked against this machine's glibc or libstdc++, so it does not say how the tests' wheel was built.
+# Not the wheel that `make test` tests: that one is built by this machine's compiler, for this machine's glibc.
 wheel: $(WHEEL_VENV)/.tools
 	rm -rf build/wheel
 	$(WHEEL_VENV)/bin/python release/wheel.py build/wheel

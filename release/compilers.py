@@ -125,7 +125,7 @@ def run(command: list[str], folder: str, **environment: str) -> subprocess.Compl
 
 
 def table(results: list[Result]) -> list[str]:
-    """Return the lines of the table; the scores are compared with those of the first build that has any."""
+    """Return the lines of the table. Scores are compared with those of the first build that has scores."""
     first = next((result.tiers for result in results if result.tiers), {})
     rows = [("compiler", "flags", "KB", "fault", "left out", "other bits than the first")]
     for result in results:

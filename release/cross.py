@@ -42,7 +42,7 @@ class Target:
     zig: str
     wheel: str
     suffix: str  # of an extension module, after the version of Python
-    runs: Sequence[str]  # the names of programs that run its programs; "" is this machine; nothing runs those of macOS
+    runs: Sequence[str]  # emulators, by name; "" if this machine runs it; empty for macOS
     models: Sequence[str] = ()  # processors that qemu plays; it plays every tier on the first
     libraries: str = ""  # where qemu finds the C library
 
@@ -176,7 +176,7 @@ def import_library(target: Target, folder: Path, headers: Path) -> None:
 
 
 def compiler(target: Target, folder: Path, language: str, headers: Path) -> Path:
-    """Return a program that compiles for a target, with these headers before those of this Python."""
+    """Return a program that compiles for a target, and finds these headers first."""
     path = folder / language
     command = shlex.join(map(str, zig(language, "-target", target.zig, "-Werror", f"-I{headers}")))
     path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')

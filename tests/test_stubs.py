@@ -1,4 +1,4 @@
-"""The types that editors and type checkers see are those of the extension and of the wheel."""
+"""The stub of the extension says what the extension takes and returns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,3 @@ def extended() -> dict[str, tuple[list[str], str]]:
 @pytest.mark.skipif(_C is None, reason="there is no extension")
 def test_the_stub_is_that_of_the_extension() -> None:
     assert stubbed() == extended()
-
-
-def test_the_package_is_typed() -> None:
-    assert (PACKAGE / "py.typed").is_file()
