@@ -36,7 +36,7 @@ PLACES = {
     CITATION: [(r"^version: .*(\ndate-released: .*)?$", "version: {version}\ndate-released: {date}")],
 }
 # The documentation first, which takes the least.
-TARGETS = ("docs", "lint", "wheel", "test")
+TARGETS = ("docs", "lint", "typecheck", "wheel", "test")
 
 
 class Refused(Exception):

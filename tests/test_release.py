@@ -19,7 +19,7 @@ FILES = {
     "LICENSE": "yes",
     "other/one.txt": "yes",
     ".gitignore": "/build/\n/dist/\n/log\n",
-    "Makefile": "docs lint test:\n\t@echo $@ >> log\nwheel:\n\t@echo $@ >> log\n\t@python3 wheel.py\n",
+    "Makefile": "docs lint typecheck test:\n\t@echo $@ >> log\nwheel:\n\t@echo $@ >> log\n\t@python3 wheel.py\n",
     "wheel.py": """
 import os, pathlib, re, zipfile
 version = re.search('version = "(.*)"', open("pyproject.toml").read())[1]
@@ -74,7 +74,7 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_a_release(release: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert release.main(["0.2.0"]) == 0
-    assert Path("log").read_text() == "docs\nlint\nwheel\ntest\n"
+    assert Path("log").read_text() == "docs\nlint\ntypecheck\nwheel\ntest\n"
     assert "git push --atomic origin main v0.2.0" in capsys.readouterr().out
     assert Path("build/release-notes.md").read_text() == "### Added\n\n- A thing of two lines.\n- Another.\n"
     assert git("status", "--porcelain") == ""
