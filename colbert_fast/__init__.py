@@ -3,9 +3,14 @@
 ``import colbert_fast as cf``, then ``cf.maxsim(queries, documents)``; the encoder is ``colbert_fast.models.ColBERT``.
 """
 
-# First, because everything below takes its time, and because in an archive much of it would fail in its own way.
+# First, because everything below takes its time, and because much of it would fail in its own way in an archive, or
+# beside an old torch.
 from colbert_fast import _interrupts as _interrupts
 from colbert_fast import _unpacked as _unpacked
+
+# isort: split
+
+from colbert_fast import _required as _required
 
 # isort: split
 

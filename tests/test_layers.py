@@ -17,7 +17,7 @@ ROWS = [
         *("reference", "_arrays", "_environment", "_forks", "_torch_modes", "_warnings"),
         "_backends.triton_tiles",
     },
-    {"_absent", "_extras"},
+    {"_absent", "_extras", "_required"},
     {"_int8", "_integers", "_items", "_safetensors", "_spans"},
     {"_layouts", "_packed_files", "_threads"},
     {"_codecs"},

@@ -9,6 +9,8 @@ from urllib.parse import urlparse
 import pytest
 from source import SOURCE
 
+from colbert_fast import _required
+
 METADATA = metadata("colbert-fast")
 REQUIREMENTS = METADATA.get_all("Requires-Dist") or []
 DESCRIPTION = METADATA.get_payload() or METADATA["Description"]
@@ -42,7 +44,8 @@ def test_urls() -> None:
 
 
 def test_a_base_install_needs_numpy_and_torch() -> None:
-    assert [re.split(r"\W", requirement)[0] for requirement in extra("")] == ["numpy", "torch"]
+    assert list(_required.NEEDED) == ["numpy", "torch"]
+    assert extra("") == [f"{package}>={first}" for package, first in _required.NEEDED.items()]
 
 
 def test_extras() -> None:

@@ -10,11 +10,13 @@ import sys
 from contextlib import nullcontext
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from source import is_editable
 
 import colbert_fast as cf
+from colbert_fast import _required
 from colbert_fast._extension import why_missing
 from colbert_fast._extras import need
 
@@ -81,6 +83,48 @@ def test_a_package_that_is_too_old(found: str, told: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.metadata, "version", lambda name: old.get(name) or version(name))
     with pytest.raises(ImportError, match=re.escape(told)) if told else nullcontext():
         need("colbert_fast.models", "models", models._NEEDED)
+
+
+def test_dependencies_that_are_missing_or_too_old(tmp_path: Path) -> None:
+    """A clear error, instead of what fails first beside them."""
+    for version in ("1.13.1", "2.3.0a0+git1"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "torch.py").write_text(f"__version__ = {version!r}\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("import a_library_of_torch\n")
+    code = """
+import sys
+for name in sys.argv[2:]:
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+import colbert_fast
+"""
+    told = {
+        ("1.13.1",): "ImportError: colbert_fast needs torch>=2.4 (1.13.1 is installed): pip install 'torch>=2.4'",
+        ("2.3.0a0+git1",): "needs torch>=2.4 (2.3.0a0+git1 is installed)",
+        (".", "torch"): "needs torch>=2.4 (not installed): ",
+        (".", "numpy", "torch"): "needs numpy>=1.24 (not installed), torch>=2.4 (not installed): "
+        "pip install 'numpy>=1.24' 'torch>=2.4'",
+        ("broken",): "ModuleNotFoundError: No module named 'a_library_of_torch'",
+    }
+    for (folder, *absent), message in told.items():
+        command = [sys.executable, "-c", code, str(tmp_path / folder), *absent]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_a_folder_that_torch_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torche" / "lib").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    message = f"needs torche>=2.4 (not installed: {tmp_path / 'torche'} has no such package): "
+    with pytest.raises(ImportError, match=re.escape(message)):
+        _required.require({"torche": "2.4"})
+
+
+def test_versions_that_cannot_be_known_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("unknown", None, object(), "2.4.0a0+git1", "10"):
+        monkeypatch.setitem(sys.modules, "torche", SimpleNamespace(__version__=version))
+        _required.require({"torche": "2.4"})
 
 
 MISSING = """
