@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import zlib
 from glob import glob
 from pathlib import Path
 
@@ -23,13 +24,18 @@ def readme() -> str:
     return re.sub(r"(!?\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)", absolute, text)
 
 
+# What the extension is called with. It keeps the checksum, by which colbert_fast/_extension.py knows an old one.
+STUB = Path("colbert_fast", "_C.pyi")
+checksum = zlib.crc32(STUB.read_bytes().replace(b"\r\n", b"\n"))
+
 # optional: where no compiler works the package still installs, and backends() says why the CPU tiers are missing.
 extension = Pybind11Extension(
     "colbert_fast._C",
     sorted(glob("csrc/*/*.cpp")),
     cxx_std=17,
     include_dirs=["csrc"],
-    depends=sorted(glob("csrc/**/*.h", recursive=True)),
+    define_macros=[("COLBERT_FAST_STUB", f"{checksum}u")],
+    depends=[*sorted(glob("csrc/**/*.h", recursive=True)), str(STUB)],
     extra_compile_args=[] if os.name == "nt" else ["-O3", "-Wall", "-Wextra"],
     # Stripped: symbols are a tenth of the file. The linkers of macOS and Windows have no such flag.
     extra_link_args=["-s"] if sys.platform == "linux" else [],

@@ -1,10 +1,12 @@
-"""Imports the C++ extension, or says why it is missing and what to do about it."""
+"""Imports the C++ extension, or says why it is missing, or not used, and what to do about it."""
 
 from __future__ import annotations
 
 import sys
+import zlib
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import ModuleType
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -23,7 +25,8 @@ def why_missing(error: ImportError, package: Path = _PACKAGE) -> str:
     if any(f"_C{suffix}" in files for suffix in EXTENSION_SUFFIXES):
         return f"the C++ extension in {package} does not load: {error}"
     if files:
-        return f"the C++ extension is for another Python, {', '.join(files)}: install colbert-fast with this one"
+        other = f"the C++ extension is for another Python or another system, {', '.join(files)}"
+        return f"{other}: install colbert-fast with this one"
     if not (package.parent / "csrc").is_dir():
         return (
             "the C++ extension was not built when colbert-fast was installed: the compiler failed, or "
@@ -34,6 +37,22 @@ def why_missing(error: ImportError, package: Path = _PACKAGE) -> str:
     if hidden is None:
         return f"{tree}: run `make dev` where a C++17 compiler works, or `pip install .` and start Python elsewhere"
     return f"{tree}, which hides the colbert-fast installed in {hidden}: start Python elsewhere, or run `make dev`"
+
+
+def why_unfit(extension: ModuleType, package: Path = _PACKAGE) -> str | None:
+    """Return in plain words that an extension was built for another release of the files beside it, or None.
+
+    That is so where sources are updated and not built, and where one release is copied over another.
+    """
+    try:
+        stub = (package / "_C.pyi").read_bytes()
+    except OSError:  # a program that makes one file of a package may leave out what is not run
+        return None
+    if getattr(extension, "stub", None) == zlib.crc32(stub.replace(b"\r\n", b"\n")):
+        return None
+    tree = (package.parent / "csrc").is_dir()
+    again = "run `make dev` again" if tree else "`pip install --force-reinstall --no-deps colbert-fast`"
+    return f"the C++ extension in {package} was built for another version of the Python files beside it: {again}"
 
 
 def _installed_beside(package: Path) -> Path | None:
@@ -51,3 +70,7 @@ try:
 except ImportError as error:
     _C = None  # type: ignore[assignment]
     MISSING = why_missing(error)
+else:
+    MISSING = why_unfit(_C)
+    if MISSING is not None:
+        _C = None  # type: ignore[assignment]

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from contextlib import nullcontext
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -17,7 +18,7 @@ from source import is_editable
 
 import colbert_fast as cf
 from colbert_fast import _required
-from colbert_fast._extension import why_missing
+from colbert_fast._extension import why_missing, why_unfit
 from colbert_fast._extras import need
 
 
@@ -210,10 +211,38 @@ def test_why_the_extension_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     hides = f"{tree}, which hides the colbert-fast installed in {site}: start Python elsewhere, or run `make dev`"
     assert why_missing(error, package) == hides
     (package / "_C.cpython-36m-darwin.so").touch()
-    other = "the C++ extension is for another Python, _C.cpython-36m-darwin.so: install colbert-fast with this one"
-    assert why_missing(error, package) == other
+    other = "the C++ extension is for another Python or another system, _C.cpython-36m-darwin.so: install colbert-fast "
+    assert why_missing(error, package) == f"{other}with this one"
     (package / f"_C{EXTENSION_SUFFIXES[0]}").touch()
     assert why_missing(error, package) == f"the C++ extension in {package} does not load: undefined symbol"
+
+
+def test_an_extension_of_another_version_is_not_used(tmp_path: Path) -> None:
+    """Its functions may be other ones. Git for Windows may have changed the ends of the lines."""
+    extension = SimpleNamespace(stub=zlib.crc32(b"def one() -> int: ...\n"))
+    (tmp_path / "_C.pyi").write_bytes(b"def one() -> int: ...\r\n")
+    assert why_unfit(extension, tmp_path) is None
+    (tmp_path / "_C.pyi").write_bytes(b"def two() -> int: ...\n")
+    told = f"the C++ extension in {tmp_path} was built for another version of the Python files beside it: `pip install"
+    for old in (extension, SimpleNamespace()):
+        assert (why_unfit(old, tmp_path) or "").startswith(told)
+    (tmp_path.parent / "csrc").mkdir()
+    assert (why_unfit(extension, tmp_path) or "").endswith(": run `make dev` again")
+    (tmp_path / "_C.pyi").unlink()
+    assert why_unfit(extension, tmp_path) is None
+
+
+def test_scoring_beside_an_extension_of_another_version(tmp_path: Path, extension: str) -> None:
+    code = """
+import sys, zlib
+crc32, zlib.crc32 = zlib.crc32, lambda data: crc32(data) + 1
+import torch, colbert_fast as cf
+assert cf.maxsim(torch.ones(1, 2, 3), torch.ones(1, 2, 3)).item() == 6
+print([b.name for b in cf.backends() if b.unsupported is None and b.name != "triton"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "['torch']\n"), done.stderr
+    assert "scoring with torch, several times slower: the C++ extension in " in done.stderr
 
 
 @pytest.mark.skipif(is_editable(), reason="the source tree is what is installed")

@@ -239,6 +239,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   using namespace colbert_fast;
   make_names();
   m.doc() = "CPU kernels of colbert_fast. Private.";
+  // By which _extension.py knows that the Python files beside it are those that it was built with.
+  m.attr("stub") = COLBERT_FAST_STUB;
   m.def(
       "tiers",
       [] {
