@@ -22,7 +22,11 @@ from colbert_fast._backends import cpu, triton_
 from colbert_fast._extension import MISSING
 
 collect_ignore = [file for name in LACKING for file in FILES.get(name, [])]
-if not triton_.INTERPRETED:
+if triton_.INTERPRETED:
+    from interpreter import patch_once
+
+    patch_once()
+else:
     # test_triton.py runs them in a process with the interpreter.
     collect_ignore += ["test_triton_kernels.py", "test_triton_upper_kernel.py"]
 

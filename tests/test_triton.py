@@ -44,8 +44,11 @@ INTERPRETED = {
 @pytest.mark.skipif(triton_.INTERPRETED, reason="this is the interpreter")
 @pytest.mark.parametrize("file", INTERPRETED)
 def test_the_contract_in_the_interpreter(file: str) -> None:
-    """Triton reads TRITON_INTERPRET when kernels are defined. So the interpreter needs a process of its own."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "COLBERT_FAST_REQUIRE": "triton"}
+    """Triton reads TRITON_INTERPRET when kernels are defined. So the interpreter needs a process of its own.
+
+    The tiles are too small for more than one thread.
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "COLBERT_FAST_REQUIRE": "triton", "OMP_NUM_THREADS": "1"}
     chosen = "triton" + (f" and ({INTERPRETED[file]})" if INTERPRETED[file] else "")
     # The interpreter uses numpy, and numpy warns of the infinities and NaNs in some tests.
     options = ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "-k", chosen]

@@ -6,7 +6,7 @@
 // the masked loads of AVX-512, which AddressSanitizer does not see. From the root of the repository:
 //
 //   FILES="tests/cpp/{kernels,encode_checks,upper_checks,checks}.cpp $(ls csrc/*/*.cpp | grep -v -e bindings
-//   -e tensors)" FLAGS="-std=c++17 -O1 -g -pthread -Icsrc -fno-sanitize-recover=all" c++ $FLAGS
+//   -e tensors)" FLAGS="-std=c++17 -O1 -g1 -pthread -Icsrc -fno-sanitize-recover=all" c++ $FLAGS
 //   -fsanitize=address,undefined $FILES -o kernels c++ $FLAGS -fsanitize=thread $FILES -o kernels
 //
 // `./kernels` prints the reason why a tier cannot run. It exits with 0 after a line with the tiers that ran,

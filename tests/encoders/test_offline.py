@@ -19,7 +19,7 @@ from colbert_fast.models import ColBERT, checkpoint, files
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KINDS = ["neural_cherche", "multi_vector", "pylate", "stanford", "plain", "dense", "bge_m3"]
 
-# This program loads the checkpoint that its argument names, without the network, and prints scores and the folder.
+# This program loads the checkpoints that its argument names, without the network, and prints scores and folders.
 PROGRAM = """
 import json, socket, sys
 def refuse(*args):
@@ -29,9 +29,12 @@ import torch
 from colbert_fast.models import ColBERT
 told = json.loads(sys.argv[1])
 torch.manual_seed(0)
-encoder = ColBERT(told["source"], device="cpu", **told["options"])
-scores = encoder.scores(told["queries"], told["documents"], tqdm_bar=False)
-print(json.dumps({"scores": scores.tolist(), "folder": encoder.model_folder}))
+answers = {}
+for kind, options in told["kinds"].items():
+    encoder = ColBERT(f"someone/{kind}", device="cpu", **options)
+    scores = encoder.scores(told["queries"], told["documents"], tqdm_bar=False)
+    answers[kind] = {"scores": scores.tolist(), "folder": encoder.model_folder}
+print(json.dumps(answers))
 """
 
 
@@ -58,15 +61,15 @@ def scores_of(source: str | Path, **options: object) -> torch.Tensor:
     return ColBERT(source, device="cpu", **options).scores(QUERIES, DOCUMENTS, tqdm_bar=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_snapshot_loads_as_its_folder(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    folder: Path = request.getfixturevalue(kind)
-    cached(folder, tmp_path / "hub")
+def test_snapshots_load_as_their_folders(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     # The queries are short: for longer ones sentence-transformers warns that query expansion cuts them.
     queries, documents = ["berlin", "paris"], DOCUMENTS[:2]
-    encoder = ColBERT(folder, device="cpu", **options_of(kind))
-    expected = encoder.scores(queries, documents, tqdm_bar=False)
-    told = {"source": "someone/colbert", "options": options_of(kind), "queries": queries, "documents": documents}
+    expected = {}
+    for kind in KINDS:
+        folder: Path = request.getfixturevalue(kind)
+        cached(folder, tmp_path / "hub", f"someone/{kind}")
+        expected[kind] = ColBERT(folder, device="cpu", **options_of(kind)).scores(queries, documents, tqdm_bar=False)
+    told = {"kinds": {kind: options_of(kind) for kind in KINDS}, "queries": queries, "documents": documents}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     environment.pop("HF_HUB_CACHE", None)
     result = subprocess.run(
@@ -77,9 +80,11 @@ def test_a_snapshot_loads_as_its_folder(kind: str, request: pytest.FixtureReques
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
-    close(torch.tensor(answer["scores"]), expected)
-    assert Path(answer["folder"]).name == COMMIT
+    answers = json.loads(result.stdout)
+    assert list(answers) == KINDS
+    for kind, answer in answers.items():
+        close(torch.tensor(answer["scores"]), expected[kind])
+        assert Path(answer["folder"]).parts[-3:] == (f"models--someone--{kind}", "snapshots", COMMIT)
     assert result.stderr == ""
 
 
