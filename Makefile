@@ -87,7 +87,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
 
 release:
 	$(if $(VERSION),,$(error a release needs a version, as in: make release VERSION=0.2.0))
-	$(PYTHON) release/release.py $(if $(CHECK),--check) $(VERSION)
+	$(PYTHON) release/release.py $(if $(CHECK),--check) '$(VERSION)'
 
 demo: $(VENV)/.demo $(VENV)/.wheel
 	@$(BIN)/colbert-fast demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,15 @@ def test_a_release(release: ModuleType, capsys: pytest.CaptureFixture[str]) -> N
 def test_versions_that_are_none(release: ModuleType, version: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert release.main(["--check", version]) == 1
     assert f"got {version}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["0.2.0; touch new", "0.2.0 ", "0.2.0 0.3.0"])
+def test_make_gives_the_version_as_it_is(release: ModuleType, version: str) -> None:
+    """The shell of make would run, or take away, a part of it."""
+    shutil.copy(SOURCE / "Makefile", "Makefile")
+    command = ["make", "--dry-run", "--no-print-directory", "release", "CHECK=1", f"VERSION={version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout)[-2:] == ["--check", version]
 
 
 def test_a_candidate_comes_before_its_release(release: ModuleType) -> None:
