@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from colbert_fast._arrays import Mask
 from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
+from colbert_fast._integers import Integers
 from colbert_fast._lowering import kept_rows
 from colbert_fast._maxsim import checked_pairs, parts_of
 from colbert_fast._scoring import Pad, checked_sides, number_of, score_with_argmax
@@ -24,7 +24,7 @@ def maxsim_with_argmax(
     a_mask: Mask | None = None,
     b_mask: Mask | None = None,
     *,
-    pairs: Tensor | Sequence[Any] | None = None,
+    pairs: Integers | None = None,
     device: torch.device | str | None = None,
     pad: Pad = "skip",
     backend: str | None = None,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from colbert_fast._arrays import tensor_of
+
+Integers: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
+"""What names queries and documents by their numbers."""
 
 
 def positive_int(value: Any, name: str) -> int:
@@ -48,7 +52,7 @@ def _integer(value: Any, name: str) -> int:
     raise TypeError(msg) from None
 
 
-def integer_tensor(value: Tensor | Sequence[Any], name: str) -> Tensor:
+def integer_tensor(value: Integers, name: str) -> Tensor:
     """Return ``value`` as an int64 tensor. Raises TypeError if it holds anything but integers."""
     tensor = tensor_of(value, name)
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from colbert_fast._arrays import Mask, aligned
 from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._integers import check_range, integer_tensor, positive_int
+from colbert_fast._integers import Integers, check_range, integer_tensor, positive_int
 from colbert_fast._lowering import flat_candidates
 from colbert_fast._scoring import (
     Pad,
@@ -183,7 +182,7 @@ def maxsim_pairwise(
 def maxsim_pairs(
     a: Tokens,
     b: Tokens,
-    pairs: Tensor | Sequence[Any],
+    pairs: Integers,
     *,
     length_normalize: bool = False,
     pad: Pad = "skip",
@@ -238,7 +237,7 @@ def parts_of(d: PackedTokens, chunk_elements: int) -> Iterator[PackedTokens]:
         first, rows = i, length
 
 
-def checked_pairs(pairs: Tensor | Sequence[Any], nq: int, nd: int) -> Tensor:
+def checked_pairs(pairs: Integers, nq: int, nd: int) -> Tensor:
     tensor = integer_tensor(pairs, "pairs")
     if tensor.numel() == 0 and tensor.ndim <= 2:
         tensor = tensor.reshape(0, 2)

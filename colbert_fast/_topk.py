@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from colbert_fast._backends.problem import CHUNK_ELEMENTS
 from colbert_fast._forks import safe_after_fork
-from colbert_fast._integers import check_range, integer_tensor, positive_int
+from colbert_fast._integers import Integers, check_range, integer_tensor, positive_int
 from colbert_fast._ops import told_once
 from colbert_fast._scoring import (
     Pad,
@@ -36,7 +35,7 @@ def topk(
     b: Tokens,
     k: int,
     *,
-    candidates: Tensor | Sequence[Any] | None = None,
+    candidates: Integers | None = None,
     length_normalize: bool = False,
     pad: Pad = "skip",
     backend: str | None = None,
@@ -120,7 +119,7 @@ def _best_of_candidates(
     d: PackedTokens,
     skip_zero: tuple[bool, bool],
     k: int,
-    candidates: Tensor | Sequence[Any],
+    candidates: Integers,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Score candidates. A query with fewer candidates than another has -inf and -1 in its last columns."""
@@ -204,9 +203,7 @@ def _rows_of(candidates: Any) -> int:
     return candidates.shape[0]
 
 
-def _placed(
-    candidates: Tensor | Sequence[Any], nq: int, nd: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None, int]:
+def _placed(candidates: Integers, nq: int, nd: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """Return candidates ``[p]``; their queries ``[p]``; their places ``[p]`` in a matrix; and the width of the matrix.
 
     The matrix has a row for every query. If the candidates fill all of its places in order, the places are None.

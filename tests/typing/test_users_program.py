@@ -35,10 +35,12 @@ def test_scores() -> None:
     assert_type(cf.maxsim(Q, D, torch.ones(2, 3), np.ones((5, 4)), backend="torch"), Tensor)
     assert_type(cf.maxsim_pairwise(Q, D[:2], device=torch.device("cpu")), Tensor)
     assert_type(cf.maxsim_pairs(Q, D, [(0, 1), (1, 4)]), Tensor)
+    assert_type(cf.maxsim_pairs(Q, D, np.array([[0, 1]])), Tensor)
     scores, argmax = cf.maxsim_with_argmax(Q, D, pairs=torch.tensor([[0, 1]]))
     assert_type(scores, Tensor)
     assert_type(argmax, Tensor)
     assert_type(cf.topk(Q, D, k=2, candidates=[[0, 1], [3]]), tuple[Tensor, Tensor])
+    assert_type(cf.topk(Q, D, 1, candidates=np.array([[0, 1], [2, 3]])), tuple[Tensor, Tensor])
     for backend in cf.backends():
         assert_type(backend.name, str)
         assert_type(backend.unsupported, str | None)
