@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 _PACKAGE = Path(__file__).resolve().parent
+# pip keeps a wheel that it has built, also without the extension, and would install that one again.
+_AGAIN = "`pip install --force-reinstall --no-deps --no-cache-dir colbert-fast`"
 
 
 def why_missing(error: ImportError, package: Path = _PACKAGE) -> str:
@@ -30,7 +32,7 @@ def why_missing(error: ImportError, package: Path = _PACKAGE) -> str:
     if not (package.parent / "csrc").is_dir():
         return (
             "the C++ extension was not built when colbert-fast was installed: the compiler failed, or "
-            "COLBERT_FAST_NO_EXTENSION was 1; reinstall where a C++17 compiler works"
+            f"COLBERT_FAST_NO_EXTENSION was 1; where a C++17 compiler works, {_AGAIN}"
         )
     tree = f"the C++ extension is not in this source tree, {package.parent}"
     hidden = _installed_beside(package)
@@ -51,7 +53,7 @@ def why_unfit(extension: ModuleType, package: Path = _PACKAGE) -> str | None:
     if getattr(extension, "stub", None) == zlib.crc32(stub.replace(b"\r\n", b"\n")):
         return None
     tree = (package.parent / "csrc").is_dir()
-    again = "run `make dev` again" if tree else "`pip install --force-reinstall --no-deps colbert-fast`"
+    again = "run `make dev` again" if tree else _AGAIN
     return f"the C++ extension in {package} was built for another version of the Python files beside it: {again}"
 
 

@@ -200,7 +200,12 @@ def test_why_the_extension_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     package = tmp_path / "tree" / "colbert_fast"
     package.mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(package.parent)])
-    assert why_missing(error, package).startswith("the C++ extension was not built when colbert-fast was installed: ")
+    told = why_missing(error, package)
+    assert told.startswith("the C++ extension was not built when colbert-fast was installed: ")
+    # pip keeps a wheel that it has built without the extension, and must not install that one again.
+    assert told.endswith(
+        "where a C++17 compiler works, `pip install --force-reinstall --no-deps --no-cache-dir colbert-fast`"
+    )
     (package.parent / "csrc").mkdir()
     tree = f"the C++ extension is not in this source tree, {package.parent}"
     assert why_missing(error, package).startswith(f"{tree}: run `make dev` where a C++17 compiler works, or")
