@@ -68,7 +68,7 @@ BUILT := $(DIST)/.built
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(wildcard licenses/*) constraints.txt \
   $(shell find colbert_fast csrc -name __pycache__ -prune -o ! -name '*.so' ! -name '*.pyd' -print 2>/dev/null)
 # What the tests need of this tree, and no colbert_fast: a test, or a process that it starts, imports the installed one.
-SUITE := build/suite
+SUITE ?= build/suite
 SUITE_FILES := tests benchmarks csrc docs examples licenses pyproject.toml mkdocs.yml README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md \
   Makefile constraints-floor.txt
 # Tests of C++ alone, and of the benchmarks, say nothing new of a base install.
