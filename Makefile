@@ -19,6 +19,7 @@
 #   make bench-quick  the same in five minutes, on fewer workloads, into build/
 #   make bench-search   collections beside indexes and databases, on synthetic embeddings and on the folder CORPUS if it is
 #                   given; makes two environments, for two of them need another torch (hours)
+#   make test-interpreter  the Triton kernels in Triton's interpreter, with every combination of parameters
 #   make test-arm       the NEON tiers on emulated AArch64 processors; installs compiler and emulator on Debian, as root
 #   make cross      the wheels of other platforms with zig, into build/cross/wheels, and their C++ tests under qemu and wine;
 #                   CROSS=x86_64-windows-gnu: one of them. Without Debian, or without root, it says what it lacks
@@ -73,7 +74,9 @@ SUITE_FILES := tests benchmarks csrc docs examples licenses pyproject.toml mkdoc
   Makefile constraints-floor.txt
 # Tests of C++ alone, and of the benchmarks, say nothing new of a base install.
 BASE_LEAVES_OUT := $(patsubst %,--ignore=tests/test_%.py,amx bench_gpu emulated objects report sanitizers)
-PYTEST := cd $(SUITE) && $(BIN)/python -m pytest
+# SETTINGS are variables of the environment.
+SETTINGS :=
+PYTEST = cd $(SUITE) && $(SETTINGS) $(BIN)/python -m pytest
 
 # What `make test-doors` must find, in the words of tests/lacking.py; and its tests: of the encoder, those with another
 # library than torch; of the pages and the examples, those that need a library of an adapter.
@@ -82,7 +85,7 @@ DOOR_TESTS = tests/doors $(wildcard tests/test_door_*.py) tests/encoders/test_ru
   tests/test_lacking.py::test_what_is_lacking \
   -k "not (test_docs.py or test_examples.py) or adapters or langchain"
 
-.PHONY: release wheel cross test-aarch64 demo test test-base test-compilers test-wheel test-crashes test-doors test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
+.PHONY: release wheel cross test-aarch64 demo test test-base test-compilers test-wheel test-crashes test-doors test-interpreter test-arm test-old-x86 suite dev lint typecheck docs sanitize bench bench-quick bench-gpu bench-smoke bench-search clean
 .NOTPARALLEL:
 
 release:
@@ -110,13 +113,19 @@ test-compilers: $(VENV)/.test $(VENV)/.wheel
 test-doors: $(DOORS_VENV)/.wheel suite
 	cd $(SUITE) && COLBERT_FAST_REQUIRE=$(DOORS) $(abspath $(DOORS_VENV))/bin/python -m pytest $(or $(TESTS),$(DOOR_TESTS))
 
+test-interpreter: SETTINGS = COLBERT_FAST_REQUIRE=interpreter COLBERT_FAST_EVERY=1
+test-interpreter: $(VENV)/.test $(VENV)/.wheel suite
+	$(PYTEST) tests/test_triton.py
+
+test-arm: SETTINGS = COLBERT_FAST_REQUIRE=aarch64
 test-arm: $(VENV)/.test $(VENV)/.wheel suite
 	.ci/emulators
-	COLBERT_FAST_REQUIRE=aarch64 $(PYTEST) tests/test_emulated.py -k aarch64
+	$(PYTEST) tests/test_emulated.py -k aarch64
 
+test-old-x86: SETTINGS = COLBERT_FAST_REQUIRE=x86_64
 test-old-x86: $(VENV)/.test $(VENV)/.wheel suite
 	.ci/emulators
-	COLBERT_FAST_REQUIRE=x86_64 $(PYTEST) tests/test_emulated.py -k x86_64
+	$(PYTEST) tests/test_emulated.py -k x86_64
 
 # It builds from this tree with $(PYTHON), whose headers it takes.
 cross: $(VENV)/.zig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,11 @@ SHAPES = [
     pytest.param([3] * 40, [5] * 30, 24, id="many-small"),
     pytest.param([2], [1500], 40, id="long-document"),
 ]
+
+
+# Where a test takes long, and runs some combinations of its parameters in which any two values meet,
+# COLBERT_FAST_EVERY=1 runs all. `make test-interpreter` sets it.
+EVERY = os.environ.get("COLBERT_FAST_EVERY") == "1"
 
 
 def embeddings(lengths: Sequence[int], dim: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

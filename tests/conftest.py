@@ -23,9 +23,10 @@ from colbert_fast._extension import MISSING
 
 collect_ignore = [file for name in LACKING for file in FILES.get(name, [])]
 if triton_.INTERPRETED:
-    from interpreter import patch_once
+    from interpreter import prepare_once, sort_with_numpy
 
-    patch_once()
+    prepare_once()
+    sort_with_numpy()
 else:
     # test_triton.py runs them in a process with the interpreter.
     collect_ignore += ["test_triton_kernels.py", "test_triton_upper_kernel.py"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, assert_close, assert_scores, embeddings, planted, score_argmax
+from cases import DTYPES, EVERY, assert_close, assert_scores, embeddings, planted, score_argmax
 from torch import Tensor
 
 import colbert_fast as cf
@@ -71,9 +71,19 @@ def assert_winners(p: Problem, queries: list[Tensor], documents: list[Tensor]) -
             assert (argmax[i, j, len(q) :] == -1).all()
 
 
-@pytest.mark.parametrize("lq", [[3], [32], [20, 9, 0, 11, 1], [40]], ids=["one", "full", "packed", "long"])
-@pytest.mark.parametrize("swap", [False, True], ids=["", "swap"])
-@pytest.mark.parametrize("run", [1, 4])
+# Lengths of queries, whether a tile is swapped, and how many documents a program scores: each third value follows from
+# the two others.
+LENGTHS = {"one": [3], "full": [32], "packed": [20, 9, 0, 11, 1], "long": [40]}
+TILES = [
+    pytest.param(lq, swap, run, id=f"{run}-{'swap' if swap else ''}-{name}")
+    for number, (name, lq) in enumerate(LENGTHS.items())
+    for swap in (False, True)
+    for run in (1, 4)
+    if EVERY or (run == 1) == (swap == (number % 2 == 0))
+]
+
+
+@pytest.mark.parametrize(("lq", "swap", "run"), TILES)
 def test_a_maximum_at_every_place_of_a_tile(tiles: Any, lq: list[int], swap: bool, run: int) -> None:
     """Tiles have 16 rows. One document is shorter, one is as long; in the others the last two tiles overlap, by 15, 1,
     15 and 14 rows. Each document has one winner, and every place is tried.
@@ -288,9 +298,16 @@ def test_empty_documents_in_parts_of_a_long_query(tiles: Any) -> None:
     assert empty
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("lq", [[32], [17] * 9], ids=["short", "packed"])
-@pytest.mark.parametrize("dim", [16, 100, 128])
+INT8 = [
+    pytest.param(dim, lq, dtype, id=f"{dim}-{name}-{dtype}")
+    for i, dim in enumerate((16, 100, 128))
+    for j, dtype in enumerate(DTYPES)
+    for k, (name, lq) in enumerate({"short": [32], "packed": [17] * 9}.items())
+    if EVERY or (i + j + k) % 2
+]
+
+
+@pytest.mark.parametrize(("dim", "lq", "dtype"), INT8)
 def test_int8_documents(dim: int, lq: list[int], dtype: torch.dtype) -> None:
     """Scores equal float64 scores of the dequantised rows. Some rows have a negative scale or a scale of zero."""
     queries = embeddings(lq, dim, dtype)
