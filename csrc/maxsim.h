@@ -100,6 +100,8 @@ struct Problem {
 constexpr float kEmptyDocumentScore = -1e9f;
 
 struct Scratch;   // the working memory of one thread: scratch.h
+struct Best;      // the maxima of lanes, which are in it
+struct AnyRows;   // rows of one document: scratch.h
 struct UpperJob;  // upper bounds of scores: codes.h
 
 // Work for one thread: queries [q_begin, q_end) with documents [begin, end); or, if pairs are listed, the
@@ -148,6 +150,10 @@ struct Tier {
   // of 1 to kMostScreenedDim.
   void (*ceilings)(const ScoreJob&, const Task&, Scratch&);
   void (*backward)(const BackwardJob&, const BackwardTask&, Scratch&);
+  // Takes rows of a dtype into the maxima of lanes, by products of float32. A tier that has the registers of
+  // another one and more instructions calls that one here, and has no copy of its code (per_tier/float32.h).
+  void (*float32_maxima)(DType, bool argmax, const AnyRows&, int64_t begin, int64_t end, const Best&,
+                         Scratch&);
   void (*upper)(const UpperJob&, const Task&, Scratch&);
   // Null, or asks the operating system for what the tier needs. It returns null, or the reason why the system
   // refused. Nobody runs the tier before the system has granted it.

@@ -12,6 +12,15 @@ struct Best {
   int32_t* token;
 };
 
+// Rows of one document, as Rows of per_tier/rows.h, which says what each is, but of any dtype.
+struct AnyRows {
+  const void* data;
+  int64_t stride, dim, count, token;
+  const float* scales;
+  const void* next;
+  int64_t next_count;
+};
+
 // A document row that may win a lane.
 struct Candidate {
   int32_t row;   // within its chunk

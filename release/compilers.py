@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 COMPILERS = [*(f"g++-{version}" for version in range(9, 16)), *(f"clang++-{version}" for version in range(14, 22))]
-# setup.py's own -O3 comes after them.
+# setup.py's own -O2 comes after them.
 FLAGS = ["-march=x86-64-v3", "-march=native", "-g"]
 # After release/check_installed.py: the last line is of the tiers, each with what its scores are to the bit, or with why
 # it was left out.

@@ -26,7 +26,7 @@ from pathlib import Path
 # The oldest glibc that Python's own wheels name, since manylinux2014.
 GLIBC = "2.17"
 NEWEST_GLIBC = (2, 28)
-MOST_BYTES = 1_200_000
+MOST_BYTES = 1_000_000
 # No libtorch, no OpenMP, and no C++ library, which would be another one than the user's.
 NEEDED = re.compile(r"(ld-linux.*|lib(c|m|dl|pthread|rt|gcc_s))\.so\.\d+")
 # What unwinds the stack must be the machine's: when a Python older than 3.14 ends, it ends a thread that scores by

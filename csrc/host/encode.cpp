@@ -10,6 +10,7 @@
 
 #include "host/eight.h"
 #include "host/rotation.h"
+#include "target.h"
 
 namespace colbert_fast {
 namespace {
@@ -197,6 +198,7 @@ void round_to_levels(int64_t dim, bool clip, Block& block) {
     const float* const y = block.y.data() + i * kTogether;
     float* const levels = block.levels.data() + i * kTogether;
     float* const v = block.v.data() + i * kTogether;
+    CF_UNROLL
     for (int r = 0; r < kTogether; ++r) {
       // No magnitude is more than 200: |y| / deviation is at most sqrt(dim) <= 64.
       int32_t level = static_cast<int32_t>(y[r] * inverse[r] + L::kOffset);
@@ -274,6 +276,7 @@ void pack(int64_t dim, const float* levels, Block& block, uint8_t* rows, int64_t
   const int64_t width = packed_bytes(dim, kBits);
   for (int64_t i = 0; i < width * kTogether; ++i) {
     float byte = 0.0f;
+    CF_UNROLL
     for (int piece = 0; piece < 8 / kBits; ++piece)
       byte += static_cast<float>(1 << (kBits * piece)) * levels[piece * width * kTogether + i];
     block.bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(byte));

@@ -1,4 +1,5 @@
 #include "host/rotation.h"
+#include "target.h"
 
 #include <cmath>
 #include <limits>
@@ -31,8 +32,8 @@ inline void add_and_subtract(Real a, Real b, Real c, Real d, Real& to_a, Real& t
 // Multiplies numbers that no layer changes by their signs.
 template <typename Real>
 void change_signs(Real* numbers, int64_t count, const float* signs) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int r = 0; r < kWidth; ++r) numbers[i * kWidth + r] *= static_cast<Real>(signs[i]);
+  for (int64_t i = 0; i < count; ++i) CF_UNROLL
+  for (int r = 0; r < kWidth; ++r) numbers[i * kWidth + r] *= static_cast<Real>(signs[i]);
 }
 
 // Multiplies the numbers by their signs and by `factor`, and computes the sums and differences of neighbours:
@@ -44,6 +45,7 @@ void first_layer(Real* numbers, int64_t power, const float* signs, Real factor) 
     const Real by_b = static_cast<Real>(signs[i + 1]) * factor;
     Real* const a = numbers + i * kWidth;
     Real* const b = a + kWidth;
+    CF_UNROLL
     for (int r = 0; r < kWidth; ++r) {
       const Real left = a[r] * by_a;
       const Real right = b[r] * by_b;
@@ -65,6 +67,7 @@ void first_two_layers(Real* numbers, int64_t power, const float* signs, Real fac
     Real* const b = a + kWidth;
     Real* const c = b + kWidth;
     Real* const d = c + kWidth;
+    CF_UNROLL
     for (int r = 0; r < kWidth; ++r)
       add_and_subtract(a[r] * by_a, b[r] * by_b, c[r] * by_c, d[r] * by_d, a[r], b[r], c[r], d[r]);
   }

@@ -47,14 +47,14 @@ void accumulate_products(const Rows<BFloat16>& rows, int64_t begin, int64_t end,
 }
 
 // Scores the lanes again whose maximum is below their floor.
-template <bool kArgmax>
+template <typename N, bool kArgmax>
 void rescore_below_floor(const Rows<BFloat16>& rows, int64_t lanes, Scratch& s) {
   bool any = false;
   for (int64_t l = 0; l < lanes; ++l) any |= !(std::fabs(s.bf16_best.value[l]) >= s.lane_floor[l]);
   if (!any) return;
   s.rescored = true;
   reset(rows.token, lanes, s.float32_best);
-  accumulate_float32<BFloat16, kArgmax>(rows, 0, lanes, s.float32_best, s);
+  accumulate_float32<N, BFloat16, kArgmax>(rows, 0, lanes, s.float32_best, s);
   for (int64_t l = 0; l < lanes; ++l) {
     if (std::fabs(s.bf16_best.value[l]) >= s.lane_floor[l]) continue;
     s.bf16_best.value[l] = s.float32_best.value[l];
@@ -70,13 +70,13 @@ void accumulate_bfloat16(const Rows<BFloat16>& rows, int64_t lanes, Scratch& s) 
     accumulate_products<N, kArgmax>(part, begin, end, s);
   };
   if constexpr (screens<N, BFloat16>()) {
-    by_chunks<N, BFloat16, kArgmax>(rows, lanes, s.bf16_best, s, by_chains);
+    by_chunks<N, BFloat16>(rows, lanes, s.bf16_best, s, by_chains);
   } else {
     const int64_t most = part_rows(rows.count, kChunkRows);
     for (int64_t row = 0; row < rows.count && !given_up(0, s); row += most)
       by_chains(rows.part(row, rows.count - row < most ? rows.count - row : most), 0, lanes);
   }
-  rescore_below_floor<kArgmax>(rows, lanes, s);
+  rescore_below_floor<N, kArgmax>(rows, lanes, s);
   merge<kArgmax>(lanes, s.bf16_best.value, s.bf16_best.token, s.best);
 }
 

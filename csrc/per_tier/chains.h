@@ -174,7 +174,7 @@ const typename Ops::Element* as_elements(Rows<T> rows, int64_t r, int64_t bytes,
 }
 
 // Steps 2 and 5. Takes the chain of each lane of a panel with its row, row_of[lane], into `best`.
-template <typename N, typename T, bool kArgmax, int kVecs, int kWidth>
+template <typename N, typename T, int kVecs, int kWidth>
 void decide(Rows<T> rows, const int32_t* row_of, int64_t lane, const Best& best, Scratch& s) {
   using Ops = typename Deciding<N, T>::Ops;
   using Element = typename Ops::Element;
@@ -201,7 +201,8 @@ void decide(Rows<T> rows, const int32_t* row_of, int64_t lane, const Best& best,
     chains<Ops, kVecs, kWidth>(static_cast<const Element*>(q), elements,
                                bytes / static_cast<int64_t>(sizeof(Element)), values);
   }
-  merge<kArgmax>(kLanes, values, tokens, from_lane(best, lane));
+  // Also where no argmax is wanted, whose tokens then mean nothing: so screening is compiled once for both.
+  merge<true>(kLanes, values, tokens, from_lane(best, lane));
 }
 
 }  // namespace

@@ -37,9 +37,18 @@ inline void pack(int64_t dim, int64_t lanes, Scratch& s) {
   }
 }
 
+template <typename T>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same<T, BFloat16>::value) return DType::kBFloat16;
+  if constexpr (std::is_same<T, Float16>::value) return DType::kFloat16;
+  return std::is_same<T, int8_t>::value ? DType::kInt8 : DType::kFloat32;
+}
+
 // Takes rows into the maxima of the packed lanes from `begin`, the first lane of a panel, to `end`.
-template <typename T, bool kArgmax>
+template <typename N, typename T, bool kArgmax>
 void accumulate_float32(const Rows<T>& rows, int64_t begin, int64_t end, const Best& best, Scratch& s) {
+  if constexpr (N::kFloat32 != nullptr)
+    return N::kFloat32->float32_maxima(dtype_of<T>(), kArgmax, rows.any(), begin, end, best, s);
   constexpr bool kIsFloat32 = std::is_same<T, float>::value;
   // With one panel no row is read twice. Blocks are then for what is asked for ahead: it must stay in L2.
   const int64_t most = kIsFloat32 && end - begin <= kPanel ? 4 * s.block_rows : s.block_rows;

@@ -119,13 +119,12 @@ void accumulate(const Rows<T>& rows, int64_t lanes, Scratch& s) {
   if constexpr (multiplies_bfloat16<Narrow, T>()) {
     accumulate_bfloat16<Narrow, kArgmax>(rows, lanes, s);
   } else if constexpr (screens<Narrow, T>()) {
-    if (!s.screens) return accumulate_float32<T, kArgmax>(rows, 0, lanes, s.best, s);
-    by_chunks<Narrow, T, kArgmax>(rows, lanes, s.best, s,
-                                  [&](const Rows<T>& part, int64_t begin, int64_t end) {
-                                    accumulate_float32<T, kArgmax>(part, begin, end, s.best, s);
-                                  });
+    if (!s.screens) return accumulate_float32<Narrow, T, kArgmax>(rows, 0, lanes, s.best, s);
+    by_chunks<Narrow, T>(rows, lanes, s.best, s, [&](const Rows<T>& part, int64_t begin, int64_t end) {
+      accumulate_float32<Narrow, T, kArgmax>(part, begin, end, s.best, s);
+    });
   } else {
-    accumulate_float32<T, kArgmax>(rows, 0, lanes, s.best, s);
+    accumulate_float32<Narrow, T, kArgmax>(rows, 0, lanes, s.best, s);
   }
 }
 
@@ -223,6 +222,29 @@ void score_any(const ScoreJob& job, const Task& task, Scratch& s) {
   }
 }
 
+// accumulate_float32() for another tier, whose kFloat32 this one is.
+template <typename T>
+void float32_maxima_of(bool argmax, const AnyRows& any, int64_t begin, int64_t end, const Best& best,
+                       Scratch& s) {
+  const Rows<T> rows = Rows<T>::of(any);
+  if (argmax) return accumulate_float32<Narrow, T, true>(rows, begin, end, best, s);
+  accumulate_float32<Narrow, T, false>(rows, begin, end, best, s);
+}
+
+inline void float32_maxima_any(DType dtype, bool argmax, const AnyRows& rows, int64_t begin, int64_t end,
+                               const Best& best, Scratch& s) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return float32_maxima_of<float>(argmax, rows, begin, end, best, s);
+    case DType::kBFloat16:
+      return float32_maxima_of<BFloat16>(argmax, rows, begin, end, best, s);
+    case DType::kFloat16:
+      return float32_maxima_of<Float16>(argmax, rows, begin, end, best, s);
+    case DType::kInt8:
+      return float32_maxima_of<int8_t>(argmax, rows, begin, end, best, s);
+  }
+}
+
 // Writes the ceilings of the scores of a task, for all pairs.
 template <typename N, typename T>
 void ceilings_task(const ScoreJob& job, const Task& task, Scratch& s) {
@@ -268,7 +290,8 @@ constexpr Tier tier_of(const char* name, const char* (*unsupported)()) {
   tier.score = &score_any<false>;
   tier.score_argmax = &score_any<true>;
   if constexpr (Narrow::kCeilings) tier.ceilings = &ceilings_any<Narrow>;
-  tier.backward = &backward_any;
+  tier.backward = &backward_any<Narrow>;
+  tier.float32_maxima = &float32_maxima_any;
   tier.upper = &upper_task<Narrow>;
   tier.for_float32_queries = Narrow::kForFloat32Queries;
   return tier;

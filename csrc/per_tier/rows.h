@@ -104,6 +104,12 @@ struct Rows {
   const T* next;        // the rows that the task needs after these, in this document or in the next one
   int64_t next_count;   // 0: nobody knows
 
+  static CF_ALWAYS_INLINE Rows of(const AnyRows& r) {
+    return {static_cast<const T*>(r.data), r.stride,    r.dim, r.count, r.token, r.scales,
+            static_cast<const T*>(r.next), r.next_count};
+  }
+  CF_ALWAYS_INLINE AnyRows any() const { return {data, stride, dim, count, token, scales, next, next_count}; }
+
   CF_ALWAYS_INLINE const T* row(int64_t r) const { return data + r * stride; }
 
   CF_ALWAYS_INLINE float scale(int64_t r) const {

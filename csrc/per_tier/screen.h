@@ -10,6 +10,9 @@
 //     // Whether bfloat16 is multiplied as it is (bfloat16.h), and Tier::for_float32_queries.
 //     static constexpr bool kBFloat16;
 //     static constexpr const Tier* kForFloat32Queries;
+//     // Null, or the tier with the same Isa that multiplies nothing but float32. It runs wherever this tier
+//     // does, and is what takes maxima by products of float32, and computes gradients, for this tier.
+//     static constexpr const Tier* kFloat32;
 //     // The Ops of these products, if bfloat16 is screened besides being multiplied as it is.
 //     using Direct;
 //
@@ -311,9 +314,9 @@ void bound_rows([[maybe_unused]] Rows<T> rows, const NarrowRows& narrow, const u
 // Steps 1 to 5 for one panel of lanes. `norm` is as in bound_rows(). Returns false if there are too many
 // candidates: `best` then holds the chains of some of them. Does nothing if the norm turns out to be
 // infinite.
-template <typename N, typename T, bool kArgmax, int kVecs, int kWidth>
-bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float& norm, int64_t lane,
-                  const Best& best, Scratch& s) {
+template <typename N, typename T, int kVecs, int kWidth>
+CF_NEVER_INLINE bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float& norm,
+                                  int64_t lane, const Best& best, Scratch& s) {
   constexpr int kLanes = kVecs * Isa::kFloats;
   int32_t guess[kLanes] = {};
   float least[kLanes];
@@ -323,7 +326,7 @@ bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float& no
   const unsigned char* q = s.screened_queries + lane * narrow.bytes;
   bound_rows<N, T, kVecs, kWidth>(rows, narrow, q, ahead, bounds, norm, s);
   if (norm == std::numeric_limits<float>::infinity()) return true;
-  decide<N, T, kArgmax, kVecs, kWidth>(rows, guess, lane, best, s);
+  decide<N, T, kVecs, kWidth>(rows, guess, lane, best, s);
 
   float threshold[kLanes];
   for (int l = 0; l < kLanes; ++l) {
@@ -340,14 +343,14 @@ bool screen_panel(Rows<T> rows, const NarrowRows& narrow, Ahead ahead, float& no
   for (int64_t rounds = narrow.count / 16; left > 0; --rounds) {
     if (rounds == 0) return false;
     left = next_of_each_lane(left, guess, s);
-    decide<N, T, kArgmax, kVecs, kWidth>(rows, guess, lane, best, s);
+    decide<N, T, kVecs, kWidth>(rows, guess, lane, best, s);
   }
   return true;
 }
 
 // Takes the rows of a chunk into `best`, for all packed lanes. Returns false if these rows cannot be
 // screened. by_chains(rows, begin, end) computes the chains of all rows with the lanes from begin to end.
-template <typename N, typename T, bool kArgmax, typename ByChains>
+template <typename N, typename T, typename ByChains>
 bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
   using Number = typename N::template Screen<T>;
   if (rows.count < N::template least_rows<T>(lanes)) return false;
@@ -377,10 +380,9 @@ bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByC
     int32_t token_before[kPanel];
     std::memcpy(value_before, best.value + lane, sizeof value_before);
     std::memcpy(token_before, best.token + lane, sizeof token_before);
-    const bool done =
-        lanes - lane > Isa::kFloats
-            ? screen_panel<N, T, kArgmax, Isa::kVecs, kPanel>(rows, narrow, ahead, norm, lane, best, s)
-            : screen_panel<N, T, kArgmax, 1, Isa::kFloats>(rows, narrow, ahead, norm, lane, best, s);
+    const bool done = lanes - lane > Isa::kFloats
+                          ? screen_panel<N, T, Isa::kVecs, kPanel>(rows, narrow, ahead, norm, lane, best, s)
+                          : screen_panel<N, T, 1, Isa::kFloats>(rows, narrow, ahead, norm, lane, best, s);
     if (norm == kNone) return false;
     if (given_up(rows.count * kPanel * rows.dim, s)) return true;
     ++panels;
@@ -404,7 +406,7 @@ bool screen(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByC
 
 // Takes rows into `best`, for all packed lanes, chunk after chunk. Chunks that are not screened are left to
 // by_chains(rows, begin, end).
-template <typename N, typename T, bool kArgmax, typename ByChains>
+template <typename N, typename T, typename ByChains>
 void by_chunks(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const ByChains& by_chains) {
   const int64_t most = part_rows(rows.count, chunk_rows(lanes));
   for (int64_t row = 0; row < rows.count && !given_up(0, s); row += most) {
@@ -412,7 +414,7 @@ void by_chunks(Rows<T> rows, int64_t lanes, const Best& best, Scratch& s, const 
     if (s.screens && s.chunks_to_rest > 0) {
       --s.chunks_to_rest;
     } else if (s.screens) {
-      if (screen<N, T, kArgmax>(chunk, lanes, best, s, by_chains)) continue;
+      if (screen<N, T>(chunk, lanes, best, s, by_chains)) continue;
     }
     by_chains(chunk, 0, lanes);
   }

@@ -50,6 +50,7 @@ struct RaisedLanesOps : Int8Ops {
 struct Narrow {
   using Registers = Isa;
   using Exact = ExactBounds;
+  static constexpr const Tier* kFloat32 = &kAvx2;
   template <typename T>
   using Screen = int8_t;
   static constexpr bool kBFloat16 = false;

@@ -51,21 +51,25 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec add(Vec a, Vec b) { return a + b; }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, float b) { return a * broadcast(&b); }
   static CF_ALWAYS_INLINE void store(float* to, Vec value) {
+    CF_UNROLL
     for (int l = 0; l < kFloats; ++l) to[l] = value[l];
   }
   static CF_ALWAYS_INLINE Idx load(const int32_t* from) { return Idx{{from[0], from[1], from[2], from[3]}}; }
   static CF_ALWAYS_INLINE void store(int32_t* to, Idx value) {
+    CF_UNROLL
     for (int l = 0; l < kFloats; ++l) to[l] = value.at[l];
   }
 
   // True for a value of NaN too. A best that is NaN already stays.
   static CF_ALWAYS_INLINE bool wins(float best, float value) { return !(value <= best) && best == best; }
   static CF_ALWAYS_INLINE void update(Vec& best, Vec value) {
+    CF_UNROLL
     for (int l = 0; l < kFloats; ++l) {
       if (wins(best[l], value[l])) best[l] = value[l];
     }
   }
   static CF_ALWAYS_INLINE void update(Vec& best, Idx& arg, Vec value, int32_t row) {
+    CF_UNROLL
     for (int l = 0; l < kFloats; ++l) {
       if (!wins(best[l], value[l])) continue;
       best[l] = value[l];
@@ -77,24 +81,30 @@ struct Isa {
   static CF_ALWAYS_INLINE Vec everywhere(float value) { return broadcast(&value); }
   static CF_ALWAYS_INLINE Vec multiply(Vec a, Vec b) { return a * b; }
   static CF_ALWAYS_INLINE Vec max(Vec a, Vec b) {
+    CF_UNROLL
     for (int l = 0; l < kFloats; ++l) a[l] = b[l] > a[l] ? b[l] : a[l];
     return a;
   }
   static CF_ALWAYS_INLINE Vec to_float(Idx value) {
     Vec wide;
+    CF_UNROLL
     for (int l = 0; l < kFloats; ++l) wide[l] = static_cast<float>(value.at[l]);
     return wide;
   }
   static CF_ALWAYS_INLINE Idx add(Idx a, Idx b) {
+    CF_UNROLL
     for (int l = 0; l < kFloats; ++l) a.at[l] += b.at[l];
     return a;
   }
 
   static CF_ALWAYS_INLINE void transpose(Vec (&rows)[kFloats]) {
     Vec columns[kFloats];
+    CF_UNROLL
     for (int r = 0; r < kFloats; ++r) {
+      CF_UNROLL
       for (int c = 0; c < kFloats; ++c) columns[c][r] = rows[r][c];
     }
+    CF_UNROLL
     for (int c = 0; c < kFloats; ++c) rows[c] = columns[c];
   }
 
