@@ -3,7 +3,8 @@
 #   make test       the whole test suite, against the wheel that users install; TESTS=tests/test_maxsim.py: part of it
 #   make test-base  the scoring tests, or TESTS, in a fresh environment that has numpy and torch alone
 #   make test-wheel the wheels in WHEEL, which is a folder or a file, in fresh environments without a compiler, on each of
-#                   PYTHONS; TESTS as above; INSTALL="torch==2.4.0" with it, THEN="torch==2.5.0" tests once more with that
+#                   PYTHONS; TESTS as above; INSTALL="torch==2.4.0" with it, or else with the newest torch, which brings
+#                   gigabytes of CUDA on Linux; THEN="torch==2.5.0" tests once more with that
 #   make test-doors the adapters and the encoder's backends beside the real libraries, in an environment that has them
 #   make dev        .venv-dev, whose colbert_fast is this tree: .venv-dev/bin/pytest tests/test_maxsim.py
 #   make lint       ruff, mypy, clang-format, and the linters of .github and CITATION.cff (with Python 3.11 or newer)
@@ -177,6 +178,7 @@ typecheck: $(VENV)/.lint $(VENV)/.wheel suite
 # The sources are read and not imported: the package is not installed here, and neither is torch.
 docs: $(DOCS_VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@echo "the pages: $(CURDIR)/build/site/index.html"
 
 # The benchmarks of this tree measure the installed package: benchmarks/__init__.py sees to it.
 bench: $(VENV)/.bench $(VENV)/.onnx $(VENV)/.openvino $(VENV)/.wheel
@@ -203,7 +205,7 @@ bench-smoke: $(VENV)/.bench $(VENV)/.wheel
 dev: $(DEV_VENV)/.dev
 
 clean:
-	rm -rf $(VENV) $(BASE_VENV) $(DOORS_VENV) $(DEV_VENV) $(DOCS_VENV) $(WHEEL_VENV) $(SEARCH_VENV) build dist colbert_fast.egg-info colbert_fast/*.so
+	rm -rf $(VENV) $(BASE_VENV) $(DOORS_VENV) $(DEV_VENV) $(DOCS_VENV) $(WHEEL_VENV) $(SEARCH_VENV) build dist colbert_fast.egg-info colbert_fast/*.so .mypy_cache .ruff_cache
 
 # The wheel is built from the sdist, so that a file missing in either is missing in the tests.
 $(BUILT): $(SOURCES) $(VENV)/.build

@@ -60,6 +60,8 @@ if not TYPE_CHECKING:
             globals()[name] = Collection
             return Collection
         msg = f"module {__name__!r} has no attribute {name!r}"
+        if name in _PACKAGES:
+            msg += f", which is a package: import it by `from {__name__} import {name}`"
         raise AttributeError(msg)
 
 

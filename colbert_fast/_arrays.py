@@ -34,6 +34,8 @@ def tensor_of(value: Any, name: str) -> Tensor:
         msg = f"{name} must be numbers in a rectangular array: {error}"
         raise TypeError(msg) from error
     msg = f"{name} must be a tensor, a numpy array or a list; got {type(value).__name__}"
+    if isinstance(value, str):
+        msg += ". Texts become embeddings by an encoder, such as colbert_fast.models.ColBERT"
     raise TypeError(msg)
 
 

@@ -88,7 +88,7 @@ def as_text(told: dict[str, Any]) -> list[str]:
         fact("COLBERT_FAST_BACKEND", chosen)
     for problem in told["problems"]:
         fact("wrong", problem)
-    lines.append("backends, best first")
+    lines.append("backends, best first: the first that runs is used")
     for backend in told["backends"]:
         dtypes = ", ".join(backend["dtypes"]) + (", int8 documents" if backend["int8"] else "")
         reason = backend["unsupported"]

@@ -30,7 +30,7 @@ MAXSIM = [
         "a must be a list of [length, dim], or [n, length, dim], or one [length, dim]",
     ),
     ((Q, torch.ones(1, 2, 3, 4)), {}, ValueError, "got shape [1, 2, 3, 4]"),
-    (("Berlin", D), {}, TypeError, "a must be a tensor, a numpy array or a list; got str"),
+    (("Berlin", D), {}, TypeError, "a must be a tensor, a numpy array or a list; got str. Texts become emb"),
     ((None, D), {}, TypeError, "got NoneType"),
     ((Q, {"b": D}), {}, TypeError, "b must be a tensor, a numpy array or a list; got dict"),
     ((["Berlin"], D), {}, TypeError, "a[0] must be a tensor"),

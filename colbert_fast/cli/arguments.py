@@ -57,7 +57,7 @@ def model_options(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add ``--backend``."""
-    told = "a backend of scoring, such as cpu:avx2 or torch; default: the best; the model has --encoder-backend"
+    told = "a backend of scoring, such as cpu:avx2 or torch; default: the best"
     parser.add_argument("--backend", help=told)
 
 
