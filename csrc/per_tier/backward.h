@@ -41,7 +41,7 @@ void backward_task(const BackwardJob& job, const BackwardTask& task, Scratch& s)
 
 template <typename N>
 void backward_any(const BackwardJob& job, const BackwardTask& task, Scratch& s) {
-  if constexpr (N::kFloat32 != nullptr) return N::kFloat32->backward(job, task, s);
+  if constexpr (N::kLeavesFloat32) return N::kFloat32->backward(job, task, s);
   switch (job.to_queries ? job.problem->d.dtype : job.problem->q.dtype) {
     case DType::kFloat32:
       return backward_task<float>(job, task, s);

@@ -47,7 +47,7 @@ constexpr DType dtype_of() {
 // Takes rows into the maxima of the packed lanes from `begin`, the first lane of a panel, to `end`.
 template <typename N, typename T, bool kArgmax>
 void accumulate_float32(const Rows<T>& rows, int64_t begin, int64_t end, const Best& best, Scratch& s) {
-  if constexpr (N::kFloat32 != nullptr)
+  if constexpr (N::kLeavesFloat32)
     return N::kFloat32->float32_maxima(dtype_of<T>(), kArgmax, rows.any(), begin, end, best, s);
   constexpr bool kIsFloat32 = std::is_same<T, float>::value;
   // With one panel no row is read twice. Blocks are then for what is asked for ahead: it must stay in L2.

@@ -12,7 +12,7 @@ struct Narrow {
   static constexpr bool kBFloat16 = false;
   static constexpr bool kCeilings = false;
   static constexpr const Tier* kForFloat32Queries = nullptr;
-  static constexpr const Tier* kFloat32 = nullptr;
+  static constexpr bool kLeavesFloat32 = false;
   static constexpr int64_t kBytes = 0;
   static constexpr int kSinkVecs = 1;
 };

@@ -22,6 +22,7 @@ namespace {
 struct Int8Narrow {
   using Registers = Isa;
   using Exact = ExactBounds;
+  static constexpr bool kLeavesFloat32 = true;
   static constexpr const Tier* kFloat32 = &kAvx512;
   static constexpr int64_t kBytes = 4;
   static constexpr int64_t kTogether = 4;

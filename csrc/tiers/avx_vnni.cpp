@@ -50,6 +50,7 @@ struct RaisedLanesOps : Int8Ops {
 struct Narrow {
   using Registers = Isa;
   using Exact = ExactBounds;
+  static constexpr bool kLeavesFloat32 = true;
   static constexpr const Tier* kFloat32 = &kAvx2;
   template <typename T>
   using Screen = int8_t;

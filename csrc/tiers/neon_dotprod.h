@@ -17,6 +17,7 @@ namespace {
 struct Int8Narrow {
   using Registers = Isa;
   using Exact = ExactBounds;
+  static constexpr bool kLeavesFloat32 = true;
   static constexpr const Tier* kFloat32 = &kNeon;
   static constexpr int kSinkVecs = 1;
   static constexpr bool kCeilings = true;
