@@ -10,9 +10,8 @@
 //     // Whether bfloat16 is multiplied as it is (bfloat16.h), and Tier::for_float32_queries.
 //     static constexpr bool kBFloat16;
 //     static constexpr const Tier* kForFloat32Queries;
-//     // Whether maxima by products of float32, and gradients, are left to kFloat32: the tier with the same
-//     Isa
-//     // that multiplies nothing but float32, and runs wherever this tier does.
+//     // Whether maxima by products of float32, and gradients, are left to kFloat32: a tier with the same
+//     // Isa that multiplies nothing but float32, and runs wherever this tier does.
 //     static constexpr bool kLeavesFloat32;
 //     static constexpr const Tier* kFloat32;
 //     // The Ops of these products, if bfloat16 is screened besides being multiplied as it is.
