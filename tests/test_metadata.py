@@ -81,6 +81,9 @@ def test_what_a_backend_of_the_encoder_asks_for_is_what_its_extra_installs(name:
 def test_classifiers_name_the_pythons() -> None:
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(METADATA.get_all("Classifier") or []))
     assert named[0] == METADATA["Requires-Python"].removeprefix(">=")
+    # Those that docs/platforms.md says were tested, and no others.
+    table = (SOURCE / "docs" / "platforms.md").read_text(encoding="utf-8")
+    assert named == sorted(set(re.findall(r"^\|[^|]*\| (3\.\d+)[^|]*\| tested \|", table, re.MULTILINE)))
 
 
 @pytest.mark.needs("build")
