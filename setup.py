@@ -45,7 +45,7 @@ extension = Pybind11Extension(
 
 
 class Build(build_ext):
-    """Compiles with what only some compilers know."""
+    """Compiles anew each time, and with a flag that not all compilers know."""
 
     def build_extensions(self) -> None:
         # GCC makes vectors at -O2 only of loops that need no check of what overlaps, without this flag.

@@ -32,8 +32,10 @@ inline void add_and_subtract(Real a, Real b, Real c, Real d, Real& to_a, Real& t
 // Multiplies numbers that no layer changes by their signs.
 template <typename Real>
 void change_signs(Real* numbers, int64_t count, const float* signs) {
-  for (int64_t i = 0; i < count; ++i) CF_UNROLL
-  for (int r = 0; r < kWidth; ++r) numbers[i * kWidth + r] *= static_cast<Real>(signs[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    CF_UNROLL
+    for (int r = 0; r < kWidth; ++r) numbers[i * kWidth + r] *= static_cast<Real>(signs[i]);
+  }
 }
 
 // Multiplies the numbers by their signs and by `factor`, and computes the sums and differences of neighbours:

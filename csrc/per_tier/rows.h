@@ -104,6 +104,7 @@ struct Rows {
   const T* next;        // the rows that the task needs after these, in this document or in the next one
   int64_t next_count;   // 0: nobody knows
 
+  // From and to the form in which a tier leaves rows to another tier.
   static CF_ALWAYS_INLINE Rows of(const AnyRows& r) {
     return {static_cast<const T*>(r.data), r.stride,    r.dim, r.count, r.token, r.scales,
             static_cast<const T*>(r.next), r.next_count};
